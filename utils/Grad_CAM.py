@@ -1,0 +1,134 @@
+"""Which regions of two images speak for the decision "similar" or "dissimilar", and which against it."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.Siamese import SiameseNetwork, embedding_distance
+
+METHODS = ("contrast", "distance")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Maps for N pairs; index 0 of the second dimension is image 1, index 1 is image 2.
+
+    Attributes:
+        distance: raw distance D, shape (N,).
+        similarity: 1 - d in [0, 1], shape (N,).
+        is_similar: the decision d < threshold, bool of shape (N,).
+        factual: evidence for the decision, shape (N, 2, H, W) in [0, 1], the strongest point of each map 1.
+        counterfactual: evidence against it, likewise.
+        raw: signed evidence for the decision at the feature map's resolution, shape (N, 2, h, w), not normalised.
+        empty: maps that are zero everywhere, bool of shape (N, 2, 2): image; factual, counterfactual.
+    """
+
+    distance: torch.Tensor
+    similarity: torch.Tensor
+    is_similar: torch.Tensor
+    factual: torch.Tensor
+    counterfactual: torch.Tensor
+    raw: torch.Tensor
+    empty: torch.Tensor
+
+
+def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str = "contrast") -> Explanation:
+    """Explain the decisions on N pairs. One forward pass; gradients only behind the chosen feature map.
+
+    Args:
+        model: its mode, parameters and gradients are left as found.
+        batch1, batch2: preprocessed images, each of shape (N, 3, H, W), on any device.
+        method: `contrast` explains a similar pair by `<z1 - mu, z2 - mu>` (alike compared with the mean training
+            embedding mu) and a dissimilar one by D^2, position by position on the last feature map of twice the final
+            resolution: `sum_c (dT/dA_c) A_c` (HiResCAM, Draelos & Carin 2020, Eq. 5). `distance` is the paper's: -D^2 or
+            D^2, weighted as Grad-CAM (Selvaraju et al. 2017, Eq. 1-2) on the final feature map:
+            `sum_c mean_hw(dT/dA_c) A_c`.
+
+    Raises:
+        ValueError: unknown method, or batches that are not two equal stacks of images.
+
+    Example:
+        >>> e = explain(model, model.preprocess(cat)[None], model.preprocess(dog)[None])
+        >>> e.factual[0, 0]  # what in the cat speaks for the decision, shape (H, W)
+    """
+    if batch1.ndim != 4 or batch1.shape != batch2.shape or not len(batch1):
+        raise ValueError(f"two batches of shape (N, 3, H, W) with N >= 1 are needed, got {tuple(batch1.shape)} and {tuple(batch2.shape)}")
+    features = feature_maps(model, torch.cat([batch1, batch2]), method)
+    return explain_features(model, *features.chunk(2), image_size=tuple(batch1.shape[2:]), method=method)
+
+
+def feature_maps(model: SiameseNetwork, batch: torch.Tensor, method: str = "contrast") -> torch.Tensor:
+    """The feature maps (N, C, h, w) that `method` explains; compute them once to explain many pairs of N images."""
+    with _eval_mode(model), torch.no_grad():
+        return model.backbone[: _layer(model, method)](batch.to(model.mean.device))
+
+
+def explain_features(
+    model: SiameseNetwork, features1: torch.Tensor, features2: torch.Tensor, image_size: tuple[int, int], method: str = "contrast"
+) -> Explanation:
+    """As `explain`, from the `feature_maps` of the same method; maps are drawn at `image_size` (height, width)."""
+    leaf = torch.cat([features1, features2]).detach().requires_grad_()
+    with _eval_mode(model), torch.enable_grad():
+        z1, z2 = model.embed_features(model.backbone[_layer(model, method) :](leaf)).chunk(2)
+        distance = embedding_distance(z1, z2).detach()
+        is_similar = model.dissimilarity(distance) < model.threshold
+        target = torch.where(is_similar, _similarity_target(model, z1, z2, method), _squared_distance(z1, z2))
+        (gradient,) = torch.autograd.grad(target.sum(), leaf)
+    if method == "distance":
+        gradient = gradient.mean((2, 3), keepdim=True)
+    raw = (gradient * leaf.detach()).sum(1)
+    raw = torch.stack(raw.chunk(2), dim=1)
+    maps = torch.stack([_normalised(raw, image_size), _normalised(-raw, image_size)], dim=2)
+    return Explanation(
+        distance=distance,
+        similarity=1 - model.dissimilarity(distance),
+        is_similar=is_similar,
+        factual=maps[:, :, 0],
+        counterfactual=maps[:, :, 1],
+        raw=raw,
+        empty=maps.amax((3, 4)) == 0,
+    )
+
+
+def _layer(model: SiameseNetwork, method: str) -> int:
+    """Number of the backbone's blocks up to the feature map that a method explains."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    return model.fine_block + 1 if method == "contrast" else len(model.backbone)
+
+
+def _similarity_target(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor, method: str) -> torch.Tensor:
+    if method == "distance":
+        return -_squared_distance(z1, z2)
+    return ((z1 - model.mean_embedding) * (z2 - model.mean_embedding)).sum(1)
+
+
+def _squared_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+    """D^2, constant where it is rounding error: its gradient would point along noise."""
+    squared = (z1 - z2).square().sum(1)
+    rounding = 1e-12 * (z1.square() + z2.square()).sum(1).detach()
+    return torch.where(squared > rounding, squared, torch.zeros_like(squared))
+
+
+def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Positive part of signed maps (N, 2, h, w) at image size, each divided by its maximum; all-zero maps stay zero."""
+    maps = F.interpolate(raw.clamp(min=0), size=image_size, mode="bilinear", align_corners=False)
+    peak = maps.amax((2, 3), keepdim=True)
+    return torch.where(peak > 0, maps / peak.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode back afterwards, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

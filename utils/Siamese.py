@@ -1,0 +1,279 @@
+"""The Siamese network, its contrastive loss, and its checkpoints."""
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from utils.config import UserError
+from utils.dataset import to_uint8
+
+ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50"}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ModelError(UserError):
+    """A backbone, weights file or checkpoint cannot be used."""
+
+
+class ContrastiveLoss(nn.Module):
+    """`L = 1/2 [ (1 - y) D^2 + y max(0, m - D)^2 ]`, averaged (Hadsell et al., 2006; the paper's Eq. 1).
+
+    Args:
+        margin: m, the distance beyond which a dissimilar pair costs nothing.
+
+    Example:
+        >>> ContrastiveLoss(margin=2.0)(torch.tensor([1.0, 0.5]), torch.tensor([0, 1]))
+        tensor(0.8125)
+    """
+
+    def __init__(self, margin: float = 2.0) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, distance: torch.Tensor, label: torch.Tensor, balanced: bool = False) -> torch.Tensor:
+        """Mean loss of pairs.
+
+        Args:
+            distance: raw distances D >= 0, shape (P,), not clipped.
+            label: 0 similar, 1 dissimilar, shape (P,).
+            balanced: similar and dissimilar pairs weigh the same in total, however many there are of each.
+        """
+        label = label.to(distance.dtype)
+        loss = 0.5 * ((1 - label) * distance.square() + label * (self.margin - distance).clamp(min=0).square())
+        if not balanced:
+            return loss.mean()
+        share = torch.where(label > 0, label.sum(), (1 - label).sum())  # pairs of the same kind
+        kinds = (label.any() & ~label.all()) + 1
+        return (loss / share).sum() / kinds
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling `(mean_hw A^p)^(1/p)` with p = 3 (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N, C)."""
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p, self.eps = p, eps
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        return activations.float().clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+class AveragePooling(nn.Module):
+    """Mean over positions, the paper's pooling: (N, C, h, w) -> (N, C)."""
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        return activations.float().mean((2, 3))
+
+
+class SiameseNetwork(nn.Module):
+    """Two images through one network; how far apart their embeddings lie says how alike they are.
+
+    backbone `A = f(x)` -> pooling `p` -> head (256, ReLU, `embedding_dim`) -> embedding z. Raw distance
+    `D = ||z1 - z2||`, dissimilarity `d = min(D / margin, 1)`.
+
+    Args:
+        backbone_model: `Conv4`, `MobileNet`, `ResNet50`, or any convolutional torchvision classifier by its
+            torchvision name (`resnet18`, `efficientnet_b0`, ...).
+        pretrained: start from torchvision's ImageNet weights (downloaded once).
+        pooling: `gem` or `avg` (the paper's).
+        embedding_dim: D, the length of an embedding.
+        image_size: (height, width) in pixels that `preprocess` makes.
+        weights: local file of weights for the backbone, as torchvision publishes them; instead of a download.
+        margin: distance at which two images count as wholly dissimilar.
+        threshold: a pair is similar iff its dissimilarity lies below.
+        mean, std: normalisation of the colour channels, on a scale of 0 to 1.
+
+    Raises:
+        ModelError: unknown backbone, weights that cannot be downloaded, read or matched.
+    """
+
+    def __init__(
+        self,
+        backbone_model: str = "MobileNet",
+        pretrained: bool = False,
+        pooling: str = "gem",
+        embedding_dim: int = 16,
+        image_size: tuple[int, int] = (224, 224),
+        weights: str | Path | None = None,
+        margin: float = 2.0,
+        threshold: float = 0.5,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("gem", "avg"):
+            raise ValueError(f"pooling must be 'gem' or 'avg', got {pooling!r}")
+        self.architecture = dict(
+            backbone_model=backbone_model, pooling=pooling, embedding_dim=embedding_dim, image_size=tuple(image_size),
+            margin=margin, threshold=threshold, mean=tuple(mean), std=tuple(std),
+        )
+        self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
+        self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights))
+        shapes = self._block_shapes()
+        self.fine_block = max(i for i, shape in enumerate(shapes) if shape[-1] > shapes[-1][-1])
+        self.pooling = GeM() if pooling == "gem" else AveragePooling()
+        self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
+        self.register_buffer("mean_embedding", torch.zeros(embedding_dim))
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.info: dict[str, Any] = {}
+        self.to(memory_format=torch.channels_last)
+
+    def _block_shapes(self) -> list[torch.Size]:
+        """Output shape of every block of the backbone for one blank image (modes and statistics untouched)."""
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        self.backbone.eval()
+        shapes, x = [], torch.zeros(1, 3, *self.image_size)
+        try:
+            with torch.no_grad():
+                for block in self.backbone:
+                    x = block(x)
+                    shapes.append(x.shape)
+        except RuntimeError as error:
+            raise ModelError(f"image.size: {list(self.image_size)} is too small for this backbone ({error}); enlarge it") from None
+        for module, training in modes:
+            module.training = training
+        return shapes
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (N, 3, H, W) on any device -> normalised float batch on the model's device."""
+        images = images.to(self.mean.device, non_blocking=True)
+        batch = (images.float() / 255 - self.mean) / self.std
+        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """PIL image of any size and mode -> normalised float tensor (3, H, W) of `image_size`."""
+        return self.normalize(to_uint8(image, self.image_size))
+
+    def embed(self, batch: torch.Tensor) -> torch.Tensor:
+        """Preprocessed images (N, 3, H, W) -> embeddings (N, `embedding_dim`)."""
+        return self.embed_features(self.backbone(batch))
+
+    def embed_features(self, activations: torch.Tensor) -> torch.Tensor:
+        """Final feature map (N, C, h, w) -> embeddings."""
+        return self.head(self.pooling(activations))
+
+    def forward(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
+        """Dissimilarity in [0, 1] of each image of `batch1` and its partner in `batch2`: 2 x (N, 3, H, W) -> (N,)."""
+        z1, z2 = self.embed(torch.cat([batch1, batch2])).chunk(2)
+        return self.dissimilarity(embedding_distance(z1, z2))
+
+    def dissimilarity(self, distance: torch.Tensor) -> torch.Tensor:
+        """Raw distance D -> `min(D / margin, 1)`."""
+        return (distance / self.margin).clamp(max=1)
+
+    # ------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, path: str | Path, **info: Any) -> None:
+        """Write weights, architecture, preprocessing and `info` (plain values only) to one file."""
+        checkpoint = {
+            "state_dict": {name: tensor.cpu() for name, tensor in self.state_dict().items()},
+            "architecture": self.architecture,
+            "info": info,
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
+        }
+        partial = Path(path).with_suffix(".partial")
+        torch.save(checkpoint, partial)
+        partial.replace(path)  # an interrupted save leaves the previous checkpoint whole
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SiameseNetwork:
+        """A network as `save` left it, in eval mode, with what was saved beside it in `model.info`.
+
+        The file is read with `weights_only=True`: it cannot run code.
+
+        Raises:
+            ModelError: no such file, or not a checkpoint of this project.
+        """
+        if not Path(path).is_file():
+            raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            model = cls(**checkpoint["architecture"])
+            model.load_state_dict(checkpoint["state_dict"])
+        except Exception as error:
+            raise ModelError(f"{path}: not a checkpoint of this project ({str(error).splitlines()[0]}); train again") from None
+        model.info = checkpoint["info"]
+        return model.to(device).eval()
+
+
+def embedding_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+    """Raw distance `D = ||z1 - z2||` along the last dimension; its gradient at D = 0 is 0, not NaN."""
+    return (z1 - z2).square().sum(-1).add(1e-12).sqrt()
+
+
+# ----------------------------------------------------------------------------------------------- backbones
+
+
+def backbone_blocks(name: str, pretrained: bool = False, weights: str | Path | None = None) -> list[nn.Module]:
+    """The feature extractor of a classifier as blocks that run one after the other, (N, 3, H, W) -> (N, C, h, w)."""
+    if name == "Conv4":
+        if pretrained:
+            raise ModelError("pretrained: there are no ImageNet weights for Conv4; set pretrained: False")
+        model = conv4()
+    else:
+        model = _classifier(ALIASES.get(name, name), pretrained and weights is None)
+    blocks = list(_in_sequence([model.features] if hasattr(model, "features") else model.children()))
+    if weights is not None:
+        _load_weights(model, blocks, Path(weights))
+    if name.startswith("densenet"):
+        blocks.append(nn.ReLU())  # torchvision applies it outside of `features`
+    return blocks
+
+
+def conv4(width: int = 64) -> nn.Sequential:
+    """Four blocks of 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 maximum (Vinyals et al., 2016).
+
+    The last maximum is left to the pooling that follows, so the final feature map has stride 8.
+    """
+    layers: list[nn.Module] = []
+    for channels in (3, width, width, width):
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers[:-1])
+
+
+def _classifier(name: str, pretrained: bool) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known or name.startswith(("vit", "swin", "maxvit")):
+        raise ModelError(f"backbone_model: no convolutional network '{name}'; use Conv4, MobileNet, ResNet50 or a torchvision name such as resnet18")
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") and not pretrained else {}
+    try:
+        return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    except (URLError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"pretrained: the weights of {name} could not be downloaded ({error}); check the network and run again, "
+            "or give a local file as `weights: path`, or set `pretrained: False`"
+        ) from None
+
+
+def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None:
+    """Fill the backbone from a file of the whole classifier's weights; the classifier itself is not needed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        backbone = {id(tensor) for block in blocks for tensor in (*block.parameters(), *block.buffers())}
+        own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in backbone}
+        unmatched = [name for name, tensor in own.items() if tensor.ndim and getattr(state.get(name), "shape", None) != tensor.shape]
+    except Exception as error:
+        raise ModelError(f"weights: {path} is not a file of weights ({str(error).splitlines()[0]}); use one that torchvision publishes") from None
+    if unmatched:
+        raise ModelError(f"weights: {path} is for another backbone ({len(unmatched)} tensors differ, {unmatched[0]} first); change backbone_model")
+    model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+
+
+def _in_sequence(modules: Iterable[nn.Module | None]) -> Iterable[nn.Module]:
+    """The blocks of nested Sequentials up to the classifier's pooling, leaving out auxiliary classifiers."""
+    for module in modules:
+        if isinstance(module, nn.Sequential):
+            yield from _in_sequence(module)
+        elif isinstance(module, (nn.AdaptiveAvgPool2d, nn.Linear, nn.Dropout)):
+            return
+        elif module is not None and "Aux" not in type(module).__name__:
+            yield module

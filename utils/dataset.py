@@ -1,0 +1,276 @@
+"""Images on disk -> splits, pairs and uint8 tensors.
+
+    python -m utils.dataset download Flowers
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+from utils.config import Config, ImageOptions, UserError
+from utils.synthetic import SYNTHETIC, ensure_synthetic
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
+SPLITS = ("train", "valid", "test")
+
+
+class DataError(UserError):
+    """The images are missing, unreadable or too few."""
+
+
+class Pairs(NamedTuple):
+    """Pairs of image positions: `first`, `second` and `label` (0 similar, 1 dissimilar), each of shape (P,)."""
+
+    first: np.ndarray
+    second: np.ndarray
+    label: np.ndarray
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+def read_image(path: Path) -> Image.Image:
+    """One image as upright RGB, transparency on white.
+
+    Raises:
+        DataError: the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image; the data have moved since the split was made, train again") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable image ({error}); delete or replace it") from None
+
+
+def to_uint8(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """Resize to (height, width), the aspect ratio given up as in the paper; uint8 of shape (3, H, W)."""
+    resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).contiguous()
+
+
+def load_images(paths: Sequence[Path], size: tuple[int, int], num_workers: int = 0, verbose: bool = True) -> torch.Tensor:
+    """Decode every image once, in `num_workers` threads: uint8 of shape (N, 3, H, W), kept in memory."""
+    images = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
+
+    def fill(position: int) -> None:
+        images[position] = to_uint8(read_image(paths[position]), size)
+
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        for _ in tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose):
+            pass
+    return images
+
+
+# --------------------------------------------------------------------------------------- scan and split
+
+
+def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """List the images of a folder with one sub-folder per class.
+
+    Returns:
+        A table `file` (path relative to `data_path`, with forward slashes), `label` (the class folder's name),
+        sorted by file; and what was skipped, a line each with the reason.
+
+    Raises:
+        DataError: no such folder, or fewer than two classes with images.
+    """
+    if not data_path.is_dir():
+        raise DataError(f"{data_path}: no such folder; put the images into {data_path}/<class>/ or mend data_path in config.yml")
+    rows, skipped = [], []
+    for path in sorted(path for path in data_path.rglob("*") if path.is_file()):
+        name = path.relative_to(data_path)
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        if len(name.parts) == 1:
+            skipped.append(f"{name}: not inside a class folder")
+        elif path.suffix.lower() not in SUFFIXES:
+            skipped.append(f"{name.as_posix()}: not an image")
+        elif not _opens(path):
+            skipped.append(f"{name.as_posix()}: damaged image")
+        else:
+            rows.append((name.as_posix(), name.parts[0]))
+    table = pd.DataFrame(rows, columns=["file", "label"])
+    if table.label.nunique() < 2:
+        raise DataError(f"{data_path}: {table.label.nunique()} class folder(s) with images; at least 2 are needed: {data_path}/<class>/<image>")
+    return table, skipped
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def split_images(table: pd.DataFrame, test_size: float, valid_size: float, seed: int) -> pd.DataFrame:
+    """Add the column `split`: in every class, `test_size` of the images are for testing and `valid_size` of the
+    rest for validation (as in the paper), rounded; a class too small for a share of its own trains only."""
+    rng = np.random.default_rng(seed)
+    split = pd.Series("train", index=table.index)
+    for _, rows in table.groupby("label", sort=True).groups.items():
+        shuffled = rng.permutation(rows.to_numpy())
+        test = round(len(shuffled) * test_size)
+        valid = round((len(shuffled) - test) * valid_size)
+        split[shuffled[:test]] = "test"
+        split[shuffled[test : test + valid]] = "valid"
+    return table.assign(split=split)
+
+
+def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """Scan the data (made first, if they are the built-in synthetic ones) and split them.
+
+    Returns:
+        Table `file`, `label`, `split`; and the notes a user should read: skipped files, classes too small to test.
+    """
+    if config.dataset == SYNTHETIC:
+        ensure_synthetic(config.data_path, config.hyperparameters.verbose)
+    table, notes = scan(config.data_path)
+    table = split_images(table, config.test_size, config.valid_size, config.seed)
+    for name in SPLITS:
+        counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
+        if (counts >= 2).sum() == 0 or (counts >= 1).sum() < 2:
+            raise DataError(f"{config.data_path}: too few images for a {name} split; add images or raise test_size and valid_size")
+        if lonely := counts[counts < 2].index.tolist():
+            notes.append(f"{name}: fewer than 2 images of {', '.join(lonely)}; no pairs start from them")
+    return table, notes
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """The `split.csv` that training left: `file`, `label`, `split`."""
+    if not path.is_file():
+        raise DataError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+# ----------------------------------------------------------------------------------------------- pairs
+
+
+def make_pairs(labels: Sequence, rng: np.random.Generator, rounds: int = 1) -> Pairs:
+    """The paper's rule: every image gets one partner of its own class (never itself) and one of another.
+
+    Args:
+        labels: class of each image, shape (N,).
+        rng: source of the partners.
+        rounds: how often the rule is applied, with new partners.
+
+    Returns:
+        2 x `rounds` pairs per image; an image alone in its class starts none, but may be a dissimilar partner.
+
+    Raises:
+        DataError: fewer than two classes, or no class with two images.
+    """
+    classes, codes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    if len(classes) < 2 or counts.max() < 2:
+        raise DataError("pairs need two classes, one of them with two images; add images or change the split")
+    order = np.argsort(codes, kind="stable")  # the images of a class stand together, from `start`
+    start = (np.cumsum(counts) - counts)[codes]
+    size = counts[codes]
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    anchors = np.tile(np.flatnonzero(size >= 2), rounds)
+    start, size, place = start[anchors], size[anchors], place[anchors]
+    step = rng.integers(1, size)  # 1 ... size - 1 places onwards, around the class: never the image itself
+    similar = order[start + (place - start + step) % size]
+    other = rng.integers(0, len(order) - size)  # a place among those outside the class
+    dissimilar = order[np.where(other < start, other, other + size)]
+    label = np.concatenate([np.zeros(len(anchors), int), np.ones(len(anchors), int)])
+    return Pairs(np.concatenate([anchors, anchors]), np.concatenate([similar, dissimilar]), label)
+
+
+def evaluation_pairs(labels: Sequence, seed: int) -> Pairs:
+    """The fixed pairs on which a split is always judged."""
+    return make_pairs(labels, np.random.default_rng(seed))
+
+
+# --------------------------------------------------------------------------------------------- batches
+
+
+def image_batches(labels: Sequence, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """One epoch of image positions in random batches, every image once.
+
+    Images are drawn as couples of one class, so that even small batches hold a similar pair.
+    """
+    labels = np.asarray(labels)
+    couples, singles = [], []
+    for name in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == name))
+        even = len(members) // 2 * 2
+        couples.append(members[:even].reshape(-1, 2))
+        singles.append(members[even:])
+    couples = rng.permutation(np.concatenate(couples))
+    order = np.concatenate([couples.ravel(), *singles])
+    return [batch for batch in np.split(order, range(batch_size, len(order), batch_size)) if len(batch) > 1]
+
+
+def pair_batches(pairs: Pairs, batch_size: int, rng: np.random.Generator) -> list[Pairs]:
+    """One epoch of pairs in random batches."""
+    order = rng.permutation(len(pairs.label))
+    return [Pairs(*(column[part] for column in pairs)) for part in np.split(order, range(batch_size, len(order), batch_size))]
+
+
+class Augmentation:
+    """The random transforms of the configuration, drawn anew for every image from the given seed.
+
+    Args:
+        options: probabilities of the flips; `RandomRotationDegrees` turns by up to that angle either way, the
+            corners filled with the normalisation's mean colour; brightness, contrast, saturation and hue as in
+            torchvision's ColorJitter. All zero: images come back as they are.
+    """
+
+    def __init__(self, options: ImageOptions, seed: int) -> None:
+        steps: list[torch.nn.Module] = []
+        if options.HorizontalFlip:
+            steps.append(v2.RandomHorizontalFlip(options.HorizontalFlip))
+        if options.VerticalFlip:
+            steps.append(v2.RandomVerticalFlip(options.VerticalFlip))
+        if options.RandomRotationDegrees:
+            fill = [round(255 * channel) for channel in options.normalization.mean]
+            steps.append(v2.RandomRotation(options.RandomRotationDegrees, v2.InterpolationMode.BILINEAR, fill=fill))
+        if options.brightness or options.contrast or options.saturation or options.hue:
+            steps.append(v2.ColorJitter(options.brightness, options.contrast, options.saturation, options.hue))
+        self.transform = v2.Compose(steps) if steps else None
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images of shape (N, 3, H, W) -> the same, changed at random."""
+        if self.transform is None:
+            return images
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
+            torch.manual_seed(int(self.rng.integers(2**31)))
+            return torch.stack([self.transform(image) for image in images])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from utils.download import PUBLIC_SETS, download_public
+
+    parser = argparse.ArgumentParser(prog="python -m utils.dataset", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    download = commands.add_parser("download", help="fetch one of the paper's public image sets into Data/")
+    download.add_argument("name", choices=sorted(PUBLIC_SETS))
+    name = parser.parse_args(arguments).name
+    try:
+        download_public(name)
+    except UserError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()

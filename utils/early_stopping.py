@@ -1,0 +1,42 @@
+"""Stop training when a validation score no longer improves."""
+from __future__ import annotations
+
+import math
+
+
+class EarlyStopping:
+    """Remembers the best value of a score and counts the epochs since.
+
+    Args:
+        patience: epochs without improvement after which `should_stop` turns true.
+        min_delta: an improvement counts only if it is larger than this.
+        mode: `max` for scores that should rise (AUC), `min` for those that should fall (loss).
+
+    Raises:
+        ValueError: another mode.
+
+    Example:
+        >>> stopping = EarlyStopping(patience=1, mode="max")
+        >>> stopping.step(0.7), stopping.step(0.6), stopping.should_stop
+        (True, False, True)
+    """
+
+    def __init__(self, patience: int, min_delta: float = 0.0, mode: str = "max") -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        self.patience, self.min_delta = patience, min_delta
+        self.sign = 1 if mode == "max" else -1
+        self.best = -self.sign * math.inf
+        self.epochs_without_improvement = 0
+
+    def step(self, value: float) -> bool:
+        """Take the score of one epoch; true if it is the best so far. NaN is never an improvement."""
+        improved = self.sign * (value - self.best) > self.min_delta
+        if improved:
+            self.best = value
+        self.epochs_without_improvement = 0 if improved else self.epochs_without_improvement + 1
+        return improved
+
+    @property
+    def should_stop(self) -> bool:
+        return self.epochs_without_improvement >= self.patience

@@ -1,0 +1,115 @@
+"""The built-in dataset: small scenes in which the texture of one disc decides the class.
+
+Everything else is drawn alike for all classes: the colours, the disc's place and size, the background and the
+plain clutter on it. So an explanation has a right answer, the disc, and its mask is kept for every image.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+from tqdm.auto import tqdm
+
+SYNTHETIC = "Synthetic"
+CLASSES = ("checks", "dots", "rings", "spokes", "stripes")
+IMAGES_PER_CLASS = 200
+SEED = 2023
+
+
+def ensure_synthetic(data_path: Path, verbose: bool = True) -> None:
+    """Generate the dataset into `data_path`, and the masks beside it, unless it is complete already."""
+    missing = [
+        (index, label, name)
+        for index in range(IMAGES_PER_CLASS)
+        for label, name in enumerate(CLASSES)
+        if not (_mask_file(data_path, name, index).exists() and _image_file(data_path, name, index).exists())
+    ]
+    for index, label, name in tqdm(missing, desc="Drawing synthetic scenes", disable=not (verbose and missing)):
+        image, mask = scene(label, np.random.default_rng([SEED, label, index]))
+        for picture, path in ((image, _image_file(data_path, name, index)), (mask, _mask_file(data_path, name, index))):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+
+
+def _image_file(data_path: Path, name: str, index: int) -> Path:
+    return data_path / name / f"{name}_{index:03d}.png"
+
+
+def _mask_file(data_path: Path, name: str, index: int) -> Path:
+    return data_path.with_name(f"{data_path.name}_masks") / name / f"{name}_{index:03d}.png"
+
+
+def scene(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Draw one scene.
+
+    Args:
+        label: position in `CLASSES`.
+        rng: source of everything that varies.
+
+    Returns:
+        An RGB image of 96-160 px a side, and a mask of the same size, 255 on the deciding disc, 0 elsewhere.
+    """
+    height, width = rng.integers(96, 161, 2)
+    canvas = _background(height, width, rng)
+    for _ in range(rng.integers(3, 7)):
+        shape = _clutter_shape(height, width, rng)
+        canvas[shape] = _shaded(rng.uniform(0, 255, 3), shape, rng)[shape]
+    radius = min(height, width) * rng.uniform(0.15, 0.19)
+    y0, x0 = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
+    y, x = np.mgrid[:height, :width]
+    disc = (y - y0) ** 2 + (x - x0) ** 2 <= radius**2
+    dark, light = _two_colours(rng)
+    ink = _texture(CLASSES[label], y - y0, x - x0, radius, rng)[..., None]
+    canvas[disc] = (ink * dark + (1 - ink) * light)[disc]
+    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5))
+    return image, Image.fromarray((255 * disc).astype(np.uint8))
+
+
+def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Soft patches of random muted colours, float (H, W, 3) in 0-255."""
+    coarse = rng.uniform(60, 220, (*rng.integers(3, 8, 2), 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=float).copy()
+
+
+def _clutter_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A disc, ellipse or turned rectangle somewhere, bool (H, W)."""
+    y, x = np.mgrid[:height, :width]
+    y, x = y - rng.uniform(0, height), x - rng.uniform(0, width)
+    angle = rng.uniform(0, np.pi)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    a, b = min(height, width) * rng.uniform(0.06, 0.22, 2)
+    return (u / a) ** 2 + (v / b) ** 2 <= 1 if rng.random() < 0.5 else (abs(u) <= a) & (abs(v) <= b)
+
+
+def _shaded(colour: np.ndarray, shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A colour that gets lighter or darker from one side to the other, float (H, W, 3)."""
+    y, x = np.mgrid[: shape.shape[0], : shape.shape[1]]
+    slope = rng.uniform(-0.6, 0.6, 2)
+    return colour + (slope[0] * (y - y.mean()) + slope[1] * (x - x.mean()))[..., None]
+
+
+def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two random colours that differ clearly in brightness."""
+    while True:
+        dark, light = rng.uniform(0, 255, (2, 3))
+        if light.mean() - dark.mean() > 70:
+            return dark, light
+
+
+def _texture(name: str, y: np.ndarray, x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Ink in [0, 1] of a class's texture around the disc's centre, half of the area inked on average."""
+    angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    wave = 2 * np.pi / (radius * rng.uniform(0.4, 0.55))  # one period, as a share of the radius
+    if name == "stripes":
+        value = np.sin(wave * u + phase)
+    elif name == "checks":
+        value = np.sin(0.75 * wave * u + phase) * np.sin(0.75 * wave * v)
+    elif name == "dots":
+        value = np.cos(wave * u + phase) + np.cos(wave * v) - 0.6
+    elif name == "rings":
+        value = np.sin(wave * np.hypot(x, y) + phase)
+    else:  # spokes
+        value = np.sin(rng.integers(5, 8) * np.arctan2(y, x) + phase)
+    return (value > 0).astype(float)

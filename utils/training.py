@@ -1,0 +1,263 @@
+"""Training: one loop, from a configuration to checkpoints and a history table.
+
+    python -m utils.training --dataset NAME
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from tqdm.auto import tqdm
+
+from utils.config import Config, ConfigError, UserError, load_config
+from utils.dataset import Augmentation, Pairs, evaluation_pairs, image_batches, load_images, make_pairs, pair_batches, prepare_split
+from utils.early_stopping import EarlyStopping
+from utils.evaluation import calibrate_threshold, embed_images, pair_distances, score_pairs
+from utils.Siamese import ContrastiveLoss, SiameseNetwork, embedding_distance
+
+HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the message says what to change."""
+
+
+def train(config: Config) -> pd.DataFrame:
+    """Train a network and leave `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`
+    under `config.checkpoints_path`.
+
+    Stops early by the validation AUC. An interrupt (Ctrl-C, the notebook's stop button) ends training
+    as if the last finished epoch had been the last one planned.
+
+    Returns:
+        One row per epoch: the columns `HISTORY`.
+
+    Raises:
+        ConfigError, DataError, ModelError, TrainingError: each says what to mend.
+    """
+    return Trainer(config).run()
+
+
+class Trainer:
+    """Everything of one training run: data in memory, network, optimizer, and the loop over epochs."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.options = config, config.hyperparameters
+        self.folder = config.checkpoints_path
+        self.device = choose_device(config)
+        self.rng = np.random.default_rng(config.seed)
+        table, _ = prepare_split(config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table.to_csv(self.folder / "split.csv", index=False)
+        config.save(self.folder / "config.yml")
+        self.images, self.labels = {}, {}
+        for split in ("train", "valid"):
+            rows = table[table.split == split]
+            paths = [config.data_path / file for file in rows.file]
+            self.images[split] = load_images(paths, config.image.size, self.options.num_workers, self.options.verbose)
+            self.labels[split] = torch.from_numpy(pd.factorize(rows.label)[0])
+        self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
+        self.augment = Augmentation(config.image, config.seed)
+        self.model = build_model(config).to(self.device)
+        self.loss = ContrastiveLoss(config.margin)
+        self.optimizer = make_optimizer(self.model, config)
+        self.scheduler = make_scheduler(self.optimizer, config, steps=len(self.epoch_batches()))
+        self.rng = np.random.default_rng(config.seed)
+
+    def run(self) -> pd.DataFrame:
+        stopping = EarlyStopping(self.config.early_stopping.patience, self.config.early_stopping.min_delta, mode="max")
+        history = []
+        steps = self.options.epochs * len(self.epoch_batches())
+        self.rng = np.random.default_rng(self.config.seed)
+        with tqdm(total=steps, desc="Training", disable=not self.options.verbose) as bar, memory_advice(self.config):
+            try:
+                for epoch in range(1, self.options.epochs + 1):
+                    history.append(self.run_epoch(epoch, bar))
+                    self.keep(history, improved=stopping.step(history[-1]["valid_auc"]))
+                    if stopping.should_stop:
+                        break
+            except KeyboardInterrupt:
+                if not history:
+                    raise
+        self.finish()
+        return pd.DataFrame(history, columns=HISTORY)
+
+    def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        start = time.perf_counter()
+        rate = self.optimizer.param_groups[0]["lr"]
+        bar.set_description(f"Epoch {epoch}/{self.options.epochs}")
+        self.model.train()
+        losses, weights, sums = [], [], torch.zeros(self.config.embedding_dim)
+        for batch in self.epoch_batches():
+            loss, embeddings = self.step(batch)
+            losses.append(loss)
+            weights.append(len(embeddings))
+            sums += embeddings.sum(0).cpu()
+            bar.update()
+        self.model.mean_embedding.copy_(sums / sum(weights))
+        valid = self.validate()
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(valid["valid_auc"])
+        row = {"epoch": epoch, "train_loss": float(np.average(losses, weights=weights)), **valid, "learning_rate": rate}
+        if not np.isfinite(row["train_loss"]):
+            raise TrainingError(f"epoch {epoch}: the loss is not a number; lower hyperparameters.learning_rate ({self.options.learning_rate})")
+        shown = {"loss": f"{row['train_loss']:.3f}", "valid AUC": f"{row['valid_auc']:.3f}"}
+        bar.set_postfix(shown | ({"lr": f"{rate:.1e}"} if self.config.LRScheduler.verbose else {}))
+        return {**row, "seconds": time.perf_counter() - start}
+
+    def epoch_batches(self) -> list[np.ndarray] | list[Pairs]:
+        """The batches of one epoch: of images, all pairs inside each to be used, or of the paper's sampled pairs."""
+        rounds, size = self.config.number_of_iterations, self.options.batch_size
+        if self.config.training_pairs == "sampled":
+            return pair_batches(make_pairs(self.labels["train"], self.rng, rounds), size, self.rng)
+        return [batch for _ in range(rounds) for batch in image_batches(self.labels["train"], size, self.rng)]
+
+    def step(self, batch: np.ndarray | Pairs) -> tuple[float, torch.Tensor]:
+        """One update of the weights; returns the loss and the batch's embeddings."""
+        paired = isinstance(batch, Pairs)
+        positions = np.concatenate([batch.first, batch.second]) if paired else batch
+        images = self.model.normalize(self.augment(self.images["train"][positions]))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device)):
+            embeddings = self.model.embed(images)
+        embeddings = embeddings.float()
+        if paired:
+            distance = embedding_distance(*embeddings.chunk(2))
+            loss = self.loss(distance, torch.from_numpy(batch.label).to(self.device))
+        else:
+            loss = self.loss(*all_pairs(embeddings, self.labels["train"][positions].to(self.device)), balanced=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_norm)
+        self.optimizer.step()
+        if isinstance(self.scheduler, OneCycleLR):
+            self.scheduler.step()
+        return loss.item(), embeddings.detach()
+
+    def validate(self) -> dict[str, float]:
+        distance = pair_distances(embed_images(self.model, self.images["valid"], self.options.batch_size), self.valid_pairs)
+        loss = self.loss(distance, torch.from_numpy(self.valid_pairs.label))
+        scores = score_pairs((distance / self.config.margin).numpy(), self.valid_pairs.label, self.config.threshold)
+        return {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
+
+    def keep(self, history: list[dict[str, float]], improved: bool) -> None:
+        """After every epoch: the history so far, the last network, and the best one."""
+        pd.DataFrame(history, columns=HISTORY).to_csv(self.folder / "history.csv", index=False)
+        for name in ("last.pth", "model.pth") if improved else ("last.pth",):
+            self.save(name)
+
+    def save(self, name: str, **more: float) -> None:
+        classes = sorted(set(pd.read_csv(self.folder / "split.csv", dtype=str, keep_default_na=False).label))
+        self.model.save(self.folder / name, config=self.config.model_dump(mode="json"), classes=classes, **more)
+
+    def finish(self) -> None:
+        """Give the best network what needs its final weights: the mean training embedding and a calibrated threshold."""
+        self.model = SiameseNetwork.load(self.folder / "model.pth", self.device)
+        self.model.mean_embedding.copy_(embed_images(self.model, self.images["train"], self.options.batch_size).mean(0))
+        distance = pair_distances(embed_images(self.model, self.images["valid"], self.options.batch_size), self.valid_pairs)
+        threshold = calibrate_threshold((distance / self.config.margin).numpy(), self.valid_pairs.label)
+        self.save("model.pth", calibrated_threshold=threshold)
+
+
+def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every pair inside a batch, each once.
+
+    Args:
+        embeddings: shape (B, D).
+        labels: class of each image, shape (B,).
+
+    Returns:
+        Raw distances and pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,).
+    """
+    i, j = torch.triu_indices(len(labels), len(labels), offset=1, device=embeddings.device)
+    return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
+
+
+def build_model(config: Config) -> SiameseNetwork:
+    """The untrained network of a configuration; random weights depend on its seed only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return SiameseNetwork(
+            config.backbone_model, config.pretrained, config.pooling, config.embedding_dim, config.image.size,
+            config.weights, config.margin, config.threshold, config.image.normalization.mean, config.image.normalization.std,
+        )
+
+
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    options = config.hyperparameters
+    settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    if options.optimizer == "SGD":
+        return torch.optim.SGD(model.parameters(), momentum=options.momentum, nesterov=options.nesterov, **settings)
+    return getattr(torch.optim, options.optimizer)(model.parameters(), **settings)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> OneCycleLR | ReduceLROnPlateau:
+    options = config.LRScheduler
+    if options.name == "OneCycle":
+        peak = config.hyperparameters.learning_rate
+        return OneCycleLR(optimizer, peak, epochs=config.hyperparameters.epochs, steps_per_epoch=steps, cycle_momentum=False)
+    return ReduceLROnPlateau(optimizer, mode="max", factor=options.factor, patience=options.patience, min_lr=options.min_lr)
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device of `device`, `cuda` and `gpu`; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: the device that was asked for is not there.
+    """
+    wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
+    if wanted == "cuda" and not cards:
+        raise ConfigError("device: 'cuda' was asked for, but " + ("PyTorch sees no CUDA card; use device: auto" if config.cuda else "cuda: False forbids it"))
+    if wanted in ("auto", "cuda") and cards:
+        if config.gpu >= cards:
+            raise ConfigError(f"gpu: there is no card {config.gpu}; PyTorch sees {cards}, numbered from 0 as in nvidia-smi")
+        return torch.device("cuda", config.gpu)
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device: 'mps' was asked for, but this machine has no Apple GPU; use device: auto")
+    if wanted == "mps" or (wanted == "auto" and config.cuda and torch.backends.mps.is_available()):
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; elsewhere it is emulated, and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return False
+
+
+@contextmanager
+def memory_advice(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        size = config.hyperparameters.batch_size
+        raise TrainingError(f"CUDA out of memory; reduce hyperparameters.batch_size ({size}) or image.size {list(config.image.size)}") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m utils.training", description="Train on one dataset of a configuration.")
+    parser.add_argument("--dataset", help="name under `datasets:` (default: the configuration's own)")
+    parser.add_argument("--config", default="config.yml", type=Path)
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, arguments.dataset)
+        history = train(config)
+    except UserError as error:
+        sys.exit(str(error))
+    best = history.loc[history.valid_auc.idxmax()]
+    print(f"best epoch {best.epoch:.0f} of {len(history)}: validation AUC {best.valid_auc:.3f}; {config.checkpoints_path / 'model.pth'}")
+
+
+if __name__ == "__main__":
+    main()
