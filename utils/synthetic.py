@@ -54,7 +54,7 @@ def scene(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Imag
     canvas = _background(height, width, rng)
     for _ in range(rng.integers(3, 7)):
         shape = _clutter_shape(height, width, rng)
-        canvas[shape] = _shaded(rng.uniform(0, 255, 3), shape, rng)[shape]
+        canvas[shape] = _shaded(rng.uniform(60, 220, 3), shape, rng)[shape]
     radius = min(height, width) * rng.uniform(0.15, 0.19)
     y0, x0 = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
     y, x = np.mgrid[:height, :width]
@@ -68,7 +68,7 @@ def scene(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Imag
 
 def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Soft patches of random muted colours, float (H, W, 3) in 0-255."""
-    coarse = rng.uniform(60, 220, (*rng.integers(3, 8, 2), 3)).astype(np.uint8)
+    coarse = rng.uniform(90, 190, (*rng.integers(3, 8, 2), 3)).astype(np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=float).copy()
 
 
@@ -93,7 +93,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Two random colours that differ clearly in brightness."""
     while True:
         dark, light = rng.uniform(0, 255, (2, 3))
-        if light.mean() - dark.mean() > 70:
+        if light.mean() - dark.mean() > 90:
             return dark, light
 
 
@@ -101,7 +101,7 @@ def _texture(name: str, y: np.ndarray, x: np.ndarray, radius: float, rng: np.ran
     """Ink in [0, 1] of a class's texture around the disc's centre, half of the area inked on average."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    wave = 2 * np.pi / (radius * rng.uniform(0.4, 0.55))  # one period, as a share of the radius
+    wave = 2 * np.pi / (radius * rng.uniform(0.5, 0.65))  # one period, as a share of the radius
     if name == "stripes":
         value = np.sin(wave * u + phase)
     elif name == "checks":
