@@ -62,10 +62,21 @@ def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, m
     return explain_features(model, *features.chunk(2), image_size=tuple(batch1.shape[2:]), method=method)
 
 
+def split_at(model: SiameseNetwork, method: str) -> int:
+    """Number of the backbone's blocks up to the feature map that a method explains.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    return model.fine_block + 1 if method == "contrast" else len(model.backbone)
+
+
 def feature_maps(model: SiameseNetwork, batch: torch.Tensor, method: str = "contrast") -> torch.Tensor:
     """The feature maps (N, C, h, w) that `method` explains; compute them once to explain many pairs of N images."""
     with _eval_mode(model), torch.no_grad():
-        return model.backbone[: _layer(model, method)](batch.to(model.mean.device))
+        return model.backbone[: split_at(model, method)](batch.to(model.mean.device))
 
 
 def explain_features(
@@ -74,7 +85,7 @@ def explain_features(
     """As `explain`, from the `feature_maps` of the same method; maps are drawn at `image_size` (height, width)."""
     leaf = torch.cat([features1, features2]).detach().requires_grad_()
     with _eval_mode(model), torch.enable_grad():
-        z1, z2 = model.embed_features(model.backbone[_layer(model, method) :](leaf)).chunk(2)
+        z1, z2 = model.embed_features(model.backbone[split_at(model, method) :](leaf)).chunk(2)
         distance = embedding_distance(z1, z2).detach()
         is_similar = model.dissimilarity(distance) < model.threshold
         target = torch.where(is_similar, _similarity_target(model, z1, z2, method), _squared_distance(z1, z2))
@@ -93,13 +104,6 @@ def explain_features(
         raw=raw,
         empty=maps.amax((3, 4)) == 0,
     )
-
-
-def _layer(model: SiameseNetwork, method: str) -> int:
-    """Number of the backbone's blocks up to the feature map that a method explains."""
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    return model.fine_block + 1 if method == "contrast" else len(model.backbone)
 
 
 def _similarity_target(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor, method: str) -> torch.Tensor:

@@ -73,8 +73,12 @@ def load_images(paths: Sequence[Path], size: tuple[int, int], num_workers: int =
         images[position] = to_uint8(read_image(paths[position]), size)
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        for _ in tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose):
-            pass
+        try:
+            for _ in tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # one bad file must not cost reading all the others
+            raise
     return images
 
 
@@ -151,6 +155,14 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
         if lonely := counts[counts < 2].index.tolist():
             notes.append(f"{name}: fewer than 2 images of {', '.join(lonely)}; no pairs start from them")
     return table, notes
+
+
+def load_split(table: pd.DataFrame, split: str, config: Config, size: tuple[int, int]) -> tuple[torch.Tensor, np.ndarray]:
+    """Images of one split, uint8 (N, 3, H, W) at `size`, and their class names, (N,), in the table's order."""
+    rows = table[table.split == split]
+    options = config.hyperparameters
+    images = load_images([config.data_path / file for file in rows.file], size, options.num_workers, options.verbose)
+    return images, rows.label.to_numpy()
 
 
 def read_split(path: Path) -> pd.DataFrame:

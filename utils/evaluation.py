@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 from tqdm.auto import tqdm
 
-from utils.dataset import Pairs
+from utils.config import Config
+from utils.dataset import Pairs, evaluation_pairs, load_split
 from utils.Siamese import SiameseNetwork, embedding_distance
 
 
@@ -28,6 +29,33 @@ def embed_images(model: SiameseNetwork, images: torch.Tensor, batch_size: int = 
 def pair_distances(embeddings: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     """Raw distances D of pairs, shape (P,)."""
     return embedding_distance(embeddings[pairs.first], embeddings[pairs.second])
+
+
+@dataclass(frozen=True)
+class SplitDistances:
+    """A split as the network sees it.
+
+    `embeddings` (N, D) and `labels` (N,) of its images, its fixed `pairs`, and their `dissimilarity` (P,): D / margin,
+    not clipped at 1, so that pairs beyond the margin still have an order.
+    """
+
+    embeddings: torch.Tensor
+    labels: np.ndarray
+    pairs: Pairs
+    dissimilarity: np.ndarray
+
+
+def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config: Config) -> SplitDistances:
+    """Embed every image of a split once and measure its fixed pairs.
+
+    Args:
+        table: `file`, `label`, `split`, as in `split.csv`.
+        config: where the images lie; size and seed are the network's own.
+    """
+    images, labels = load_split(table, split, config, model.image_size)
+    embeddings = embed_images(model, images, config.hyperparameters.batch_size, config.hyperparameters.verbose)
+    pairs = evaluation_pairs(labels, model.info["config"]["seed"])
+    return SplitDistances(embeddings, labels, pairs, (pair_distances(embeddings, pairs) / model.margin).numpy())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from utils.config import Config, ConfigError, UserError, load_config
-from utils.dataset import Augmentation, Pairs, evaluation_pairs, image_batches, load_images, make_pairs, pair_batches, prepare_split
+from utils.dataset import Augmentation, Pairs, evaluation_pairs, image_batches, load_split, make_pairs, pair_batches, prepare_split
 from utils.early_stopping import EarlyStopping
 from utils.evaluation import calibrate_threshold, embed_images, pair_distances, score_pairs
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, embedding_distance
@@ -59,12 +59,11 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(self.folder / "split.csv", index=False)
         config.save(self.folder / "config.yml")
+        self.classes = sorted(set(table.label))
         self.images, self.labels = {}, {}
         for split in ("train", "valid"):
-            rows = table[table.split == split]
-            paths = [config.data_path / file for file in rows.file]
-            self.images[split] = load_images(paths, config.image.size, self.options.num_workers, self.options.verbose)
-            self.labels[split] = torch.from_numpy(pd.factorize(rows.label)[0])
+            self.images[split], names = load_split(table, split, config, config.image.size)
+            self.labels[split] = torch.from_numpy(np.searchsorted(self.classes, names))
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
         self.augment = Augmentation(config.image, config.seed)
         self.model = build_model(config).to(self.device)
@@ -155,8 +154,7 @@ class Trainer:
             self.save(name)
 
     def save(self, name: str, **more: float) -> None:
-        classes = sorted(set(pd.read_csv(self.folder / "split.csv", dtype=str, keep_default_na=False).label))
-        self.model.save(self.folder / name, config=self.config.model_dump(mode="json"), classes=classes, **more)
+        self.model.save(self.folder / name, config=self.config.model_dump(mode="json"), classes=self.classes, **more)
 
     def finish(self) -> None:
         """Give the best network what needs its final weights: the mean training embedding and a calibrated threshold."""

@@ -1,0 +1,151 @@
+"""Figures made of images: samples, pairs, explanations on the original images, and who resembles whom."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from PIL import Image
+
+from utils.Grad_CAM import Explanation
+
+COLORMAP = "inferno"  # brightness rises with the value: legible in print and to colour-blind readers
+OPACITY = 0.85  # of the strongest evidence
+LONGEST_SIDE = 640  # pixels of an image inside a figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure, making its folder, at 200 dpi with tight margins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200, bbox_inches="tight")
+
+
+def shrink(image: Image.Image, longest_side: int = LONGEST_SIDE) -> Image.Image:
+    """A copy of at most `longest_side` pixels, at the same aspect ratio."""
+    image = image.convert("RGB")
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return image
+
+
+def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarray:
+    """A map in colour on its image; opacity follows the evidence, so where there is none the image shows plainly.
+
+    Args:
+        image: the original, of any size (H, W).
+        heatmap: values in [0, 1], of any shape (h, w); stretched to the image.
+
+    Returns:
+        RGB in 0-255, uint8 of shape (H, W, 3).
+
+    Raises:
+        ValueError: a map that is not two-dimensional or leaves [0, 1].
+    """
+    values = np.asarray(torch.as_tensor(heatmap).detach().cpu(), dtype=np.float32)
+    if values.ndim != 2 or not (values.min() >= 0 and values.max() <= 1 + 1e-6):
+        raise ValueError(f"a map of shape (h, w) with values in [0, 1] is needed, got shape {values.shape}")
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    values = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
+    colour = 255 * plt.get_cmap(COLORMAP)(values[..., 0])[..., :3]
+    alpha = OPACITY * values
+    return np.rint((1 - alpha) * pixels + alpha * colour).clip(0, 255).astype(np.uint8)
+
+
+def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 5) -> Figure:
+    """Images in a grid, each under its title."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles):
+        axis.imshow(shrink(image, 256))
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequence[str]) -> Figure:
+    """Pairs side by side, one pair a column, under their titles."""
+    figure, axes = plt.subplots(2, len(pairs), figsize=(1.8 * len(pairs), 3.8), layout="constrained", squeeze=False)
+    for column, (pair, title) in enumerate(zip(pairs, titles)):
+        axes[0, column].set_title(title, fontsize=9)
+        for axis, image in zip(axes[:, column], pair):
+            axis.imshow(shrink(image, 256))
+            axis.axis("off")
+    return figure
+
+
+def show_explanation(
+    images: tuple[Image.Image, Image.Image], explanation: Explanation, names: tuple[str, str] = ("image 1", "image 2"), index: int = 0
+) -> Figure:
+    """The paper's six panels: each image, its factual and its counterfactual map, on the originals.
+
+    Args:
+        images: the two originals.
+        explanation: of the pair at position `index`.
+        names: shown beside the rows.
+    """
+    similar = bool(explanation.is_similar[index])
+    decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
+    images = tuple(shrink(image) for image in images)
+    heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
+    figure, axes = plt.subplots(
+        2, 3, figsize=(8.4, 2.6 * sum(heights) + 0.9), layout="constrained", gridspec_kw={"height_ratios": heights}
+    )
+    for row, (image, name) in enumerate(zip(images, names)):
+        axes[row, 0].imshow(image)
+        for column, kind in enumerate(("factual", "counterfactual")):
+            axes[row, column + 1].imshow(overlay(image, getattr(explanation, kind)[index, row]))
+            if explanation.empty[index, row, column]:
+                _write_inside(axes[row, column + 1], "no such evidence")
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
+        axis.set_title(title, fontsize=10)
+    figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)
+    bar = figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=axes, shrink=0.6, aspect=30, pad=0.02)
+    bar.set_label("evidence, as a share of the map's maximum", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _write_inside(axis: Axes, text: str) -> None:
+    box = {"boxstyle": "round", "facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=9, bbox=box)
+
+
+def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image], names: Sequence[str]) -> Figure:
+    """Similarity of all images to all others as a heatmap, the images themselves along both edges.
+
+    Args:
+        similarity: values in [0, 1], shape (N, N).
+        images, names: of length N, in the matrix's order.
+    """
+    count = len(images)
+    side = max(5.0, 0.62 * count)
+    figure, axis = plt.subplots(figsize=(side + 2.4, side + 1.6), layout="constrained")
+    numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 8}} if count <= 16 else {}
+    sns.heatmap(
+        similarity, vmin=0, vmax=1, cmap="viridis", square=True, linewidths=0.5, ax=axis,
+        cbar_kws={"label": "similarity", "shrink": 0.6}, **numbers,
+    )
+    axis.set(xticks=[], yticks=[])
+    pixels = 0.5 * 72 * axis.figure.get_figwidth() / (count + 4)
+    for position, (image, name) in enumerate(zip(images, names)):
+        small = shrink(image, 96)
+        picture = OffsetImage(small, zoom=pixels / max(small.size) * 1.5)
+        at_left = AnnotationBbox(picture, (0, position + 0.5), xybox=(-pixels, 0), boxcoords="offset points", frameon=False)
+        axis.add_artist(at_left)
+        picture = OffsetImage(small, zoom=pixels / max(small.size) * 1.5)
+        below = AnnotationBbox(picture, (position + 0.5, count), xybox=(0, -pixels), boxcoords="offset points", frameon=False)
+        axis.add_artist(below)
+        axis.annotate(name, (0, position + 0.5), xytext=(-2 * pixels, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+        axis.annotate(name, (position + 0.5, count), xytext=(0, -2 * pixels), textcoords="offset points", ha="right", va="top", rotation=45, fontsize=8)
+    return figure
