@@ -54,7 +54,7 @@ def read_image(path: Path) -> Image.Image:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such image; the data have moved since the split was made, train again") from None
+        raise DataError(f"{path}: no such image; check the path, or train again if the data have moved") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({error}); delete or replace it") from None
 

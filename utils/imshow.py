@@ -10,14 +10,17 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image
 
 from utils.Grad_CAM import Explanation
 
-COLORMAP = "inferno"  # brightness rises with the value: legible in print and to colour-blind readers
-OPACITY = 0.85  # of the strongest evidence
+# Brightness rises with the value: legible in print and to colour-blind readers. Its black end is left out, because
+# weak evidence would look like a shadow.
+COLORMAP = ListedColormap(plt.get_cmap("inferno")(np.linspace(0.3, 1, 256)), name="evidence")
+OPACITY = 0.9  # of the strongest evidence
 LONGEST_SIDE = 640  # pixels of an image inside a figure
 
 
@@ -52,8 +55,8 @@ def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarra
         raise ValueError(f"a map of shape (h, w) with values in [0, 1] is needed, got shape {values.shape}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     values = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
-    colour = 255 * plt.get_cmap(COLORMAP)(values[..., 0])[..., :3]
-    alpha = OPACITY * values
+    colour = 255 * COLORMAP(values[..., 0])[..., :3]
+    alpha = OPACITY * values**0.7  # so that half the evidence is clearly seen
     return np.rint((1 - alpha) * pixels + alpha * colour).clip(0, 255).astype(np.uint8)
 
 
@@ -95,7 +98,7 @@ def show_explanation(
     images = tuple(shrink(image) for image in images)
     heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
     figure, axes = plt.subplots(
-        2, 3, figsize=(8.4, 2.6 * sum(heights) + 0.9), layout="constrained", gridspec_kw={"height_ratios": heights}
+        2, 3, figsize=(8.4, 2.4 * sum(heights) + 0.6), layout="constrained", gridspec_kw={"height_ratios": heights}
     )
     for row, (image, name) in enumerate(zip(images, names)):
         axes[row, 0].imshow(image)
