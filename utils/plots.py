@@ -20,7 +20,7 @@ KINDS = ("similar", "dissimilar")
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
     """Images per class and split, of a table with the columns `label` and `split`."""
-    counts = pd.crosstab(table.label, table.split)[["train", "valid", "test"]]
+    counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
     figure, axis = plt.subplots(figsize=(6, 0.35 * len(counts) + 1), layout="constrained")
     counts.plot.barh(stacked=True, ax=axis, color=COLOURS[:3], width=0.75)
     axis.invert_yaxis()

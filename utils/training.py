@@ -54,7 +54,6 @@ class Trainer:
         self.config, self.options = config, config.hyperparameters
         self.folder = config.checkpoints_path
         self.device = choose_device(config)
-        self.rng = np.random.default_rng(config.seed)
         table, _ = prepare_split(config)
         self.folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(self.folder / "split.csv", index=False)
@@ -69,15 +68,14 @@ class Trainer:
         self.model = build_model(config).to(self.device)
         self.loss = ContrastiveLoss(config.margin)
         self.optimizer = make_optimizer(self.model, config)
-        self.scheduler = make_scheduler(self.optimizer, config, steps=len(self.epoch_batches()))
         self.rng = np.random.default_rng(config.seed)
+        self.steps_per_epoch = len(self.epoch_batches())
+        self.scheduler = make_scheduler(self.optimizer, config, self.steps_per_epoch)
 
     def run(self) -> pd.DataFrame:
         stopping = EarlyStopping(self.config.early_stopping.patience, self.config.early_stopping.min_delta, mode="max")
         history = []
-        steps = self.options.epochs * len(self.epoch_batches())
-        self.rng = np.random.default_rng(self.config.seed)
-        with tqdm(total=steps, desc="Training", disable=not self.options.verbose) as bar, memory_advice(self.config):
+        with tqdm(total=self.options.epochs * self.steps_per_epoch, desc="Training", disable=not self.options.verbose) as bar, memory_advice(self.config):
             try:
                 for epoch in range(1, self.options.epochs + 1):
                     history.append(self.run_epoch(epoch, bar))
@@ -102,16 +100,16 @@ class Trainer:
             weights.append(len(embeddings))
             sums += embeddings.sum(0).cpu()
             bar.update()
+        train_loss = float(np.average(losses, weights=weights))
+        if not np.isfinite(train_loss):
+            raise TrainingError(f"epoch {epoch}: the loss is not a number; lower hyperparameters.learning_rate ({self.options.learning_rate:g})")
         self.model.mean_embedding.copy_(sums / sum(weights))
         valid = self.validate()
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(valid["valid_auc"])
-        row = {"epoch": epoch, "train_loss": float(np.average(losses, weights=weights)), **valid, "learning_rate": rate}
-        if not np.isfinite(row["train_loss"]):
-            raise TrainingError(f"epoch {epoch}: the loss is not a number; lower hyperparameters.learning_rate ({self.options.learning_rate})")
-        shown = {"loss": f"{row['train_loss']:.3f}", "valid AUC": f"{row['valid_auc']:.3f}"}
+        shown = {"loss": f"{train_loss:.3f}", "valid AUC": f"{valid['valid_auc']:.3f}"}
         bar.set_postfix(shown | ({"lr": f"{rate:.1e}"} if self.config.LRScheduler.verbose else {}))
-        return {**row, "seconds": time.perf_counter() - start}
+        return {"epoch": epoch, "seconds": time.perf_counter() - start, "train_loss": train_loss, **valid, "learning_rate": rate}
 
     def epoch_batches(self) -> list[np.ndarray] | list[Pairs]:
         """The batches of one epoch: of images, all pairs inside each to be used, or of the paper's sampled pairs."""

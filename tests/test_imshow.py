@@ -1,0 +1,92 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.offsetbox import AnnotationBbox
+from PIL import Image
+
+from utils.Grad_CAM import Explanation
+from utils.imshow import COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_images, show_pairs, show_similarity_matrix
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def wide():
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 90, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def explanation(similar=True, empty=False):
+    maps = torch.zeros(1, 2, 8, 8)
+    maps[..., 2, 5] = 1
+    return Explanation(
+        distance=torch.tensor([0.5]), similarity=torch.tensor([0.75]), is_similar=torch.tensor([similar]), factual=maps,
+        counterfactual=torch.zeros(1, 2, 8, 8) if empty else maps, raw=torch.zeros(1, 2, 4, 4),
+        empty=torch.tensor([[[False, empty]] * 2]),
+    )
+
+
+def test_without_evidence_the_image_shows_plainly(wide):
+    assert np.array_equal(overlay(wide, torch.zeros(7, 7)), np.asarray(wide))
+
+
+def test_full_evidence_is_the_colormaps_top_at_full_opacity_in_rgb(wide):
+    top = 255 * np.array(COLORMAP(1.0)[:3])
+    expected = (1 - OPACITY) * np.asarray(wide, dtype=float) + OPACITY * top
+    assert np.abs(overlay(wide, np.ones((7, 7))) - expected).max() <= 0.5
+    assert top[0] > top[2]  # yellow, not blue
+
+
+def test_the_map_lies_where_the_evidence_is_at_the_images_own_aspect_ratio(wide):
+    heatmap = torch.zeros(8, 8)
+    heatmap[1, 6] = 1
+    changed = np.abs(overlay(wide, heatmap).astype(int) - np.asarray(wide)).sum(2)
+    y, x = np.nonzero(changed)
+    assert changed.shape == (30, 90)
+    assert y.mean() == pytest.approx(1.5 / 8 * 30, abs=2) and x.mean() == pytest.approx(6.5 / 8 * 90, abs=4)
+
+
+@pytest.mark.parametrize("heatmap", [torch.zeros(2, 3, 3), -torch.ones(3, 3), 2 * torch.ones(3, 3), torch.full((3, 3), torch.nan)])
+def test_what_is_no_map_is_refused(wide, heatmap):
+    with pytest.raises(ValueError, match="values in \\[0, 1\\]"):
+        overlay(wide, heatmap)
+
+
+@pytest.mark.parametrize("similar, words", [(True, ["similar", "dissimilar"]), (False, ["dissimilar", "similar"])])
+def test_six_panels_named_by_the_decision(wide, similar, words):
+    figure = show_explanation((wide, wide.rotate(90, expand=True)), explanation(similar), ("a.png", "b.png"))
+    panels = figure.axes[:6]
+    assert [axis.images[0].get_array().shape[:2] for axis in panels] == [(30, 90)] * 3 + [(90, 30)] * 3
+    assert [axis.get_title() for axis in panels[1:3]] == [f"factual: for “{words[0]}”", f"counterfactual: for “{words[1]}”"]
+    assert figure.get_suptitle() == f"{words[0].capitalize()}: similarity 0.75"
+    assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["a.png", "b.png"]
+
+
+def test_an_empty_map_is_said_in_words(wide):
+    figure = show_explanation((wide, wide), explanation(empty=True))
+    said = [[text.get_text() for text in axis.texts] for axis in figure.axes[:6]]
+    assert said == [[], [], ["no such evidence"]] * 2
+
+
+def test_similarity_matrix_shows_every_image_along_both_edges(wide):
+    figure = show_similarity_matrix(np.eye(3), [wide] * 3, ["a", "b", "c"])
+    axis = figure.axes[0]
+    assert sum(isinstance(artist, AnnotationBbox) for artist in axis.artists) == 6
+    assert [text.get_text() for text in axis.texts[:9]] == ["1.00", "0.00", "0.00", "0.00", "1.00", "0.00", "0.00", "0.00", "1.00"]
+
+
+def test_grids_hold_all_images_under_their_titles(wide):
+    figure = show_images([wide] * 7, list("abcdefg"), columns=5)
+    assert [axis.get_title() for axis in figure.axes if axis.images] == list("abcdefg")
+    figure = show_pairs([(wide, wide)] * 3, ["similar", "similar", "dissimilar"])
+    assert sum(len(axis.images) for axis in figure.axes) == 6
+
+
+def test_a_figure_is_saved_into_a_new_folder(tmp_path, wide):
+    save_figure(show_images([wide], ["a"], columns=1), tmp_path / "new" / "folder" / "a.png")
+    assert Image.open(tmp_path / "new" / "folder" / "a.png").width > 100

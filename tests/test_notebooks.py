@@ -1,0 +1,55 @@
+"""The committed notebooks, and what they made under `pytest --nbval` (they are collected before this file)."""
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.name)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_there_are_three():
+    assert [path.name for path in NOTEBOOKS] == ["01_Train_Siamese_model.ipynb", "02_Inference.ipynb", "03_Evaluate.ipynb"]
+
+
+def test_committed_after_restart_and_run_all_with_outputs(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+
+
+def test_prose_first_and_short_cells(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown" and len(notebook.cells) - len(code) >= len(code)
+    assert max(len(cell.source.splitlines()) for cell in code) <= 20
+
+
+def test_papermill_finds_the_parameters(notebook):
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    names = {}
+    exec(parameters.source, names)
+    assert names["config_path"] == "config.yml" and names["dataset"] is None
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_demo_network_scores_as_promised(notebook_results):
+    metrics = json.loads((notebook_results / "outputs" / "Synthetic" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["test"]["auc"] >= 0.97 and metrics["test"]["accuracy"] >= 0.9
+
+
+def test_every_figure_is_saved_and_each_pair_has_its_folder(notebook_results):
+    outputs = notebook_results / "outputs" / "Synthetic"
+    figures = {path.relative_to(outputs).as_posix() for path in outputs.rglob("*.png")}
+    assert {"learning_curves.png", "compare/similarity.png", "roc_precision_recall.png", "class_similarity.png"} <= figures
+    pairs = [path for path in outputs.glob("pairs/*") if (path / "explanation_contrast.png").exists()]
+    assert len(pairs) >= 2
+    shown = sum("image/png" in o.get("data", {}) for path in NOTEBOOKS for c in nbformat.read(path, 4).cells for o in c.get("outputs", []))
+    assert shown in (len(figures), len(figures) + 1)  # the example pair may be the most similar one, too

@@ -1,0 +1,70 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from utils.evaluation import score_pairs
+from utils.plots import (
+    plot_class_counts, plot_class_similarity, plot_confusion, plot_curves, plot_distances, plot_embedding, plot_learning_curves,
+)
+
+DISSIMILARITY, LABEL = np.array([0.1, 0.3, 0.7, 0.4, 0.9, 1.4]), np.array([0, 0, 0, 1, 1, 1])
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_class_counts_are_the_lengths_of_the_bars():
+    table = pd.DataFrame({"label": ["a"] * 6 + ["b"] * 4, "split": ["train", "train", "train", "valid", "test", "test"] + ["train"] * 4})
+    axis = plot_class_counts(table).axes[0]
+    lengths = {name: [bar.get_width() for bar in bars] for name, bars in zip(legend(axis), axis.containers)}
+    assert lengths == {"train": [3, 4], "valid": [1, 0], "test": [2, 0]}
+
+
+def test_a_split_without_images_still_has_its_colour():
+    axis = plot_class_counts(pd.DataFrame({"label": ["a", "b"], "split": ["train", "test"]})).axes[0]
+    assert legend(axis) == ["train", "valid", "test"]
+
+
+def test_learning_curves_mark_the_epoch_with_the_highest_auc():
+    history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3, 2, 1], "valid_loss": [3, 2, 2], "valid_accuracy": [0.5, 0.6, 0.7], "valid_auc": [0.5, 0.9, 0.8]})
+    right = plot_learning_curves(history).axes[1]
+    star = next(line for line in right.lines if line.get_marker() == "*")
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 0.9)
+    assert "kept: epoch 2" in legend(right)
+
+
+def test_confusion_shows_the_counts_truth_by_decision():
+    figure = plot_confusion(score_pairs(DISSIMILARITY, LABEL, 0.5), score_pairs(DISSIMILARITY, LABEL, 0.35), titles=("a: ", "b: "))
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [["2", "1", "1", "2"], ["2", "1", "0", "3"]]
+    assert [axis.get_title() for axis in figure.axes] == ["a: accuracy 0.667", "b: accuracy 0.833"]
+
+
+def test_histogram_counts_every_pair_also_beyond_the_margin():
+    axis = plot_distances(DISSIMILARITY, LABEL, {"configured": 0.5}).axes[0]
+    assert [sum(bar.get_height() for bar in bars) for bars in axis.containers] == [3, 3]
+    assert "configured: 0.50" in legend(axis)
+
+
+def test_curves_name_the_area_that_a_loop_over_pairs_gives():
+    similar, dissimilar = DISSIMILARITY[LABEL == 0], DISSIMILARITY[LABEL == 1]
+    auc = np.mean([b > a for a in similar for b in dissimilar])
+    left, right = plot_curves(DISSIMILARITY, LABEL).axes
+    assert legend(left)[0] == f"AUC {auc:.3f}"
+    assert right.lines[1].get_ydata()[0] == 0.5  # chance: the share of dissimilar pairs
+
+
+def test_class_similarity_and_embedding_show_every_class():
+    names = [f"class {k}" for k in range(13)]
+    axis = plot_class_similarity(pd.DataFrame(np.eye(13), names, names)).axes[0]
+    assert len(axis.texts) == 13 * 13
+    embeddings = torch.randn(26, 4, generator=torch.Generator().manual_seed(0))
+    assert legend(plot_embedding(embeddings, names * 2).axes[0]) == names

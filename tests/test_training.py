@@ -1,0 +1,247 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from utils import training
+from utils.config import Config, ConfigError
+from utils.Siamese import SiameseNetwork
+from utils.training import HISTORY, Trainer, TrainingError, all_pairs, build_model, choose_device, make_optimizer, make_scheduler, train
+
+QUICK = {"epochs": 2, "batch_size": 8, "verbose": False, "num_workers": 0, "learning_rate": 0.003}
+
+
+@pytest.fixture
+def config(colour_folder):
+    def make(hyperparameters=None, **settings):
+        defaults = {
+            "dataset": "Colours", "data_path": colour_folder, "checkpoints_path": colour_folder.parents[1] / "checkpoints",
+            "outputs_path": colour_folder.parents[1] / "outputs", "backbone_model": "Conv4", "image": {"size": (16, 16)},
+            "test_size": 0.2, "valid_size": 0.25, "device": "cpu", "embedding_dim": 4,
+        }
+        return Config(**defaults | settings, hyperparameters=QUICK | (hyperparameters or {}))
+
+    return make
+
+
+def test_two_runs_give_the_same_history_another_seed_another(config, tmp_path):
+    histories = [
+        train(config(seed=seed, checkpoints_path=tmp_path / str(run), image={"size": (16, 16), "RandomRotationDegrees": 20})).drop(columns="seconds")
+        for run, seed in enumerate((1, 1, 2))
+    ]
+    pd.testing.assert_frame_equal(histories[0], histories[1], check_exact=True)
+    assert not histories[0].equals(histories[2])
+
+
+@pytest.mark.parametrize("pairs", ["batch", "sampled"])
+def test_colours_are_learnt(config, pairs):
+    history = train(config({"epochs": 12}, training_pairs=pairs))
+    assert history.train_loss.iloc[-1] < 0.5 * history.train_loss.iloc[0]
+    assert history.valid_auc.iloc[-1] == 1
+
+
+def test_results_on_disk(config):
+    settings = config()
+    history = train(settings)
+    folder = settings.checkpoints_path
+    assert {path.name for path in folder.iterdir()} == {"model.pth", "last.pth", "history.csv", "config.yml", "split.csv"}
+    assert tuple(history.columns) == HISTORY and history.epoch.tolist() == [1, 2]
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history)
+    split = pd.read_csv(folder / "split.csv")
+    assert split.split.value_counts().to_dict() == {"train": 12, "valid": 4, "test": 4}
+    assert SiameseNetwork.load(folder / "last.pth").info["classes"] == ["blue", "red"]
+
+
+def test_checkpoint_holds_the_mean_training_embedding_and_a_threshold_that_parts_the_validation_pairs(config):
+    settings = config({"epochs": 12})
+    train(settings)
+    model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
+    split = pd.read_csv(settings.checkpoints_path / "split.csv")
+    images = {
+        name: torch.stack([model.preprocess(Image.open(settings.data_path / file)) for file in rows.file])
+        for name, rows in split.groupby("split")
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(model.mean_embedding, model.embed(images["train"]).mean(0))
+        blue, red = (images["valid"][np.flatnonzero(split[split.split == "valid"].label == name)] for name in ("blue", "red"))
+        assert model(blue[:1], blue[1:]) < model.info["calibrated_threshold"] < model(blue[:1], red[:1])
+
+
+def scripted(monkeypatch, aucs):
+    """Let validation report these AUCs, whatever the network does."""
+    report = iter(aucs)
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": next(report)})
+
+
+def test_the_epoch_with_the_highest_auc_is_kept_and_training_stops_after_patience(config, monkeypatch):
+    scripted(monkeypatch, [0.6, 0.9, 0.7, 0.8, 0.95])
+    states = []
+    keep = Trainer.keep
+    monkeypatch.setattr(Trainer, "keep", lambda self, *a, **k: (states.append(self.model.head[0].weight.detach().clone()), keep(self, *a, **k)))
+    settings = config({"epochs": 9}, early_stopping={"patience": 2})
+    history = train(settings)
+    assert history.valid_auc.tolist() == [0.6, 0.9, 0.7, 0.8]
+    assert torch.equal(SiameseNetwork.load(settings.checkpoints_path / "model.pth").head[0].weight, states[1])
+    assert torch.equal(SiameseNetwork.load(settings.checkpoints_path / "last.pth").head[0].weight, states[3])
+
+
+def test_learning_rate_falls_when_the_auc_stalls_not_when_it_rises(config, monkeypatch):
+    scripted(monkeypatch, [0.5, 0.6, 0.7, 0.7, 0.7, 0.7])
+    history = train(config({"epochs": 6, "learning_rate": 0.01}, LRScheduler={"patience": 1, "factor": 0.5, "min_lr": 0.004}))
+    assert history.learning_rate.tolist() == [0.01] * 5 + [0.005]
+
+
+def test_one_cycle_rises_to_the_learning_rate_and_ends_near_zero(config):
+    settings = config({"epochs": 5, "learning_rate": 0.01}, LRScheduler={"name": "OneCycle"})
+    optimizer = make_optimizer(build_model(settings), settings)
+    scheduler = make_scheduler(optimizer, settings, steps=4)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < 20:
+            scheduler.step()
+    assert rates[0] < max(rates) == pytest.approx(0.01) and 0 < rates.index(max(rates)) < 10 and rates[-1] < 1e-5
+
+
+def test_an_interrupt_keeps_what_was_trained(config, monkeypatch):
+    run_epoch = Trainer.run_epoch
+
+    def interrupted(self, epoch, bar):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return run_epoch(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
+    settings = config({"epochs": 5})
+    assert train(settings).epoch.tolist() == [1]
+    assert len(pd.read_csv(settings.checkpoints_path / "history.csv")) == 1
+    assert "calibrated_threshold" in SiameseNetwork.load(settings.checkpoints_path / "model.pth").info
+
+
+def test_history_is_on_disk_after_every_epoch(config, monkeypatch):
+    rows = []
+    run_epoch = Trainer.run_epoch
+
+    def counting(self, epoch, bar):
+        file = self.folder / "history.csv"
+        rows.append(len(pd.read_csv(file)) if file.exists() else 0)
+        return run_epoch(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", counting)
+    train(config({"epochs": 3}))
+    assert rows == [0, 1, 2]
+
+
+@pytest.mark.parametrize("pairs, images_an_epoch", [("batch", 12), ("sampled", 2 * 2 * 12)])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_only_training_images_are_augmented_each_as_often_as_configured(config, monkeypatch, pairs, images_an_epoch, rounds):
+    seen = []
+    monkeypatch.setattr(training.Augmentation, "__call__", lambda self, images: (seen.append(len(images)), images)[1])
+    train(config({"epochs": 1}, training_pairs=pairs, number_of_iterations=rounds))
+    assert sum(seen) == rounds * images_an_epoch
+
+
+@pytest.mark.parametrize(
+    "options, kind, expected",
+    [
+        ({"optimizer": "Adam", "weight_decay": 0.1}, torch.optim.Adam, {"weight_decay": 0.1}),
+        ({"optimizer": "AdamW", "weight_decay": 0.2}, torch.optim.AdamW, {"weight_decay": 0.2}),
+        ({"optimizer": "SGD", "momentum": 0.8, "nesterov": True}, torch.optim.SGD, {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01}),
+    ],
+)
+def test_optimizer_keys_arrive(config, options, kind, expected):
+    settings = config(options)
+    optimizer = make_optimizer(build_model(settings), settings)
+    assert type(optimizer) is kind
+    assert {key: optimizer.defaults[key] for key in expected} == expected and optimizer.defaults["lr"] == 0.003
+
+
+def test_gradients_are_clipped(config):
+    trainer = Trainer(config({"optimizer": "SGD", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "max_norm": 0.001}))
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.model.train()
+    trainer.step(trainer.epoch_batches()[0])
+    moved = torch.stack([(p - q).norm() for p, q in zip(trainer.model.parameters(), before)]).norm()
+    assert moved.item() == pytest.approx(0.001, rel=0.01)
+
+
+def test_all_pairs_equals_a_loop():
+    z, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 2, 1])
+    distance, kind = all_pairs(z, labels)
+    looped = [(torch.dist(z[i], z[j]).item(), int(labels[i] != labels[j])) for i in range(5) for j in range(i + 1, 5)]
+    assert distance.tolist() == pytest.approx([d for d, _ in looped], abs=1e-5)
+    assert kind.tolist() == [k for _, k in looped]
+
+
+def test_running_out_of_memory_names_the_key(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(TrainingError, match=r"reduce hyperparameters.batch_size \(8\)"):
+        train(config())
+
+
+def test_a_loss_that_is_no_number_stops_training(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: (float("nan"), torch.zeros(8, 4)))
+    with pytest.raises(TrainingError, match="lower hyperparameters.learning_rate"):
+        train(config())
+
+
+@pytest.mark.parametrize(
+    "cards, mps, settings, expected",
+    [
+        (2, False, {}, "cuda:0"),
+        (2, False, {"gpu": 1}, "cuda:1"),
+        (2, False, {"device": "cuda"}, "cuda:0"),
+        (2, False, {"cuda": False}, "cpu"),
+        (2, False, {"device": "cpu"}, "cpu"),
+        (0, False, {"gpu": 3}, "cpu"),
+        (0, True, {}, "mps"),
+        (0, True, {"device": "mps"}, "mps"),
+        (0, True, {"cuda": False}, "cpu"),
+    ],
+)
+def test_device(config, monkeypatch, cards, mps, settings, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert str(choose_device(config(**{"device": "auto"} | settings))) == expected
+
+
+@pytest.mark.parametrize(
+    "cards, settings, message",
+    [
+        (0, {"device": "cuda"}, "sees no CUDA card"),
+        (1, {"device": "cuda", "cuda": False}, "cuda: False forbids it"),
+        (2, {"gpu": 2}, "no card 2; PyTorch sees 2"),
+        (1, {"device": "mps"}, "no Apple GPU"),
+    ],
+)
+def test_a_device_that_is_not_there_is_an_error(config, monkeypatch, cards, settings, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=message):
+        choose_device(config(**{"device": "auto"} | settings))
+
+
+def test_cards_are_numbered_as_in_nvidia_smi():
+    code = "import os, utils; print(os.environ['CUDA_DEVICE_ORDER'])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[1]).strip() == "PCI_BUS_ID"
+
+
+def test_command_line_says_a_mistake_in_one_line(config, tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yml").write_text("dataset: A\ndatasets:\n  A: {}\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["training", "--dataset", "B", "--config", str(tmp_path / "config.yml")])
+    with pytest.raises(SystemExit) as stop:
+        training.main()
+    assert "no block named 'B'" in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_batches_of_the_public_configuration_hold_similar_pairs(config):
+    trainer = Trainer(config({"batch_size": 4}))
+    for batch in trainer.epoch_batches():
+        labels = trainer.labels["train"][batch].numpy()
+        assert len(np.unique(labels)) < len(labels)
