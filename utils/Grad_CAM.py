@@ -1,22 +1,19 @@
 """Which regions of two images speak for the decision "similar" or "dissimilar", and which against it."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from utils.Siamese import SiameseNetwork, embedding_distance
+from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 METHODS = ("contrast", "distance")
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Maps for N pairs; index 0 of the second dimension is image 1, index 1 is image 2.
+    """Maps for N pairs, on the model's device; index 0 of the second dimension is image 1, index 1 is image 2.
 
     Attributes:
         distance: raw distance D, shape (N,).
@@ -56,9 +53,9 @@ def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, m
         >>> e = explain(model, model.preprocess(cat)[None], model.preprocess(dog)[None])
         >>> e.factual[0, 0]  # what in the cat speaks for the decision, shape (H, W)
     """
-    if batch1.ndim != 4 or batch1.shape != batch2.shape or not len(batch1):
+    if batch1.ndim != 4 or batch1.shape != batch2.shape or not len(batch1) or batch1.shape[1] != 3:
         raise ValueError(f"two batches of shape (N, 3, H, W) with N >= 1 are needed, got {tuple(batch1.shape)} and {tuple(batch2.shape)}")
-    features = feature_maps(model, torch.cat([batch1, batch2]), method)
+    features = feature_maps(model, torch.cat([batch1, batch2.to(batch1.device)]), method)
     return explain_features(model, *features.chunk(2), image_size=tuple(batch1.shape[2:]), method=method)
 
 
@@ -75,7 +72,7 @@ def split_at(model: SiameseNetwork, method: str) -> int:
 
 def feature_maps(model: SiameseNetwork, batch: torch.Tensor, method: str = "contrast") -> torch.Tensor:
     """The feature maps (N, C, h, w) that `method` explains; compute them once to explain many pairs of N images."""
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         return model.backbone[: split_at(model, method)](batch.to(model.mean.device))
 
 
@@ -84,7 +81,7 @@ def explain_features(
 ) -> Explanation:
     """As `explain`, from the `feature_maps` of the same method; maps are drawn at `image_size` (height, width)."""
     leaf = torch.cat([features1, features2]).detach().requires_grad_()
-    with _eval_mode(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         z1, z2 = model.embed_features(model.backbone[split_at(model, method) :](leaf)).chunk(2)
         distance = embedding_distance(z1, z2).detach()
         is_similar = model.dissimilarity(distance) < model.threshold
@@ -113,7 +110,7 @@ def _similarity_target(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor
 
 
 def _squared_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-    """D^2, constant where it is rounding error: its gradient would point along noise."""
+    """D^2, constant where it is rounding error (D / |z| about 1e-6): its gradient would point along noise."""
     squared = (z1 - z2).square().sum(1)
     rounding = 1e-12 * (z1.square() + z2.square()).sum(1).detach()
     return torch.where(squared > rounding, squared, torch.zeros_like(squared))
@@ -123,16 +120,5 @@ def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
     """Positive part of signed maps (N, 2, h, w) at image size, each divided by its maximum; all-zero maps stay zero."""
     maps = F.interpolate(raw.clamp(min=0), size=image_size, mode="bilinear", align_corners=False)
     peak = maps.amax((2, 3), keepdim=True)
-    return torch.where(peak > 0, maps / peak.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode back afterwards, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    smallest = torch.finfo(maps.dtype).tiny
+    return torch.where(peak >= smallest, maps / peak.clamp(min=smallest), torch.zeros_like(maps))

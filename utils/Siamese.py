@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,6 +19,7 @@ from utils.config import UserError
 from utils.dataset import to_uint8
 
 ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50"}
+INCEPTIONS = ("googlenet", "inception_v3")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -118,7 +122,7 @@ class SiameseNetwork(nn.Module):
         self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
         self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights))
         shapes = self._block_shapes()
-        self.fine_block = max(i for i, shape in enumerate(shapes) if shape[-1] > shapes[-1][-1])
+        self.fine_block = self._last_finer(shapes)
         self.pooling = GeM() if pooling == "gem" else AveragePooling()
         self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
         self.register_buffer("mean_embedding", torch.zeros(embedding_dim))
@@ -128,20 +132,23 @@ class SiameseNetwork(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def _block_shapes(self) -> list[torch.Size]:
-        """Output shape of every block of the backbone for one blank image (modes and statistics untouched)."""
-        modes = [(module, module.training) for module in self.backbone.modules()]
-        self.backbone.eval()
+        """Output shape (1, C, h, w) of every block of the backbone for one blank image (modes and statistics untouched)."""
         shapes, x = [], torch.zeros(1, 3, *self.image_size)
         try:
-            with torch.no_grad():
+            with eval_mode(self.backbone), torch.no_grad():
                 for block in self.backbone:
                     x = block(x)
                     shapes.append(x.shape)
         except RuntimeError as error:
-            raise ModelError(f"image.size: {list(self.image_size)} is too small for this backbone ({error}); enlarge it") from None
-        for module, training in modes:
-            module.training = training
+            raise ModelError(f"image.size: {list(self.image_size)} is too small for this backbone ({_brief(error)}); enlarge it") from None
         return shapes
+
+    def _last_finer(self, shapes: list[torch.Size]) -> int:
+        """Position of the last block whose feature map has more positions than the final one, usually twice the resolution."""
+        finer = [i for i, shape in enumerate(shapes) if shape[2:].numel() > shapes[-1][2:].numel()]
+        if not finer:
+            raise ModelError(f"image.size: {list(self.image_size)} is too small for this backbone (one position after one block); enlarge it")
+        return finer[-1]
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (N, 3, H, W) on any device -> normalised float batch on the model's device."""
@@ -192,6 +199,7 @@ class SiameseNetwork(nn.Module):
 
         Raises:
             ModelError: no such file, or not a checkpoint of this project.
+            RuntimeError: this machine has no such device.
         """
         if not Path(path).is_file():
             raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
@@ -199,15 +207,32 @@ class SiameseNetwork(nn.Module):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             model = cls(**checkpoint["architecture"])
             model.load_state_dict(checkpoint["state_dict"])
+            model.info = checkpoint["info"]
         except Exception as error:
-            raise ModelError(f"{path}: not a checkpoint of this project ({str(error).splitlines()[0]}); train again") from None
-        model.info = checkpoint["info"]
+            raise ModelError(f"{path}: not a checkpoint of this project ({_brief(error)}); train again") from None
         return model.to(device).eval()
 
 
 def embedding_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
     """Raw distance `D = ||z1 - z2||` along the last dimension; its gradient at D = 0 is 0, not NaN."""
     return (z1 - z2).square().sum(-1).add(1e-12).sqrt()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode back afterwards, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _brief(error: Exception) -> str:
+    """An error's first line, to be quoted in a message of ours."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 # ----------------------------------------------------------------------------------------------- backbones
@@ -226,7 +251,22 @@ def backbone_blocks(name: str, pretrained: bool = False, weights: str | Path | N
         _load_weights(model, blocks, Path(weights))
     if name.startswith("densenet"):
         blocks.append(nn.ReLU())  # torchvision applies it outside of `features`
+    if name in INCEPTIONS:
+        blocks.insert(0, InceptionInput())
     return blocks
+
+
+class InceptionInput(nn.Module):
+    """Images normalised as ImageNet -> values in [-1, 1], (N, 3, H, W): what GoogLeNet's and Inception's weights expect
+    (torchvision's `transform_input`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", 2 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", 2 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1) - 1, persistent=False)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch * self.scale + self.shift
 
 
 def conv4(width: int = 64) -> nn.Sequential:
@@ -244,28 +284,34 @@ def _classifier(name: str, pretrained: bool) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known or name.startswith(("vit", "swin", "maxvit")):
         raise ModelError(f"backbone_model: no convolutional network '{name}'; use Conv4, MobileNet, ResNet50 or a torchvision name such as resnet18")
-    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") and not pretrained else {}
+    options = {"aux_logits": False, "init_weights": False} if name in INCEPTIONS and not pretrained else {}
     try:
         return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, OSError, RuntimeError, HTTPException) as error:
         raise ModelError(
-            f"pretrained: the weights of {name} could not be downloaded ({error}); check the network and run again, "
+            f"pretrained: the weights of {name} could not be downloaded ({_brief(error)}); check the network and run again, "
             "or give a local file as `weights: path`, or set `pretrained: False`"
         ) from None
 
 
 def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None:
-    """Fill the backbone from a file of the whole classifier's weights; the classifier itself is not needed."""
+    """Fill the backbone from a file of the whole classifier's weights; the classifier itself is not needed.
+
+    torchvision's DenseNet files name their layers `norm.1`, the modules are called `norm1`.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", name): tensor for name, tensor in state.items()}
         backbone = {id(tensor) for block in blocks for tensor in (*block.parameters(), *block.buffers())}
         own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in backbone}
         unmatched = [name for name, tensor in own.items() if tensor.ndim and getattr(state.get(name), "shape", None) != tensor.shape]
     except Exception as error:
-        raise ModelError(f"weights: {path} is not a file of weights ({str(error).splitlines()[0]}); use one that torchvision publishes") from None
+        raise ModelError(f"weights: {path} is not a file of weights ({_brief(error)}); use one that torchvision publishes") from None
     if unmatched:
         raise ModelError(f"weights: {path} is for another backbone ({len(unmatched)} tensors differ, {unmatched[0]} first); change backbone_model")
-    model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+    complete = model.state_dict()  # with the metadata that MNASNet insists on
+    complete.update({name: state[name] for name in own if name in state})
+    model.load_state_dict(complete)
 
 
 def _in_sequence(modules: Iterable[nn.Module | None]) -> Iterable[nn.Module]:

@@ -1,6 +1,7 @@
 """A few images compared with each other and explained, at the cost of one forward pass per image."""
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from utils.config import Config
 from utils.dataset import SUFFIXES, DataError, read_image, read_split
 from utils.evaluation import similarity_matrix
 from utils.Grad_CAM import Explanation, explain_features, feature_maps, split_at
-from utils.Siamese import SiameseNetwork
+from utils.Siamese import SiameseNetwork, eval_mode
 
 
 class Comparison:
@@ -37,7 +38,8 @@ class Comparison:
     @torch.no_grad()
     def embed(self) -> torch.Tensor:
         """Embeddings of all images, shape (N, D), from their feature maps."""
-        return self.model.embed_features(self.model.backbone[split_at(self.model, self.method) :](self.features))
+        with eval_mode(self.model):
+            return self.model.embed_features(self.model.backbone[split_at(self.model, self.method) :](self.features))
 
     def explain(self, first: int, second: int) -> Explanation:
         """The explanation of one pair, by position; its maps have the network's image size."""
@@ -62,15 +64,32 @@ def describe(explanation: Explanation, names: tuple[str, str], threshold: float,
 
 
 def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
-    """Where the figures of a pair go: a folder of its own, named after both images and their folders."""
-    return config.outputs_path / "pairs" / "__".join(f"{path.resolve().parent.name}-{path.name}" for path in (path1, path2))
+    """Where the figures of a pair go: a folder of its own, named after both images and their folders.
+
+    Long names are cut, as some systems allow 255 bytes, or 260 for the whole path; eight digits of a hash of both
+    full paths keep pairs apart.
+    """
+    paths = [path.resolve() for path in (path1, path2)]
+    names = [f"{path.parent.name[:20]}-{path.stem[:20]}".replace(" ", "_") for path in paths]
+    digits = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:8]
+    return config.outputs_path / "pairs" / "__".join([*names, digits])
 
 
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:
-    """The images of a folder (`data_for_compare` beside the dataset); with fewer than two there, examples of the test split."""
-    folder = Path(folder) if folder else config.data_path.with_name("data_for_compare")
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    return found if len(found) >= 2 else test_examples(config)
+    """The images of a folder, not of its sub-folders.
+
+    `None` takes `data_for_compare` beside the dataset, or, with fewer than two images there, examples of the test split.
+
+    Raises:
+        DataError: the given folder is missing, or has fewer than two images.
+    """
+    place = Path(folder) if folder else config.data_path.with_name("data_for_compare")
+    found = sorted(p for p in place.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    if len(found) >= 2:
+        return found
+    if folder:
+        raise DataError(f"compare_folder: {folder}: {len(found)} images there; put at least two into it, or leave it None for an example")
+    return test_examples(config)
 
 
 def test_examples(config: Config, per_class: int = 2) -> list[Path]:
@@ -81,7 +100,7 @@ def test_examples(config: Config, per_class: int = 2) -> list[Path]:
 
 
 def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | None) -> tuple[Path, Path]:
-    """The two images to explain; where neither is given, two test images of one class.
+    """The two images to explain; where neither is given, two test images of the first class that has two.
 
     Raises:
         DataError: only one is given, or a file is missing.
@@ -89,7 +108,9 @@ def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | 
     if (image1 is None) != (image2 is None):
         raise DataError("image1 and image2: give both, or neither for an example")
     if image1 is None:
-        return tuple(test_examples(config)[:2])
+        examples = test_examples(config)
+        couples = [pair for pair in zip(examples, examples[1:]) if pair[0].parent == pair[1].parent]
+        return (couples or [tuple(examples[:2])])[0]
     for name, path in (("image1", image1), ("image2", image2)):
         if not Path(path).is_file():
             raise DataError(f"{name}: {path}: no such file; give the path of an image, from the notebook's folder")

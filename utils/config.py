@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 # `pytest --nbval` points this at a folder of its own (see conftest.py): its config.yml is read, whatever
 # the notebook asks for, and relative paths lie under it, so that no test run touches the user's files.
@@ -37,6 +38,13 @@ class ConfigError(UserError):
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in (int, float):
+            raise ValueError("should be a number")
+        return value
 
 
 class Normalization(Section):
@@ -125,6 +133,12 @@ class Config(Section):
             raise ValueError("no such file")
         return path
 
+    @model_validator(mode="after")
+    def _batches_hold_both_kinds(self):
+        if self.training_pairs == "batch" and self.hyperparameters.batch_size < 4:
+            raise ValueError("hyperparameters.batch_size: below 4 no dissimilar pair fits beside a similar one; use 4 or more, or training_pairs: sampled")
+        return self
+
     def save(self, path: Path) -> None:
         """Write the resolved settings as YAML that `load_config` reads back."""
         path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
@@ -158,16 +172,31 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
         raise ConfigError("\n".join(_explain(problem, path) for problem in error.errors())) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key written twice, where YAML itself drops the first, say after copying a dataset's block."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.composer.ComposerError(problem=f"{key.value}: written twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; start Jupyter in the repository's folder or give `config_path`") from None
-    except UnicodeDecodeError:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); `config_path` must be a YAML file") from None
+    except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise ConfigError(f"{path}: not UTF-8 text; save it again with the encoding UTF-8") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend the indentation or quotes") from None
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend that line or the one above") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
     return raw
@@ -178,13 +207,15 @@ def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict
     blocks = raw.pop("datasets", None) or {}
     if not isinstance(blocks, dict) or not all(isinstance(block, (dict, type(None))) for block in blocks.values()):
         raise ConfigError(f"{path}: datasets: expected a block of settings under each dataset's name")
-    name = dataset or raw.get("dataset") or Path(str(raw.get("data_path", ""))).name
+    blocks = {str(name): block for name, block in blocks.items()}
+    own = str(raw.get("dataset") or Path(str(raw.get("data_path") or "")).name)
+    name = str(dataset or own)
     if not name:
         raise ConfigError(f"{path}: dataset: missing; name one of {', '.join(blocks) or 'your folders under Data/'}")
     if blocks and name not in blocks:
         raise ConfigError(f"{path}: dataset: no block named '{name}' under datasets: (there are {', '.join(blocks)}); add one")
-    if not blocks and dataset and dataset != raw.get("dataset", dataset):
-        raise ConfigError(f"{path}: dataset: '{dataset}' was asked for, but the file is for '{raw['dataset']}' and has no datasets:")
+    if not blocks and own and name != own:
+        raise ConfigError(f"{path}: dataset: '{name}' was asked for, but the file is for '{own}'; add a block '{name}' under datasets:")
     settings = _merge(raw, blocks.get(name) or {})
     settings["dataset"] = name
     for key, folder in (("data_path", "Data"), ("checkpoints_path", "checkpoints"), ("outputs_path", "outputs")):
@@ -200,20 +231,38 @@ def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Where pydantic's own words would puzzle a user: by its type of error.
+PLAIN = {
+    "model_type": "should be a block of settings, indented below the key; fill it or delete the key",
+    "path_type": "should be a path",
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number",
+    "bool_parsing": "should be True or False",
+    "string_pattern_mismatch": "should be a plain name, without / or \\",
+}
+
+
 def _explain(problem: dict[str, Any], path: str | Path) -> str:
     """A pydantic error as one line: file, key, what was expected, what was found."""
-    key = ".".join(str(part) for part in problem["loc"])
+    *parents, last = problem["loc"] or [""]
     if problem["type"] == "extra_forbidden":
-        *parents, last = problem["loc"]
-        known = _keys_at(parents)
+        known = list(_fields_of(parents))
         near = difflib.get_close_matches(str(last), known, n=1)
-        return f"{path}: {key}: unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}")
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{path}: {key + ': ' if key else ''}{message}, got {problem['input']!r}" if key else f"{path}: {message}"
+        message = "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}")
+    elif problem["type"] in ("tuple_type", "too_long", "missing"):  # every key has a default, so only a list lacks something
+        if problem["type"] == "missing":
+            *parents, last = parents
+        message = f"should be a list such as {list(_fields_of(parents)[last].default)}, got {problem['input']!r}"
+    else:
+        message = PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
+        if not isinstance(problem["input"], dict):
+            message += f", got {problem['input']!r}"
+    return ": ".join(filter(None, (str(path), ".".join(map(str, [*parents, last])), message)))
 
 
-def _keys_at(parents: list[Any]) -> list[str]:
+def _fields_of(parents: list[Any]) -> dict[str, FieldInfo]:
     section: type[BaseModel] = Config
     for name in parents:
         section = section.model_fields[name].annotation
-    return list(section.model_fields)
+    return section.model_fields

@@ -49,6 +49,8 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255: nearly all white
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -98,7 +100,8 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
     if not data_path.is_dir():
         raise DataError(f"{data_path}: no such folder; put the images into {data_path}/<class>/ or mend data_path in config.yml")
     rows, skipped = [], []
-    for path in sorted(path for path in data_path.rglob("*") if path.is_file()):
+    files = (path for entry in data_path.iterdir() for path in (entry.rglob("*") if entry.is_dir() else [entry]))  # a class may be a link
+    for path in sorted(path for path in files if path.is_file()):
         name = path.relative_to(data_path)
         if any(part.startswith(".") for part in name.parts):
             continue
@@ -218,7 +221,8 @@ def evaluation_pairs(labels: Sequence, seed: int) -> Pairs:
 def image_batches(labels: Sequence, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """One epoch of image positions in random batches, every image once.
 
-    Images are drawn as couples of one class, so that even small batches hold a similar pair.
+    Images are drawn as couples of one class, so that even small batches hold a similar pair. An image left over
+    joins the last batch: alone it would make no pair.
     """
     labels = np.asarray(labels)
     couples, singles = [], []
@@ -229,7 +233,7 @@ def image_batches(labels: Sequence, batch_size: int, rng: np.random.Generator) -
         singles.append(members[even:])
     couples = rng.permutation(np.concatenate(couples))
     order = np.concatenate([couples.ravel(), *singles])
-    return [batch for batch in np.split(order, range(batch_size, len(order), batch_size)) if len(batch) > 1]
+    return np.split(order, range(batch_size, len(order) - 1, batch_size))
 
 
 def pair_batches(pairs: Pairs, batch_size: int, rng: np.random.Generator) -> list[Pairs]:
@@ -266,7 +270,7 @@ class Augmentation:
         if self.transform is None:
             return images
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
-            torch.manual_seed(int(self.rng.integers(2**31)))
+            torch.default_generator.manual_seed(int(self.rng.integers(2**31)))  # not torch.manual_seed: it reseeds the GPUs too
             return torch.stack([self.transform(image) for image in images])
 
 

@@ -11,19 +11,15 @@ from tqdm.auto import tqdm
 
 from utils.config import Config
 from utils.dataset import Pairs, evaluation_pairs, load_split
-from utils.Siamese import SiameseNetwork, embedding_distance
+from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 
 @torch.no_grad()
 def embed_images(model: SiameseNetwork, images: torch.Tensor, batch_size: int = 64, verbose: bool = False) -> torch.Tensor:
-    """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; the mode is left as found."""
-    training = model.training
-    model.eval()
+    """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; modes are left as found."""
     batches = tqdm(images.split(batch_size), desc="Embedding images", disable=not verbose)
-    try:
+    with eval_mode(model):
         return torch.cat([model.embed(model.normalize(batch)).float().cpu() for batch in batches])
-    finally:
-        model.train(training)
 
 
 def pair_distances(embeddings: torch.Tensor, pairs: Pairs) -> torch.Tensor:
@@ -93,11 +89,22 @@ def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) 
 
 
 def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:
-    """The threshold with the highest balanced accuracy (Youden's J), midway between the two pairs it parts."""
+    """The threshold with the highest balanced accuracy (Youden's J), midway between the two pairs it parts.
+
+    Of several equally good ones the highest; where nothing is gained by calling any pair dissimilar, just above all pairs.
+
+    Args:
+        dissimilarity: shape (P,), any scale that rises with D.
+        label: 0 similar, 1 dissimilar, shape (P,); both must occur.
+    """
     false_alarms, hits, thresholds = roc_curve(label, dissimilarity, drop_intermediate=False)
     best = thresholds[np.argmax(hits - false_alarms)]
-    below = dissimilarity[dissimilarity < best]
-    return float((best + below.max()) / 2) if len(below) and np.isfinite(best) else float(dissimilarity.max() + 1e-6)
+    if np.isinf(best):
+        return float(np.nextafter(dissimilarity.max(), np.inf))
+    below = dissimilarity[dissimilarity < best].max()
+    best = below.dtype.type(best)
+    middle = below + (best - below) / 2
+    return float(middle if middle > below else best)  # neighbouring numbers have no middle
 
 
 def class_similarity(similarity: np.ndarray, labels: pd.Series) -> pd.DataFrame:

@@ -1,0 +1,319 @@
+"""`load_config`: what a file says arrives, and what is wrong in it is named."""
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from utils.config import SANDBOX, ConfigError, UserError, load_config
+
+ROOT = Path(__file__).parents[1]
+
+# As users of the paper's public implementation have it: comments, uneven indentation, quoted text, 5e-6 (which YAML reads as text).
+PUBLIC = """
+# Dataset
+data_path: 'Data/Flowers'
+number_of_iterations: 1
+
+backbone_model: 'ResNet50'   # or another
+pretrained: True
+checkpoints_path: 'checkpoints/Flowers'
+test_size: 0.1
+valid_size: 0.1
+
+image:
+        size: [320, 320]
+        normalization:
+            mean: [0.485, 0.456, 0.406]
+            std:  [0.229, 0.224, 0.225]
+        Channels: 3
+        HorizontalFlip: 0.5
+        VerticalFlip: 0.5
+        RandomRotationDegrees: 45
+        brightness: 0.0
+        contrast: 0.0
+        saturation: 0.0
+        hue: 0.0
+
+hyperparameters:
+  epochs: 100
+  verbose: True
+  batch_size: 4
+  num_workers: 0
+  optimizer: 'Adam'
+  learning_rate: 5e-6
+  weight_decay: 0.01
+  momentum: 0.9
+  nesterov: False
+  max_norm: 1.0
+
+early_stopping:
+    patience: 25
+    min_delta: 0.00000001
+LRScheduler:
+   patience: 15
+   min_lr: 0.00000001
+   factor: 0.5
+   verbose: True
+
+seed: 42
+cuda: True
+gpu: 0
+"""
+
+BLOCKS = """
+dataset: Small
+seed: 1
+image: {size: [64, 96], HorizontalFlip: 0.25, normalization: {mean: [0.1, 0.2, 0.3], std: [1, 1, 1]}}
+hyperparameters: {epochs: 5, batch_size: 8}
+datasets:
+  Small:
+    image: {size: [32, 48], normalization: {std: [2, 2, 2]}}
+    hyperparameters: {epochs: 2}
+  Elsewhere: {data_path: /images/elsewhere, seed: 2}
+  Mine:
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, dataset=None):
+        path = tmp_path / "config.yml"
+        path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text, encoding="utf-8")
+        return load_config(path, dataset)
+
+    return load
+
+
+@pytest.fixture
+def refused(load, tmp_path):
+    def refused(text, dataset=None):
+        """The error's lines, without the file's name, with which each must begin."""
+        with pytest.raises(ConfigError) as caught:
+            load(text, dataset)
+        lines = str(caught.value).splitlines()
+        assert all(line.startswith(str(tmp_path / "config.yml")) for line in lines)
+        return [line.removeprefix(str(tmp_path / "config.yml")).removeprefix(": ") for line in lines]
+
+    return refused
+
+
+def leaves(tree, prefix=()):
+    for key, value in tree.items():
+        yield from leaves(value, (*prefix, key)) if isinstance(value, dict) else [((*prefix, key), value)]
+
+
+# ---------------------------------------------------------------------------------------- what arrives
+
+
+def test_the_public_implementations_file_loads_unchanged_and_every_value_arrives(load):
+    config = load(PUBLIC)
+    expected = dict(leaves(yaml.safe_load(PUBLIC)))
+    assert len(expected) == 35 and expected["hyperparameters", "learning_rate"] == "5e-6"
+    expected |= {("hyperparameters", "learning_rate"): 5e-6, ("data_path",): Path("Data/Flowers"), ("checkpoints_path",): Path("checkpoints/Flowers")}
+    for keys, value in expected.items():
+        found = config
+        for key in keys:
+            found = getattr(found, key)
+        assert found == (tuple(value) if isinstance(value, list) else value), keys
+        assert isinstance(found, bool) == isinstance(value, bool), keys
+    assert (config.dataset, config.outputs_path) == ("Flowers", Path("outputs/Flowers"))
+    assert config.LRScheduler.name == "ReduceLROnPlateau"
+
+
+def test_a_block_overrides_key_by_key_at_every_depth(load):
+    config = load(BLOCKS)
+    assert config.dataset == "Small" and config.seed == 1
+    assert config.image.size == (32, 48) and config.image.HorizontalFlip == 0.25
+    assert config.image.normalization.mean == (0.1, 0.2, 0.3) and config.image.normalization.std == (2, 2, 2)
+    assert config.hyperparameters.epochs == 2 and config.hyperparameters.batch_size == 8
+
+
+@pytest.mark.parametrize("dataset, data_path, seed, size", [
+    ("Elsewhere", "/images/elsewhere", 2, (64, 96)),
+    ("Mine", "Data/Mine", 1, (64, 96)),  # an empty block
+    ("Small", "Data/Small", 1, (32, 48)),
+])
+def test_the_dataset_asked_for_wins_over_the_files_own(load, dataset, data_path, seed, size):
+    config = load(BLOCKS, dataset)
+    assert (config.dataset, config.data_path, config.seed, config.image.size) == (dataset, Path(data_path), seed, size)
+    assert config.checkpoints_path == Path("checkpoints") / dataset and config.outputs_path == Path("outputs") / dataset
+
+
+def test_a_dataset_may_be_called_by_a_number(load):
+    text = "dataset: 2018\ndatasets: {2018: {seed: 5}, 2019: {seed: 6}}"
+    assert (load(text).dataset, load(text).seed, load(text, "2019").seed, load(text, 2019).seed) == ("2018", 5, 6, 6)
+
+
+def test_without_blocks_any_dataset_name_is_a_folder_under_data(load):
+    assert load("seed: 1", "Cars").data_path == Path("Data/Cars")
+
+
+def test_size_is_height_then_width(load):
+    height, width = load("dataset: A\nimage: {size: [100, 200]}").image.size
+    assert (height, width) == (100, 200)
+
+
+def test_the_configuration_cannot_be_changed(load):
+    config = load(PUBLIC)
+    for section, key in ((config, "seed"), (config.image, "size"), (config.image.normalization, "mean"), (config.hyperparameters, "epochs")):
+        with pytest.raises(ValidationError):
+            setattr(section, key, getattr(section, key))
+
+
+@pytest.mark.parametrize("text, dataset", [(PUBLIC, None), (BLOCKS, "Small"), (BLOCKS, "Elsewhere"), (BLOCKS + "# Größe 日本\n", "Mine")])
+def test_what_save_writes_loads_back_equal(load, tmp_path, text, dataset):
+    config = load(text, dataset)
+    config.save(tmp_path / "saved.yml")
+    assert load_config(tmp_path / "saved.yml") == config == load_config(tmp_path / "saved.yml", config.dataset)
+
+
+def test_a_byte_order_mark_is_no_obstacle(load):
+    assert load(b"\xef\xbb\xbf" + PUBLIC.encode()) == load(PUBLIC)
+
+
+DATASETS = list(yaml.safe_load((ROOT / "config.yml").read_text(encoding="utf-8"))["datasets"])
+
+
+@pytest.mark.parametrize("dataset", [None, *DATASETS])
+def test_the_repositorys_own_file_serves_every_dataset(dataset):
+    raw = yaml.safe_load((ROOT / "config.yml").read_text(encoding="utf-8"))
+    config = load_config(ROOT / "config.yml", dataset)
+    assert config.dataset == (dataset or "Synthetic")
+    assert config.data_path == Path("Data") / config.dataset
+    for keys, value in leaves(raw["datasets"][config.dataset]):
+        found = config
+        for key in keys:
+            found = getattr(found, key)
+        assert found == (tuple(value) if isinstance(value, list) else value), keys
+
+
+def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
+    sandbox = tmp_path / "sandbox"
+    sandbox.mkdir()
+    (sandbox / "config.yml").write_text("dataset: Tested\ncheckpoints_path: kept\noutputs_path: /elsewhere/out", encoding="utf-8")
+    monkeypatch.setenv(SANDBOX, str(sandbox))
+    config = load(BLOCKS, "Mine")
+    assert config.dataset == "Tested"
+    assert (config.data_path, config.checkpoints_path) == (sandbox / "Data/Tested", sandbox / "kept")
+    assert config.outputs_path == Path("/elsewhere/out")
+
+
+def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "tests" / "config.yml", tmp_path)
+    monkeypatch.setenv(SANDBOX, str(tmp_path))
+    config = load_config()
+    assert all(tmp_path in path.parents for path in (config.data_path, config.checkpoints_path, config.outputs_path))
+
+
+# -------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("text, key, words", [
+    ("imgae: {size: [32, 32]}", "imgae", ["unknown key", "did you mean 'image'?"]),
+    ("hyperparameters: {learning_rat: 0.1}", "hyperparameters.learning_rat", ["unknown key", "did you mean 'learning_rate'?"]),
+    ("image: {normalization: {men: [0, 0, 0]}}", "image.normalization.men", ["unknown key", "did you mean 'mean'?"]),
+    ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
+    ("hyperparameters: {epochs: many}", "hyperparameters.epochs", ["whole number", "got 'many'"]),
+    ("hyperparameters: {epochs: True}", "hyperparameters.epochs", ["number", "got True"]),
+    ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["whole number", "got 1.5"]),
+    ("margin: False", "margin", ["number", "got False"]),
+    ("seed: null", "seed", ["integer", "got None"]),
+    ("hyperparameters: {learning_rate: 5e-6x}", "hyperparameters.learning_rate", ["number", "got '5e-6x'"]),
+    ("hyperparameters: {learning_rate: 0}", "hyperparameters.learning_rate", ["greater than 0", "got 0"]),
+    ("hyperparameters: {learning_rate: .nan}", "hyperparameters.learning_rate", ["greater than 0", "got nan"]),
+    ("hyperparameters: {optimizer: RMSprop}", "hyperparameters.optimizer", ["'Adam', 'AdamW' or 'SGD'", "got 'RMSprop'"]),
+    ("hyperparameters: {nesterov: True, momentum: 0, optimizer: SGD}", "hyperparameters", ["nesterov: True needs a momentum above 0"]),
+    ("pretrained: maybe", "pretrained", ["True or False", "got 'maybe'"]),
+    ("test_size: 1", "test_size", ["less than 1", "got 1"]),
+    ("image: {size: 224}", "image.size", ["a list such as [224, 224]", "got 224"]),
+    ("image: {size: [224]}", "image.size", ["a list such as [224, 224]", "got [224]"]),
+    ("image: {size: [224, 224, 3]}", "image.size", ["a list such as [224, 224]", "got [224, 224, 3]"]),
+    ("image: {size: [224, 8]}", "image.size.1", ["16", "got 8"]),
+    ("image: {normalization: {std: [1, 1]}}", "image.normalization.std", ["a list such as [0.229, 0.224, 0.225]", "got [1, 1]"]),
+    ("image: {normalization: {std: [1, 1, 0]}}", "image.normalization.std.2", ["greater than 0", "got 0"]),
+    ("image: {Channels: 1}", "image.Channels", ["3", "got 1"]),
+    ("image:", "image", ["a block of settings", "got None"]),
+    ("hyperparameters: 5", "hyperparameters", ["a block of settings", "got 5"]),
+    ("data_path:", "data_path", ["a path", "got None"]),
+    ("weights: nowhere.pth", "weights", ["no such file", "got 'nowhere.pth'"]),
+    ("hyperparameters: {batch_size: 2}", "hyperparameters.batch_size", ["use 4 or more, or training_pairs: sampled"]),
+])
+def test_a_wrong_key_or_value_is_named_with_what_was_expected_and_found(refused, text, key, words):
+    for whole in ("dataset: A\n" + text, "dataset: A\ndatasets: {A: {" + text.removesuffix(":") + (": null" if text.endswith(":") else "") + "}}"):
+        [line] = refused(whole)
+        assert line.startswith(key + ": ") and all(word in line for word in words), line
+        assert "pydantic" not in line and "<class" not in line and "Input" not in line
+
+
+def test_sampled_pairs_allow_batches_of_two(load):
+    assert load("dataset: A\ntraining_pairs: sampled\nhyperparameters: {batch_size: 2}").hyperparameters.batch_size == 2
+
+
+def test_every_problem_gets_a_line(refused):
+    lines = refused("dataset: A\nsede: 1\nmargin: -1\nimage: {hue: 2, size: 1}")
+    assert sorted(line.split(": ")[0] for line in lines) == ["image.hue", "image.size", "margin", "sede"]
+
+
+@pytest.mark.parametrize("text, dataset, words", [
+    (BLOCKS, "Smal", ["'Smal'", "Small, Elsewhere, Mine"]),
+    (BLOCKS.replace("dataset: Small", "dataset: Absent"), None, ["'Absent'", "Small, Elsewhere, Mine"]),
+    (BLOCKS.replace("dataset: Small", ""), None, ["missing", "Small, Elsewhere, Mine"]),
+    ("seed: 1", None, ["missing", "Data/"]),
+    (PUBLIC, "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),  # or it would train on the flowers under another name
+    ("dataset: Flowers", "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),
+    ("dataset: a/b", None, ["plain name", "'a/b'"]),
+])
+def test_a_dataset_that_the_file_does_not_have(refused, text, dataset, words):
+    [line] = refused(text, dataset)
+    assert line.startswith("dataset: ") and all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("text", ["datasets: [A, B]", "datasets: A", "datasets: {A: 5}", "datasets: {A: {}, B: [seed]}"])
+def test_datasets_that_are_no_blocks(refused, text):
+    [line] = refused("dataset: A\n" + text)
+    assert line.startswith("datasets: expected a block of settings")
+
+
+@pytest.mark.parametrize("content, start", [
+    (PUBLIC.encode("utf-16"), "not UTF-8"),
+    (PUBLIC.encode("utf-16-le"), "not UTF-8"),
+    ("dataset: Blüten".encode("latin-1"), "not UTF-8"),
+    ("dataset: A\nimage: {size: [1, 2}\n", ", line 2: not valid YAML"),
+    ("dataset: A\nimage:\n\tsize: 1\n", ", line 3: not valid YAML"),
+    ("dataset: A\nseed: 1\n  hue: 1\n", ", line 3: not valid YAML"),
+    ("dataset: 2023-13-45", "not valid YAML"),
+    ("dataset: A\nimage:\n  hue: 0\n  hue: 0.1\n", ", line 4: not valid YAML (hue: written twice)"),
+    ("datasets:\n  A: {}\n  A: {seed: 1}\n", ", line 3: not valid YAML (A: written twice)"),
+    ("- dataset\n- A\n", "expected `key: value`"),
+    ("just text", "expected `key: value`"),
+    ("", "expected `key: value`"),
+])
+def test_a_file_that_is_no_configuration(refused, content, start):
+    [line] = refused(content)
+    assert line.startswith(start), line
+
+
+def test_a_merged_block_is_not_a_key_written_twice(load):
+    text = "dataset: C\ndatasets:\n  A: &a {seed: 1}\n  B: &b {<<: *a, seed: 2}\n  C: {<<: *b, gpu: 3}"
+    assert (load(text).seed, load(text).gpu) == (2, 3)
+
+
+@pytest.mark.parametrize("name, words", [("absent.yml", ["no such file", "config_path"]), ("", ["cannot be read", "config_path"])])
+def test_a_path_that_leads_to_no_file(tmp_path, name, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / name)
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / name)) and all(word in message for word in words) and "\n" not in message
+
+
+def test_a_notebook_shows_the_message_and_no_traceback(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.run_cell("from utils.config import load_config\nload_config('absent.yml')")
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).strip().startswith("ConfigError: absent.yml: no such file")
+    assert "Traceback" not in shown.out + shown.err and len((shown.out + shown.err).strip().splitlines()) == 1
+    assert issubclass(ConfigError, UserError)
