@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from IPython.core.interactiveshell import InteractiveShell
 from pydantic import ValidationError
 
 from utils.config import SANDBOX, ConfigError, UserError, load_config
@@ -110,7 +111,7 @@ def leaves(tree, prefix=()):
 def test_the_public_implementations_file_loads_unchanged_and_every_value_arrives(load):
     config = load(PUBLIC)
     expected = dict(leaves(yaml.safe_load(PUBLIC)))
-    assert len(expected) == 35 and expected["hyperparameters", "learning_rate"] == "5e-6"
+    assert len(expected) == 37 and expected["hyperparameters", "learning_rate"] == "5e-6"
     expected |= {("hyperparameters", "learning_rate"): 5e-6, ("data_path",): Path("Data/Flowers"), ("checkpoints_path",): Path("checkpoints/Flowers")}
     for keys, value in expected.items():
         found = config
@@ -192,12 +193,13 @@ def test_the_repositorys_own_file_serves_every_dataset(dataset):
 def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
     sandbox = tmp_path / "sandbox"
     sandbox.mkdir()
-    (sandbox / "config.yml").write_text("dataset: Tested\ncheckpoints_path: kept\noutputs_path: /elsewhere/out", encoding="utf-8")
+    text = f"dataset: Tested\ncheckpoints_path: kept\noutputs_path: '{(tmp_path / 'out').as_posix()}'"
+    (sandbox / "config.yml").write_text(text, encoding="utf-8")
     monkeypatch.setenv(SANDBOX, str(sandbox))
     config = load(BLOCKS, "Mine")
     assert config.dataset == "Tested"
     assert (config.data_path, config.checkpoints_path) == (sandbox / "Data/Tested", sandbox / "kept")
-    assert config.outputs_path == Path("/elsewhere/out")
+    assert config.outputs_path == tmp_path / "out"
 
 
 def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeypatch):
@@ -308,9 +310,8 @@ def test_a_path_that_leads_to_no_file(tmp_path, name, words):
     assert message.startswith(str(tmp_path / name)) and all(word in message for word in words) and "\n" not in message
 
 
-def test_a_notebook_shows_the_message_and_no_traceback(capsys):
-    from IPython.core.interactiveshell import InteractiveShell
-
+def test_a_notebook_shows_the_message_and_no_traceback(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     shell = InteractiveShell()
     shell.run_cell("from utils.config import load_config\nload_config('absent.yml')")
     shown = capsys.readouterr()

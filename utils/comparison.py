@@ -70,7 +70,7 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
     full paths keep pairs apart.
     """
     paths = [path.resolve() for path in (path1, path2)]
-    names = [f"{path.parent.name[:20]}-{path.stem[:20]}".replace(" ", "_") for path in paths]
+    names = [f"{path.parent.name[:30]}-{path.stem[:30]}" for path in paths]
     digits = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:8]
     return config.outputs_path / "pairs" / "__".join([*names, digits])
 
@@ -109,8 +109,9 @@ def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | 
         raise DataError("image1 and image2: give both, or neither for an example")
     if image1 is None:
         examples = test_examples(config)
-        couples = [pair for pair in zip(examples, examples[1:]) if pair[0].parent == pair[1].parent]
-        return (couples or [tuple(examples[:2])])[0]
+        classes = [path.relative_to(config.data_path).parts[0] for path in examples]
+        start = next((i for i in range(1, len(classes)) if classes[i - 1] == classes[i]), 1)
+        return tuple(examples[start - 1 : start + 1])
     for name, path in (("image1", image1), ("image2", image2)):
         if not Path(path).is_file():
             raise DataError(f"{name}: {path}: no such file; give the path of an image, from the notebook's folder")

@@ -98,7 +98,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _texture(name: str, y: np.ndarray, x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Ink in [0, 1] of a class's texture around the disc's centre, half of the area inked on average."""
+    """Ink, 0 or 1, of a class's texture around the disc's centre; half of the area on average, a quarter under dots."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     wave = 2 * np.pi / (radius * rng.uniform(0.5, 0.65))  # one period, as a share of the radius

@@ -1,0 +1,293 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.Grad_CAM import Explanation, explain, explain_features, feature_maps
+from utils.Siamese import SiameseNetwork
+
+METHODS = ["contrast", "distance"]
+FINE = {"Conv4": 10, "MobileNet": 15}  # third ReLU; features[13], the first of `features` counting as three blocks
+PAIRS = 4
+
+
+def network(name="Conv4", pooling="gem", size=(24, 40)):
+    """A network with batch statistics, a mean embedding and a margin as if trained, in eval mode."""
+    torch.manual_seed(1)
+    model = SiameseNetwork(name, pooling=pooling, embedding_dim=5, image_size=size)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.embed(torch.randn(12, 3, *size))
+        model.eval()
+        model.mean_embedding.copy_(model.embed(torch.randn(12, 3, *size)).mean(0))
+        z1, z2 = model.embed(torch.cat(batches(size))).chunk(2)
+        model.margin = 2 * float((z1 - z2).norm(dim=1).median() * 1.0001)  # half of the pairs are similar
+    return model
+
+
+def batches(size=(24, 40), n=PAIRS):
+    images = torch.randn(2, n, 3, *size, generator=torch.Generator().manual_seed(2))
+    return images[0], images[1] * torch.linspace(0.5, 2, n)[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return network()
+
+
+@pytest.fixture
+def model(trained):
+    return copy.deepcopy(trained)
+
+
+# --------------------------------------------------- against plain autograd through the whole network
+
+
+def plain_autograd(model, name, pooling, image1, image2, method):
+    """Signed maps of one pair: full forward pass of both images with gradients everywhere, one backward pass."""
+    model, kept = copy.deepcopy(model), []
+    block = model.backbone[FINE[name] if method == "contrast" else -1]
+    block.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), kept.append(output))[0])
+    final = model.backbone(torch.stack([image1, image2]))
+    pooled = final.mean((2, 3)) if pooling == "avg" else (final.clamp(min=1e-6) ** 3).mean((2, 3)) ** (1 / 3)
+    z1, z2 = model.head(pooled)
+    squared = ((z1 - z2) ** 2).sum()
+    similar = min(squared.item() ** 0.5 / model.margin, 1) < model.threshold
+    if not similar:
+        target = squared
+    elif method == "distance":
+        target = -squared
+    else:
+        target = torch.dot(z1 - model.mean_embedding, z2 - model.mean_embedding)
+    target.backward()
+    activations, gradient = kept[0].detach().numpy(), kept[0].grad.numpy()
+    if method == "distance":
+        gradient = np.broadcast_to(gradient.mean((2, 3))[:, :, None, None], gradient.shape)
+    return similar, (gradient * activations).sum(1)
+
+
+def bilinear(values, size):
+    """Half-pixel centres, edges repeated (`align_corners=False`)."""
+    for axis, n in enumerate(size):
+        length = values.shape[axis]
+        centre = ((np.arange(n) + 0.5) * length / n - 0.5).clip(0, length - 1)
+        low = centre.astype(int)
+        high = (low + 1).clip(max=length - 1)
+        part = (centre - low).reshape([-1, 1] if axis == 0 else [1, -1])
+        values = values.take(low, axis) * (1 - part) + values.take(high, axis) * part
+    return values
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("name", "pooling", "size"), [("Conv4", "gem", (24, 40)), ("Conv4", "avg", (24, 40)), ("MobileNet", "gem", (64, 96))])
+def test_maps_equal_plain_autograd_of_each_image(name, pooling, size, method):
+    model = network(name, pooling, size)
+    batch1, batch2 = batches(size)
+    explanation = explain(model, batch1, batch2, method)
+    assert set(explanation.is_similar.tolist()) == {True, False}
+    for n in range(PAIRS):
+        similar, raw = plain_autograd(model, name, pooling, batch1[n], batch2[n], method)
+        assert explanation.is_similar[n] == similar
+        assert np.allclose(explanation.raw[n], raw, rtol=1e-3, atol=1e-4 * abs(raw).max())
+        for k in range(2):
+            assert raw[k].any()
+            for i, (maps, sign) in enumerate([(explanation.factual, 1), (explanation.counterfactual, -1)]):
+                expected = bilinear(np.maximum(sign * raw[k].astype(float), 0), size)
+                assert explanation.empty[n, k, i] == (expected.max() == 0)
+                assert abs(maps[n, k].numpy() - expected / (expected.max() or 1)).max() < 1e-5
+
+
+def test_with_average_pooling_mean_weights_equal_position_by_position():
+    model, (batch1, batch2) = network(pooling="avg"), batches()
+    final = model.backbone(torch.cat([batch1, batch2])).detach().requires_grad_()
+    z1, z2 = model.head(final.mean((2, 3))).chunk(2)
+    squared = (z1 - z2).square().sum(1)
+    sign = torch.where(squared.sqrt() / model.margin < 0.5, -1, 1)
+    (gradient,) = torch.autograd.grad((sign * squared).sum(), final)
+    expected = torch.stack((gradient * final).sum(1).detach().chunk(2), 1)
+    assert torch.allclose(explain(model, batch1, batch2, "distance").raw, expected, rtol=1e-3, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- identities
+
+
+def test_distance_maps_of_the_opposite_decision_are_the_sign_flip(model):
+    model.threshold = 2.0
+    similar = explain(model, *batches(), "distance")
+    model.threshold = 1e-9
+    dissimilar = explain(model, *batches(), "distance")
+    assert similar.is_similar.all() and not dissimilar.is_similar.any()
+    assert similar.raw.any() and torch.equal(similar.raw, -dissimilar.raw)
+    assert torch.equal(similar.factual, dissimilar.counterfactual) and torch.equal(similar.counterfactual, dissimilar.factual)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_equals_its_pairs_one_by_one(model, method):
+    batch1, batch2 = batches()
+    together = explain(model, batch1, batch2, method)
+    for n in range(PAIRS):
+        alone = explain(model, batch1[n : n + 1], batch2[n : n + 1], method)
+        for name in Explanation.__dataclass_fields__:
+            assert torch.allclose(getattr(alone, name)[0].float(), getattr(together, name)[n].float(), rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_swapping_the_images_swaps_their_maps(model, method):
+    batch1, batch2 = batches()
+    one, other = explain(model, batch1, batch2, method), explain(model, batch2, batch1, method)
+    assert (one.factual[:, 0] - one.factual[:, 1]).abs().max() > 0.1
+    for name in ("factual", "counterfactual", "raw", "empty"):
+        assert torch.allclose(getattr(one, name).float(), getattr(other, name).flip(1).float(), atol=1e-4), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explained_similarity_is_the_networks_own(model, method):
+    explanation = explain(model, *batches(), method)
+    with torch.no_grad():
+        assert torch.allclose(explanation.similarity, 1 - model(*batches()), atol=1e-5)
+    assert torch.equal(explanation.is_similar, explanation.similarity > 0.5)
+
+
+# ---------------------------------------------------------------------------------------- result's form
+
+
+@pytest.mark.parametrize(("method", "resolution"), [("contrast", (6, 10)), ("distance", (3, 5))])
+def test_shapes_and_ranges(model, method, resolution):
+    e = explain(model, *batches(), method)
+    assert e.distance.shape == e.similarity.shape == e.is_similar.shape == (PAIRS,)
+    assert e.factual.shape == e.counterfactual.shape == (PAIRS, 2, 24, 40)
+    assert e.raw.shape == (PAIRS, 2, *resolution) and e.empty.shape == (PAIRS, 2, 2)
+    assert e.is_similar.dtype == e.empty.dtype == torch.bool
+    assert 0 <= e.similarity.min() and e.similarity.max() <= 1
+    for k, maps in enumerate((e.factual, e.counterfactual)):
+        assert maps.min() >= 0 and torch.equal(maps.amax((2, 3)), (~e.empty[:, :, k]).float())  # the strongest point is exactly 1
+    assert not any(getattr(e, name).requires_grad for name in Explanation.__dataclass_fields__)
+
+
+def test_identical_images_have_no_distance_evidence_and_say_so(model):
+    image, _ = batches(n=1)
+    e = explain(model, image, image, "distance")
+    assert e.is_similar.item() and e.similarity.item() == pytest.approx(1, abs=1e-5)
+    assert e.empty.all() and not e.raw.any() and not e.factual.any() and not e.counterfactual.any()
+
+
+@pytest.mark.parametrize(("change", "empty"), [(1e-7, True), (1e-3, False)])
+def test_a_difference_of_rounding_errors_is_no_evidence(model, change, empty):
+    features = feature_maps(model, batches(n=1)[0], "distance")
+    noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    e = explain_features(model, features, features * (1 + change * noise), (24, 40), "distance")
+    assert not torch.equal(features, features * (1 + change * noise))
+    assert (e.empty.all() if empty else not e.empty.all(2).any()) and e.is_similar.item()
+
+
+def test_identical_images_are_alike_compared_with_the_mean(model):
+    image, _ = batches(n=1)
+    e = explain(model, image, image, "contrast")
+    assert e.is_similar.item() and not e.empty[:, :, 0].any() and torch.allclose(e.raw[:, 0], e.raw[:, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pairs_beyond_the_margin_keep_their_maps(model, method):
+    usual = explain(model, *batches(), method)
+    model.margin = 1e-3 * float(usual.distance.min())
+    e = explain(model, *batches(), method)
+    far = ~usual.is_similar
+    assert (e.similarity == 0).all() and not e.is_similar.any() and not e.empty.all(2).any()
+    assert torch.equal(e.raw[far], usual.raw[far]) and torch.allclose(e.distance, usual.distance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_map_without_evidence_is_flagged_for_its_image_only(model, method):
+    features1, features2 = feature_maps(model, torch.cat(batches()), method).chunk(2)
+    e = explain_features(model, torch.zeros_like(features1), features2, (24, 40), method)
+    assert e.empty[:, 0].all() and not e.empty[:, 1].all(1).any()
+    assert not e.factual[:, 0].any() and all(torch.isfinite(maps).all() for maps in (e.factual, e.counterfactual))
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e30])
+def test_faint_or_huge_evidence_still_peaks_at_one_or_is_flagged(model, scale, monkeypatch):
+    usual = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args: (usual(*args)[0].sign() * scale,))
+    e = explain(model, *batches())
+    peaks = torch.stack([e.factual, e.counterfactual], 2).amax((3, 4))
+    assert torch.equal(peaks, (~e.empty).float())
+
+
+# ----------------------------------------------------------------------------------- no traces left
+
+
+def mixed_modes(model):
+    model.train()
+    model.backbone[1].eval()
+    model.head.eval()
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_modes_gradients_statistics_and_hooks_are_left_as_found(model, method):
+    expected = explain(model, *batches(), method)
+    modes = mixed_modes(model)
+    state = copy.deepcopy(model.state_dict())
+    model.head[0].weight.grad = torch.ones_like(model.head[0].weight)
+    model.backbone[0].weight.requires_grad_(False)
+
+    explanation = explain(model, *batches(), method)
+
+    assert torch.allclose(explanation.raw, expected.raw)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert (grads.pop("head.0.weight") == 1).all() and all(grad is None for grad in grads.values())
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["backbone.0.weight"]
+    assert not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("broken", ["backbone", "head"])
+def test_modes_come_back_after_an_exception(model, broken):
+    modes = mixed_modes(model)
+
+    def fails(module, inputs):
+        raise KeyError(broken)
+
+    (model.backbone[0] if broken == "backbone" else model.head).register_forward_pre_hook(fails)
+    with pytest.raises(KeyError):
+        explain(model, *batches())
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_works_under_no_grad_and_with_frozen_parameters(model, method):
+    expected = explain(model, *batches(), method)
+    model.requires_grad_(False)
+    with torch.no_grad():
+        assert torch.equal(explain(model, *batches(), method).raw, expected.raw)
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("method", "leaf"), [("contrast", 10), ("distance", 14)])
+def test_only_what_follows_the_feature_map_is_differentiated(model, method, leaf):
+    graph = {}
+    for i, block in enumerate(model.backbone):
+        block.register_forward_hook(lambda module, inputs, output, i=i: graph.setdefault(i, []).append(output.requires_grad))
+    explain(model, *batches(), method)
+    assert graph == {i: [i > leaf] for i in range(15)}  # each block ran once, for all images
+
+
+# --------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("shape1", "shape2"), [((3, 8, 8), (3, 8, 8)), ((1, 3, 8, 8), (2, 3, 8, 8)), ((0, 3, 8, 8), (0, 3, 8, 8)), ((1, 1, 8, 8), (1, 1, 8, 8))]
+)
+def test_batches_must_be_equal_stacks_of_images(model, shape1, shape2):
+    with pytest.raises(ValueError, match=r"two batches of shape \(N, 3, H, W\)"):
+        explain(model, torch.zeros(shape1), torch.zeros(shape2))
+
+
+def test_unknown_method(model):
+    with pytest.raises(ValueError, match="method must be one of .*contrast.*distance.*got 'gradcam'"):
+        explain(model, *batches(), method="gradcam")

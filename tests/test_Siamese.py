@@ -1,0 +1,333 @@
+import pickle
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from utils.Siamese import (
+    IMAGENET_MEAN, IMAGENET_STD, AveragePooling, ContrastiveLoss, GeM, ModelError, SiameseNetwork, backbone_blocks, embedding_distance, eval_mode,
+)
+
+# ------------------------------------------------------------------------------------- loss and distance
+
+
+@pytest.mark.parametrize(
+    ("distance", "label", "loss"),
+    [(0.0, 0, 0.0), (1.0, 0, 0.5), (3.0, 0, 4.5), (0.0, 1, 2.0), (0.5, 1, 1.125), (2.0, 1, 0.0), (3.0, 1, 0.0)],
+)
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32, torch.bool])
+def test_contrastive_loss_of_one_pair(distance, label, loss, dtype):
+    assert ContrastiveLoss(margin=2.0)(torch.tensor([distance]), torch.tensor([label], dtype=dtype)).item() == loss
+
+
+def test_contrastive_loss_averages_and_depends_on_the_margin():
+    assert ContrastiveLoss(margin=3.0)(torch.tensor([1.0, 0.5]), torch.tensor([0, 1])).item() == pytest.approx((0.5 + 3.125) / 2)
+
+
+@pytest.mark.parametrize("label", [[0, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+def test_balanced_loss_gives_both_kinds_the_same_total_weight(label):
+    distances = [0.3, 1.2, 0.4, 2.6, 1.9]
+    kinds = []
+    for kind in set(label):
+        own = [0.5 * d**2 if kind == 0 else 0.5 * max(0, 2 - d) ** 2 for d, y in zip(distances, label) if y == kind]
+        kinds.append(sum(own) / len(own))
+    loss = ContrastiveLoss(2.0)(torch.tensor(distances), torch.tensor(label), balanced=True)
+    assert loss.item() == pytest.approx(sum(kinds) / len(kinds))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_coinciding_embeddings_have_a_finite_zero_gradient(label):
+    z1, z2 = torch.ones(1, 3, requires_grad=True), torch.ones(1, 3)
+    ContrastiveLoss()(embedding_distance(z1, z2), torch.tensor([label])).backward()
+    assert torch.equal(z1.grad, torch.zeros(1, 3))
+
+
+def test_embedding_distance_is_euclidean():
+    assert embedding_distance(torch.tensor([[3.0, 0.0, 1.0]]), torch.tensor([[0.0, 4.0, 1.0]])).item() == pytest.approx(5.0)
+
+
+# --------------------------------------------------------------------------------------------- pooling
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0])
+def test_gem_equals_a_naive_loop(p):
+    activations = torch.rand(2, 3, 2, 5, generator=torch.Generator().manual_seed(0))
+    expected = [[np.mean([float(a) ** p for row in channel for a in row]) ** (1 / p) for channel in image] for image in activations]
+    assert np.allclose(GeM(p)(activations), expected, rtol=1e-5)
+
+
+def test_gem_runs_from_the_mean_to_the_maximum():
+    activations = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    assert torch.allclose(GeM(1.0)(activations), AveragePooling()(activations))
+    assert torch.allclose(GeM(1.0)(activations), activations.sum((2, 3)) / 16)
+    assert torch.allclose(GeM(60.0)(activations), activations.amax((2, 3)), rtol=0.05)
+
+
+def test_gem_of_dead_and_negative_activations_has_a_finite_gradient():
+    activations = torch.tensor([[[[0.0, -3.0]], [[2.0, -1.0]]]], requires_grad=True)
+    pooled = GeM()(activations)
+    pooled.sum().backward()
+    assert pooled[0].tolist() == pytest.approx([1e-6, 4 ** (1 / 3)])
+    assert torch.allclose(activations.grad, torch.tensor([[[[0.0, 0.0]], [[4 / 2 / 4 ** (2 / 3), 0.0]]]]))  # A^2 / (n p^2)
+
+
+# --------------------------------------------------------------------------------------------- network
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SiameseNetwork("Conv4", embedding_dim=5, image_size=(16, 24)).eval()
+
+
+def test_dissimilarity_is_the_clipped_share_of_the_margin(model):
+    batch1, batch2 = torch.rand(4, 3, 16, 24), torch.rand(4, 3, 16, 24) * 30
+    with torch.no_grad():
+        raw = [float(np.linalg.norm(model.embed(a[None]).numpy() - model.embed(b[None]).numpy())) for a, b in zip(batch1, batch2)]
+        model.margin = float(np.median(raw))
+        expected = [min(distance / model.margin, 1) for distance in raw]
+        assert min(expected) < 0.99 and max(expected) == 1
+        assert np.allclose(model(batch1, batch2), expected, atol=1e-5)
+
+
+def test_both_images_take_one_backbone_call(model):
+    calls = []
+    model.backbone.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    model(torch.rand(3, 3, 16, 24), torch.rand(3, 3, 16, 24))
+    assert calls == [6]
+
+
+def test_unknown_pooling():
+    with pytest.raises(ValueError, match="'gem' or 'avg', got 'max'"):
+        SiameseNetwork("Conv4", pooling="max")
+
+
+@pytest.mark.parametrize("name", ["Conv4", "resnet18"])
+def test_construction_leaves_statistics_and_modes_as_new(name):
+    fresh = SiameseNetwork(name, image_size=(32, 32))
+    norms = [module for module in fresh.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(module.training for module in fresh.modules())
+    assert all(norm.num_batches_tracked == 0 and not norm.running_mean.any() and (norm.running_var == 1).all() for norm in norms)
+
+
+def test_eval_mode_restores_mixed_modes_after_an_exception(model):
+    model.train()
+    model.backbone[1].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), eval_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "RGB"])
+def test_preprocess_resizes_to_height_by_width_and_normalises(mode):
+    network = SiameseNetwork("Conv4", image_size=(20, 28), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 30, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    image = Image.fromarray(pixels[..., 0] if mode == "L" else pixels[..., : len(mode)])
+    expected = np.stack([np.asarray(Image.fromarray(pixels[..., 0 if mode == "L" else c]).resize((28, 20), Image.BILINEAR)) for c in range(3)])
+    expected = (expected / 255 - np.array([0.1, 0.2, 0.3])[:, None, None]) / np.array([0.5, 0.6, 0.7])[:, None, None]
+    assert np.allclose(network.preprocess(image), expected, atol=1e-5)
+    assert torch.allclose(network.normalize(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))[1, :, 0, 0], torch.tensor([0.2, 0.0, -1 / 7]), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- backbones
+
+FAMILIES = [
+    "resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "efficientnet_b0", "convnext_tiny", "squeezenet1_1", "shufflenet_v2_x0_5",
+    "mnasnet0_5", "regnet_y_400mf", "alexnet", "googlenet", "inception_v3",
+]
+
+
+def original(name):
+    options = dict(aux_logits=False, init_weights=False, transform_input=True) if name in ("googlenet", "inception_v3") else {}
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None, **options).eval()
+
+
+def map_before_pooling(classifier, batch, monkeypatch):
+    """What the classifier's own forward pass hands to its (last) pooling over all positions."""
+    seen = []
+    pool, mean = nn.functional.adaptive_avg_pool2d, torch.Tensor.mean
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(nn.functional, "adaptive_avg_pool2d", lambda x, size: (seen.append(x), pool(x, size))[1])
+        patch.setattr(torch.Tensor, "mean", lambda x, *args: (seen.append(x), mean(x, *args))[1])
+        classifier(batch)
+    return seen[-1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_blocks_give_the_feature_map_that_the_classifier_pools(name, monkeypatch):
+    classifier = original(name)
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*backbone_blocks(name)).eval()
+    batch = torch.randn(1, 3, *((80, 96) if name == "inception_v3" else (64, 96)))
+    with torch.no_grad():
+        features = blocks(batch)
+        if name.startswith("squeezenet"):  # classifies every position first
+            features = classifier.classifier[:3](features)
+    expected = map_before_pooling(classifier, batch, monkeypatch)
+    assert expected.std() > 0 and torch.allclose(features, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fine", "final"),
+    [
+        ("Conv4", (64, 96), (64, 16, 24), (64, 8, 12)), ("MobileNet", (224, 224), (96, 14, 14), (1280, 7, 7)), ("resnet18", (64, 128), (256, 4, 8), (512, 2, 4)),
+        ("resnet18", (224, 16), (256, 14, 1), (512, 7, 1)), ("densenet121", (64, 64), (512, 4, 4), (1024, 2, 2)),
+    ],
+)
+def test_the_fine_map_has_twice_the_final_resolution(name, size, fine, final):
+    network = SiameseNetwork(name, image_size=size).eval()
+    with torch.no_grad():
+        image = torch.rand(1, 3, *size)
+        assert network.backbone[: network.fine_block + 1](image).shape[1:] == fine
+        assert network.backbone(image).shape[1:] == final
+        assert network.embed(image).shape == (1, 16)
+
+
+def test_resnet_fine_map_is_the_output_of_layer3():
+    classifier, network = original("resnet18"), SiameseNetwork("resnet18", image_size=(64, 64)).eval()
+    network.backbone.load_state_dict(dict(zip(network.backbone.state_dict(), classifier.state_dict().values())))
+    seen, batch = [], torch.rand(2, 3, 64, 64)
+    classifier.layer3.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        classifier(batch)
+        assert torch.allclose(network.backbone[: network.fine_block + 1](batch), seen[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(backbone_model="resnet19"), "no convolutional network 'resnet19'"),
+        (dict(backbone_model="vit_b_16"), "no convolutional network 'vit_b_16'"),
+        (dict(backbone_model="swin_t"), "no convolutional network 'swin_t'"),
+        (dict(backbone_model="maxvit_t"), "no convolutional network 'maxvit_t'"),
+        (dict(backbone_model="Conv4", pretrained=True), "pretrained: there are no ImageNet weights for Conv4"),
+        (dict(backbone_model="Conv4", image_size=(4, 64)), r"image.size: \[4, 64\] is too small"),
+        (dict(backbone_model="resnet18", image_size=(1, 1)), r"image.size: \[1, 1\] is too small"),
+        (dict(backbone_model="inception_v3", image_size=(32, 32)), r"image.size: \[32, 32\] is too small"),
+    ],
+)
+def test_backbones_that_cannot_be_used(arguments, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        SiameseNetwork(**arguments)
+    assert "\n" not in str(caught.value) and ";" in str(caught.value)
+
+
+@pytest.mark.parametrize("failure", [URLError("no route"), ConnectionResetError("no route"), RuntimeError("no route\nat all")])
+def test_a_failed_download_names_the_ways_out(failure, monkeypatch):
+    def get_model(*args, **kwargs):
+        raise failure
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    with pytest.raises(ModelError, match="resnet18.*no route.*`weights: path`.*`pretrained: False`") as caught:
+        SiameseNetwork("resnet18", pretrained=True)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ local weights file
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mnasnet0_5", "densenet121", "googlenet"])
+def test_weights_file_fills_the_backbone_exactly(name, tmp_path, monkeypatch):
+    classifier = original(name)
+    with torch.no_grad():
+        for tensor in classifier.state_dict().values():
+            tensor.add_(1 if tensor.dtype == torch.long else 0.01)
+    state = classifier.state_dict()
+    if name == "densenet121":  # as published: norm.1 for the module norm1
+        state = {key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in key else key: t for key, t in state.items()}
+    torch.save(state, tmp_path / "weights.pth")
+    monkeypatch.delattr(torchvision.models.WeightsEnum, "get_state_dict")  # would download
+    blocks = nn.Sequential(*backbone_blocks(name, pretrained=True, weights=tmp_path / "weights.pth"))
+    assert len(blocks.state_dict()) > 50
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(blocks.state_dict().values(), classifier.state_dict().values()))
+
+
+def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    (tmp_path / "garbage.pth").write_bytes(b"<html>403 Forbidden</html>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for file, message in (("resnet18.pth", "is for another backbone"), ("garbage.pth", "not a file of weights"), ("empty.pth", "not a file of weights")):
+        with pytest.raises(ModelError, match=f"weights: .*{file}.*{message}") as caught:
+            backbone_blocks("resnet34", weights=tmp_path / file)
+        assert "\n" not in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("name", ["Conv4", "densenet121", "googlenet"])
+def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
+    network = SiameseNetwork(name, pooling="avg", embedding_dim=4, image_size=(32, 48), margin=3.0, threshold=0.4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    network(torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48))  # moves the batch statistics
+    network.mean_embedding.copy_(torch.arange(4.0))
+    network.save(tmp_path / "model.pth", classes=["a", "b"], config={"seed": 1})
+    monkeypatch.chdir(tmp_path)  # no config.yml here
+
+    loaded = SiameseNetwork.load("model.pth")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8))
+    batch = network.eval().preprocess(image)[None]
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(loaded.preprocess(image)[None], batch) and batch.shape == (1, 3, 32, 48)
+    with torch.no_grad():
+        assert torch.equal(loaded.embed(batch), network.embed(batch))
+    assert loaded.mean_embedding.tolist() == [0, 1, 2, 3]
+    assert (loaded.margin, loaded.threshold, loaded.image_size) == (3.0, 0.4, (32, 48))
+    assert loaded.info == {"classes": ["a", "b"], "config": {"seed": 1}}
+    loaded.save("again.pth", **loaded.info)
+    assert SiameseNetwork.load("again.pth").architecture == network.architecture
+
+
+def test_checkpoint_is_loaded_onto_the_device_asked_for(model, tmp_path):
+    model.save(tmp_path / "model.pth")
+    loaded = SiameseNetwork.load(tmp_path / "model.pth", device="meta")
+    assert {tensor.device.type for tensor in [*loaded.state_dict().values(), loaded.mean, loaded.std]} == {"meta"}
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("dump", [torch.save, lambda data, path: path.write_bytes(pickle.dumps(data, 2))])
+def test_a_malicious_checkpoint_cannot_run_code(dump, tmp_path):
+    dump({"architecture": {}, "state_dict": Malicious(tmp_path / "executed"), "info": {}}, tmp_path / "evil.pth")
+    with pytest.raises(ModelError, match="evil.pth: not a checkpoint") as caught:
+        SiameseNetwork.load(tmp_path / "evil.pth")
+    assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [{}, [1], {"architecture": {"backbone_model": "Conv4"}, "state_dict": {}, "info": {}}])
+def test_other_files_are_not_checkpoints(content, tmp_path):
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ModelError, match="not a checkpoint of this project") as caught:
+        SiameseNetwork.load(tmp_path / "model.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_checkpoint_names_the_notebook_that_makes_it(tmp_path):
+    with pytest.raises(ModelError, match="run 01_Train_Siamese_model.ipynb first"):
+        SiameseNetwork.load(tmp_path / "model.pth")
+
+
+def test_an_interrupted_save_leaves_the_previous_checkpoint_whole(model, tmp_path, monkeypatch):
+    model.save(tmp_path / "model.pth", epoch=1)
+
+    def dies_halfway(checkpoint, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", dies_halfway)
+    with pytest.raises(KeyboardInterrupt):
+        model.save(tmp_path / "model.pth", epoch=2)
+    assert SiameseNetwork.load(tmp_path / "model.pth").info == {"epoch": 1}

@@ -1,0 +1,179 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from utils import comparison
+from utils.comparison import Comparison, choose_pair, describe, images_to_compare, pair_folder
+from utils.config import Config
+from utils.dataset import DataError
+from utils.Grad_CAM import Explanation, explain
+from utils.Siamese import SiameseNetwork
+
+
+def make_image(path, seed, size):
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    network = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+    network.mean_embedding.copy_(torch.randn(4) / 10)
+    network.margin = 0.05
+    return network
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return [make_image(tmp_path / f"{i}.png", seed=i, size=(10 + i, 30)) for i in range(5)]
+
+
+# ------------------------------------------------------------------------------------------ comparison
+
+
+@pytest.mark.parametrize("method", ["contrast", "distance"])
+def test_n_images_cost_n_passes_and_pairs_cost_none(model, paths, method):
+    first, last = [], []
+    model.backbone[0].register_forward_hook(lambda module, inputs, output: first.append(len(inputs[0])))
+    model.backbone[10].register_forward_hook(lambda module, inputs, output: last.append(len(inputs[0])))
+    compared = Comparison(model, paths, method)
+    for i in range(4):
+        compared.explain(i, i + 1)
+    assert sum(first) == sum(last) == 5
+
+
+@pytest.mark.parametrize("method", ["contrast", "distance"])
+def test_a_pair_is_explained_as_grad_cam_does(model, paths, method):
+    compared = Comparison(model, paths, method)
+    batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])
+    for i, j in [(0, 3), (4, 1), (2, 2)]:
+        expected, found = explain(model, batch[[i]], batch[[j]], method), compared.explain(i, j)
+        for name in Explanation.__dataclass_fields__:
+            assert torch.allclose(getattr(found, name).float(), getattr(expected, name).float(), rtol=1e-3, atol=1e-4), name
+        assert compared.similarity[i, j] == pytest.approx(expected.similarity.item(), abs=1e-4)
+
+
+def test_similarity_is_the_networks_own_whatever_its_mode(model, paths):
+    batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])
+    with torch.no_grad():
+        expected = 1 - torch.stack([model(image.expand_as(batch), batch) for image in batch])
+    assert 0.01 < expected.min() < 0.95
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert np.allclose(Comparison(model.train(), paths).similarity, expected, atol=1e-4)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+def test_originals_are_kept_and_extremes_are_pairs_of_different_images(model, paths):
+    compared = Comparison(model, paths)
+    assert [image.size for image in compared.images] == [(30, 10 + i) for i in range(5)]
+    compared.similarity = np.array([[1, 0.5, 0.2, 0.3, 0.4], [0.5, 1, 0.9, 0.3, 0.4], [0.2, 0.9, 1, 0.1, 0.4], [0.3, 0.3, 0.1, 1, 0.4], [0.4] * 4 + [1]])
+    assert compared.extremes() == ((1, 2), (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("similarity", "sentence"),
+    [
+        (0.75, "a and b are similar: similarity 0.750, dissimilarity 0.250, which is below the threshold of 0.4."),
+        (0.5, "a and b are dissimilar: similarity 0.500, dissimilarity 0.500, which is not below the threshold of 0.4."),
+    ],
+)
+def test_the_decision_in_a_sentence(similarity, sentence):
+    values = torch.tensor([0.1, similarity])
+    explanation = Explanation(values, values, values > 0.6, *[torch.zeros(2, 2, 2, 2)] * 4)
+    assert describe(explanation, ("a", "b"), 0.4, index=1) == sentence
+
+
+# ----------------------------------------------------------------------------------- which images, where
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A trained dataset of three classes with 1, 3 and 2 test images."""
+    data = tmp_path / "Data" / "Shapes"
+    settings = Config(dataset="Shapes", data_path=data, checkpoints_path=tmp_path / "checkpoints", outputs_path=tmp_path / "outputs")
+    settings.checkpoints_path.mkdir()
+    test = ["b/1.png", "a/0.png", "b/2.png", "c/9.png", "b/3.png", "c/sub/8.png"]
+    rows = [("a/train.png", "a", "train"), *((file, file[0], "test") for file in test)]
+    pd.DataFrame(rows, columns=["file", "label", "split"]).to_csv(settings.checkpoints_path / "split.csv", index=False)
+    return settings
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+def test_examples_are_the_first_test_images_of_every_class(config):
+    assert names(comparison.test_examples(config)) == ["0.png", "1.png", "2.png", "9.png", "8.png"]
+    assert names(comparison.test_examples(config, per_class=1)) == ["0.png", "1.png", "9.png"]
+    assert comparison.test_examples(config)[0] == config.data_path / "a" / "0.png"
+
+
+def test_examples_before_training_name_the_notebook(config):
+    (config.checkpoints_path / "split.csv").unlink()
+    with pytest.raises(DataError, match="run 01_Train_Siamese_model.ipynb first"):
+        choose_pair(config, None, None)
+
+
+def test_without_paths_the_pair_is_of_one_class(config):
+    assert choose_pair(config, None, None) == (config.data_path / "b" / "1.png", config.data_path / "b" / "2.png")
+
+
+def test_given_paths_are_taken(config, paths):
+    assert choose_pair(config, str(paths[0]), paths[3]) == (paths[0], paths[3])
+
+
+@pytest.mark.parametrize(
+    ("image1", "image2", "message"),
+    [("0.png", None, "give both, or neither"), (None, "0.png", "give both, or neither"), ("0.png", "gone.png", "image2: .*gone.png: no such file"), (".", "0.png", "image1: .*no such file")],
+)
+def test_pairs_that_cannot_be_chosen(config, paths, monkeypatch, image1, image2, message):
+    monkeypatch.chdir(paths[0].parent)
+    with pytest.raises(DataError, match=message):
+        choose_pair(config, image1, image2)
+
+
+def test_images_of_the_usual_or_a_given_folder_in_order(config, tmp_path):
+    for folder in (tmp_path / "Data" / "data_for_compare", tmp_path / "mine"):
+        for name in ("c.png", "B.JPG", "a.webp", "._a.png", ".gitkeep", "README.txt", "sub/d.png", "folder.png/e.png"):
+            touch(folder / name)
+    assert names(images_to_compare(config)) == ["B.JPG", "a.webp", "c.png"]
+    assert images_to_compare(config, tmp_path / "mine") == [tmp_path / "mine" / name for name in ("B.JPG", "a.webp", "c.png")]
+
+
+@pytest.mark.parametrize("present", [[], [".gitkeep"], ["alone.png"]])
+def test_with_nothing_to_compare_test_images_stand_in(config, tmp_path, present):
+    for name in present:
+        touch(tmp_path / "Data" / "data_for_compare" / name)
+    assert images_to_compare(config) == comparison.test_examples(config)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_given_folder_must_hold_two_images(config, tmp_path, count):
+    for i in range(count):
+        touch(tmp_path / "mine" / f"{i}.png")
+    with pytest.raises(DataError, match=f"compare_folder: .*mine: {count} images there"):
+        images_to_compare(config, tmp_path / "mine")
+
+
+def test_every_pair_has_a_folder_of_its_own(config):
+    pairs = [
+        ("d1/rose/1.jpg", "d1/rose/2.jpg"), ("d1/rose/2.jpg", "d1/rose/1.jpg"), ("d2/rose/1.jpg", "d1/rose/2.jpg"), ("d1/rose/1.png", "d1/rose/2.jpg"),
+        ("d1/tulip/1.jpg", "d1/rose/2.jpg"), ("a-b/c.jpg", "1.jpg"), ("a/b-c.jpg", "1.jpg"), ("d/" + "x" * 200 + "1.jpg", "d/y.jpg"), ("d/" + "x" * 200 + "2.jpg", "d/y.jpg"),
+    ]
+    folders = [pair_folder(config, Path(one), Path(other)) for one, other in pairs]
+    assert len(set(folders)) == len(pairs)
+    assert folders[0] == pair_folder(config, Path(pairs[0][0]).resolve(), Path(pairs[0][1]))
+    assert folders[0].name.startswith("rose-1__rose-2__")
+    assert all(folder.parent == config.outputs_path / "pairs" and len(folder.name) < 150 for folder in folders)
+    folders[-1].mkdir(parents=True)  # a long name still makes a folder

@@ -1,0 +1,159 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from utils.config import Config
+from utils.dataset import Pairs
+from utils.evaluation import calibrate_threshold, class_similarity, embed_images, measure_split, pair_distances, score_pairs, similarity_matrix
+from utils.Siamese import SiameseNetwork
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+
+
+# ------------------------------------------------------------------------------------------- scores
+
+
+def test_scores_of_six_pairs_by_hand():
+    scores = score_pairs(np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]), np.array([0, 0, 0, 1, 1, 1]), threshold=0.5)
+    assert scores.confusion.tolist() == [[2, 1], [1, 2]]  # 0.5 is not below 0.5
+    assert (scores.accuracy, scores.threshold) == (pytest.approx(4 / 6), 0.5)
+    assert scores.auc == pytest.approx(8 / 9)  # only 0.3 against 0.5 is out of order
+    assert scores.average_precision == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
+    assert scores.as_dict() == {**vars(scores), "confusion": [[2, 1], [1, 2]]}
+
+
+@pytest.mark.parametrize("values", [5, 1000], ids=["ties", "few ties"])
+def test_auc_is_the_share_of_rightly_ordered_pairs_with_ties_as_half(values):
+    rng = np.random.default_rng(0)
+    label, dissimilarity = rng.integers(0, 2, 40), rng.integers(0, values, 40) / values * 3
+    points = [(d > s) + 0.5 * (d == s) for s, d in itertools.product(dissimilarity[label == 0], dissimilarity[label == 1])]
+    assert score_pairs(dissimilarity, label, 0.5).auc == pytest.approx(np.mean(points))
+
+
+def test_a_confusion_always_has_two_kinds():
+    assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).confusion.tolist() == [[1, 0], [1, 0]]
+
+
+# ---------------------------------------------------------------------------------------- calibration
+
+
+def balanced_accuracy(dissimilarity, label, threshold):
+    called = dissimilarity >= threshold
+    return (called[label == 1].mean() + (~called)[label == 0].mean()) / 2
+
+
+RNG = np.random.default_rng(1)
+LABEL = np.arange(30) % 2
+CALIBRATION = {
+    "random": RNG.random(30) + 0.3 * LABEL, "few values": RNG.integers(0, 4, 30) / 4 + 0.25 * LABEL, "separated": RNG.random(30) + 2.0 * LABEL,
+    "reversed": RNG.random(30) - 2.0 * LABEL + 50, "constant": np.full(30, 0.7), "neighbouring numbers": np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(1)), np.float32(0.3)),
+    "neighbours the other side": np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(0)), np.float32(0.3)) * -1 + 1, "far beyond the margin": RNG.random(30) * 100 - 100 * LABEL + 100,
+}
+
+
+@pytest.mark.parametrize("case", CALIBRATION)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("label", [LABEL, (np.arange(30) % 5 == 0).astype(int)], ids=["balanced", "unbalanced"])
+def test_calibrated_threshold_is_the_best_of_all_cuts(case, dtype, label):
+    dissimilarity = CALIBRATION[case].astype(dtype)
+    best = max(balanced_accuracy(dissimilarity, label, cut) for cut in [*dissimilarity, np.inf])
+    threshold = calibrate_threshold(dissimilarity, label)
+    assert isinstance(threshold, float) and np.isfinite(threshold)
+    assert balanced_accuracy(dissimilarity, label, threshold) == pytest.approx(best)
+
+
+def test_calibrated_threshold_lies_midway():
+    assert calibrate_threshold(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
+    assert calibrate_threshold(np.array([0.1, 0.8, 0.4, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.85)  # of equals, the highest
+
+
+# ---------------------------------------------------------------------------------- similarity tables
+
+
+def test_class_similarity_equals_a_naive_loop_and_leaves_self_similarity_out():
+    labels = pd.Series(["b", "a", "b", "lonely", "a", "a"], index=[9, 8, 7, 6, 5, 4])
+    similarity = np.random.default_rng(0).random((6, 6))
+    table = class_similarity(similarity, labels)
+    assert list(table.index) == list(table.columns) == ["a", "b", "lonely"]
+    for one, other in itertools.product(table.index, repeat=2):
+        values = [similarity[i, j] for i in range(6) for j in range(6) if i != j and labels.iloc[i] == one and labels.iloc[j] == other]
+        assert table.loc[one, other] == pytest.approx(np.mean(values)) if values else np.isnan(table.loc[one, other])
+    assert np.isnan(table.loc["lonely", "lonely"]) and table.isna().sum().sum() == 1
+
+
+def test_similarity_matrix_equals_a_loop(model):
+    embeddings = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    embeddings[1] = embeddings[0] + 1e-4
+    similarity = similarity_matrix(model, embeddings)
+    z = embeddings.double().numpy()
+    expected = [[1 - min(np.sqrt(((a - b) ** 2).sum()) / 2, 1) for b in z] for a in z]
+    assert np.allclose(similarity, expected, atol=1e-6)
+    assert (np.diag(similarity) == 1).all() and np.array_equal(similarity, similarity.T)
+    assert similarity.min() == 0  # at the clip, not below
+
+
+def test_pair_distances_by_hand():
+    pairs = Pairs(np.array([0, 2]), np.array([1, 2]), np.array([1, 0]))
+    assert pair_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), pairs).tolist() == pytest.approx([5, 0], abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ embedding
+
+
+def test_batches_embed_as_single_images_in_order(model):
+    images = torch.randint(0, 256, (7, 3, 16, 24), dtype=torch.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = torch.cat([model.embed(((image / 255 - mean) / std)[None]) for image in images])
+    embeddings = embed_images(model.train(), images, batch_size=3)
+    assert torch.allclose(embeddings, expected, atol=1e-5) and not embeddings.requires_grad
+    assert len(expected.unique(dim=0)) == 7
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_embedding_leaves_mixed_modes_and_statistics_as_found(model, fails):
+    model.train()
+    model.backbone[1].eval()
+    modes = [module.training for module in model.modules()]
+    images = torch.zeros(4, 3 if not fails else 5, 16, 24, dtype=torch.uint8)
+    if fails:
+        with pytest.raises(RuntimeError):
+            embed_images(model, images)
+    else:
+        embed_images(model, images)
+    assert [module.training for module in model.modules()] == modes
+    assert all(module.num_batches_tracked == 0 for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(model, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(f"{label}/{i}.png", label, "valid" if i == 5 else "test") for label in "ab" for i in range(6)]
+    for file, label, _ in rows:
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(tmp_path / file)
+    config = Config(dataset="d", data_path=tmp_path, checkpoints_path=tmp_path, outputs_path=tmp_path, hyperparameters={"batch_size": 4, "verbose": False})
+    model.info, model.margin = {"config": {"seed": 3}}, 0.002
+    seen = []
+    model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+
+    measured = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", config)
+
+    assert [tuple(shape) for shape in seen] == [(4, 3, 16, 24), (4, 3, 16, 24), (2, 3, 16, 24)]  # the network's size, not the configuration's
+    assert measured.labels.tolist() == ["a"] * 5 + ["b"] * 5
+    first, second, label = measured.pairs
+    assert len(label) == 20 and ((measured.labels[first] != measured.labels[second]) == label).all() and (first != second).all()
+    z = measured.embeddings.double().numpy()
+    assert np.allclose(measured.dissimilarity, [np.linalg.norm(z[i] - z[j]) / 0.002 for i, j in zip(first, second)], rtol=1e-3, atol=1e-3)
+    assert measured.dissimilarity.max() > 1  # not clipped
+    other = config.model_copy(update={"seed": 7})  # the network was trained and calibrated with its own seed
+    again = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", other)
+    assert all(np.array_equal(*columns) for columns in zip(measured.pairs, again.pairs))
