@@ -8,6 +8,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+from utils.dataset import read_image, to_uint8
 from utils.Siamese import (
     IMAGENET_MEAN, IMAGENET_STD, AveragePooling, ContrastiveLoss, GeM, ModelError, SiameseNetwork, backbone_blocks, embedding_distance, eval_mode,
 )
@@ -134,6 +135,17 @@ def test_preprocess_resizes_to_height_by_width_and_normalises(mode):
     expected = (expected / 255 - np.array([0.1, 0.2, 0.3])[:, None, None]) / np.array([0.5, 0.6, 0.7])[:, None, None]
     assert np.allclose(network.preprocess(image), expected, atol=1e-5)
     assert torch.allclose(network.normalize(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))[1, :, 0, 0], torch.tensor([0.2, 0.0, -1 / 7]), atol=1e-6)
+
+
+def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera turned
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    network = SiameseNetwork("Conv4", image_size=(20, 28))
+    trained_on = network.normalize(to_uint8(read_image(tmp_path / "turned.png"), (20, 28)))
+    assert torch.equal(network.preprocess(Image.open(tmp_path / "turned.png")), trained_on)
+    assert not torch.equal(network.preprocess(Image.fromarray(pixels[..., :3])), trained_on)
 
 
 # ------------------------------------------------------------------------------------------- backbones

@@ -113,13 +113,13 @@ def names(paths):
     return [path.name for path in paths]
 
 
-def test_examples_are_the_first_test_images_of_every_class(config):
-    assert names(comparison.test_examples(config)) == ["0.png", "1.png", "2.png", "9.png", "8.png"]
-    assert names(comparison.test_examples(config, per_class=1)) == ["0.png", "1.png", "9.png"]
-    assert comparison.test_examples(config)[0] == config.data_path / "a" / "0.png"
+def example_images_are_the_first_test_images_of_every_class(config):
+    assert names(comparison.example_images(config)) == ["0.png", "1.png", "2.png", "9.png", "8.png"]
+    assert names(comparison.example_images(config, per_class=1)) == ["0.png", "1.png", "9.png"]
+    assert comparison.example_images(config)[0] == config.data_path / "a" / "0.png"
 
 
-def test_examples_before_training_name_the_notebook(config):
+def example_images_before_training_name_the_notebook(config):
     (config.checkpoints_path / "split.csv").unlink()
     with pytest.raises(DataError, match="run 01_Train_Siamese_model.ipynb first"):
         choose_pair(config, None, None)
@@ -155,7 +155,7 @@ def test_images_of_the_usual_or_a_given_folder_in_order(config, tmp_path):
 def test_with_nothing_to_compare_test_images_stand_in(config, tmp_path, present):
     for name in present:
         touch(tmp_path / "Data" / "data_for_compare" / name)
-    assert images_to_compare(config) == comparison.test_examples(config)
+    assert images_to_compare(config) == comparison.example_images(config)
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -89,10 +89,10 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
         return found
     if folder:
         raise DataError(f"compare_folder: {folder}: {len(found)} images there; put at least two into it, or leave it None for an example")
-    return test_examples(config)
+    return example_images(config)
 
 
-def test_examples(config: Config, per_class: int = 2) -> list[Path]:
+def example_images(config: Config, per_class: int = 2) -> list[Path]:
     """The first test images of every class."""
     table = read_split(config.checkpoints_path / "split.csv")
     table = table[table.split == "test"].groupby("label").head(per_class).sort_values("label", kind="stable")
@@ -108,7 +108,7 @@ def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | 
     if (image1 is None) != (image2 is None):
         raise DataError("image1 and image2: give both, or neither for an example")
     if image1 is None:
-        examples = test_examples(config)
+        examples = example_images(config)
         classes = [path.relative_to(config.data_path).parts[0] for path in examples]
         start = next((i for i in range(1, len(classes)) if classes[i - 1] == classes[i]), 1)
         return tuple(examples[start - 1 : start + 1])

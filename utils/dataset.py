@@ -41,29 +41,34 @@ class Pairs(NamedTuple):
 
 
 def read_image(path: Path) -> Image.Image:
-    """One image as upright RGB, transparency on white.
+    """One image file as `to_rgb` makes it.
 
     Raises:
         DataError: the file cannot be read as an image.
     """
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255: nearly all white
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+            return to_rgb(image)
     except FileNotFoundError:
         raise DataError(f"{path}: no such image; check the path, or train again if the data have moved") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({error}); delete or replace it") from None
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode as upright RGB, transparency on white, 16 bits a pixel scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255: nearly all white
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def to_uint8(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """Resize to (height, width), the aspect ratio given up as in the paper; uint8 of shape (3, H, W)."""
-    resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    resized = to_rgb(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).contiguous()
 
 

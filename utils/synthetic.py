@@ -93,7 +93,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Two random colours that differ clearly in brightness."""
     while True:
         dark, light = rng.uniform(0, 255, (2, 3))
-        if light.mean() - dark.mean() > 90:
+        if light.mean() - dark.mean() > 110:
             return dark, light
 
 

@@ -180,7 +180,7 @@ def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
 def build_model(config: Config) -> SiameseNetwork:
     """The untrained network of a configuration; random weights depend on its seed only."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed: it reseeds the GPUs too
         return SiameseNetwork(
             config.backbone_model, config.pretrained, config.pooling, config.embedding_dim, config.image.size,
             config.weights, config.margin, config.threshold, config.image.normalization.mean, config.image.normalization.std,
