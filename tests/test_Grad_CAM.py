@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import correlate1d
 from torch import nn
 
 from utils.Grad_CAM import Explanation, explain, explain_features, feature_maps
@@ -48,7 +49,8 @@ def model(trained):
 
 
 def plain_autograd(model, name, pooling, image1, image2, method):
-    """Signed maps of one pair: full forward pass of both images with gradients everywhere, one backward pass."""
+    """Evidence for and against the decision on one pair, signed: a full forward pass with gradients everywhere, and a
+    backward pass for each target."""
     model, kept = copy.deepcopy(model), []
     block = model.backbone[FINE[name] if method == "contrast" else -1]
     block.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), kept.append(output))[0])
@@ -57,17 +59,29 @@ def plain_autograd(model, name, pooling, image1, image2, method):
     z1, z2 = model.head(pooled)
     squared = ((z1 - z2) ** 2).sum()
     similar = min(squared.item() ** 0.5 / model.margin, 1) < model.threshold
-    if not similar:
-        target = squared
-    elif method == "distance":
-        target = -squared
-    else:
-        target = torch.dot(z1 - model.mean_embedding, z2 - model.mean_embedding)
-    target.backward()
-    activations, gradient = kept[0].detach().numpy(), kept[0].grad.numpy()
+    centred = torch.dot(z1 - model.mean_embedding, z2 - model.mean_embedding)
+    maps = {}
+    for target, value in (("apart", squared), ("alike", centred)):
+        kept[0].grad = None
+        value.backward(retain_graph=True)
+        activations, gradient = kept[0].detach().numpy(), kept[0].grad.numpy()
+        if method == "distance":
+            gradient = np.broadcast_to(gradient.mean((2, 3))[:, :, None, None], gradient.shape)
+        maps[target] = (gradient * activations).sum(1)
     if method == "distance":
-        gradient = np.broadcast_to(gradient.mean((2, 3))[:, :, None, None], gradient.shape)
-    return similar, (gradient * activations).sum(1)
+        factual = -maps["apart"] if similar else maps["apart"]
+        return similar, factual, -factual
+    factual = maps["alike"] if similar else maps["apart"]
+    return similar, factual, neighbourhood(maps["apart"] if similar else -maps["apart"])
+
+
+def neighbourhood(maps):
+    """Gaussian mean, its standard deviation a tenth of each side, the border mirrored."""
+    for axis in (1, 2):
+        sigma, reach = 0.1 * maps.shape[axis], min(int(np.ceil(0.25 * maps.shape[axis])), maps.shape[axis] - 1)
+        weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+        maps = correlate1d(maps.astype(float), weights / weights.sum(), axis, mode="mirror")
+    return maps
 
 
 def bilinear(values, size):
@@ -90,13 +104,13 @@ def test_maps_equal_plain_autograd_of_each_image(name, pooling, size, method):
     explanation = explain(model, batch1, batch2, method)
     assert set(explanation.is_similar.tolist()) == {True, False}
     for n in range(PAIRS):
-        similar, raw = plain_autograd(model, name, pooling, batch1[n], batch2[n], method)
+        similar, raw, against = plain_autograd(model, name, pooling, batch1[n], batch2[n], method)
         assert explanation.is_similar[n] == similar
         assert np.allclose(explanation.raw[n], raw, rtol=1e-3, atol=1e-4 * abs(raw).max())
         for k in range(2):
             assert raw[k].any()
-            for i, (maps, sign) in enumerate([(explanation.factual, 1), (explanation.counterfactual, -1)]):
-                expected = bilinear(np.maximum(sign * raw[k].astype(float), 0), size)
+            for i, (maps, signed) in enumerate([(explanation.factual, raw), (explanation.counterfactual, against)]):
+                expected = bilinear(np.maximum(signed[k].astype(float), 0), size)
                 assert explanation.empty[n, k, i] == (expected.max() == 0)
                 assert abs(maps[n, k].numpy() - expected / (expected.max() or 1)).max() < 1e-5
 
@@ -211,10 +225,17 @@ def test_a_map_without_evidence_is_flagged_for_its_image_only(model, method):
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e30])
 def test_faint_or_huge_evidence_still_peaks_at_one_or_is_flagged(model, scale, monkeypatch):
     usual = torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *args: (usual(*args)[0].sign() * scale,))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: (usual(*args, **options)[0].sign() * scale,))
     e = explain(model, *batches())
     peaks = torch.stack([e.factual, e.counterfactual], 2).amax((3, 4))
     assert torch.equal(peaks, (~e.empty).float())
+
+
+def test_feature_maps_of_one_row_are_explained():
+    model = SiameseNetwork("MobileNet", image_size=(16, 64))
+    batch = torch.randn(2, 3, 16, 64, generator=torch.Generator().manual_seed(0))
+    e = explain(model, batch[:1], batch[1:])
+    assert e.raw.shape == (1, 2, 1, 4) and torch.isfinite(e.counterfactual).all()
 
 
 # ----------------------------------------------------------------------------------- no traces left

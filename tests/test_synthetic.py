@@ -7,14 +7,14 @@ from sklearn.metrics import roc_auc_score
 
 from utils import synthetic
 from utils.dataset import make_pairs
-from utils.synthetic import CLASSES, SEED, SYNTHETIC, ensure_synthetic, scene
+from utils.synthetic import CLASSES, SEED, SYNTHETIC, ensure_synthetic, intruder_class, scene, scene_files
 
 
 @pytest.fixture(scope="module")
 def scenes():
     """48 scenes of every class with their masks, as arrays, in the classes' order."""
-    drawn = [scene(label, np.random.default_rng([SEED, label, index])) for label in range(5) for index in range(48)]
-    return [(np.asarray(image), np.asarray(mask)) for image, mask in drawn]
+    drawn = [scene(label, np.random.default_rng([SEED, label, index]), intruder_class(label, index)) for label in range(5) for index in range(48)]
+    return [(np.asarray(image), np.asarray(mask)) for image, mask, _ in drawn]
 
 
 @pytest.fixture
@@ -33,7 +33,9 @@ def contents(folder):
 def test_five_classes_with_a_mask_for_every_image_outside_their_folders(folder):
     ensure_synthetic(folder, verbose=False)
     names = {f"{name}/{name}_{index:03d}.png" for name in ("checks", "dots", "rings", "spokes", "stripes") for index in range(3)}
-    assert set(contents(folder)) == {f"{root}/{name}" for root in ("Synthetic", "Synthetic_masks") for name in names}
+    files = {f"{root}/{name}" for root in ("Synthetic", "Synthetic_masks") for name in names}
+    intruders = {f"Synthetic_masks/{name}/{name}_000_intruder.png" for name in CLASSES}
+    assert set(contents(folder)) == files | intruders
     for name in names:
         image, mask = Image.open(folder / name), Image.open(folder.parent / "Synthetic_masks" / name)
         assert image.mode == "RGB" and mask.mode == "L" and image.size == mask.size
@@ -43,7 +45,7 @@ def test_drawing_twice_gives_identical_files(folder, tmp_path):
     ensure_synthetic(folder, verbose=False)
     ensure_synthetic(tmp_path / "again" / SYNTHETIC, verbose=False)
     first, again = contents(folder), contents(tmp_path / "again" / SYNTHETIC)
-    assert {name: first[name] for name in again} == again and len(set(again.values())) == 2 * 5 * 3
+    assert {name: first[name] for name in again} == again and len(set(again.values())) == 5 * (2 * 3 + 1)
 
 
 def test_a_complete_set_is_left_alone(folder, monkeypatch, capsys):
@@ -91,7 +93,7 @@ def test_the_disc_lies_anywhere(scenes):
 
 def test_the_class_changes_the_picture_inside_the_mask_only():
     for seed in range(5):
-        pictures, masks = zip(*(scene(label, np.random.default_rng(seed)) for label in range(len(CLASSES))), strict=True)
+        pictures, masks, _ = zip(*(scene(label, np.random.default_rng(seed)) for label in range(len(CLASSES))), strict=True)
         disc = np.asarray(masks[0]) > 0
         assert all(np.array_equal(mask, masks[0]) for mask in masks)
         stack = np.array([np.asarray(picture, int) for picture in pictures])
@@ -101,6 +103,33 @@ def test_the_class_changes_the_picture_inside_the_mask_only():
         for first in range(5):
             for second in range(first):
                 assert (abs(stack[first] - stack[second])[disc].max(-1) > 30).mean() > 0.25
+
+
+# -------------------------------------------------------------------------------------------- intruders
+
+
+def test_every_fifth_scene_has_an_intruder_of_each_other_class_in_turn(tmp_path):
+    for label in range(5):
+        kinds = [intruder_class(label, index) for index in range(40)]
+        assert [kind is not None for kind in kinds] == 8 * [True, False, False, False, False]
+        assert kinds[::5] == [(label + step) % 5 for step in (1, 2, 3, 4, 1, 2, 3, 4)]
+        assert [len(scene_files(tmp_path / "S", label, index)) for index in (5, 6)] == [3, 2]
+
+
+def test_an_intruder_is_a_smaller_disc_apart_from_the_deciding_one():
+    for seed in range(40):
+        _, mask, intruder = (np.asarray(picture) > 0 for picture in scene(0, np.random.default_rng(seed), intruder=3))
+        assert 0.2 < intruder.sum() / mask.sum() < 0.5
+        assert not (binary_dilation(mask, iterations=2) & intruder).any()
+
+
+def test_the_intruders_class_changes_the_picture_inside_its_mask_only():
+    pictures, masks, intruders = zip(*(scene(0, np.random.default_rng(7), kind) for kind in range(1, 5)), strict=True)
+    stack = np.array([np.asarray(picture, int) for picture in pictures])
+    differs = (np.ptp(stack, axis=0) > 0).any(-1)
+    intruder = np.asarray(intruders[0]) > 0
+    assert not differs[~binary_dilation(intruder, iterations=3)].any() and differs[intruder].mean() > 0.9
+    assert scene(0, np.random.default_rng(7)).intruder is None
 
 
 # ------------------------------------------------------------------------------------- colour is no help

@@ -1,14 +1,20 @@
 """Which regions of two images speak for the decision "similar" or "dissimilar", and which against it."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 METHODS = ("contrast", "distance")
+
+# Neighbourhood over which `contrast` sums evidence against a decision: standard deviation, as a share of the map's sides
+# (chosen by measurement, benchmarks/README.md).
+SPREAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,13 @@ def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, m
     Args:
         model: its mode, parameters and gradients are left as found.
         batch1, batch2: preprocessed images, each of shape (N, 3, H, W), on any device.
-        method: `contrast` explains a similar pair by `<z1 - mu, z2 - mu>` (alike compared with the mean training
-            embedding mu) and a dissimilar one by D^2, position by position on the last feature map of twice the final
-            resolution: `sum_c (dT/dA_c) A_c` (HiResCAM, Draelos & Carin 2020, Eq. 5). `distance` is the paper's: -D^2 or
-            D^2, weighted as Grad-CAM (Selvaraju et al. 2017, Eq. 1-2) on the final feature map:
-            `sum_c mean_hw(dT/dA_c) A_c`.
+        method: `contrast` takes as the evidence that a pair is similar the gradient of `<z1 - mu, z2 - mu>` (alike compared
+            with the mean training embedding mu), and as the evidence that it is dissimilar that of `D^2`; what speaks
+            against a decision is the latter's opposite or, for a similar pair, the latter itself. It reads them position by
+            position, `sum_c (dT/dA_c) A_c` (HiResCAM, Draelos & Carin 2020, Eq. 5), on the last feature map of twice the
+            final resolution; evidence against the decision is averaged over a neighbourhood before it is cut at 0.
+            `distance` is the paper's: `-D^2` or `D^2`, weighted as Grad-CAM (Selvaraju et al. 2017, Eq. 1-2),
+            `sum_c mean_hw(dT/dA_c) A_c`, on the final feature map; the counterfactual is the opposite sign.
 
     Raises:
         ValueError: unknown method, or batches that are not two equal stacks of images.
@@ -85,13 +93,17 @@ def explain_features(
         z1, z2 = model.embed_features(model.backbone[split_at(model, method) :](leaf)).chunk(2)
         distance = embedding_distance(z1, z2).detach()
         is_similar = model.dissimilarity(distance) < model.threshold
-        target = torch.where(is_similar, _similarity_target(model, z1, z2, method), _squared_distance(z1, z2))
-        (gradient,) = torch.autograd.grad(target.sum(), leaf)
-    if method == "distance":
-        gradient = gradient.mean((2, 3), keepdim=True)
-    raw = (gradient * leaf.detach()).sum(1)
-    raw = torch.stack(raw.chunk(2), dim=1)
-    maps = torch.stack([_normalised(raw, image_size), _normalised(-raw, image_size)], dim=2)
+        apart = _evidence(_squared_distance(z1, z2), leaf, method)
+        sign = torch.where(is_similar, -1.0, 1.0)[:, None, None, None]
+        raw = sign * apart
+        against = -raw
+        if method == "contrast" and is_similar.any():
+            centred1, centred2 = z1 - model.mean_embedding, z2 - model.mean_embedding
+            alike = _evidence((centred1 * centred2).sum(1), leaf, method)
+            raw = torch.where(is_similar[:, None, None, None], alike, apart)
+    if method == "contrast":
+        against = _local_sum(against)
+    maps = torch.stack([_normalised(raw, image_size), _normalised(against, image_size)], dim=2)
     return Explanation(
         distance=distance,
         similarity=1 - model.dissimilarity(distance),
@@ -103,10 +115,23 @@ def explain_features(
     )
 
 
-def _similarity_target(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor, method: str) -> torch.Tensor:
+def _evidence(target: torch.Tensor, leaf: torch.Tensor, method: str) -> torch.Tensor:
+    """Signed evidence for a target (N,) in the feature maps (2N, C, h, w) of both images: (N, 2, h, w)."""
+    (gradient,) = torch.autograd.grad(target.sum(), leaf, retain_graph=True)
     if method == "distance":
-        return -_squared_distance(z1, z2)
-    return ((z1 - model.mean_embedding) * (z2 - model.mean_embedding)).sum(1)
+        gradient = gradient.mean((2, 3), keepdim=True)
+    return torch.stack((gradient * leaf.detach()).sum(1).chunk(2), dim=1)
+
+
+def _local_sum(raw: torch.Tensor) -> torch.Tensor:
+    """Signed maps (N, 2, h, w) averaged over a Gaussian neighbourhood.
+
+    Position by position, evidence for and against alternates within the object that carries the decision. What speaks
+    against the decision is where the evidence of a whole neighbourhood does.
+    """
+    sides = raw.shape[:1:-1]  # torchvision wants width first
+    reach = [min(math.ceil(2.5 * SPREAD * side), side - 1) for side in sides]
+    return gaussian_blur(raw, [2 * r + 1 for r in reach], [SPREAD * side for side in sides])
 
 
 def _squared_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:

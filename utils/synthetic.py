@@ -2,10 +2,15 @@
 
 Everything else is drawn alike for all classes: the colours, the disc's place and size, the background and the
 plain clutter on it. So an explanation has a right answer, the disc, and its mask is kept for every image.
+
+Every fifth scene has an intruder: a smaller disc with another class's texture, with a mask of its own. It speaks against
+"similar" when the partner is of the scene's class, and against "dissimilar" when the partner is of the intruder's: the right
+answer for a counterfactual explanation.
 """
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -14,41 +19,54 @@ from tqdm.auto import tqdm
 SYNTHETIC = "Synthetic"
 CLASSES = ("checks", "dots", "rings", "spokes", "stripes")
 IMAGES_PER_CLASS = 200
+INTRUDER_EVERY = 5  # scenes
 SEED = 2023
+
+
+class Scene(NamedTuple):
+    """An RGB image and masks of its size, 255 on an object, 0 elsewhere; `intruder` is None where there is none."""
+
+    image: Image.Image
+    mask: Image.Image
+    intruder: Image.Image | None
 
 
 def ensure_synthetic(data_path: Path, verbose: bool = True) -> None:
     """Generate the dataset into `data_path`, and the masks beside it, unless it is complete already."""
     missing = [
-        (index, label, name)
+        (label, index)
         for index in range(IMAGES_PER_CLASS)
-        for label, name in enumerate(CLASSES)
-        if not (_mask_file(data_path, name, index).exists() and _image_file(data_path, name, index).exists())
+        for label in range(len(CLASSES))
+        if not all(path.exists() for path in scene_files(data_path, label, index))
     ]
-    for index, label, name in tqdm(missing, desc="Drawing synthetic scenes", disable=not (verbose and missing)):
-        image, mask = scene(label, np.random.default_rng([SEED, label, index]))
-        for picture, path in ((image, _image_file(data_path, name, index)), (mask, _mask_file(data_path, name, index))):
+    for label, index in tqdm(missing, desc="Drawing synthetic scenes", disable=not (verbose and missing)):
+        drawn = scene(label, np.random.default_rng([SEED, label, index]), intruder_class(label, index))
+        for picture, path in zip(drawn, scene_files(data_path, label, index)):
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
 
 
-def _image_file(data_path: Path, name: str, index: int) -> Path:
-    return data_path / name / f"{name}_{index:03d}.png"
+def scene_files(data_path: Path, label: int, index: int) -> list[Path]:
+    """Where a scene's image, its mask and, if it has one, its intruder's mask lie."""
+    name = CLASSES[label]
+    masks = data_path.with_name(f"{data_path.name}_masks") / name
+    files = [data_path / name / f"{name}_{index:03d}.png", masks / f"{name}_{index:03d}.png"]
+    return files if intruder_class(label, index) is None else [*files, masks / f"{name}_{index:03d}_intruder.png"]
 
 
-def _mask_file(data_path: Path, name: str, index: int) -> Path:
-    return data_path.with_name(f"{data_path.name}_masks") / name / f"{name}_{index:03d}.png"
+def intruder_class(label: int, index: int) -> int | None:
+    """Class of the intruder in scene `index` of a class, both as positions in `CLASSES`; the other classes take turns."""
+    turn, rest = divmod(index, INTRUDER_EVERY)
+    return None if rest else (label + 1 + turn % (len(CLASSES) - 1)) % len(CLASSES)
 
 
-def scene(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """Draw one scene.
+def scene(label: int, rng: np.random.Generator, intruder: int | None = None) -> Scene:
+    """Draw one scene of 96-160 px a side.
 
     Args:
         label: position in `CLASSES`.
         rng: source of everything that varies.
-
-    Returns:
-        An RGB image of 96-160 px a side, and a mask of the same size, 255 on the deciding disc, 0 elsewhere.
+        intruder: class of a second, smaller disc, as a position in `CLASSES`; `None` for no such disc.
     """
     height, width = rng.integers(96, 161, 2)
     canvas = _background(height, width, rng)
@@ -56,14 +74,31 @@ def scene(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Imag
         shape = _clutter_shape(height, width, rng)
         canvas[shape] = _shaded(rng.uniform(60, 220, 3), shape, rng)[shape]
     radius = min(height, width) * rng.uniform(0.15, 0.19)
-    y0, x0 = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
-    y, x = np.mgrid[:height, :width]
+    place = _place(height, width, radius, rng)
+    masks = [_draw_disc(canvas, CLASSES[label], *place, radius, rng), None]
+    if intruder is not None:
+        small = radius * rng.uniform(0.5, 0.65)
+        other = place
+        while np.hypot(other[0] - place[0], other[1] - place[1]) < radius + small + 3:
+            other = _place(height, width, small, rng)
+        masks[1] = _draw_disc(canvas, CLASSES[intruder], *other, small, rng)
+    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5))
+    return Scene(image, *masks)
+
+
+def _place(height: int, width: int, radius: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Centre (y, x) of a disc that lies wholly inside the image."""
+    return rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
+
+
+def _draw_disc(canvas: np.ndarray, name: str, y0: float, x0: float, radius: float, rng: np.random.Generator) -> Image.Image:
+    """Draw a class's disc onto `canvas`, float (H, W, 3) in 0-255, in two random colours; returns its mask."""
+    y, x = np.mgrid[: canvas.shape[0], : canvas.shape[1]]
     disc = (y - y0) ** 2 + (x - x0) ** 2 <= radius**2
     dark, light = _two_colours(rng)
-    ink = _texture(CLASSES[label], y - y0, x - x0, radius, rng)[..., None]
+    ink = _texture(name, y - y0, x - x0, radius, rng)[..., None]
     canvas[disc] = (ink * dark + (1 - ink) * light)[disc]
-    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5))
-    return image, Image.fromarray((255 * disc).astype(np.uint8))
+    return Image.fromarray((255 * disc).astype(np.uint8))
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
