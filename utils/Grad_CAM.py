@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,21 @@ def explain_features(
         raw=raw,
         empty=maps.amax((3, 4)) == 0,
     )
+
+
+def explain_pairs(
+    model: SiameseNetwork, batch: torch.Tensor, first: Sequence[int], second: Sequence[int], method: str = "contrast", batch_size: int = 32
+) -> Explanation:
+    """Explain many pairs of N preprocessed images (N, 3, H, W), given by their positions, each of shape (P,).
+
+    Every image passes through the network once, however many pairs it is in; gradients are taken `batch_size` pairs at a time.
+    """
+    features = torch.cat([feature_maps(model, part, method) for part in batch.split(batch_size)])
+    size, step = tuple(batch.shape[2:]), range(0, len(first), batch_size)
+    parts = [
+        explain_features(model, features[first[i : i + batch_size]], features[second[i : i + batch_size]], size, method) for i in step
+    ]
+    return Explanation(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Explanation)})
 
 
 def _evidence(target: torch.Tensor, leaf: torch.Tensor, method: str) -> torch.Tensor:

@@ -1,0 +1,131 @@
+"""Do the maps find what decides? Training seeds on the synthetic scenes, scored on ground truth and by intervention.
+
+    python -m benchmarks.localisation --backbone Conv4 --seeds 5
+"""
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from utils.config import load_config
+from utils.dataset import Pairs, load_split, read_split
+from utils.evaluation import measure_split, score_pairs
+from utils.faithfulness import Interventions, check, pointing_game, randomisation_check
+from utils.Grad_CAM import explain_pairs
+from utils.ground_truth import KINDS, load_masks, localisation_table
+from utils.Siamese import SiameseNetwork
+from utils.synthetic import CLASSES, intruder_class
+from utils.training import train
+
+MATTERS = 0.05  # an intruder matters if blurring it makes the decision surer by this share of the margin
+SETTINGS = {  # image side and epochs that train each backbone from random weights
+    "Conv4": (64, 14), "MobileNet": (96, 40), "resnet18": (96, 20),
+}
+
+
+def trained(backbone: str, seed: int, folder: Path):
+    side, epochs = SETTINGS[backbone]
+    base = load_config("config.yml", "Synthetic")
+    config = base.model_copy(update={
+        "backbone_model": backbone, "seed": seed, "checkpoints_path": folder, "outputs_path": folder,
+        "image": base.image.model_copy(update={"size": (side, side)}),
+        "hyperparameters": base.hyperparameters.model_copy(update={"epochs": epochs}),
+    })
+    if not (folder / "history.csv").exists():
+        train(config)
+    return config, SiameseNetwork.load(folder / "model.pth")
+
+
+def public_procedure(model: SiameseNetwork, batch: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """The public implementation's maps: the clipped distance's gradient in image 1 weighs the channels of both images."""
+    maps = []
+    for i, j in zip(pairs.first, pairs.second):
+        final = model.backbone(batch[[i, j]]).detach().requires_grad_()
+        z1, z2 = model.embed_features(final)
+        (gradient,) = torch.autograd.grad((z1 - z2).norm().clamp(max=1), final)
+        raw = (gradient[:1].mean((2, 3), keepdim=True) * final.detach()).sum(1).clamp(min=0)
+        maps.append(F.interpolate(raw[None], size=batch.shape[2:], mode="bilinear"))
+    return torch.cat(maps)
+
+
+def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
+    """Pairs in which the intruder of image 1 speaks against the decision, scored where blurring it matters."""
+    labels = np.array([CLASSES.index(name) for name in table.label])
+    kinds = np.array([intruder_class(label, int(Path(file).stem[-3:])) for label, file in zip(labels, table.file)], dtype=object)
+    hosts = np.flatnonzero(kinds != None)  # noqa: E711
+    rows = []
+    for kind, name in enumerate(KINDS):
+        pools = [np.flatnonzero(labels == (labels[i] if kind == 0 else kinds[i])) for i in hosts]
+        first = np.repeat(hosts, 8)
+        second = np.concatenate([rng.choice(pool[pool != i], 8, replace=False) for i, pool in zip(hosts, pools)])
+        explanation = explain_pairs(model, batch, first, second)
+        interventions = Interventions.on(model, batch[first], batch[second])
+        region = F.max_pool2d(masks[first][:, None].float(), 5, 1, 2) > 0
+        region = torch.cat([region, torch.zeros_like(region)], dim=1)
+        effect = (interventions.without(region) - interventions.before[:, None])[:, 0]
+        matters = (explanation.is_similar == (kind == 0)) & (effect > MATTERS)
+        result = check(interventions, explanation, "counterfactual", rng)
+        hits = pointing_game(explanation.counterfactual[:, 0], masks[first])
+        rows.append({
+            "pairs": name, "decided rightly": int((explanation.is_similar == (kind == 0)).sum()), "intruder matters": int(matters.sum()),
+            "pointing": hits[matters].float().mean().item(), "check right": (result.effect[matters, 0] > 0).float().mean().item(),
+            "random": (result.random[matters, 0] > 0).float().mean().item(),
+        })
+    return rows
+
+
+def score(config, model, rng) -> dict[str, pd.DataFrame]:
+    table = read_split(config.checkpoints_path / "split.csv")
+    test = measure_split(model, table, "test", config)
+    rows = table[table.split == "test"]
+    batch = model.normalize(load_split(table, "test", config, model.image_size)[0])
+    pairs = test.pairs
+    auc = score_pairs(test.dissimilarity, pairs.label, 0.5).auc
+    explanations = {method: explain_pairs(model, batch, pairs.first, pairs.second, method) for method in ("contrast", "distance")}
+    right = (explanations["contrast"].is_similar.numpy()) == (pairs.label == 0)
+    maps = {method: explanation.factual for method, explanation in explanations.items()}
+    maps["public procedure"] = public_procedure(model, batch, pairs)
+    located = localisation_table(maps, load_masks(config.data_path, rows.file, model.image_size), pairs, right)
+    interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
+    checks = []
+    for method, explanation in explanations.items():
+        for kind, sign in (("factual", -1), ("counterfactual", 1)):
+            result = check(interventions, explanation, kind, rng)
+            for label, name in enumerate(KINDS):
+                chosen = torch.from_numpy(pairs.label == label)
+                changes = [change[chosen][~change[chosen].isnan()] for change in (result.effect, result.random)]
+                checks.append((method, kind, name, *((sign * change > 0).float().mean().item() for change in changes), *(c.mean().item() for c in changes)))
+    checks = pd.DataFrame(checks, columns=["maps of", "kind", "pairs", "right", "random right", "change", "random change"])
+    intruders = load_masks(config.data_path, rows.file, model.image_size, "_intruder")
+    causal = pd.DataFrame(counterfactual_rows(model, batch, rows, intruders, rng))
+    forgets = randomisation_check(model, batch[pairs.first[::4]], batch[pairs.second[::4]])
+    return {"AUC": pd.DataFrame({"AUC": [auc]}), "localisation": located, "interventions": checks, "intruders that matter": causal, "randomisation": pd.DataFrame([forgets])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", choices=SETTINGS, default="Conv4")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--keep", type=Path, help="folder of trained networks to reuse")
+    arguments = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in tqdm(range(arguments.seeds), desc="seeds"):
+            folder = (arguments.keep or Path(scratch)) / f"{arguments.backbone}_{seed}"
+            config, model = trained(arguments.backbone, seed, folder)
+            results.append(score(config, model, np.random.default_rng(seed)))
+    print(f"{arguments.backbone}, {arguments.seeds} seeds, means")
+    for name in results[0]:
+        frames = pd.concat([result[name] for result in results])
+        keys = [column for column in frames.columns if frames[column].dtype == object or pd.api.types.is_string_dtype(frames[column])]
+        mean = frames.groupby(keys, sort=False).mean() if keys else frames.mean().to_frame().T
+        print(f"\n{name}\n{mean.round(3).to_string()}")
+
+
+if __name__ == "__main__":
+    main()
