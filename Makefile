@@ -15,14 +15,15 @@ NOTEBOOKS = 01_Train_Siamese_model 02_Inference 03_Evaluate
 .PHONY: run test clean
 
 .venv/installed: requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
 	$(VENV_BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
 run: .venv/installed
-	mkdir -p $(OUT)
+	mkdir -p "$(OUT)"
 	for notebook in $(NOTEBOOKS); do \
-		$(VENV_BIN)/python -m papermill $$notebook.ipynb $(OUT)/$$notebook.ipynb -p dataset $(DATASET) || exit 1; \
+		$(VENV_BIN)/python -m papermill $$notebook.ipynb "$(OUT)/$$notebook.ipynb" -p dataset "$(DATASET)" || exit 1; \
 	done
 	@echo "Figures, tables and the executed notebooks are in $(OUT)/"
 

@@ -17,7 +17,7 @@ from utils.dataset import Pairs, load_split, read_split
 from utils.evaluation import measure_split, score_pairs
 from utils.faithfulness import Interventions, check, pointing_game, randomisation_check
 from utils.Grad_CAM import explain_pairs
-from utils.ground_truth import KINDS, load_masks, localisation_table
+from utils.trust import KINDS, check_table, load_masks, localisation_table
 from utils.Siamese import SiameseNetwork
 from utils.synthetic import CLASSES, intruder_class
 from utils.training import train
@@ -92,15 +92,9 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     maps["public procedure"] = public_procedure(model, batch, pairs)
     located = localisation_table(maps, load_masks(config.data_path, rows.file, model.image_size), pairs, right)
     interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
-    checks = []
-    for method, explanation in explanations.items():
-        for kind, sign in (("factual", -1), ("counterfactual", 1)):
-            result = check(interventions, explanation, kind, rng)
-            for label, name in enumerate(KINDS):
-                chosen = torch.from_numpy(pairs.label == label)
-                changes = [change[chosen][~change[chosen].isnan()] for change in (result.effect, result.random)]
-                checks.append((method, kind, name, *((sign * change > 0).float().mean().item() for change in changes), *(c.mean().item() for c in changes)))
-    checks = pd.DataFrame(checks, columns=["maps of", "kind", "pairs", "right", "random right", "change", "random change"])
+    checks = pd.concat([
+        check_table(interventions, explanation, config.seed).assign(method=method) for method, explanation in explanations.items()
+    ])
     intruders = load_masks(config.data_path, rows.file, model.image_size, "_intruder")
     causal = pd.DataFrame(counterfactual_rows(model, batch, rows, intruders, rng))
     forgets = randomisation_check(model, batch[pairs.first[::4]], batch[pairs.second[::4]])

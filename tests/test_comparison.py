@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from utils import comparison
-from utils.comparison import Comparison, choose_pair, describe, images_to_compare, pair_folder
+from utils.comparison import Comparison, WhatIf, choose_pair, describe, images_to_compare, pair_folder
 from utils.config import Config
 from utils.dataset import DataError
+from utils.faithfulness import blur
 from utils.Grad_CAM import Explanation, explain
 from utils.Siamese import SiameseNetwork
 
@@ -72,8 +73,41 @@ def test_similarity_is_the_networks_own_whatever_its_mode(model, paths):
 def test_originals_are_kept_and_extremes_are_pairs_of_different_images(model, paths):
     compared = Comparison(model, paths)
     assert [image.size for image in compared.images] == [(30, 10 + i) for i in range(5)]
-    compared.similarity = np.array([[1, 0.5, 0.2, 0.3, 0.4], [0.5, 1, 0.9, 0.3, 0.4], [0.2, 0.9, 1, 0.1, 0.4], [0.3, 0.3, 0.1, 1, 0.4], [0.4] * 4 + [1]])
-    assert compared.extremes() == ((1, 2), (2, 3))
+    compared.embeddings = torch.tensor([[0.0, 0], [30, 0], [31, 0], [90, 0], [0, 60]])  # nearly all beyond the margin
+    compared.similarity = np.eye(5)
+    assert compared.extremes() == ((1, 2), (3, 4))
+
+
+@pytest.mark.parametrize("similar", [True, False])
+def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, similar):
+    compared = Comparison(model, paths)
+    model.threshold = 1 - 1e-6 if similar else 1e-6
+    result = compared.what_if(0, 1)
+    explanation = compared.explain(0, 1)
+    assert explanation.is_similar.item() == similar and result.before == explanation.similarity.item()
+    pixels = model.image_size[0] * model.image_size[1]
+    for image in (0, 1):
+        for kind, maps in enumerate((explanation.factual, explanation.counterfactual)):
+            region = result.regions[image, kind]
+            assert region.sum() == min(round(0.1 * pixels), (maps[0, image] > 0).sum())
+            assert maps[0, image][region].sum().item() == pytest.approx(maps[0, image].flatten().topk(round(0.1 * pixels)).values.sum().item())
+            pair = [compared.batch[[0]], compared.batch[[1]]]
+            pair[image] = torch.where(region, blur(pair[image]), pair[image])
+            with torch.no_grad():
+                after = float(model(*pair))
+            assert result.after[image, kind] == pytest.approx(1 - after, abs=1e-5)
+            stronger = (1 - after) - result.before if similar else result.before - (1 - after)
+            assert result.change[image, kind] == pytest.approx(stronger, abs=1e-5)
+
+
+def test_the_report_says_which_map_fails_its_own_check():
+    result = WhatIf(0.8, np.zeros((2, 2)), np.array([[-0.1, 0.1], [0.1, -0.1]]), torch.zeros(2, 2, 4, 4), np.array([[False, False], [False, True]]))
+    assert result.report(("a", "b")).splitlines() == [
+        "a, factual region blurred: the decision gets weaker, as it should",
+        "a, counterfactual region blurred: the decision gets surer, as it should",
+        "b, factual region blurred: the decision gets surer, so do not trust this map",
+        "b, counterfactual region has no evidence to blur",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +135,8 @@ def touch(path):
 def config(tmp_path):
     """A trained dataset of three classes with 1, 3 and 2 test images."""
     data = tmp_path / "Data" / "Shapes"
-    settings = Config(dataset="Shapes", data_path=data, checkpoints_path=tmp_path / "checkpoints", outputs_path=tmp_path / "outputs")
+    settings = Config(dataset="Shapes", data_path=data, checkpoints_path=tmp_path / "checkpoints", outputs_path=tmp_path / "outputs",
+                      compare_path=tmp_path / "Data" / "data_for_compare")
     settings.checkpoints_path.mkdir()
     test = ["b/1.png", "a/0.png", "b/2.png", "c/9.png", "b/3.png", "c/sub/8.png"]
     rows = [("a/train.png", "a", "train"), *((file, file[0], "test") for file in test)]
@@ -113,13 +148,13 @@ def names(paths):
     return [path.name for path in paths]
 
 
-def example_images_are_the_first_test_images_of_every_class(config):
+def test_examples_are_the_first_test_images_of_every_class(config):
     assert names(comparison.example_images(config)) == ["0.png", "1.png", "2.png", "9.png", "8.png"]
     assert names(comparison.example_images(config, per_class=1)) == ["0.png", "1.png", "9.png"]
     assert comparison.example_images(config)[0] == config.data_path / "a" / "0.png"
 
 
-def example_images_before_training_name_the_notebook(config):
+def test_examples_before_training_name_the_notebook(config):
     (config.checkpoints_path / "split.csv").unlink()
     with pytest.raises(DataError, match="run 01_Train_Siamese_model.ipynb first"):
         choose_pair(config, None, None)

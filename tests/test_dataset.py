@@ -49,8 +49,8 @@ def test_scan_lists_the_images_and_says_what_it_skipped(tmp_path):
         "label": ["a", "b", "b", "b"],
     }
     assert sorted(skipped) == [
-        "README.txt: not inside a class folder", "a/Thumbs.db: not an image", "a/broken.png: damaged image",
-        "a/empty.jpg: damaged image", "a/notes.txt: not an image", "stray.png: not inside a class folder",
+        "README.txt: not inside a class folder", "a/Thumbs.db: not an image", "a/broken.png: not readable, damaged or over 179 megapixels",
+        "a/empty.jpg: not readable, damaged or over 179 megapixels", "a/notes.txt: not an image", "stray.png: not inside a class folder",
     ]
 
 
@@ -257,7 +257,7 @@ def test_prepare_split_scans_splits_and_notes(tmp_path):
 @pytest.mark.parametrize("counts, split", [({"a": 4, "b": 4}, "valid"), ({"a": 30, "b": 1}, "valid"), ({"a": 1, "b": 1}, "train")])
 def test_prepare_split_refuses_splits_that_make_no_pairs(tmp_path, counts, split):
     make_files(tmp_path, [f"{label}/{i}.png" for label, count in counts.items() for i in range(count)])
-    with pytest.raises(DataError, match=f"too few images for a {split} split"):
+    with pytest.raises(DataError, match=f"too few images for the {split} split"):
         prepare_split(config_for(tmp_path))
 
 

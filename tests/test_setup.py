@@ -132,7 +132,7 @@ def test_make_test_checks_notebooks_and_tests():
 
 def test_make_run_executes_the_three_notebooks_in_order():
     text = recipe("run")
-    assert "papermill" in text and "-p dataset Synthetic" in text
+    assert "papermill" in text and '-p dataset "Synthetic"' in text
     loop = re.search(r"for notebook in (.*?);", text)[1].split()
     assert loop == sorted(path.stem for path in ROOT.glob("0*.ipynb")) and len(loop) == 3
 

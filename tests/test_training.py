@@ -10,6 +10,7 @@ from PIL import Image
 
 from utils import training
 from utils.config import Config, ConfigError
+from utils.early_stopping import best_epoch
 from utils.Siamese import SiameseNetwork
 from utils.training import HISTORY, Trainer, TrainingError, all_pairs, build_model, choose_device, make_optimizer, make_scheduler, train
 
@@ -75,7 +76,12 @@ def test_checkpoint_holds_the_mean_training_embedding_and_a_threshold_that_parts
 def scripted(monkeypatch, aucs):
     """Let validation report these AUCs, whatever the network does."""
     report = iter(aucs)
-    monkeypatch.setattr(Trainer, "validate", lambda self: {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": next(report)})
+
+    def validate(self):
+        self.calibrated_threshold = 0.5
+        return {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": next(report)}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
 
 
 def test_the_epoch_with_the_highest_auc_is_kept_and_training_stops_after_patience(config, monkeypatch):
@@ -107,6 +113,51 @@ def test_one_cycle_rises_to_the_learning_rate_and_ends_near_zero(config):
         if len(rates) < 20:
             scheduler.step()
     assert rates[0] < max(rates) == pytest.approx(0.01) and 0 < rates.index(max(rates)) < 10 and rates[-1] < 1e-5
+
+
+def test_equal_aucs_are_decided_by_the_loss(config, monkeypatch):
+    reports = iter([(0.9, 0.5), (1.0, 0.4), (1.0, 0.2), (1.0, 0.3)])
+
+    def validate(self):
+        self.calibrated_threshold = 0.5
+        auc, loss = next(reports)
+        return {"valid_loss": loss, "valid_accuracy": 0.5, "valid_auc": auc}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    settings = config({"epochs": 4})
+    history = train(settings)
+    assert best_epoch(history) == 3
+    assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["calibrated_threshold"] == 0.5
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_that_dies_leaves_a_network_and_its_own_split(config, monkeypatch, epoch):
+    settings = config()
+    train(settings)
+    before = {path.name: path.read_bytes() for path in settings.checkpoints_path.iterdir()}
+    run_epoch = Trainer.run_epoch
+
+    def dying(self, number, bar):
+        if number == epoch:
+            raise TrainingError("dead")
+        return run_epoch(self, number, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", dying)
+    with pytest.raises(TrainingError):
+        train(config(seed=5))
+    after = {path.name: path.read_bytes() for path in settings.checkpoints_path.iterdir()}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == (set() if epoch == 1 else set(before))
+    assert 0 < SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["calibrated_threshold"]
+
+
+def test_networks_with_random_layers_repeat_too(config, tmp_path):
+    settings = [config({"epochs": 1}, backbone_model="efficientnet_b0", image={"size": (32, 32)}, checkpoints_path=tmp_path / str(k)) for k in (0, 1)]
+    losses = []
+    for setting in settings:
+        torch.rand(len(losses))  # the global generator is elsewhere each time
+        losses.append(train(setting).train_loss.tolist())
+    assert losses[0] == losses[1]
 
 
 def test_an_interrupt_keeps_what_was_trained(config, monkeypatch):
@@ -179,8 +230,9 @@ def test_all_pairs_equals_a_loop():
     assert kind.tolist() == [k for _, k in looped]
 
 
-def test_running_out_of_memory_names_the_key(config, monkeypatch):
-    monkeypatch.setattr(Trainer, "step", lambda self, batch: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried ..."), RuntimeError("MPS backend out of memory")])
+def test_running_out_of_memory_names_the_key(config, monkeypatch, error):
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: (_ for _ in ()).throw(error))
     with pytest.raises(TrainingError, match=r"reduce hyperparameters.batch_size \(8\)"):
         train(config())
 

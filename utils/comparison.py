@@ -3,14 +3,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from utils.config import Config
-from utils.dataset import SUFFIXES, DataError, read_image, read_split
+from utils.dataset import SUFFIXES, DataError, read_image, read_split, shrink
 from utils.evaluation import similarity_matrix
+from utils.faithfulness import REGION, Interventions, top_region
 from utils.Grad_CAM import Explanation, explain_features, feature_maps, split_at
 from utils.Siamese import SiameseNetwork, eval_mode
 
@@ -24,19 +27,26 @@ class Comparison:
         method: how pairs are explained, see `utils.Grad_CAM.explain`.
 
     Attributes:
-        images: the originals, in RGB.
+        names: the files' names without suffix.
+        images: the originals at their own aspect ratio, in RGB, shrunk for figures.
         similarity: all images against all, shape (N, N), 1 on the diagonal.
     """
 
     def __init__(self, model: SiameseNetwork, paths: Sequence[Path], method: str = "contrast") -> None:
         self.model, self.paths, self.method = model, list(paths), method
-        self.images = [read_image(path) for path in self.paths]
-        batches = torch.stack([model.preprocess(image) for image in self.images]).split(16)
-        self.features = torch.cat([feature_maps(model, batch, method) for batch in batches])
-        self.similarity = similarity_matrix(model, self.embed())
+        self.names = [path.stem for path in self.paths]
+        self.images, batch = [], []
+        for path in tqdm(self.paths, desc="Reading images", disable=len(self.paths) < 50):
+            image = read_image(path)
+            self.images.append(shrink(image))
+            batch.append(model.preprocess(image))
+        self.batch = torch.stack(batch)
+        self.features = torch.cat([feature_maps(model, part, method) for part in self.batch.split(16)])
+        self.embeddings = self._embed()
+        self.similarity = similarity_matrix(model, self.embeddings)
 
     @torch.no_grad()
-    def embed(self) -> torch.Tensor:
+    def _embed(self) -> torch.Tensor:
         """Embeddings of all images, shape (N, D), from their feature maps."""
         with eval_mode(self.model):
             return self.model.embed_features(self.model.backbone[split_at(self.model, self.method) :](self.features))
@@ -46,11 +56,61 @@ class Comparison:
         chosen = self.features[[first]], self.features[[second]]
         return explain_features(self.model, *chosen, image_size=self.model.image_size, method=self.method)
 
+    def pair(self, first: int, second: int) -> dict:
+        """The `images`, `explanation` and `names` of one pair, as `show_explanation` takes them."""
+        return {
+            "images": (self.images[first], self.images[second]), "explanation": self.explain(first, second),
+            "names": (self.names[first], self.names[second]),
+        }
+
     def extremes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The most and the least similar pair of different images."""
         rows, columns = np.triu_indices(len(self.paths), k=1)
-        values = self.similarity[rows, columns]
-        return tuple((int(rows[k]), int(columns[k])) for k in (values.argmax(), values.argmin()))
+        # By raw distance: the similarity of every pair beyond the margin is 0.
+        values = (self.embeddings[rows] - self.embeddings[columns]).norm(dim=1).cpu().numpy()
+        return tuple((int(rows[k]), int(columns[k])) for k in (np.argmin(values), np.argmax(values)))
+
+    def what_if(self, first: int, second: int) -> WhatIf:
+        """Blur the strongest tenth of each map of a pair, one at a time, and compare again."""
+        explanation = self.explain(first, second)
+        interventions = Interventions.on(self.model, self.batch[[first]], self.batch[[second]])
+        maps = torch.stack([explanation.factual[0], explanation.counterfactual[0]], dim=1)
+        regions = top_region(maps, REGION) & (maps > 0)
+        margins = torch.stack([interventions.without(regions[None, :, kind])[0] for kind in (0, 1)], dim=1)
+        changes = (margins - interventions.before).cpu().numpy()
+        distance = interventions.sign.cpu() * margins.cpu() + self.model.threshold
+        return WhatIf(float(explanation.similarity[0]), (1 - distance.clamp(max=1)).numpy(), changes, regions, explanation.empty[0].cpu().numpy())
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A pair before and after blurring a region; arrays of shape (2, 2): image; factual, counterfactual region.
+
+    Attributes:
+        before: similarity of the untouched images.
+        after: similarity with the region of one image blurred, the other image untouched.
+        change: of the decision's margin; negative if the decision got weaker.
+        regions: the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size.
+        empty: maps without evidence, for which there is nothing to blur.
+    """
+
+    before: float
+    after: np.ndarray
+    change: np.ndarray
+    regions: torch.Tensor
+    empty: np.ndarray
+
+    def report(self, names: tuple[str, str]) -> str:
+        """Whether each map passes its own check: without the factual region the decision should get weaker, without the
+        counterfactual one surer."""
+        lines = []
+        for image, name in enumerate(names):
+            for kind, (word, sign) in enumerate((("factual", -1), ("counterfactual", 1))):
+                effect = ("weaker", "surer")[int(self.change[image, kind] > 0)]
+                passed = "as it should" if sign * self.change[image, kind] > 0 else "so do not trust this map"
+                said = "has no evidence to blur" if self.empty[image, kind] else f"blurred: the decision gets {effect}, {passed}"
+                lines.append(f"{name}, {word} region {said}")
+        return "\n".join(lines)
 
 
 def describe(explanation: Explanation, names: tuple[str, str], threshold: float, index: int = 0) -> str:
@@ -70,7 +130,7 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
     full paths keep pairs apart.
     """
     paths = [path.resolve() for path in (path1, path2)]
-    names = [f"{path.parent.name[:30]}-{path.stem[:30]}" for path in paths]
+    names = [f"{path.parent.name[:18]}-{path.stem[:18]}" for path in paths]
     digits = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:8]
     return config.outputs_path / "pairs" / "__".join([*names, digits])
 
@@ -78,12 +138,12 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:
     """The images of a folder, not of its sub-folders.
 
-    `None` takes `data_for_compare` beside the dataset, or, with fewer than two images there, examples of the test split.
+    `None` takes the configuration's `compare_path`, or, with fewer than two images there, examples of the test split.
 
     Raises:
         DataError: the given folder is missing, or has fewer than two images.
     """
-    place = Path(folder) if folder else config.data_path.with_name("data_for_compare")
+    place = Path(folder) if folder else config.compare_path
     found = sorted(p for p in place.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
     if len(found) >= 2:
         return found
@@ -92,10 +152,10 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
     return example_images(config)
 
 
-def example_images(config: Config, per_class: int = 2) -> list[Path]:
-    """The first test images of every class."""
+def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:
+    """The first test images of every class, at most `most` in all."""
     table = read_split(config.checkpoints_path / "split.csv")
-    table = table[table.split == "test"].groupby("label").head(per_class).sort_values("label", kind="stable")
+    table = table[table.split == "test"].groupby("label").head(per_class).sort_values("label", kind="stable").head(most)
     return [config.data_path / file for file in table.file]
 
 

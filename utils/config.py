@@ -102,15 +102,16 @@ class LRSchedulerOptions(Section):
 class Config(Section):
     """All settings of one dataset's run. Made by `load_config`; read-only."""
 
-    dataset: str = Field(pattern=r"^[^\\/:*?\"<>|]+$")
+    dataset: str = Field(pattern=r"^[^.\\/:*?\"<>|][^\\/:*?\"<>|]*$")
     data_path: Path
     checkpoints_path: Path
     outputs_path: Path
+    compare_path: Path = Path("Data/data_for_compare")
     backbone_model: str = "MobileNet"
     pretrained: bool = False
     weights: Path | None = None
     pooling: Literal["gem", "avg"] = "gem"
-    embedding_dim: Count = 16
+    embedding_dim: Annotated[int, Field(ge=2)] = 16
     margin: Positive = 2.0
     threshold: Fraction = 0.5
     training_pairs: Literal["batch", "sampled"] = "batch"
@@ -157,15 +158,15 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
     Example:
         >>> load_config("config.yml", dataset="Flowers").image.size
-        (128, 128)
+        (224, 224)
     """
     root = Path()
     if sandbox := os.environ.get(SANDBOX):
         root, path, dataset = Path(sandbox), Path(sandbox) / "config.yml", None
     settings = _resolve(_read_yaml(Path(path)), dataset, path)
-    for key in ("data_path", "checkpoints_path", "outputs_path"):
+    for key in ("data_path", "checkpoints_path", "outputs_path", "compare_path"):
         if isinstance(settings[key], str):
-            settings[key] = root / settings[key]
+            settings[key] = root / Path(settings[key]).expanduser()
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -220,6 +221,7 @@ def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict
     settings["dataset"] = name
     for key, folder in (("data_path", "Data"), ("checkpoints_path", "checkpoints"), ("outputs_path", "outputs")):
         settings.setdefault(key, f"{folder}/{name}")
+    settings.setdefault("compare_path", "Data/data_for_compare")
     return settings
 
 

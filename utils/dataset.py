@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from utils.config import Config, ImageOptions, UserError
-from utils.synthetic import SYNTHETIC, ensure_synthetic
+from utils.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 SPLITS = ("train", "valid", "test")
@@ -66,6 +66,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def shrink(image: Image.Image, longest_side: int = 640) -> Image.Image:
+    """An RGB copy of at most `longest_side` pixels, at the same aspect ratio: enough for a figure."""
+    image = to_rgb(image)
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return image
+
+
 def to_uint8(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """Resize to (height, width), the aspect ratio given up as in the paper; uint8 of shape (3, H, W)."""
     resized = to_rgb(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -73,19 +80,23 @@ def to_uint8(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
 
 def load_images(paths: Sequence[Path], size: tuple[int, int], num_workers: int = 0, verbose: bool = True) -> torch.Tensor:
-    """Decode every image once, in `num_workers` threads: uint8 of shape (N, 3, H, W), kept in memory."""
+    """Decode every image once, in `num_workers` threads: uint8 of shape (N, 3, H, W), kept in memory.
+
+    Raises:
+        DataError: images that cannot be read, a line each.
+    """
     images = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
 
-    def fill(position: int) -> None:
-        images[position] = to_uint8(read_image(paths[position]), size)
+    def fill(position: int) -> str | None:
+        try:
+            images[position] = to_uint8(read_image(paths[position]), size)
+        except DataError as error:
+            return str(error)
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        try:
-            for _ in tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # one bad file must not cost reading all the others
-            raise
+        results = tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose)
+        if problems := [problem for problem in results if problem]:  # all at once, not one a run
+            raise DataError("\n".join(problems))
     return images
 
 
@@ -106,7 +117,7 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise DataError(f"{data_path}: no such folder; put the images into {data_path}/<class>/ or mend data_path in config.yml")
     rows, skipped = [], []
     files = (path for entry in data_path.iterdir() for path in (entry.rglob("*") if entry.is_dir() else [entry]))  # a class may be a link
-    for path in sorted(path for path in files if path.is_file()):
+    for path in sorted((path for path in files if path.is_file()), key=Path.as_posix):  # the same order on every system
         name = path.relative_to(data_path)
         if any(part.startswith(".") for part in name.parts):
             continue
@@ -115,7 +126,7 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
         elif path.suffix.lower() not in SUFFIXES:
             skipped.append(f"{name.as_posix()}: not an image")
         elif not _opens(path):
-            skipped.append(f"{name.as_posix()}: damaged image")
+            skipped.append(f"{name.as_posix()}: not readable, damaged or over 179 megapixels")
         else:
             rows.append((name.as_posix(), name.parts[0]))
     table = pd.DataFrame(rows, columns=["file", "label"])
@@ -153,13 +164,15 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
         Table `file`, `label`, `split`; and the notes a user should read: skipped files, classes too small to test.
     """
     if config.dataset == SYNTHETIC:
+        if config.data_path.is_dir() and (others := {p.name for p in config.data_path.iterdir() if p.is_dir()} - set(CLASSES)):
+            raise DataError(f"{config.data_path}: holds {', '.join(sorted(others))}, not the built-in scenes; name your dataset under dataset: in config.yml")
         ensure_synthetic(config.data_path, config.hyperparameters.verbose)
     table, notes = scan(config.data_path)
     table = split_images(table, config.test_size, config.valid_size, config.seed)
     for name in SPLITS:
         counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
         if (counts >= 2).sum() == 0 or (counts >= 1).sum() < 2:
-            raise DataError(f"{config.data_path}: too few images for a {name} split; add images or raise test_size and valid_size")
+            raise DataError(f"{config.data_path}: too few images for the {name} split; add images or change test_size and valid_size")
         if lonely := counts[counts < 2].index.tolist():
             notes.append(f"{name}: fewer than 2 images of {', '.join(lonely)}; no pairs start from them")
     return table, notes

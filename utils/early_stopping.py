@@ -1,7 +1,9 @@
-"""Stop training when a validation score no longer improves."""
+"""When to stop training, and which epoch to keep."""
 from __future__ import annotations
 
 import math
+
+import pandas as pd
 
 
 class EarlyStopping:
@@ -40,3 +42,9 @@ class EarlyStopping:
     @property
     def should_stop(self) -> bool:
         return self.epochs_without_improvement >= self.patience
+
+
+def best_epoch(history: pd.DataFrame) -> int:
+    """The epoch, from 1, with the highest `valid_auc`; among equals, as at 1.0, that with the lowest `valid_loss`."""
+    order = history.reset_index(drop=True).sort_values(["valid_auc", "valid_loss"], ascending=[False, True], kind="stable")
+    return int(order.index[0]) + 1

@@ -13,28 +13,25 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from PIL import Image
+from PIL import Image, ImageFilter
 
+import utils.style  # noqa: F401
+from utils.comparison import WhatIf
+from utils.dataset import shrink
+from utils.faithfulness import BLUR
 from utils.Grad_CAM import Explanation
 
 # Brightness rises with the value: legible in print and to colour-blind readers. Its black end is left out, because
 # weak evidence would look like a shadow.
 COLORMAP = ListedColormap(plt.get_cmap("inferno")(np.linspace(0.3, 1, 256)), name="evidence")
 OPACITY = 0.9  # of the strongest evidence
-LONGEST_SIDE = 640  # pixels of an image inside a figure
+MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure, making its folder, at 200 dpi with tight margins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200, bbox_inches="tight")
-
-
-def shrink(image: Image.Image, longest_side: int = LONGEST_SIDE) -> Image.Image:
-    """A copy of at most `longest_side` pixels, at the same aspect ratio."""
-    image = image.convert("RGB")
-    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
-    return image
 
 
 def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -124,15 +121,36 @@ def _write_inside(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=9, bbox=box)
 
 
+def show_what_if(images: tuple[Image.Image, Image.Image], what_if: WhatIf, names: tuple[str, str] = ("image 1", "image 2")) -> Figure:
+    """Each image with its factual and with its counterfactual region blurred, and what that does to the similarity."""
+    images = tuple(shrink(image) for image in images)
+    heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
+    figure, axes = plt.subplots(
+        2, 2, figsize=(5.6, 2.4 * sum(heights) + 1.0), layout="constrained", gridspec_kw={"height_ratios": heights}
+    )
+    for row, (image, name) in enumerate(zip(images, names)):
+        axes[row, 0].set_ylabel(name, fontsize=9)
+        for column, kind in enumerate(("factual", "counterfactual")):
+            axis = axes[row, column]
+            region = Image.fromarray(what_if.regions[row, column].cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
+            blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
+            axis.imshow(Image.composite(blurred, image, region))
+            axis.contour(np.asarray(region, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"{kind} region blurred\nsimilarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}", fontsize=9)
+            sns.despine(ax=axis, left=True, bottom=True)
+    return figure
+
+
 def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image], names: Sequence[str]) -> Figure:
     """Similarity of all images to all others as a heatmap, the images themselves along both edges.
 
     Args:
         similarity: values in [0, 1], shape (N, N).
-        images, names: of length N, in the matrix's order.
+        images, names: of length N, in the matrix's order; shown up to 40 images.
     """
     count = len(images)
-    side = max(5.0, 0.62 * count)
+    side = min(max(5.0, 0.62 * count), 16.0)  # inches
     figure, axis = plt.subplots(figsize=(side + 2.4, side + 1.6), layout="constrained")
     numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 8}} if count <= 16 else {}
     sns.heatmap(
@@ -140,15 +158,17 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
         cbar_kws={"label": "similarity", "shrink": 0.6}, **numbers,
     )
     axis.set(xticks=[], yticks=[])
-    pixels = 0.5 * 72 * axis.figure.get_figwidth() / (count + 4)
+    if count > MOST_THUMBNAILS:
+        return figure
+    points = 0.5 * 72 * axis.figure.get_figwidth() / (count + 4)
     for position, (image, name) in enumerate(zip(images, names)):
         small = shrink(image, 96)
-        picture = OffsetImage(small, zoom=pixels / max(small.size) * 1.5)
-        at_left = AnnotationBbox(picture, (0, position + 0.5), xybox=(-pixels, 0), boxcoords="offset points", frameon=False)
+        picture = OffsetImage(small, zoom=points / max(small.size) * 1.5)
+        at_left = AnnotationBbox(picture, (0, position + 0.5), xybox=(-points, 0), boxcoords="offset points", frameon=False)
         axis.add_artist(at_left)
-        picture = OffsetImage(small, zoom=pixels / max(small.size) * 1.5)
-        below = AnnotationBbox(picture, (position + 0.5, count), xybox=(0, -pixels), boxcoords="offset points", frameon=False)
+        picture = OffsetImage(small, zoom=points / max(small.size) * 1.5)
+        below = AnnotationBbox(picture, (position + 0.5, count), xybox=(0, -points), boxcoords="offset points", frameon=False)
         axis.add_artist(below)
-        axis.annotate(name, (0, position + 0.5), xytext=(-2 * pixels, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
-        axis.annotate(name, (position + 0.5, count), xytext=(0, -2 * pixels), textcoords="offset points", ha="right", va="top", rotation=45, fontsize=8)
+        axis.annotate(name, (0, position + 0.5), xytext=(-2 * points, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+        axis.annotate(name, (position + 0.5, count), xytext=(0, -2 * points), textcoords="offset points", ha="right", va="top", rotation=45, fontsize=8)
     return figure

@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_curve
 
+import utils.style  # noqa: F401
+from utils.early_stopping import best_epoch
 from utils.evaluation import PairScores, score_pairs
+from utils.faithfulness import area_under
 
 COLOURS = sns.color_palette("colorblind")
 KINDS = ("similar", "dissimilar")
@@ -32,7 +35,7 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
 
 def plot_learning_curves(history: pd.DataFrame) -> Figure:
     """Loss and validation scores by epoch; the epoch that was kept is marked."""
-    best = history.loc[history.valid_auc.idxmax()]
+    best = history.iloc[best_epoch(history) - 1]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     for column, colour in zip(("train_loss", "valid_loss"), COLOURS):
         left.plot(history.epoch, history[column], "o-", ms=3, color=colour, label=column.replace("_", " "))
@@ -94,6 +97,22 @@ def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8, loc="lower right")
         sns.despine(ax=axis)
+    return figure
+
+
+def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Deletion and insertion curves of several rankings: ranking -> {`deletion`, `insertion`} -> (steps,)."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
+    for axis, kind, wanted in zip(axes, ("deletion", "insertion"), ("should fall fast", "should rise fast")):
+        for (name, pair), style, colour in zip(curves.items(), ("-", "--", ":", "-."), COLOURS):
+            share = np.linspace(0, 100, len(pair[kind]))
+            axis.plot(share, pair[kind], style, color=colour, lw=2, label=f"{name}: area {area_under(pair[kind]):.2f}")
+        axis.axhline(0, color="grey", lw=0.8)
+        verb = "blurred" if kind == "deletion" else "sharpened"
+        axis.set(xlabel=f"pixels {verb}, strongest first (%)", title=f"{kind}: {wanted}")
+        axis.legend(frameon=False, fontsize=8)
+        sns.despine(ax=axis)
+    axes[0].set_ylabel("margin of the decision")
     return figure
 
 

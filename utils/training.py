@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from utils.config import Config, ConfigError, UserError, load_config
 from utils.dataset import Augmentation, Pairs, evaluation_pairs, image_batches, load_split, make_pairs, pair_batches, prepare_split
-from utils.early_stopping import EarlyStopping
+from utils.early_stopping import EarlyStopping, best_epoch
 from utils.evaluation import calibrate_threshold, embed_images, pair_distances, score_pairs
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, embedding_distance
 
@@ -35,7 +36,8 @@ def train(config: Config) -> pd.DataFrame:
     """Train a network and leave `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`
     under `config.checkpoints_path`.
 
-    Stops early by the validation AUC. An interrupt (Ctrl-C, the notebook's stop button) ends training
+    The best epoch has the highest validation AUC, and among equals the lowest loss. Nothing is written before the first epoch
+    ends. An interrupt (Ctrl-C, the notebook's stop button) ends training
     as if the last finished epoch had been the last one planned.
 
     Returns:
@@ -44,7 +46,11 @@ def train(config: Config) -> pd.DataFrame:
     Raises:
         ConfigError, DataError, ModelError, TrainingError: each says what to mend.
     """
-    return Trainer(config).run()
+    keep_freed_memory()
+    cards = [config.gpu] if choose_device(config).type == "cuda" else []
+    with memory_advice(config), torch.random.fork_rng(cards):  # stochastic depth and dropout draw from the global generators
+        torch.manual_seed(config.seed)
+        return Trainer(config).run()
 
 
 class Trainer:
@@ -54,14 +60,11 @@ class Trainer:
         self.config, self.options = config, config.hyperparameters
         self.folder = config.checkpoints_path
         self.device = choose_device(config)
-        table, _ = prepare_split(config)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(self.folder / "split.csv", index=False)
-        config.save(self.folder / "config.yml")
-        self.classes = sorted(set(table.label))
+        self.table, _ = prepare_split(config)
+        self.classes = sorted(set(self.table.label))
         self.images, self.labels = {}, {}
         for split in ("train", "valid"):
-            self.images[split], names = load_split(table, split, config, config.image.size)
+            self.images[split], names = load_split(self.table, split, config, config.image.size)
             self.labels[split] = torch.from_numpy(np.searchsorted(self.classes, names))
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
         self.augment = Augmentation(config.image, config.seed)
@@ -75,11 +78,12 @@ class Trainer:
     def run(self) -> pd.DataFrame:
         stopping = EarlyStopping(self.config.early_stopping.patience, self.config.early_stopping.min_delta, mode="max")
         history = []
-        with tqdm(total=self.options.epochs * self.steps_per_epoch, desc="Training", disable=not self.options.verbose) as bar, memory_advice(self.config):
+        with tqdm(total=self.options.epochs * self.steps_per_epoch, desc="Training", disable=not self.options.verbose) as bar:
             try:
                 for epoch in range(1, self.options.epochs + 1):
                     history.append(self.run_epoch(epoch, bar))
-                    self.keep(history, improved=stopping.step(history[-1]["valid_auc"]))
+                    self.keep(pd.DataFrame(history, columns=HISTORY))
+                    stopping.step(history[-1]["valid_auc"])
                     if stopping.should_stop:
                         break
             except KeyboardInterrupt:
@@ -142,25 +146,33 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         distance = pair_distances(embed_images(self.model, self.images["valid"], self.options.batch_size), self.valid_pairs)
         loss = self.loss(distance, torch.from_numpy(self.valid_pairs.label))
-        scores = score_pairs((distance / self.config.margin).numpy(), self.valid_pairs.label, self.config.threshold)
+        dissimilarity = (distance / self.config.margin).numpy()
+        scores = score_pairs(dissimilarity, self.valid_pairs.label, self.config.threshold)
+        self.calibrated_threshold = calibrate_threshold(dissimilarity, self.valid_pairs.label)
         return {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
 
-    def keep(self, history: list[dict[str, float]], improved: bool) -> None:
-        """After every epoch: the history so far, the last network, and the best one."""
-        pd.DataFrame(history, columns=HISTORY).to_csv(self.folder / "history.csv", index=False)
-        for name in ("last.pth", "model.pth") if improved else ("last.pth",):
-            self.save(name)
+    def keep(self, history: pd.DataFrame) -> None:
+        """After every epoch: the history so far, the last network, and, if it is the best, everything that goes with it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if best_epoch(history) == len(history):  # split and network change together: no network meets another one's test images
+            self.save("model.pth")
+            self.table.to_csv(self.folder / "split.csv", index=False)
+            self.config.save(self.folder / "config.yml")
+        self.save("last.pth")
+        history.to_csv(self.folder / "history.csv", index=False)
 
-    def save(self, name: str, **more: float) -> None:
-        self.model.save(self.folder / name, config=self.config.model_dump(mode="json"), classes=self.classes, **more)
+    def save(self, name: str) -> None:
+        self.model.save(
+            self.folder / name, config=self.config.model_dump(mode="json"), classes=self.classes,
+            calibrated_threshold=self.calibrated_threshold,
+        )
 
     def finish(self) -> None:
-        """Give the best network what needs its final weights: the mean training embedding and a calibrated threshold."""
+        """Give the best network its exact mean training embedding; until now it is the mean over its last epoch's batches."""
         self.model = SiameseNetwork.load(self.folder / "model.pth", self.device)
+        self.calibrated_threshold = self.model.info["calibrated_threshold"]
         self.model.mean_embedding.copy_(embed_images(self.model, self.images["train"], self.options.batch_size).mean(0))
-        distance = pair_distances(embed_images(self.model, self.images["valid"], self.options.batch_size), self.valid_pairs)
-        threshold = calibrate_threshold((distance / self.config.margin).numpy(), self.valid_pairs.label)
-        self.save("model.pth", calibrated_threshold=threshold)
+        self.save("model.pth")
 
 
 def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,7 +185,7 @@ def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     Returns:
         Raw distances and pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,).
     """
-    i, j = torch.triu_indices(len(labels), len(labels), offset=1, device=embeddings.device)
+    i, j = torch.triu_indices(len(labels), len(labels), offset=1).to(embeddings.device)
     return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
 
 
@@ -228,17 +240,32 @@ def bfloat16_pays(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
     return False
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 2 GiB of freed memory for the next tensor (Linux; nothing elsewhere).
+
+    It would hand every large tensor back to the kernel and fault the next one in page by page, which costs about as much
+    as computing with it (`python -m benchmarks.memory`).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 @contextmanager
 def memory_advice(config: Config) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
         size = config.hyperparameters.batch_size
-        raise TrainingError(f"CUDA out of memory; reduce hyperparameters.batch_size ({size}) or image.size {list(config.image.size)}") from None
+        raise TrainingError(f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {list(config.image.size)}") from None
 
 
 def main() -> None:
@@ -248,11 +275,12 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.dataset)
+        print(*prepare_split(config)[1], sep="\n")
         history = train(config)
     except UserError as error:
         sys.exit(str(error))
-    best = history.loc[history.valid_auc.idxmax()]
-    print(f"best epoch {best.epoch:.0f} of {len(history)}: validation AUC {best.valid_auc:.3f}; {config.checkpoints_path / 'model.pth'}")
+    best = best_epoch(history)
+    print(f"best epoch {best} of {len(history)}: validation AUC {history.valid_auc[best - 1]:.3f}; {config.checkpoints_path / 'model.pth'}")
 
 
 if __name__ == "__main__":
