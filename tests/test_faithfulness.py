@@ -43,14 +43,17 @@ def random_maps_and_masks(n=20, size=(9, 13)):
         ((10, 20), True), ((11, 21), True),  # on the object
         ((5, 20), True), ((10, 15), True), ((14, 25), True), ((7, 16), True),  # 5 pixels away: above, beside, 3 and 4
         ((4, 20), False), ((10, 14), False), ((17, 21), False), ((6, 16), False), ((14, 26), False),  # 6, 6, 6, 4 and 4, 3 and 5
-        (None, False),
     ],
 )  # fmt: skip
 def test_pointing_game_by_hand(peak, hit):
     masks = boxes((slice(10, 12), slice(20, 22)), size=(30, 60)).bool()
-    maps = boxes(*[] if peak is None else [peak], size=(30, 60))
+    maps = boxes(peak, size=(30, 60))
     assert pointing_game(maps, masks).tolist() == [hit]  # tolerance 60 / 12 = 5 pixels
     assert pointing_game(maps.mT, masks.mT).tolist() == [hit]
+
+
+def test_an_empty_map_points_at_nothing():
+    assert pointing_game(torch.zeros(1, *SIZE), torch.ones(1, *SIZE, dtype=torch.bool)).tolist() == [False]
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1 / 13, 1 / 12, 1.5 / 13])
@@ -464,6 +467,15 @@ def test_maps_that_ignore_the_network_are_found_out(monkeypatch, signed):
     assert set(usual(model, *network_images()).is_similar.tolist()) == {True, False}
     monkeypatch.setattr(faithfulness, "explain", edges)
     assert randomisation_check(model, *network_images()) == pytest.approx({"none": 1, "head": 1, "head and backbone": 1})
+
+
+@pytest.mark.parametrize("method", ["contrast", "distance"])
+def test_the_maps_before_are_those_of_the_networks_own_decisions(monkeypatch, method):
+    model, compared = trained_network(), []
+    expected = faithfulness.explain(model, *network_images(), method).raw
+    monkeypatch.setattr(faithfulness, "rank_correlation", lambda before, after: compared.append(before))
+    randomisation_check(model, *network_images(), method)
+    assert len(compared) == 2 and all(torch.allclose(before, expected, rtol=1e-4, atol=1e-6) for before in compared)
 
 
 @pytest.mark.parametrize("fails_at", [None, 1, 3, 4, 6, 7])
