@@ -1,8 +1,7 @@
-"""What keeping freed memory (utils/__init__.py) is worth: time of a training step with it and without it, on this CPU.
+"""What `utils.training.keep_freed_memory` is worth: time of a training step without it and with it, on this CPU (Linux).
 
     python -m benchmarks.memory
 """
-import ctypes
 import subprocess
 import sys
 import time
@@ -10,9 +9,9 @@ import time
 import torch
 
 from utils.Siamese import SiameseNetwork
+from utils.training import keep_freed_memory
 
 SETTINGS = (("Conv4", 64, 32), ("Conv4", 96, 64), ("MobileNet", 96, 64), ("resnet18", 96, 32))
-GLIBC_DEFAULTS = {-4: 65536, -1: 128 * 1024}  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 
 def milliseconds_per_image(backbone: str, size: int, batch: int, steps: int = 4) -> float:
@@ -28,13 +27,12 @@ def milliseconds_per_image(backbone: str, size: int, batch: int, steps: int = 4)
 
 
 def main() -> None:
-    if sys.argv[1:] == ["without"]:  # a process of its own: an allocator does not forget
-        for key, value in GLIBC_DEFAULTS.items():
-            ctypes.CDLL(None).mallopt(key, value)
     if len(sys.argv) > 1:
+        if sys.argv[1] == "with":
+            keep_freed_memory()
         print(*(milliseconds_per_image(*setting) for setting in SETTINGS))
         return
-    times = {
+    times = {  # each in a process of its own: an allocator does not forget
         how: [float(t) for t in subprocess.check_output([sys.executable, "-m", "benchmarks.memory", how], text=True).split()]
         for how in ("without", "with")
     }

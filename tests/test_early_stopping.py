@@ -1,6 +1,7 @@
+import pandas as pd
 import pytest
 
-from utils.early_stopping import EarlyStopping
+from utils.early_stopping import EarlyStopping, best_epoch
 
 
 @pytest.mark.parametrize("mode, values", [("max", [0.5, 0.6, 0.6, 0.55, 0.7]), ("min", [0.5, 0.4, 0.4, 0.45, 0.3])])
@@ -26,3 +27,8 @@ def test_nan_is_no_improvement():
 def test_another_mode_is_refused():
     with pytest.raises(ValueError, match="'min' or 'max', got 'auc'"):
         EarlyStopping(patience=1, mode="auc")
+
+
+@pytest.mark.parametrize("auc, loss, best", [([0.6, 0.9, 0.8], [3, 2, 1], 2), ([0.9, 1.0, 1.0, 1.0], [1, 3, 2, 2], 3), ([0.5], [1], 1)])
+def test_the_best_epoch_has_the_highest_auc_then_the_lowest_loss(auc, loss, best):
+    assert best_epoch(pd.DataFrame({"valid_auc": auc, "valid_loss": loss})) == best

@@ -5,8 +5,11 @@ import torch
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
+from utils.comparison import WhatIf
 from utils.Grad_CAM import Explanation
-from utils.imshow import COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_images, show_pairs, show_similarity_matrix
+from utils.imshow import (
+    COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_images, show_pairs, show_similarity_matrix, show_what_if,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +74,29 @@ def test_an_empty_map_is_said_in_words(wide):
     figure = show_explanation((wide, wide), explanation(empty=True))
     said = [[text.get_text() for text in axis.texts] for axis in figure.axes[:6]]
     assert said == [[], [], ["no such evidence"]] * 2
+
+
+def test_what_if_blurs_the_region_of_the_original_and_says_the_change(wide):
+    regions = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
+    regions[0, 0, :4] = True
+    what_if = WhatIf(0.8, np.array([[0.25, 0.8], [0.8, 0.9]]), np.zeros((2, 2)), regions, np.zeros((2, 2), dtype=bool))
+    figure = show_what_if((wide, wide), what_if, ("a", "b"))
+    shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes[:4]]
+    changed = [(picture != np.asarray(wide)).any(2) for picture in shown]
+    assert changed[0][:15].mean() > 0.95 and not changed[0][15:].any() and not any(part.any() for part in changed[1:])
+    assert figure.axes[0].get_title() == "factual region blurred\nsimilarity 0.80 → 0.25"
+    assert figure.axes[3].get_title() == "counterfactual region blurred\nsimilarity 0.80 → 0.90"
+
+
+def test_a_large_similarity_matrix_stays_a_figure(wide):
+    figure = show_similarity_matrix(np.eye(300), [wide] * 300, ["a"] * 300)
+    assert max(figure.get_size_inches()) < 20 and not figure.axes[0].artists
+
+
+def test_names_are_written_as_they_are(wide, tmp_path):
+    figure = show_images([wide], ["price_$5^$.jpg"], columns=1)
+    save_figure(figure, tmp_path / "figure.png")
+    assert figure.axes[0].get_title() == "price_$5^$.jpg"
 
 
 def test_similarity_matrix_shows_every_image_along_both_edges(wide):

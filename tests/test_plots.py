@@ -6,7 +6,8 @@ import torch
 
 from utils.evaluation import score_pairs
 from utils.plots import (
-    plot_class_counts, plot_class_similarity, plot_confusion, plot_curves, plot_distances, plot_embedding, plot_learning_curves,
+    plot_class_counts, plot_class_similarity, plot_confusion, plot_curves, plot_distances, plot_embedding, plot_interventions,
+    plot_learning_curves,
 )
 
 DISSIMILARITY, LABEL = np.array([0.1, 0.3, 0.7, 0.4, 0.9, 1.4]), np.array([0, 0, 0, 1, 1, 1])
@@ -60,6 +61,14 @@ def test_curves_name_the_area_that_a_loop_over_pairs_gives():
     left, right = plot_curves(DISSIMILARITY, LABEL).axes
     assert legend(left)[0] == f"AUC {auc:.3f}"
     assert right.lines[1].get_ydata()[0] == 0.5  # chance: the share of dissimilar pairs
+
+
+def test_interventions_show_each_ranking_with_its_area():
+    rankings = {"map": {"deletion": np.array([1.0, 0, 0]), "insertion": np.array([0.0, 1, 1])}, "random": {"deletion": np.array([1, 0.5, 0]), "insertion": np.array([0, 0.5, 1])}}
+    deletion, insertion = plot_interventions(rankings).axes
+    assert legend(deletion) == ["map: area 0.25", "random: area 0.50"]
+    assert legend(insertion) == ["map: area 0.75", "random: area 0.50"]
+    assert deletion.lines[0].get_xdata().tolist() == [0, 50, 100]
 
 
 def test_class_similarity_and_embedding_show_every_class():
