@@ -14,6 +14,7 @@ from torch import nn
 
 from utils.Grad_CAM import explain
 from utils.Siamese import SiameseNetwork
+from utils.training import keep_freed_memory
 
 SETTINGS = [(backbone, batch) for backbone in ("MobileNet", "ResNet50") for batch in (1, 8)]
 
@@ -86,6 +87,7 @@ def seconds(run: Callable, least: float = 4.0) -> float:
 
 
 def main() -> None:
+    keep_freed_memory()  # for all alike
     print(f"multiples of one backbone forward pass of all images, {torch.get_num_threads()} threads, 224 x 224 pixels")
     print(f"{'backbone':<10} {'pairs':>5} {'forward ms':>10} {'distance':>9} {'contrast':>9} {'contrast':>9} {'public':>9} {'captum':>9} {'grad-cam':>9}")
     print(f"{'':<37} {'similar':>9} {'dissim.':>9}")

@@ -104,7 +104,7 @@ def explain_features(
             raw = torch.where(is_similar[:, None, None, None], alike, apart)
     if method == "contrast":
         against = _local_sum(against)
-    maps = torch.stack([_normalised(raw, image_size), _normalised(against, image_size)], dim=2)
+    maps, empty = _normalised(torch.stack([raw, against], dim=2), image_size)
     return Explanation(
         distance=distance,
         similarity=1 - model.dissimilarity(distance),
@@ -112,7 +112,7 @@ def explain_features(
         factual=maps[:, :, 0],
         counterfactual=maps[:, :, 1],
         raw=raw,
-        empty=maps.amax((3, 4)) == 0,
+        empty=empty,
     )
 
 
@@ -157,9 +157,9 @@ def _squared_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
     return torch.where(squared > rounding, squared, torch.zeros_like(squared))
 
 
-def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Positive part of signed maps (N, 2, h, w) at image size, each divided by its maximum; all-zero maps stay zero."""
-    maps = F.interpolate(raw.clamp(min=0), size=image_size, mode="bilinear", align_corners=False)
-    peak = maps.amax((2, 3), keepdim=True)
-    smallest = torch.finfo(maps.dtype).tiny
-    return torch.where(peak >= smallest, maps / peak.clamp(min=smallest), torch.zeros_like(maps))
+def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positive parts of signed maps (N, 2, 2, h, w) at image size, each divided by its maximum, and which are zero everywhere."""
+    maps = F.interpolate(raw.clamp(min=0).flatten(0, 1), size=image_size, mode="bilinear", align_corners=False).unflatten(0, raw.shape[:2])
+    peak = maps.amax((3, 4), keepdim=True)
+    empty = peak < torch.finfo(maps.dtype).tiny
+    return maps.div_(peak.masked_fill(empty, torch.inf)), empty[..., 0, 0]

@@ -247,8 +247,8 @@ def bfloat16_pays(device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Let glibc keep up to 2 GiB of freed memory for the next tensor (Linux; nothing elsewhere).
 
-    It would hand every large tensor back to the kernel and fault the next one in page by page, which costs about as much
-    as computing with it (`python -m benchmarks.memory`).
+    It would hand every large tensor back to the kernel and fault the next one in page by page, which can cost as much as
+    computing with it (`python -m benchmarks.memory`).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
