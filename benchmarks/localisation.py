@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from utils.config import load_config
-from utils.dataset import Pairs, load_split, read_split
+from utils.dataset import KINDS, Pairs, load_split, read_split
 from utils.evaluation import measure_split, score_pairs
 from utils.faithfulness import Interventions, check, pointing_game, randomisation_check
 from utils.Grad_CAM import explain_pairs
-from utils.trust import KINDS, check_table, load_masks, localisation_table
+from utils.trust import check_table, load_masks, localisation_table
 from utils.Siamese import SiameseNetwork
 from utils.synthetic import CLASSES, intruder_class
 from utils.training import train

@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.dataset import read_image, to_uint8
 from utils.Siamese import (
-    IMAGENET_MEAN, IMAGENET_STD, AveragePooling, ContrastiveLoss, GeM, ModelError, SiameseNetwork, backbone_blocks, embedding_distance, eval_mode,
+    AveragePooling, ContrastiveLoss, GeM, ModelError, SiameseNetwork, backbone_blocks, embedding_distance, eval_mode,
 )
 
 # ------------------------------------------------------------------------------------- loss and distance

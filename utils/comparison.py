@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from utils.config import Config
 from utils.dataset import SUFFIXES, DataError, read_image, read_split, shrink
 from utils.evaluation import similarity_matrix
-from utils.faithfulness import REGION, Interventions, top_region
+from utils.faithfulness import Interventions, strongest_region
 from utils.Grad_CAM import Explanation, explain_features, feature_maps, split_at
 from utils.Siamese import SiameseNetwork, eval_mode
 
@@ -75,7 +75,7 @@ class Comparison:
         explanation = self.explain(first, second)
         interventions = Interventions.on(self.model, self.batch[[first]], self.batch[[second]])
         maps = torch.stack([explanation.factual[0], explanation.counterfactual[0]], dim=1)
-        regions = top_region(maps, REGION) & (maps > 0)
+        regions = strongest_region(maps)
         margins = torch.stack([interventions.without(regions[None, :, kind])[0] for kind in (0, 1)], dim=1)
         changes = (margins - interventions.before).cpu().numpy()
         distance = interventions.sign.cpu() * margins.cpu() + self.model.threshold

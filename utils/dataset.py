@@ -23,6 +23,7 @@ from utils.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 SPLITS = ("train", "valid", "test")
+KINDS = ("similar", "dissimilar")  # of pairs; the positions are the labels
 
 
 class DataError(UserError):

@@ -131,6 +131,11 @@ def top_region(maps: torch.Tensor, share: float) -> torch.Tensor:
     return _places(maps) < round(share * maps.shape[-2:].numel())
 
 
+def strongest_region(maps: torch.Tensor) -> torch.Tensor:
+    """The region of each map (..., H, W) that a check blurs: its strongest tenth, and only pixels with evidence, bool."""
+    return top_region(maps, REGION) & (maps > 0)
+
+
 def _places(maps: torch.Tensor) -> torch.Tensor:
     """Place of each pixel in the order of its map (..., H, W), 0 the strongest; among equals in reading order."""
     return maps.flatten(-2).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).view(maps.shape)
@@ -165,7 +170,7 @@ def check(interventions: Interventions, explanation: Explanation, kind: str, rng
         >>> share_right = (result.effect < 0).float().mean()  # an empty map's NaN counts as wrong
     """
     maps = getattr(explanation, kind)
-    regions = top_region(maps, REGION) & (maps > 0)
+    regions = strongest_region(maps)
     before = interventions.before[:, None]
     empty = explanation.empty[:, :, ("factual", "counterfactual").index(kind)]
     changes = (interventions.without(chosen) - before for chosen in (regions, moved(regions, rng)))

@@ -93,20 +93,13 @@ def show_explanation(
     similar = bool(explanation.is_similar[index])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
     images = tuple(shrink(image) for image in images)
-    heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
-    figure, axes = plt.subplots(
-        2, 3, figsize=(8.4, 2.4 * sum(heights) + 0.6), layout="constrained", gridspec_kw={"height_ratios": heights}
-    )
-    for row, (image, name) in enumerate(zip(images, names)):
+    figure, axes = _rows_of_panels(images, names, columns=3, width=8.4, titles=0.6)
+    for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, kind in enumerate(("factual", "counterfactual")):
             axes[row, column + 1].imshow(overlay(image, getattr(explanation, kind)[index, row]))
             if explanation.empty[index, row, column]:
                 _write_inside(axes[row, column + 1], "no such evidence")
-        axes[row, 0].set_ylabel(name, fontsize=9)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        sns.despine(ax=axis, left=True, bottom=True)
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
         axis.set_title(title, fontsize=10)
     figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)
@@ -114,6 +107,21 @@ def show_explanation(
     bar.set_label("evidence, as a share of the map's maximum", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _rows_of_panels(
+    images: tuple[Image.Image, Image.Image], names: tuple[str, str], columns: int, width: float, titles: float
+) -> tuple[Figure, np.ndarray]:
+    """Empty panels without ticks, a named row for each image, as high as its aspect ratio asks; sizes in inches."""
+    heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
+    size = (width, 2.4 * sum(heights) + titles)
+    figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights})
+    for row, name in zip(axes, names):
+        row[0].set_ylabel(name, fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    return figure, axes
 
 
 def _write_inside(axis: Axes, text: str) -> None:
@@ -124,21 +132,15 @@ def _write_inside(axis: Axes, text: str) -> None:
 def show_what_if(images: tuple[Image.Image, Image.Image], what_if: WhatIf, names: tuple[str, str] = ("image 1", "image 2")) -> Figure:
     """Each image with its factual and with its counterfactual region blurred, and what that does to the similarity."""
     images = tuple(shrink(image) for image in images)
-    heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
-    figure, axes = plt.subplots(
-        2, 2, figsize=(5.6, 2.4 * sum(heights) + 1.0), layout="constrained", gridspec_kw={"height_ratios": heights}
-    )
-    for row, (image, name) in enumerate(zip(images, names)):
-        axes[row, 0].set_ylabel(name, fontsize=9)
+    figure, axes = _rows_of_panels(images, names, columns=2, width=5.6, titles=1.0)
+    for row, image in enumerate(images):
+        blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
         for column, kind in enumerate(("factual", "counterfactual")):
             axis = axes[row, column]
             region = Image.fromarray(what_if.regions[row, column].cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
-            blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
             axis.imshow(Image.composite(blurred, image, region))
             axis.contour(np.asarray(region, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
-            axis.set(xticks=[], yticks=[])
             axis.set_title(f"{kind} region blurred\nsimilarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}", fontsize=9)
-            sns.despine(ax=axis, left=True, bottom=True)
     return figure
 
 
@@ -163,12 +165,10 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
     points = 0.5 * 72 * axis.figure.get_figwidth() / (count + 4)
     for position, (image, name) in enumerate(zip(images, names)):
         small = shrink(image, 96)
-        picture = OffsetImage(small, zoom=points / max(small.size) * 1.5)
-        at_left = AnnotationBbox(picture, (0, position + 0.5), xybox=(-points, 0), boxcoords="offset points", frameon=False)
-        axis.add_artist(at_left)
-        picture = OffsetImage(small, zoom=points / max(small.size) * 1.5)
-        below = AnnotationBbox(picture, (position + 0.5, count), xybox=(0, -points), boxcoords="offset points", frameon=False)
-        axis.add_artist(below)
-        axis.annotate(name, (0, position + 0.5), xytext=(-2 * points, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
-        axis.annotate(name, (position + 0.5, count), xytext=(0, -2 * points), textcoords="offset points", ha="right", va="top", rotation=45, fontsize=8)
+        for edge, away, text in (
+            ((0, position + 0.5), (-1, 0), {"va": "center"}), ((position + 0.5, count), (0, -1), {"va": "top", "rotation": 45}),
+        ):
+            picture, at = OffsetImage(small, zoom=points / max(small.size) * 1.5), np.multiply(points, away)
+            axis.add_artist(AnnotationBbox(picture, edge, xybox=at, boxcoords="offset points", frameon=False))
+            axis.annotate(name, edge, xytext=2 * at, textcoords="offset points", ha="right", fontsize=8, **text)
     return figure

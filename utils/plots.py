@@ -13,17 +13,17 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_curve
 
 import utils.style  # noqa: F401
+from utils.dataset import KINDS, SPLITS
 from utils.early_stopping import best_epoch
 from utils.evaluation import PairScores, score_pairs
 from utils.faithfulness import area_under
 
 COLOURS = sns.color_palette("colorblind")
-KINDS = ("similar", "dissimilar")
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
     """Images per class and split, of a table with the columns `label` and `split`."""
-    counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
+    counts = pd.crosstab(table.label, table.split).reindex(columns=list(SPLITS), fill_value=0)
     figure, axis = plt.subplots(figsize=(6, 0.35 * len(counts) + 1), layout="constrained")
     counts.plot.barh(stacked=True, ax=axis, color=COLOURS[:3], width=0.75)
     axis.invert_yaxis()

@@ -37,8 +37,7 @@ def train(config: Config) -> pd.DataFrame:
     under `config.checkpoints_path`.
 
     The best epoch has the highest validation AUC, and among equals the lowest loss. Nothing is written before the first epoch
-    ends. An interrupt (Ctrl-C, the notebook's stop button) ends training
-    as if the last finished epoch had been the last one planned.
+    ends. An interrupt (Ctrl-C, the notebook's stop button) ends training as if the last finished epoch had been the last planned.
 
     Returns:
         One row per epoch: the columns `HISTORY`.
@@ -275,7 +274,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.dataset)
-        print(*prepare_split(config)[1], sep="\n")
+        for note in prepare_split(config)[1]:
+            print(note)
         history = train(config)
     except UserError as error:
         sys.exit(str(error))

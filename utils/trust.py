@@ -9,11 +9,9 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from utils.dataset import Pairs
+from utils.dataset import KINDS, Pairs
 from utils.faithfulness import Interventions, centred_gaussian, check, curves, energy_ratio, iou_at_half, pointing_game
 from utils.Grad_CAM import Explanation
-
-KINDS = ("similar", "dissimilar")
 
 
 def some_pairs(pairs: Pairs, most: int = 60) -> Pairs:
