@@ -11,7 +11,8 @@ from utils.comparison import Comparison, WhatIf, choose_pair, describe, images_t
 from utils.config import Config
 from utils.dataset import DataError
 from utils.faithfulness import blur
-from utils.Grad_CAM import Explanation, explain
+from utils.Grad_CAM import Explanation, explain, feature_maps
+from utils.matching import region_similarity, strongest_matches
 from utils.Siamese import SiameseNetwork
 
 
@@ -41,7 +42,7 @@ def paths(tmp_path):
 def test_n_images_cost_n_passes_and_pairs_cost_none(model, paths, method):
     first, last = [], []
     model.backbone[0].register_forward_hook(lambda module, inputs, output: first.append(len(inputs[0])))
-    model.backbone[10].register_forward_hook(lambda module, inputs, output: last.append(len(inputs[0])))
+    model.backbone[model.fine_block].register_forward_hook(lambda module, inputs, output: last.append(len(inputs[0])))
     compared = Comparison(model, paths, method)
     for i in range(4):
         compared.explain(i, i + 1)
@@ -76,6 +77,15 @@ def test_originals_are_kept_and_extremes_are_pairs_of_different_images(model, pa
     compared.embeddings = torch.tensor([[0.0, 0], [30, 0], [31, 0], [90, 0], [0, 60]])  # nearly all beyond the margin
     compared.similarity = np.eye(5)
     assert compared.extremes() == ((1, 2), (3, 4))
+
+
+def test_matches_are_those_of_the_pairs_regions(model, paths):
+    compared = Comparison(model, paths)
+    batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])
+    one, two = feature_maps(model, batch[[1]]), feature_maps(model, batch[[3]])
+    expected = strongest_matches(region_similarity(model, one, two))
+    found = compared.matches(1, 3)
+    assert found and [match[:2] for match in found] == [match[:2] for match in expected]
 
 
 @pytest.mark.parametrize("similar", [True, False])
@@ -119,7 +129,7 @@ def test_the_report_says_which_map_fails_its_own_check():
 )
 def test_the_decision_in_a_sentence(similarity, sentence):
     values = torch.tensor([0.1, similarity])
-    explanation = Explanation(values, values, values > 0.6, *[torch.zeros(2, 2, 2, 2)] * 4)
+    explanation = Explanation(values, values, values > 0.6, *[torch.zeros(2, 2, 2, 2)] * 5)
     assert describe(explanation, ("a", "b"), 0.4, index=1) == sentence
 
 

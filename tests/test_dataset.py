@@ -387,7 +387,7 @@ def test_pair_batches_hold_every_pair_once_and_whole(batch_size, sizes):
 STILL = dict(HorizontalFlip=0, VerticalFlip=0)
 IMAGES = torch.randint(0, 256, (8, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 JITTER = ["brightness", "contrast", "saturation", "hue"]
-RANDOM = [{"HorizontalFlip": 0.5}, {"VerticalFlip": 0.5}, {"RandomRotationDegrees": 30}, *({key: 0.4} for key in JITTER)]
+RANDOM = [{"HorizontalFlip": 0.5}, {"VerticalFlip": 0.5}, {"RandomRotationDegrees": 30}, {"RandomErasing": 0.5}, *({key: 0.4} for key in JITTER)]
 
 
 def augmented(images, seed=0, **options):
@@ -404,6 +404,18 @@ def test_a_flip_happens_as_often_as_asked(key, dim):
     images = IMAGES[:1].repeat(400, 1, 1, 1)
     flipped = (augmented(images, **{key: 0.25}) == images.flip(dim)).all(3).all(2).all(1)
     assert 60 < flipped.sum() < 140  # 100 expected, 8.7 one standard deviation
+
+def test_erasing_fills_one_box_with_the_mean_colour_as_often_as_asked():
+    mean = (0.2, 0.4, 0.6)
+    white = torch.full((400, 3, 40, 40), 255, dtype=torch.uint8)
+    erased = augmented(white, RandomErasing=0.25, normalization={"mean": mean}) != 255
+    hit = erased.flatten(1).any(1)
+    assert 60 < hit.sum() < 140  # 100 expected, 8.7 one standard deviation
+    assert {tuple(image.flatten(1).amin(1).tolist()) for image in augmented(white, RandomErasing=1, normalization={"mean": mean})} == {(51, 102, 153)}
+    for box in erased[hit].any(1):
+        height, width = box.any(1).sum(), box.any(0).sum()
+        assert box.sum() == height * width and 0.015 < box.float().mean() < 0.35
+
 
 def test_all_zero_leaves_the_images_alone():
     assert torch.equal(augmented(IMAGES), IMAGES)

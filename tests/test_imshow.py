@@ -7,8 +7,9 @@ from PIL import Image
 
 from utils.comparison import WhatIf
 from utils.Grad_CAM import Explanation
+from utils.matching import Match
 from utils.imshow import (
-    COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_images, show_pairs, show_similarity_matrix, show_what_if,
+    COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_images, show_matches, show_pairs, show_similarity_matrix, show_what_if,
 )
 
 
@@ -30,7 +31,7 @@ def explanation(similar=True, empty=False):
     return Explanation(
         distance=torch.tensor([0.5]), similarity=torch.tensor([0.75]), is_similar=torch.tensor([similar]), factual=maps,
         counterfactual=torch.zeros(1, 2, 8, 8) if empty else maps, raw=torch.zeros(1, 2, 4, 4),
-        empty=torch.tensor([[[False, empty]] * 2]),
+        strength=torch.tensor([[[1.0, 0.0 if empty else 0.25]] * 2]), empty=torch.tensor([[[False, empty]] * 2]),
     )
 
 
@@ -68,6 +69,26 @@ def test_six_panels_named_by_the_decision(wide, similar, words):
     assert [axis.get_title() for axis in panels[1:3]] == [f"factual: for “{words[0]}”", f"counterfactual: for “{words[1]}”"]
     assert figure.get_suptitle() == f"{words[0].capitalize()}: similarity 0.75"
     assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["a.png", "b.png"]
+
+
+def test_weak_evidence_is_drawn_weaker_than_the_pairs_strongest(wide):
+    panels = [axis.images[0].get_array() for axis in show_explanation((wide, wide), explanation()).axes[:6]]
+    maps = np.zeros((8, 8))
+    maps[2, 5] = 1
+    for row in (0, 3):
+        assert np.array_equal(panels[row + 1], overlay(wide, maps)) and np.array_equal(panels[row + 2], overlay(wide, maps / 4))
+        assert not np.array_equal(panels[row + 1], panels[row + 2])
+
+
+def test_matching_regions_are_circled_where_they_lie(wide):
+    tall = wide.transpose(Image.Transpose.ROTATE_90)
+    figure = show_matches((wide, tall), [Match((0.5, 0.25), (0.1, 0.5), 2.0), Match((0.9, 0.9), (0.9, 0.1), 1.0)], ("a", "b"))
+    (left, right), numbers = figure.axes, [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert numbers == [["1", "2"]] * 2 and [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    assert np.allclose(left.patches[0].center, (0.25 * 90 - 0.5, 0.5 * 30 - 0.5)) and np.allclose(right.patches[0].center, (0.5 * 30 - 0.5, 0.1 * 90 - 0.5))
+    assert [left.patches[k].get_edgecolor() == right.patches[k].get_edgecolor() for k in (1, 3)] == [True, True]
+    assert left.patches[1].get_edgecolor() != left.patches[3].get_edgecolor()
+    assert show_matches((wide, tall), []).axes[0].texts[0].get_text() == "no matching regions"
 
 
 def test_an_empty_map_is_said_in_words(wide):

@@ -13,9 +13,9 @@ from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 METHODS = ("contrast", "distance")
 
-# Neighbourhood over which `contrast` sums evidence against a decision: standard deviation, as a share of the map's sides
-# (chosen by measurement, benchmarks/README.md).
-SPREAD = 0.1
+# Neighbourhood over which `contrast` averages evidence: standard deviation, as a share of the map's sides (chosen by
+# measurement, benchmarks/README.md).
+SPREAD = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Explanation:
         factual: evidence for the decision, shape (N, 2, H, W) in [0, 1], the strongest point of each map 1.
         counterfactual: evidence against it, likewise.
         raw: signed evidence for the decision at the feature map's resolution, shape (N, 2, h, w), not normalised.
-        empty: maps that are zero everywhere, bool of shape (N, 2, 2): image; factual, counterfactual.
+        strength: each map's largest evidence as a share of the pair's largest, shape (N, 2, 2): image; factual, counterfactual.
+        empty: maps that are zero everywhere, bool of shape (N, 2, 2).
     """
 
     distance: torch.Tensor
@@ -38,6 +39,7 @@ class Explanation:
     factual: torch.Tensor
     counterfactual: torch.Tensor
     raw: torch.Tensor
+    strength: torch.Tensor
     empty: torch.Tensor
 
 
@@ -47,13 +49,13 @@ def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, m
     Args:
         model: its mode, parameters and gradients are left as found.
         batch1, batch2: preprocessed images, each of shape (N, 3, H, W), on any device.
-        method: `contrast` takes as the evidence that a pair is similar the gradient of `<z1 - mu, z2 - mu>` (alike compared
-            with the mean training embedding mu), and as the evidence that it is dissimilar that of `D^2`; what speaks
-            against a decision is the latter's opposite or, for a similar pair, the latter itself. It reads them position by
-            position, `sum_c (dT/dA_c) A_c` (HiResCAM, Draelos & Carin 2020, Eq. 5), on the last feature map of twice the
-            final resolution; evidence against the decision is averaged over a neighbourhood before it is cut at 0.
-            `distance` is the paper's: `-D^2` or `D^2`, weighted as Grad-CAM (Selvaraju et al. 2017, Eq. 1-2),
-            `sum_c mean_hw(dT/dA_c) A_c`, on the final feature map; the counterfactual is the opposite sign.
+        method: `contrast` asks what made the two images alike compared with the mean training embedding mu. The derivative of
+            `-D^2` with respect to z1, averaged over the way of z1 from mu to where it is (integrated gradients, Sundararajan et
+            al. 2017, Eq. 1; exact, as D^2 is quadratic), is `2 (z2 - mu) - (z1 - mu)`; for z2 likewise. It is carried back to the
+            fine feature map and read position by position, `sum_c g_c A_c` (HiResCAM, Draelos & Carin 2020, Eq. 5), as a
+            mean over a Gaussian neighbourhood. `distance` is the paper's: the derivative of `-D^2`, weighted as Grad-CAM
+            (Selvaraju et al. 2017, Eq. 1-2), `sum_c mean_hw(g_c) A_c`, on the final feature map.
+            Both give one signed map: evidence for "similar", its opposite for "dissimilar".
 
     Raises:
         ValueError: unknown method, or batches that are not two equal stacks of images.
@@ -91,20 +93,20 @@ def explain_features(
     """As `explain`, from the `feature_maps` of the same method; maps are drawn at `image_size` (height, width)."""
     leaf = torch.cat([features1, features2]).detach().requires_grad_()
     with eval_mode(model), torch.enable_grad():
-        z1, z2 = model.embed_features(model.backbone[split_at(model, method) :](leaf)).chunk(2)
-        distance = embedding_distance(z1, z2).detach()
+        z = model.embed_features(model.backbone[split_at(model, method) :](leaf))
+        z1, z2 = z.detach().chunk(2)
+        distance = embedding_distance(z1, z2)
         is_similar = model.dissimilarity(distance) < model.threshold
-        apart = _evidence(_squared_distance(z1, z2), leaf, method)
-        sign = torch.where(is_similar, -1.0, 1.0)[:, None, None, None]
-        raw = sign * apart
-        against = -raw
-        if method == "contrast" and is_similar.any():
-            centred1, centred2 = z1 - model.mean_embedding, z2 - model.mean_embedding
-            alike = _evidence((centred1 * centred2).sum(1), leaf, method)
-            raw = torch.where(is_similar[:, None, None, None], alike, apart)
+        sign = torch.where(is_similar, 1.0, -1.0)[:, None]
+        wanted = sign * _towards_similar(z1, z2, model.mean_embedding, method)
+        (gradient,) = torch.autograd.grad(z, leaf, wanted.flatten(0, 1))
+    if method == "distance":
+        gradient = gradient.mean((2, 3), keepdim=True)
+    raw = torch.stack((gradient * leaf.detach()).sum(1).chunk(2), dim=1)
     if method == "contrast":
-        against = _local_sum(against)
-    maps, empty = _normalised(torch.stack([raw, against], dim=2), image_size)
+        raw = local_mean(raw)
+    maps, peaks, empty = _normalised(torch.stack([raw, -raw], dim=2), image_size)
+    strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
         distance=distance,
         similarity=1 - model.dissimilarity(distance),
@@ -112,6 +114,7 @@ def explain_features(
         factual=maps[:, :, 0],
         counterfactual=maps[:, :, 1],
         raw=raw,
+        strength=torch.where(empty, 0, peaks / strongest),
         empty=empty,
     )
 
@@ -131,35 +134,32 @@ def explain_pairs(
     return Explanation(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Explanation)})
 
 
-def _evidence(target: torch.Tensor, leaf: torch.Tensor, method: str) -> torch.Tensor:
-    """Signed evidence for a target (N,) in the feature maps (2N, C, h, w) of both images: (N, 2, h, w)."""
-    (gradient,) = torch.autograd.grad(target.sum(), leaf, retain_graph=True)
-    if method == "distance":
-        gradient = gradient.mean((2, 3), keepdim=True)
-    return torch.stack((gradient * leaf.detach()).sum(1).chunk(2), dim=1)
+def _towards_similar(z1: torch.Tensor, z2: torch.Tensor, mean: torch.Tensor, method: str) -> torch.Tensor:
+    """Directions (2, N, D) in which either embedding (N, D) makes the pair more similar; the partner and `mean` stay."""
+    if method == "contrast":
+        z1, z2 = z1 - mean, z2 - mean
+        return torch.stack([2 * z2 - z1, 2 * z1 - z2])
+    apart = z1 - z2
+    # Rounding errors (D / |z| about 1e-6) are no difference: their direction is noise.
+    rounding = 1e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
+    apart = torch.where(apart.square().sum(1, keepdim=True) > rounding, apart, 0)
+    return torch.stack([-2 * apart, 2 * apart])
 
 
-def _local_sum(raw: torch.Tensor) -> torch.Tensor:
-    """Signed maps (N, 2, h, w) averaged over a Gaussian neighbourhood.
+def local_mean(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (..., h, w) averaged over a Gaussian neighbourhood.
 
-    Position by position, evidence for and against alternates within the object that carries the decision. What speaks
-    against the decision is where the evidence of a whole neighbourhood does.
+    Position by position, evidence for and against alternates within one object; what counts is a neighbourhood's.
     """
-    sides = raw.shape[:1:-1]  # torchvision wants width first
+    sides = maps.shape[:-3:-1]  # torchvision wants width first
     reach = [min(math.ceil(2.5 * SPREAD * side), side - 1) for side in sides]
-    return gaussian_blur(raw, [2 * r + 1 for r in reach], [SPREAD * side for side in sides])
+    return gaussian_blur(maps, [2 * r + 1 for r in reach], [SPREAD * side for side in sides])
 
 
-def _squared_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-    """D^2, constant where it is rounding error (D / |z| about 1e-6): its gradient would point along noise."""
-    squared = (z1 - z2).square().sum(1)
-    rounding = 1e-12 * (z1.square() + z2.square()).sum(1).detach()
-    return torch.where(squared > rounding, squared, torch.zeros_like(squared))
-
-
-def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positive parts of signed maps (N, 2, 2, h, w) at image size, each divided by its maximum, and which are zero everywhere."""
+def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Positive parts of signed maps (N, 2, 2, h, w) at image size, each divided by its maximum; the maxima, and which maps are
+    zero everywhere, (N, 2, 2)."""
     maps = F.interpolate(raw.clamp(min=0).flatten(0, 1), size=image_size, mode="bilinear", align_corners=False).unflatten(0, raw.shape[:2])
-    peak = maps.amax((3, 4), keepdim=True)
-    empty = peak < torch.finfo(maps.dtype).tiny
-    return maps.div_(peak.masked_fill(empty, torch.inf)), empty[..., 0, 0]
+    peaks = maps.amax((3, 4), keepdim=True)
+    empty = peaks < torch.finfo(maps.dtype).tiny
+    return maps.div_(peaks.masked_fill(empty, torch.inf)), peaks[..., 0, 0], empty[..., 0, 0]

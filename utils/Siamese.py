@@ -20,6 +20,7 @@ from utils.dataset import to_uint8
 
 ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50"}
 INCEPTIONS = ("googlenet", "inception_v3")
+FINE = 12 * 12  # positions of a feature map that explanations need (benchmarks/README.md)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -122,7 +123,7 @@ class SiameseNetwork(nn.Module):
         self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
         self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights))
         shapes = self._block_shapes()
-        self.fine_block = self._last_finer(shapes)
+        self.fine_block = self._fine_block(shapes)
         self.pooling = GeM() if pooling == "gem" else AveragePooling()
         self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
         self.register_buffer("mean_embedding", torch.zeros(embedding_dim))
@@ -143,12 +144,14 @@ class SiameseNetwork(nn.Module):
             raise ModelError(f"image.size: {list(self.image_size)} is too small for this backbone ({_brief(error)}); enlarge it") from None
         return shapes
 
-    def _last_finer(self, shapes: list[torch.Size]) -> int:
-        """Position of the last block whose feature map has more positions than the final one, usually twice the resolution."""
+    def _fine_block(self, shapes: list[torch.Size]) -> int:
+        """Position of the last block whose feature map is finer than the final one and has at least `FINE` positions; on
+        images too small for that, of the last block of the finest map."""
         finer = [i for i, shape in enumerate(shapes) if shape[2:].numel() > shapes[-1][2:].numel()]
         if not finer:
             raise ModelError(f"image.size: {list(self.image_size)} is too small for this backbone (one position after one block); enlarge it")
-        return finer[-1]
+        positions = [shapes[i][2:].numel() for i in finer]
+        return max(i for i, count in zip(finer, positions) if count >= min(FINE, max(positions)))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (N, 3, H, W) on any device -> normalised float batch on the model's device."""

@@ -15,6 +15,7 @@ from utils.dataset import SUFFIXES, DataError, read_image, read_split, shrink
 from utils.evaluation import similarity_matrix
 from utils.faithfulness import Interventions, strongest_region
 from utils.Grad_CAM import Explanation, explain_features, feature_maps, split_at
+from utils.matching import Match, region_similarity, strongest_matches
 from utils.Siamese import SiameseNetwork, eval_mode
 
 
@@ -69,6 +70,11 @@ class Comparison:
         # By raw distance: the similarity of every pair beyond the margin is 0.
         values = (self.embeddings[rows] - self.embeddings[columns]).norm(dim=1).cpu().numpy()
         return tuple((int(rows[k]), int(columns[k])) for k in (np.argmin(values), np.argmax(values)))
+
+    def matches(self, first: int, second: int) -> list[Match]:
+        """The strongest matching regions of one pair."""
+        chosen = self.features[[first]], self.features[[second]]
+        return strongest_matches(region_similarity(self.model, *chosen, method=self.method).cpu())
 
     def what_if(self, first: int, second: int) -> WhatIf:
         """Blur the strongest tenth of each map of a pair, one at a time, and compare again."""

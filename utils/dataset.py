@@ -267,20 +267,23 @@ class Augmentation:
     Args:
         options: probabilities of the flips; `RandomRotationDegrees` turns by up to that angle either way, the
             corners filled with the normalisation's mean colour; brightness, contrast, saturation and hue as in
-            torchvision's ColorJitter. All zero: images come back as they are.
+            torchvision's ColorJitter; `RandomErasing` is the probability that a box of 2 to 33 % of the image is filled with
+            the mean colour (Zhong et al., 2020). All zero: images come back as they are.
     """
 
     def __init__(self, options: ImageOptions, seed: int) -> None:
         steps: list[torch.nn.Module] = []
+        mean_colour = [round(255 * channel) for channel in options.normalization.mean]
         if options.HorizontalFlip:
             steps.append(v2.RandomHorizontalFlip(options.HorizontalFlip))
         if options.VerticalFlip:
             steps.append(v2.RandomVerticalFlip(options.VerticalFlip))
         if options.RandomRotationDegrees:
-            fill = [round(255 * channel) for channel in options.normalization.mean]
-            steps.append(v2.RandomRotation(options.RandomRotationDegrees, v2.InterpolationMode.BILINEAR, fill=fill))
+            steps.append(v2.RandomRotation(options.RandomRotationDegrees, v2.InterpolationMode.BILINEAR, fill=mean_colour))
         if options.brightness or options.contrast or options.saturation or options.hue:
             steps.append(v2.ColorJitter(options.brightness, options.contrast, options.saturation, options.hue))
+        if options.RandomErasing:
+            steps.append(v2.RandomErasing(options.RandomErasing, value=mean_colour))
         self.transform = v2.Compose(steps) if steps else None
         self.rng = np.random.default_rng(seed)
 

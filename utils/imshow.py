@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patches import ConnectionPatch, Ellipse
 from PIL import Image, ImageFilter
 
 import utils.style  # noqa: F401
@@ -20,6 +21,7 @@ from utils.comparison import WhatIf
 from utils.dataset import shrink
 from utils.faithfulness import BLUR
 from utils.Grad_CAM import Explanation
+from utils.matching import APART, Match
 
 # Brightness rises with the value: legible in print and to colour-blind readers. Its black end is left out, because
 # weak evidence would look like a shadow.
@@ -97,14 +99,15 @@ def show_explanation(
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, kind in enumerate(("factual", "counterfactual")):
-            axes[row, column + 1].imshow(overlay(image, getattr(explanation, kind)[index, row]))
+            heatmap = getattr(explanation, kind)[index, row] * explanation.strength[index, row, column]
+            axes[row, column + 1].imshow(overlay(image, heatmap))
             if explanation.empty[index, row, column]:
                 _write_inside(axes[row, column + 1], "no such evidence")
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
         axis.set_title(title, fontsize=10)
     figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)
     bar = figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=axes, shrink=0.6, aspect=30, pad=0.02)
-    bar.set_label("evidence, as a share of the map's maximum", fontsize=8)
+    bar.set_label("evidence, as a share of the pair's strongest", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
 
@@ -141,6 +144,29 @@ def show_what_if(images: tuple[Image.Image, Image.Image], what_if: WhatIf, names
             axis.imshow(Image.composite(blurred, image, region))
             axis.contour(np.asarray(region, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
             axis.set_title(f"{kind} region blurred\nsimilarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}", fontsize=9)
+    return figure
+
+
+def show_matches(images: tuple[Image.Image, Image.Image], matches: Sequence[Match], names: tuple[str, str] = ("image 1", "image 2")) -> Figure:
+    """Two images side by side, their matching regions circled in the same colour, the strongest match first."""
+    images = tuple(shrink(image) for image in images)
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
+    for axis, image, name in zip(axes, images, names):
+        axis.imshow(image)
+        axis.set_title(name, fontsize=9)
+        axis.axis("off")
+    for number, (match, colour) in enumerate(zip(matches, sns.color_palette("bright")), start=1):
+        ends = []
+        for axis, image, (row, column) in zip(axes, images, (match.first, match.second)):
+            ends.append((column * image.width - 0.5, row * image.height - 0.5))
+            size = [APART * side for side in image.size]
+            axis.add_patch(Ellipse(ends[-1], *size, fill=False, edgecolor="white", lw=4))
+            axis.add_patch(Ellipse(ends[-1], *size, fill=False, edgecolor=colour, lw=2.2))
+            axis.annotate(str(number), ends[-1], color="white", fontsize=9, ha="center", va="center", bbox={"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"})
+        line = ConnectionPatch(ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1], color=colour, lw=1.2, ls=":")
+        figure.add_artist(line)
+    if not matches:
+        _write_inside(axes[0], "no matching regions")
     return figure
 
 
