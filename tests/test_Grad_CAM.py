@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import correlate1d
 from torch import nn
 
-from utils.Grad_CAM import Explanation, explain, explain_features, feature_maps
+from utils.Grad_CAM import Explanation, explain, explain_features, feature_maps, own_evidence
 from utils.Siamese import SiameseNetwork
 
 METHODS = ["contrast", "distance"]
@@ -25,6 +25,7 @@ def network(name="Conv4", pooling="gem", size=(24, 40)):
         model.embed(torch.randn(12, 3, *size))
         model.eval()
         model.mean_embedding.copy_(model.embed(torch.randn(12, 3, *size)).mean(0))
+        model.removable.fill_(0.6)
         z1, z2 = model.embed(torch.cat(batches(size))).chunk(2)
         model.margin = 2 * float((z1 - z2).norm(dim=1).median() * 1.0001)  # half of the pairs are similar
     return model
@@ -50,7 +51,7 @@ def model(trained):
 
 def plain_autograd(model, name, pooling, image1, image2, method):
     """Evidence for the decision on one pair, signed: a full forward pass with gradients everywhere, and a backward pass from
-    each of many points between the mean embedding and the image's own (`distance`: from the latter only)."""
+    each of many points on the way on which 60 % of an embedding go (`distance`: from where it is only)."""
     model, kept = copy.deepcopy(model), []
     block = model.backbone[FINE[name] if method == "contrast" else -1]
     block.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), kept.append(output))[0])
@@ -58,7 +59,7 @@ def plain_autograd(model, name, pooling, image1, image2, method):
     pooled = final.mean((2, 3)) if pooling == "avg" else (final.clamp(min=1e-6) ** 3).mean((2, 3)) ** (1 / 3)
     z = model.head(pooled)
     similar = min((z[0] - z[1]).norm().item() / model.margin, 1) < model.threshold
-    way = np.linspace(0.05, 0.95, 10) if method == "contrast" else [1.0]
+    way = np.linspace(0.43, 0.97, 10) if method == "contrast" else [1.0]
     for own, partner in ((z[0], z[1].detach()), (z[1], z[0].detach())):
         for part in way:
             point = model.mean_embedding + (own - model.mean_embedding) * part
@@ -199,6 +200,15 @@ def test_identical_images_are_alike_compared_with_the_mean(model):
     image, _ = batches(n=1)
     e = explain(model, image, image, "contrast")
     assert e.is_similar.item() and not e.empty[:, :, 0].any() and torch.allclose(e.raw[:, 0], e.raw[:, 1], rtol=1e-4)
+
+
+def test_own_evidence_is_what_an_image_has_in_common_with_itself(model):
+    image, _ = batches()
+    model.removable.fill_(1.0)
+    model.threshold = 2.0
+    maps = own_evidence(model, image)
+    assert maps.shape == (PAIRS, 24, 40) and maps.amax((1, 2)).min() > 0
+    assert torch.allclose(maps / maps.amax((1, 2), keepdim=True), explain(model, image, image).factual[:, 0], atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

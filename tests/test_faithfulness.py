@@ -12,7 +12,7 @@ from torch import nn
 from utils import faithfulness
 from utils.faithfulness import (
     Interventions, area_under, blur, centred_gaussian, check, curves, energy_ratio, iou_at_half, moved, pointing_game, randomisation_check,
-    rank_correlation, top_region,
+    rank_correlation, removable_share, top_region,
 )
 from utils.Siamese import SiameseNetwork
 
@@ -327,6 +327,30 @@ def test_empty_maps_have_no_effect_to_speak_of(toy, to_black):
         assert values.isnan().tolist() == [[False, False], [True, False], [False, False]]
     result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps_of("B")), "counterfactual", np.random.default_rng(0))
     assert result.effect.isfinite().all()
+
+
+@pytest.mark.parametrize(("patch", "shares"), [("A", [0.8, 0.5, 0.1]), ("B", [0.2, 0.5, 0.9]), ("all", [0.8, 0.5, 0.1]), ("elsewhere", [0, 0, 0])])
+@pytest.mark.parametrize("mean", [0.0, -3.0])
+def test_removable_share_by_hand(to_black, monkeypatch, patch, shares, mean):
+    toy = Toy()  # of an image's z, A holds these parts: 8 of 10, 5 of 10, 1 of 10
+    toy.mean[:], toy.std[:] = 0, 1 / 255
+    toy.mean_embedding.fill_(mean)
+    images = torch.stack([toy_image(8, 2), toy_image(5, 5), toy_image(1, 9)]).to(torch.uint8)
+    monkeypatch.setattr(faithfulness, "own_evidence", lambda model, batch: PATCHES[patch].expand(len(batch), -1, -1))
+    if patch == "all":  # the strongest tenth in reading order: rows 0 to 2, where three quarters of B lie
+        shares = [0.75 * 0.2, 0.75 * 0.5, 0.75 * 0.9]
+    for image, share in zip(images, shares):
+        assert removable_share(toy, image[None]) == pytest.approx(share * 10 / (10 - mean), abs=1e-5)
+    assert removable_share(toy, images, batch_size=2) == pytest.approx(sorted(shares)[1] * 10 / (10 - mean), abs=1e-5)
+
+
+@pytest.mark.parametrize(("mean", "share"), [(9.0, 1.0), (11.0, 0.0)])
+def test_removable_share_stays_between_nothing_and_all(to_black, monkeypatch, mean, share):
+    toy = Toy()
+    toy.mean[:], toy.std[:] = 0, 1 / 255
+    toy.mean_embedding.fill_(mean)  # z goes from 10 to 2: past the mean, or away from it
+    monkeypatch.setattr(faithfulness, "own_evidence", lambda model, batch: PATCHES["A"].expand(len(batch), -1, -1))
+    assert removable_share(toy, toy_image(8, 2)[None].to(torch.uint8)) == share
 
 
 @pytest.mark.parametrize("form", ["scattered", "rectangle"])

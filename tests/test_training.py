@@ -70,7 +70,18 @@ def test_checkpoint_holds_the_mean_training_embedding_and_a_threshold_that_parts
     with torch.no_grad():
         torch.testing.assert_close(model.mean_embedding, model.embed(images["train"]).mean(0))
         blue, red = (images["valid"][np.flatnonzero(split[split.split == "valid"].label == name)] for name in ("blue", "red"))
-        assert model(blue[:1], blue[1:]) < model.info["calibrated_threshold"] < model(blue[:1], red[:1])
+        same, other = (float((model.embed(blue[:1]) - model.embed(x)).norm()) / model.margin for x in (blue[1:], red[:1]))
+        assert same < model.info["calibrated_threshold"] < other
+
+
+def test_the_checkpoint_knows_what_a_regions_going_does_to_a_training_image(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "removable_share", lambda model, images, batch_size: seen.append((model.mean_embedding.clone(), images)) or 0.25)
+    settings = config({"epochs": 1})
+    train(settings)
+    model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
+    (mean, images), = seen
+    assert model.removable == 0.25 and torch.equal(mean, model.mean_embedding) and images.shape[0] == 12 and images.dtype == torch.uint8
 
 
 def scripted(monkeypatch, aucs):

@@ -7,7 +7,7 @@ from utils.dataset import Pairs
 from utils.faithfulness import Interventions
 from utils.Grad_CAM import explain
 from utils.Siamese import SiameseNetwork
-from utils.trust import check_table, compare_rankings, load_masks, localisation_table, some_pairs
+from utils.trust import check_table, compare_rankings, load_masks, localisation_table, some_pairs, telling_pairs
 
 
 @pytest.fixture
@@ -43,6 +43,15 @@ def test_localisation_counts_both_images_of_rightly_decided_pairs_only():
     assert table.loc[("ours", "dissimilar"), ["pointing", "energy", "IoU", "number"]].tolist() == [1, 2, 1, 2]
     assert table.loc[("random", "similar"), "energy"] == pytest.approx(1, abs=0.1)
     assert set(table.index.get_level_values(0)) == {"ours", "centred Gaussian", "random"}
+
+
+def test_the_surest_decisions_and_the_worst_mistakes():
+    dissimilarity = np.array([0.1, 0.4, 0.9, 0.0, 0.5, 1.7, 0.45, 0.55, 2.0, 0.2])
+    label = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 1])
+    assert {title: list(found) for title, found in telling_pairs(dissimilarity, label, threshold=0.5, count=2).items()} == {
+        "rightly called similar": [3, 0], "rightly called dissimilar": [5, 7], "wrongly called similar": [9, 6], "wrongly called dissimilar": [8, 2],
+    }
+    assert not len(telling_pairs(dissimilarity[:4], label[:4], 0.5)["wrongly called similar"])
 
 
 def test_some_pairs_are_evenly_chosen_and_few_pairs_are_kept():

@@ -49,12 +49,13 @@ def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, m
     Args:
         model: its mode, parameters and gradients are left as found.
         batch1, batch2: preprocessed images, each of shape (N, 3, H, W), on any device.
-        method: `contrast` asks what made the two images alike compared with the mean training embedding mu. The derivative of
-            `-D^2` with respect to z1, averaged over the way of z1 from mu to where it is (integrated gradients, Sundararajan et
-            al. 2017, Eq. 1; exact, as D^2 is quadratic), is `2 (z2 - mu) - (z1 - mu)`; for z2 likewise. It is carried back to the
-            fine feature map and read position by position, `sum_c g_c A_c` (HiResCAM, Draelos & Carin 2020, Eq. 5), as a
-            mean over a Gaussian neighbourhood. `distance` is the paper's: the derivative of `-D^2`, weighted as Grad-CAM
-            (Selvaraju et al. 2017, Eq. 1-2), `sum_c mean_hw(g_c) A_c`, on the final feature map.
+        method: `contrast` asks what keeps the pair together, or apart, if a region goes. A region's going takes z1 a share r of
+            the way to the mean training embedding mu (`model.removable`, measured after training). The derivative of `-D^2` with
+            respect to z1, averaged over that way (integrated gradients, Sundararajan et al. 2017, Eq. 1; exact, as D^2 is
+            quadratic), is `2 (z2 - mu) - (2 - r) (z1 - mu)`; for z2 likewise. It is carried back to the fine feature map and read
+            position by position, `sum_c g_c A_c` (HiResCAM, Draelos & Carin 2020, Eq. 5), as a mean over a Gaussian
+            neighbourhood. `distance` is the paper's: the derivative of `-D^2` (r = 0), weighted as Grad-CAM (Selvaraju et al.
+            2017, Eq. 1-2), `sum_c mean_hw(g_c) A_c`, on the final feature map.
             Both give one signed map: evidence for "similar", its opposite for "dissimilar".
 
     Raises:
@@ -98,13 +99,8 @@ def explain_features(
         distance = embedding_distance(z1, z2)
         is_similar = model.dissimilarity(distance) < model.threshold
         sign = torch.where(is_similar, 1.0, -1.0)[:, None]
-        wanted = sign * _towards_similar(z1, z2, model.mean_embedding, method)
-        (gradient,) = torch.autograd.grad(z, leaf, wanted.flatten(0, 1))
-    if method == "distance":
-        gradient = gradient.mean((2, 3), keepdim=True)
-    raw = torch.stack((gradient * leaf.detach()).sum(1).chunk(2), dim=1)
-    if method == "contrast":
-        raw = local_mean(raw)
+        wanted = sign * _towards_similar(model, z1, z2, method)
+        raw = torch.stack(_evidence(z, wanted.flatten(0, 1), leaf, method).chunk(2), dim=1)
     maps, peaks, empty = _normalised(torch.stack([raw, -raw], dim=2), image_size)
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
@@ -117,6 +113,15 @@ def explain_features(
         strength=torch.where(empty, 0, peaks / strongest),
         empty=empty,
     )
+
+
+def own_evidence(model: SiameseNetwork, batch: torch.Tensor) -> torch.Tensor:
+    """What takes each image (N, 3, H, W) away from the mean training embedding, read as by `contrast`: shape (N, H, W), >= 0."""
+    leaf = feature_maps(model, batch).requires_grad_()
+    with eval_mode(model), torch.enable_grad():
+        z = model.embed_features(model.backbone[split_at(model, "contrast") :](leaf))
+        raw = _evidence(z, z.detach() - model.mean_embedding, leaf, "contrast")
+    return F.interpolate(raw[:, None].clamp(min=0), size=tuple(batch.shape[2:]), mode="bilinear", align_corners=False)[:, 0]
 
 
 def explain_pairs(
@@ -134,16 +139,25 @@ def explain_pairs(
     return Explanation(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Explanation)})
 
 
-def _towards_similar(z1: torch.Tensor, z2: torch.Tensor, mean: torch.Tensor, method: str) -> torch.Tensor:
-    """Directions (2, N, D) in which either embedding (N, D) makes the pair more similar; the partner and `mean` stay."""
+def _towards_similar(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor, method: str) -> torch.Tensor:
+    """Directions (2, N, D) in which either embedding (N, D) makes the pair more similar while its partner stays."""
     if method == "contrast":
-        z1, z2 = z1 - mean, z2 - mean
-        return torch.stack([2 * z2 - z1, 2 * z1 - z2])
+        z1, z2, kept = z1 - model.mean_embedding, z2 - model.mean_embedding, 2 - model.removable
+        return torch.stack([2 * z2 - kept * z1, 2 * z1 - kept * z2])
     apart = z1 - z2
     # Rounding errors (D / |z| about 1e-6) are no difference: their direction is noise.
     rounding = 1e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
     apart = torch.where(apart.square().sum(1, keepdim=True) > rounding, apart, 0)
     return torch.stack([-2 * apart, 2 * apart])
+
+
+def _evidence(z: torch.Tensor, wanted: torch.Tensor, leaf: torch.Tensor, method: str) -> torch.Tensor:
+    """What in the feature maps (N, C, h, w) moved the embeddings (N, D) in the `wanted` directions: signed, (N, h, w)."""
+    (gradient,) = torch.autograd.grad(z, leaf, wanted)
+    if method == "distance":
+        gradient = gradient.mean((2, 3), keepdim=True)
+    raw = (gradient * leaf.detach()).sum(1)
+    return local_mean(raw) if method == "contrast" else raw
 
 
 def local_mean(maps: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,8 @@ class SiameseNetwork(nn.Module):
         self.fine_block = self._fine_block(shapes)
         self.pooling = GeM() if pooling == "gem" else AveragePooling()
         self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
-        self.register_buffer("mean_embedding", torch.zeros(embedding_dim))
+        self.register_buffer("mean_embedding", torch.zeros(embedding_dim))  # of the training images
+        self.register_buffer("removable", torch.ones(()))  # see faithfulness.removable_share
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.info: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.config import Config
-from utils.dataset import SUFFIXES, DataError, read_image, read_split, shrink
+from utils.dataset import SUFFIXES, DataError, Pairs, read_image, read_split, shrink
 from utils.evaluation import similarity_matrix
 from utils.faithfulness import Interventions, strongest_region
 from utils.Grad_CAM import Explanation, explain_features, feature_maps, split_at
@@ -86,6 +86,18 @@ class Comparison:
         changes = (margins - interventions.before).cpu().numpy()
         distance = interventions.sign.cpu() * margins.cpu() + self.model.threshold
         return WhatIf(float(explanation.similarity[0]), (1 - distance.clamp(max=1)).numpy(), changes, regions, explanation.empty[0].cpu().numpy())
+
+
+def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
+    """Some pairs of many images, each as `Comparison.pair` gives it; only their own images are read.
+
+    Args:
+        paths: of all images; `pairs` holds positions in it, `chosen` positions in `pairs`.
+    """
+    ends = [(pairs.first[k], pairs.second[k]) for k in chosen]
+    needed = sorted({image for pair in ends for image in pair})
+    compared = Comparison(model, [paths[i] for i in needed])
+    return [compared.pair(needed.index(i), needed.index(j)) for i, j in ends]
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,28 @@ def show_explanation(
     return figure
 
 
+def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
+    """Some pairs side by side: the images of each, one above the other, and the factual map of each.
+
+    Args:
+        pairs: each with `images`, `explanation` and `names`, as `Comparison.pair` gives it.
+        title: what these pairs have in common.
+    """
+    figure, axes = plt.subplots(2, 2 * len(pairs), figsize=(3 * len(pairs), 3.6), layout="constrained", squeeze=False)
+    for block, pair in enumerate(pairs):
+        explanation = pair["explanation"]
+        for row, (image, name) in enumerate(zip(pair["images"], pair["names"])):
+            plain, explained = axes[row, 2 * block : 2 * block + 2]
+            plain.imshow(image)
+            explained.imshow(overlay(image, explanation.factual[0, row] * explanation.strength[0, row, 0]))
+            plain.set_title(name, fontsize=8)
+        axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=8)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def _rows_of_panels(
     images: tuple[Image.Image, Image.Image], names: tuple[str, str], columns: int, width: float, titles: float
 ) -> tuple[Figure, np.ndarray]:

@@ -20,6 +20,24 @@ def some_pairs(pairs: Pairs, most: int = 60) -> Pairs:
     return Pairs(*(column[chosen] for column in pairs))
 
 
+def telling_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float, count: int = 3) -> dict[str, np.ndarray]:
+    """The surest right decisions and the worst mistakes of both kinds: title -> at most `count` positions, worst or surest first.
+
+    Args:
+        dissimilarity: D / margin, not clipped, shape (P,); the farther from the threshold, the surer.
+        label: 0 similar, 1 dissimilar, shape (P,).
+    """
+    galleries = {}
+    for title, decision, truth in (
+        ("rightly called similar", 0, 0), ("rightly called dissimilar", 1, 1),
+        ("wrongly called similar", 0, 1), ("wrongly called dissimilar", 1, 0),
+    ):
+        found = np.flatnonzero(((dissimilarity >= threshold) == decision) & (label == truth))
+        sureness = np.abs(dissimilarity[found] - threshold)
+        galleries[title] = found[np.argsort(-sureness, kind="stable")[:count]]
+    return galleries
+
+
 def check_table(interventions: Interventions, explanation: Explanation, seed: int) -> pd.DataFrame:
     """Whether blurring a map's strongest tenth moves the decision's margin as it should: down for factual, up for counterfactual.
 
