@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from utils.config import load_config
 from utils.dataset import KINDS, Pairs, load_split, read_split
 from utils.evaluation import measure_split, score_pairs
-from utils.faithfulness import Interventions, check, pointing_game, randomisation_check
-from utils.Grad_CAM import explain_pairs
-from utils.trust import check_table, load_masks, localisation_table
+from utils.faithfulness import Interventions, area_under, check, pointing_game, randomisation_check
+from utils.Grad_CAM import explain_pairs, feature_maps
+from utils.matching import region_similarity, strongest_matches
+from utils.trust import check_table, compare_rankings, load_masks, localisation_table
 from utils.Siamese import SiameseNetwork
 from utils.synthetic import CLASSES, intruder_class
 from utils.training import train
@@ -53,30 +54,49 @@ def public_procedure(model: SiameseNetwork, batch: torch.Tensor, pairs: Pairs) -
     return torch.cat(maps)
 
 
-def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
-    """Pairs in which the intruder of image 1 speaks against the decision, scored where blurring it matters."""
+def intruders_that_matter(model, batch, table, masks, kind, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Rightly decided pairs of a kind in which the intruder of image 1 speaks against the decision, and blurring it makes the
+    decision surer by `MATTERS`: positions of image 1 and image 2."""
     labels = np.array([CLASSES.index(name) for name in table.label])
-    kinds = np.array([intruder_class(label, int(Path(file).stem[-3:])) for label, file in zip(labels, table.file)], dtype=object)
+    kinds = np.array([intruder_class(label, int(Path(file).stem.split("_")[1])) for label, file in zip(labels, table.file)], dtype=object)
     hosts = np.flatnonzero(kinds != None)  # noqa: E711
+    pools = [np.flatnonzero(labels == (labels[i] if kind == 0 else kinds[i])) for i in hosts]
+    first = np.repeat(hosts, 8)
+    second = np.concatenate([rng.choice(pool[pool != i], 8, replace=False) for i, pool in zip(hosts, pools)])
+    interventions = Interventions.on(model, batch[first], batch[second])
+    region = F.max_pool2d(masks[first][:, None].float(), 5, 1, 2) > 0
+    effect = (interventions.without(torch.cat([region, torch.zeros_like(region)], dim=1)) - interventions.before[:, None])[:, 0]
+    matters = ((interventions.sign < 0) == (kind == 0)) & (effect > MATTERS)
+    return first[matters.numpy()], second[matters.numpy()]
+
+
+def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
+    """Do counterfactual maps find the intruders that matter?"""
     rows = []
     for kind, name in enumerate(KINDS):
-        pools = [np.flatnonzero(labels == (labels[i] if kind == 0 else kinds[i])) for i in hosts]
-        first = np.repeat(hosts, 8)
-        second = np.concatenate([rng.choice(pool[pool != i], 8, replace=False) for i, pool in zip(hosts, pools)])
+        first, second = intruders_that_matter(model, batch, table, masks, kind, rng)
         explanation = explain_pairs(model, batch, first, second)
-        interventions = Interventions.on(model, batch[first], batch[second])
-        region = F.max_pool2d(masks[first][:, None].float(), 5, 1, 2) > 0
-        region = torch.cat([region, torch.zeros_like(region)], dim=1)
-        effect = (interventions.without(region) - interventions.before[:, None])[:, 0]
-        matters = (explanation.is_similar == (kind == 0)) & (effect > MATTERS)
-        result = check(interventions, explanation, "counterfactual", rng)
+        result = check(Interventions.on(model, batch[first], batch[second]), explanation, "counterfactual", rng)
         hits = pointing_game(explanation.counterfactual[:, 0], masks[first])
         rows.append({
-            "pairs": name, "decided rightly": int((explanation.is_similar == (kind == 0)).sum()), "intruder matters": int(matters.sum()),
-            "pointing": hits[matters].float().mean().item(), "check right": (result.effect[matters, 0] > 0).float().mean().item(),
-            "random": (result.random[matters, 0] > 0).float().mean().item(),
+            "pairs": name, "number": len(first), "pointing": hits.float().mean().item(),
+            "check right": (result.effect[:, 0] > 0).float().mean().item(), "random": (result.random[:, 0] > 0).float().mean().item(),
         })
     return rows
+
+
+def matches_on_objects(model, batch, pairs, masks, right, most=60) -> float:
+    """Share of rightly decided similar pairs whose strongest match joins the two deciding objects."""
+    features, hits = feature_maps(model, batch), []
+    for k in np.flatnonzero(right & (pairs.label == 0))[:most]:
+        ends = pairs.first[k], pairs.second[k]
+        best = strongest_matches(region_similarity(model, *(features[[i]] for i in ends)), 1)[0]
+        at = [[int(share * side) for share, side in zip(place, masks.shape[1:])] for place in best[:2]]
+        points = torch.zeros(2, *masks.shape[1:])
+        for point, (y, x) in zip(points, at):
+            point[y, x] = 1
+        hits.append(bool(pointing_game(points, masks[list(ends)]).all()))
+    return float(np.mean(hits))
 
 
 def score(config, model, rng) -> dict[str, pd.DataFrame]:
@@ -90,7 +110,8 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     right = (explanations["contrast"].is_similar.numpy()) == (pairs.label == 0)
     maps = {method: explanation.factual for method, explanation in explanations.items()}
     maps["public procedure"] = public_procedure(model, batch, pairs)
-    located = localisation_table(maps, load_masks(config.data_path, rows.file, model.image_size), pairs, right)
+    masks = load_masks(config.data_path, rows.file, model.image_size)
+    located = localisation_table(maps, masks, pairs, right)
     interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
     checks = pd.concat([
         check_table(interventions, explanation, config.seed).assign(method=method) for method, explanation in explanations.items()
@@ -98,7 +119,12 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     intruders = load_masks(config.data_path, rows.file, model.image_size, "_intruder")
     causal = pd.DataFrame(counterfactual_rows(model, batch, rows, intruders, rng))
     forgets = randomisation_check(model, batch[pairs.first[::4]], batch[pairs.second[::4]])
-    return {"AUC": pd.DataFrame({"AUC": [auc]}), "localisation": located, "interventions": checks, "intruders that matter": causal, "randomisation": pd.DataFrame([forgets])}
+    areas = pd.DataFrame([
+        {"ranking": name, "deletion": area_under(pair["deletion"]), "insertion": area_under(pair["insertion"])}
+        for name, pair in compare_rankings(interventions, explanations["contrast"]).items()
+    ])
+    matching = matches_on_objects(model, batch, pairs, masks, right)
+    return {"network": pd.DataFrame({"AUC": [auc], "removable": [float(model.removable)], "matches on both objects": [matching]}), "localisation": located, "interventions": checks, "areas under the curves": areas, "intruders that matter": causal, "randomisation": pd.DataFrame([forgets])}
 
 
 def main() -> None:

@@ -1,0 +1,144 @@
+"""What else was tried: other targets, layers, weights and neighbourhoods for the maps, on networks trained before.
+
+    python -m benchmarks.localisation --backbone Conv4 --keep FOLDER
+    python -m benchmarks.variants FOLDER/Conv4_*
+
+A folder holds `model.pth` and `split.csv`, as `checkpoints/<dataset>` does. Without masks, only interventions are scored.
+"""
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
+from tqdm.auto import tqdm
+
+from benchmarks.localisation import intruders_that_matter
+from utils.config import Config
+from utils.dataset import KINDS, load_split, read_split
+from utils.evaluation import measure_split
+from utils.faithfulness import Interventions, blur, energy_ratio, pointing_game, strongest_region
+from utils.Siamese import SiameseNetwork, eval_mode
+from utils.trust import load_masks, some_pairs
+
+
+class Variant(NamedTuple):
+    """A way to make a signed map; the defaults are those of `contrast`."""
+
+    name: str
+    removable: float | None = None  # None: measured; 0: the derivative of D^2; 2: <z1 - mu, z2 - mu>
+    layer: str = "fine"  # final, fine, earlier: the fine map's resolution doubled
+    spread: float = 0.05
+    baseline: str = "none"  # none, population, blurred: activations of what is subtracted first
+    mean_weights: bool = False
+
+
+VARIANTS = [
+    Variant("contrast"),
+    Variant("target: derivative of the squared distance", removable=0),
+    Variant("target: from the mean embedding, r = 1", removable=1),
+    Variant("target: <z1 - mu, z2 - mu>", removable=2),
+    Variant("no neighbourhood", spread=0),
+    Variant("neighbourhood 0.1", spread=0.1),
+    Variant("final layer", layer="final"),
+    Variant("earlier layer", layer="earlier"),
+    Variant("mean weights (Grad-CAM)", mean_weights=True),
+    Variant("less the population's mean activation", baseline="population"),
+    Variant("less the blurred image's activation", baseline="blurred"),
+    Variant("distance (the paper's)", removable=0, layer="final", spread=0, mean_weights=True),
+]
+
+
+def block_of(model: SiameseNetwork, layer: str) -> int:
+    """Number of blocks up to a layer's feature map."""
+    shapes = model._block_shapes()
+    if layer == "final":
+        return len(shapes)
+    positions = shapes[model.fine_block][2:].numel()
+    finer = [i for i, shape in enumerate(shapes) if shape[2:].numel() > positions]
+    return (finer[-1] if layer == "earlier" and finer else model.fine_block) + 1
+
+
+def signed_maps(model: SiameseNetwork, variant: Variant, batch: torch.Tensor, first: np.ndarray, second: np.ndarray) -> torch.Tensor:
+    """Evidence for the decision, (P, 2, H, W), not normalised."""
+    block = block_of(model, variant.layer)
+    with eval_mode(model), torch.no_grad():
+        features, blurred = (torch.cat([model.backbone[:block](part) for part in images.split(64)]) for images in (batch, blur(batch)))
+    baseline = {"none": torch.zeros(1, 1, 1, 1), "population": features.mean((0, 2, 3), keepdim=True), "blurred": blurred}[variant.baseline]
+    baseline = baseline.expand(features.shape)
+    removable = model.removable if variant.removable is None else variant.removable
+    maps = []
+    for i in range(0, len(first), 32):
+        chosen = np.concatenate([first[i : i + 32], second[i : i + 32]])
+        leaf = features[chosen].requires_grad_()
+        with eval_mode(model):
+            z = model.embed_features(model.backbone[block:](leaf))
+        z1, z2 = (z.detach() - model.mean_embedding).chunk(2)
+        similar = model.dissimilarity((z1 - z2).norm(dim=1)) < model.threshold
+        wanted = torch.cat([2 * z2 - (2 - removable) * z1, 2 * z1 - (2 - removable) * z2]) * torch.where(similar, 1, -1).repeat(2)[:, None]
+        (gradient,) = torch.autograd.grad(z, leaf, wanted)
+        if variant.mean_weights:
+            gradient = gradient.mean((2, 3), keepdim=True)
+        raw = torch.stack((gradient * (leaf.detach() - baseline[chosen])).sum(1).chunk(2), 1)
+        if variant.spread:
+            sides = raw.shape[:1:-1]
+            reach = [min(int(np.ceil(2.5 * variant.spread * side)), side - 1) for side in sides]
+            raw = gaussian_blur(raw, [2 * r + 1 for r in reach], [variant.spread * side for side in sides])
+        maps.append(F.interpolate(raw, size=tuple(batch.shape[2:]), mode="bilinear"))
+    return torch.cat(maps)
+
+
+def check_right(interventions: Interventions, maps: torch.Tensor, sign: int) -> torch.Tensor:
+    """Whether blurring the strongest tenth moved the margin in the direction of `sign`, (P, 2); NaN where there is no evidence."""
+    moves = sign * (interventions.without(strongest_region(maps)) - interventions.before[:, None]) > 0
+    return torch.where(maps.amax((2, 3)) > 0, moves.float(), torch.nan)
+
+
+def score(folder: Path, most: int) -> pd.DataFrame:
+    model = SiameseNetwork.load(folder / "model.pth")
+    config, table = Config(**model.info["config"]), read_split(folder / "split.csv")
+    test = measure_split(model, table, "test", config)
+    pairs = some_pairs(test.pairs, most)
+    rows = table[table.split == "test"]
+    batch = model.normalize(load_split(table, "test", config, model.image_size)[0])
+    interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
+    similar = (interventions.sign < 0).numpy()
+    masks, intruders = (load_masks(config.data_path, rows.file, model.image_size, ending) for ending in ("", "_intruder"))
+    rng = np.random.default_rng(0)
+    hosts = [intruders_that_matter(model, batch, rows, intruders, kind, rng) for kind in (0, 1)] if masks is not None else []
+    results = []
+    for variant in tqdm(VARIANTS, desc=folder.name):
+        maps = signed_maps(model, variant, batch, pairs.first, pairs.second)
+        factual, counter = check_right(interventions, maps.clamp(min=0), -1), check_right(interventions, (-maps).clamp(min=0), 1)
+        result = {"maps": variant.name}
+        for kind, name in enumerate(KINDS):
+            letter, decided = name[0].upper(), similar == (kind == 0)
+            result |= {f"factual check {letter}": factual[decided].nanmean().item(), f"counterfactual check {letter}": counter[decided].nanmean().item()}
+            if masks is not None:
+                chosen = torch.from_numpy(decided & (pairs.label == kind))
+                found, objects = maps[chosen].clamp(min=0).flatten(0, 1), masks[np.stack([pairs.first, pairs.second], 1)][chosen].flatten(0, 1)
+                result |= {f"pointing {letter}": pointing_game(found, objects).float().mean().item(), f"energy {letter}": energy_ratio(found, objects).nanmean().item()}
+                first, second = hosts[kind]
+                against = (-signed_maps(model, variant, batch, first, second)).clamp(min=0)
+                moves = check_right(Interventions.on(model, batch[first], batch[second]), against, 1)[:, 0]
+                result |= {f"intruder pointing {letter}": pointing_game(against[:, 0], intruders[first]).float().mean().item(), f"intruder check {letter}": moves.nanmean().item()}
+        results.append(result)
+    return pd.DataFrame(results).set_index("maps")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--pairs", type=int, default=10**6, help="at most so many test pairs")
+    arguments = parser.parse_args()
+    frames = pd.concat([score(folder, arguments.pairs) for folder in arguments.folders])
+    print(f"means of {len(arguments.folders)} networks; S: similar pairs, D: dissimilar pairs")
+    mean = frames.groupby(level=0, sort=False).mean()
+    print(mean[sorted(mean.columns)].round(3).T.to_string())
+
+
+if __name__ == "__main__":
+    main()
