@@ -5,6 +5,7 @@
 import argparse
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,28 +13,38 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.dataset import KINDS, Pairs, load_split, read_split
 from utils.evaluation import measure_split, score_pairs
 from utils.faithfulness import Interventions, area_under, check, pointing_game, randomisation_check
 from utils.Grad_CAM import explain_pairs, feature_maps
 from utils.matching import region_similarity, strongest_matches
-from utils.trust import check_table, compare_rankings, load_masks, localisation_table
+from utils.trust import check_table, compare_rankings, load_masks, localisation_table, some_pairs
 from utils.Siamese import SiameseNetwork
-from utils.synthetic import CLASSES, intruder_class
+from utils.synthetic import CLASSES, ensure_synthetic, intruder_class
 from utils.training import train
 
 MATTERS = 0.05  # an intruder matters if blurring it makes the decision surer by this share of the margin
-SETTINGS = {  # image side and epochs that train each backbone from random weights
-    "Conv4": (64, 14), "MobileNet": (96, 40), "resnet18": (96, 20),
-}
 
 
-def trained(backbone: str, seed: int, folder: Path):
-    side, epochs = SETTINGS[backbone]
+class Setting(NamedTuple):
+    """What trains a backbone from random weights."""
+
+    side: int  # pixels
+    epochs: int
+    images_per_class: int
+
+
+SETTINGS = {"Conv4": Setting(64, 14, 200), "MobileNet": Setting(96, 20, 1600), "resnet18": Setting(96, 10, 1600)}
+
+
+def trained(backbone: str, seed: int, scratch: Path) -> tuple[Config, SiameseNetwork]:
+    side, epochs, images_per_class = SETTINGS[backbone]
+    data, folder = scratch / f"scenes_{images_per_class}", scratch / f"{backbone}_{seed}"
+    ensure_synthetic(data, images_per_class=images_per_class)
     base = load_config("config.yml", "Synthetic")
     config = base.model_copy(update={
-        "backbone_model": backbone, "seed": seed, "checkpoints_path": folder, "outputs_path": folder,
+        "dataset": data.name, "data_path": data, "backbone_model": backbone, "seed": seed, "checkpoints_path": folder, "outputs_path": folder,
         "image": base.image.model_copy(update={"size": (side, side)}),
         "hyperparameters": base.hyperparameters.model_copy(update={"epochs": epochs}),
     })
@@ -104,8 +115,8 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     test = measure_split(model, table, "test", config)
     rows = table[table.split == "test"]
     batch = model.normalize(load_split(table, "test", config, model.image_size)[0])
-    pairs = test.pairs
-    auc = score_pairs(test.dissimilarity, pairs.label, 0.5).auc
+    auc = score_pairs(test.dissimilarity, test.pairs.label, 0.5).auc
+    pairs = some_pairs(test.pairs, 400)
     explanations = {method: explain_pairs(model, batch, pairs.first, pairs.second, method) for method in ("contrast", "distance")}
     right = (explanations["contrast"].is_similar.numpy()) == (pairs.label == 0)
     maps = {method: explanation.factual for method, explanation in explanations.items()}
@@ -136,8 +147,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in tqdm(range(arguments.seeds), desc="seeds"):
-            folder = (arguments.keep or Path(scratch)) / f"{arguments.backbone}_{seed}"
-            config, model = trained(arguments.backbone, seed, folder)
+            config, model = trained(arguments.backbone, seed, arguments.keep or Path(scratch))
             results.append(score(config, model, np.random.default_rng(seed)))
     print(f"{arguments.backbone}, {arguments.seeds} seeds, means")
     for name in results[0]:

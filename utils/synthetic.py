@@ -31,11 +31,12 @@ class Scene(NamedTuple):
     intruder: Image.Image | None
 
 
-def ensure_synthetic(data_path: Path, verbose: bool = True) -> None:
-    """Generate the dataset into `data_path`, and the masks beside it, unless it is complete already."""
+def ensure_synthetic(data_path: Path, verbose: bool = True, images_per_class: int | None = None) -> None:
+    """Generate the dataset, of `IMAGES_PER_CLASS` or another number of scenes, into `data_path`, and the masks beside it, unless
+    it is complete already."""
     missing = [
         (label, index)
-        for index in range(IMAGES_PER_CLASS)
+        for index in range(images_per_class or IMAGES_PER_CLASS)
         for label in range(len(CLASSES))
         if not all(path.exists() for path in scene_files(data_path, label, index))
     ]
