@@ -225,13 +225,14 @@ def embedding_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module's own mode back afterwards, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    changed = [module for module in model.modules() if module.training]
+    for module in changed:
+        module.training = False
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in changed:
+            module.training = True
 
 
 def _brief(error: Exception) -> str:

@@ -9,6 +9,7 @@ from utils.Grad_CAM import local_mean, split_at
 from utils.Siamese import SiameseNetwork, eval_mode
 
 APART = 0.2  # of the map's longer side: positions nearer to a chosen match than this belong to it
+WEAKEST = 0.3  # of the strongest match: weaker ones are not worth showing
 
 
 class Match(NamedTuple):
@@ -55,12 +56,13 @@ def _contributions(model: SiameseNetwork, features: torch.Tensor, method: str) -
 def strongest_matches(similarity: torch.Tensor, count: int = 4) -> list[Match]:
     """The pairs of positions with the largest similarity (h, w, h, w), strongest first.
 
-    Positions nearer than `APART` to a match, in its image, belong to it and start no other. Fewer than `count` matches where no
-    positive similarity is left.
+    Positions nearer than `APART` to a match, in its image, belong to it and start no other. Matches weaker than `WEAKEST` times the
+    strongest are left out, so there may be fewer than `count`; none where no similarity is positive.
     """
     shape = similarity.shape[:2]
     left, matches = similarity.clone(), []
-    while len(matches) < count and left.max() > 0:
+    least = WEAKEST * similarity.max().clamp(min=0)
+    while len(matches) < count and left.max() > least:
         at = [int(i) for i in torch.unravel_index(left.argmax(), left.shape)]
         centres = [tuple((i + 0.5) / side for i, side in zip(position, shape)) for position in (at[:2], at[2:])]
         matches.append(Match(*centres, strength=float(left.max())))
