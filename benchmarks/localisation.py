@@ -33,19 +33,20 @@ class Setting(NamedTuple):
     side: int  # pixels
     epochs: int
     images_per_class: int
+    erasing: float  # probability
 
 
-SETTINGS = {"Conv4": Setting(64, 14, 200), "MobileNet": Setting(96, 20, 1600), "resnet18": Setting(96, 10, 1600)}
+SETTINGS = {"Conv4": Setting(64, 14, 200, 0.5), "MobileNet": Setting(96, 14, 1600, 0.0), "resnet18": Setting(96, 10, 1600, 0.5)}
 
 
 def trained(backbone: str, seed: int, scratch: Path) -> tuple[Config, SiameseNetwork]:
-    side, epochs, images_per_class = SETTINGS[backbone]
+    side, epochs, images_per_class, erasing = SETTINGS[backbone]
     data, folder = scratch / f"scenes_{images_per_class}", scratch / f"{backbone}_{seed}"
     ensure_synthetic(data, images_per_class=images_per_class)
     base = load_config("config.yml", "Synthetic")
     config = base.model_copy(update={
         "dataset": data.name, "data_path": data, "backbone_model": backbone, "seed": seed, "checkpoints_path": folder, "outputs_path": folder,
-        "image": base.image.model_copy(update={"size": (side, side)}),
+        "image": base.image.model_copy(update={"size": (side, side), "RandomErasing": erasing}),
         "hyperparameters": base.hyperparameters.model_copy(update={"epochs": epochs}),
     })
     if not (folder / "history.csv").exists():
