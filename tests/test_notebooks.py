@@ -51,5 +51,8 @@ def test_every_figure_is_saved_and_each_pair_has_its_folder(notebook_results):
     assert {"learning_curves.png", "compare/similarity.png", "roc_precision_recall.png", "class_similarity.png"} <= figures
     pairs = [path for path in outputs.glob("pairs/*") if (path / "explanation_contrast.png").exists()]
     assert len(pairs) >= 2
-    shown = sum("image/png" in o.get("data", {}) for path in NOTEBOOKS for c in nbformat.read(path, 4).cells for o in c.get("outputs", []))
+    assert any(name.startswith("galleries/rightly") for name in figures)
+    figures = {name for name in figures if not name.startswith("galleries/")}  # how many mistakes there are to show depends on the machine
+    cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if "show_gallery" not in cell.source]
+    shown = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
     assert shown in (len(figures), len(figures) + 1)  # the example pair may be the most similar one, too
