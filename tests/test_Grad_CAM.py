@@ -174,17 +174,21 @@ def test_shapes_and_ranges(model, method, resolution):
     assert e.factual.shape == e.counterfactual.shape == (PAIRS, 2, 24, 40)
     assert e.raw.shape == (PAIRS, 2, *resolution) and e.empty.shape == (PAIRS, 2, 2)
     assert e.is_similar.dtype == e.empty.dtype == torch.bool
+    peaks = torch.stack([e.raw.clamp(min=0), -e.raw.clamp(max=0)], 2).amax((3, 4))  # before they are drawn at image size
+    assert torch.allclose(e.strength, peaks / peaks.amax((1, 2), keepdim=True), atol=0.1) and torch.equal(e.strength.amax((1, 2)), torch.ones(PAIRS))
     assert 0 <= e.similarity.min() and e.similarity.max() <= 1
     for k, maps in enumerate((e.factual, e.counterfactual)):
         assert maps.min() >= 0 and torch.equal(maps.amax((2, 3)), (~e.empty[:, :, k]).float())  # the strongest point is exactly 1
     assert not any(getattr(e, name).requires_grad for name in Explanation.__dataclass_fields__)
 
 
-def test_identical_images_have_no_distance_evidence_and_say_so(model):
+@pytest.mark.parametrize("method", METHODS)
+def test_identical_images_have_no_distance_evidence_and_say_so(model, method):
     image, _ = batches(n=1)
-    e = explain(model, image, image, "distance")
+    model.removable.fill_(0.0)  # a region's going is no step at all: `contrast` asks for the derivative of the distance, too
+    e = explain(model, image, image, method)
     assert e.is_similar.item() and e.similarity.item() == pytest.approx(1, abs=1e-5)
-    assert e.empty.all() and not e.raw.any() and not e.factual.any() and not e.counterfactual.any()
+    assert e.empty.all() and not e.raw.any() and not e.strength.any() and not e.factual.any() and not e.counterfactual.any()
 
 
 @pytest.mark.parametrize(("change", "empty"), [(1e-7, True), (1e-3, False)])

@@ -141,14 +141,12 @@ def explain_pairs(
 
 def _towards_similar(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor, method: str) -> torch.Tensor:
     """Directions (2, N, D) in which either embedding (N, D) makes the pair more similar while its partner stays."""
-    if method == "contrast":
-        z1, z2, kept = z1 - model.mean_embedding, z2 - model.mean_embedding, 2 - model.removable
-        return torch.stack([2 * z2 - kept * z1, 2 * z1 - kept * z2])
-    apart = z1 - z2
-    # Rounding errors (D / |z| about 1e-6) are no difference: their direction is noise.
-    rounding = 1e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
-    apart = torch.where(apart.square().sum(1, keepdim=True) > rounding, apart, 0)
-    return torch.stack([-2 * apart, 2 * apart])
+    kept = 2 - (model.removable if method == "contrast" else 0)
+    # A difference of rounding errors (1e-6 of the embeddings) has no direction but noise.
+    rounding = 4e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
+    z1, z2 = z1 - model.mean_embedding, z2 - model.mean_embedding
+    wanted = torch.stack([2 * z2 - kept * z1, 2 * z1 - kept * z2])
+    return torch.where(wanted.square().sum(2, keepdim=True) > rounding, wanted, 0)
 
 
 def _evidence(z: torch.Tensor, wanted: torch.Tensor, leaf: torch.Tensor, method: str) -> torch.Tensor:
