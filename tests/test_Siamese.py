@@ -191,12 +191,12 @@ def test_blocks_give_the_feature_map_that_the_classifier_pools(name, monkeypatch
     ("name", "size", "fine", "final"),
     [
         ("Conv4", (64, 96), (64, 16, 24), (64, 8, 12)), ("Conv4", (96, 96), (64, 24, 24), (64, 12, 12)),
-        ("MobileNet", (224, 224), (96, 14, 14), (1280, 7, 7)), ("MobileNet", (96, 96), (32, 12, 12), (1280, 3, 3)),
-        ("resnet18", (192, 192), (256, 12, 12), (512, 6, 6)), ("resnet18", (64, 128), (64, 16, 32), (512, 2, 4)),
+        ("MobileNet", (224, 224), (96, 14, 14), (1280, 7, 7)), ("MobileNet", (96, 96), (24, 24, 24), (1280, 3, 3)),
+        ("resnet18", (224, 224), (256, 14, 14), (512, 7, 7)), ("resnet18", (64, 128), (64, 16, 32), (512, 2, 4)),
         ("densenet121", (64, 64), (128, 16, 16), (1024, 2, 2)),
     ],
 )
-def test_the_fine_map_has_144_positions_and_more_than_the_final_one(name, size, fine, final):
+def test_the_fine_map_has_196_positions_and_more_than_the_final_one(name, size, fine, final):
     network = SiameseNetwork(name, image_size=size).eval()
     with torch.no_grad():
         image = torch.rand(1, 3, *size)
@@ -206,9 +206,9 @@ def test_the_fine_map_has_144_positions_and_more_than_the_final_one(name, size, 
 
 
 def test_resnet_fine_map_is_the_output_of_layer3():
-    classifier, network = original("resnet18"), SiameseNetwork("resnet18", image_size=(192, 192)).eval()
+    classifier, network = original("resnet18"), SiameseNetwork("resnet18", image_size=(224, 224)).eval()
     network.backbone.load_state_dict(dict(zip(network.backbone.state_dict(), classifier.state_dict().values())))
-    seen, batch = [], torch.rand(2, 3, 192, 192)
+    seen, batch = [], torch.rand(2, 3, 224, 224)
     classifier.layer3.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
         classifier(batch)

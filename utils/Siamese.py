@@ -20,7 +20,7 @@ from utils.dataset import to_uint8
 
 ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50"}
 INCEPTIONS = ("googlenet", "inception_v3")
-FINE = 12 * 12  # positions of a feature map that explanations need (benchmarks/README.md)
+FINE = 14 * 14  # positions of a feature map that explanations need: stride 16 at 224 pixels (benchmarks/README.md)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
