@@ -117,7 +117,7 @@ def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Fig
         upper.plot(mean, share, style, ms=4, color=colour, label=f"{name}: Brier {brier[name]:.3f}")
         lower.hist(values, np.linspace(0, 1, 11), histtype="step", lw=1.5, ls=style[1:], color=colour)
     upper.set(ylabel="pairs of one class (share)")
-    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    upper.legend(frameon=False, fontsize=8)
     lower.set(xlabel="estimate of \"same class\"", ylabel="pairs")
     for axis in (upper, lower):
         sns.despine(ax=axis)
