@@ -73,12 +73,13 @@ def resampled(dissimilarity, pairs, threshold, seed, resamples):
 
 
 @pytest.mark.parametrize("values", [4, 1000], ids=["ties", "few ties"])
-@pytest.mark.parametrize("both_together", [True, False], ids=["two pairs an image", "one kind an image"])
+@pytest.mark.parametrize("both_together", [True, False], ids=["three pairs an image", "one pair an image"])
 def test_intervals_are_those_of_written_out_resamples(values, both_together):
     rng = np.random.default_rng(0)
-    first = np.array([7, 3, 9, 5] * 2) if both_together else np.arange(8)
-    pairs = Pairs(first, np.zeros(8, int), np.array([0, 0, 0, 0, 1, 1, 1, 1]) if both_together else np.array([0, 0, 0, 0, 0, 0, 1, 1]))
-    dissimilarity = rng.integers(0, values, 8) / values + 0.2 * pairs.label
+    first = np.tile([7, 3, 9, 5, 11, 0, 2, 4], 3) if both_together else np.arange(24)
+    label = np.repeat([0, 1], [8, 16] if both_together else [21, 3])
+    pairs = Pairs(first, np.zeros(24, int), label)
+    dissimilarity = rng.integers(0, values, 24) / values + 0.25 * label
     scores = resampled(dissimilarity, pairs, 0.5, seed=1, resamples=90)
     assert (len(scores) < 90) == (not both_together)  # some resamples have one kind only
     intervals = bootstrap_intervals(dissimilarity, pairs, 0.5, seed=1, resamples=90)
