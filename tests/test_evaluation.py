@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn import metrics
 from torch import nn
 
 from utils.config import Config
 from utils.dataset import Pairs
-from utils.evaluation import calibrate_threshold, class_similarity, embed_images, measure_split, pair_distances, score_pairs, similarity_matrix
+from utils.evaluation import bootstrap_intervals, calibrate_threshold, class_similarity, embed_images, measure_split, pair_distances, score_pairs, similarity_matrix
 from utils.Siamese import SiameseNetwork
 
 
@@ -28,6 +29,7 @@ def test_scores_of_six_pairs_by_hand():
     assert (scores.accuracy, scores.threshold) == (pytest.approx(4 / 6), 0.5)
     assert scores.auc == pytest.approx(8 / 9)  # only 0.3 against 0.5 is out of order
     assert scores.average_precision == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
+    assert scores.balanced_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2) and scores.f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores.as_dict() == {**vars(scores), "confusion": [[2, 1], [1, 2]]}
 
 
@@ -39,8 +41,67 @@ def test_auc_is_the_share_of_rightly_ordered_pairs_with_ties_as_half(values):
     assert score_pairs(dissimilarity, label, 0.5).auc == pytest.approx(np.mean(points))
 
 
+def test_balanced_accuracy_and_f1_of_unequal_kinds_by_hand():
+    scores = score_pairs(np.array([0.1, 0.2, 0.3, 0.9, 0.8]), np.array([0, 0, 0, 0, 1]), threshold=0.5)
+    assert (scores.accuracy, scores.balanced_accuracy) == (pytest.approx(4 / 5), pytest.approx((3 / 4 + 1) / 2))
+    assert scores.f1 == pytest.approx(2 / (2 + 1))  # one hit, one false alarm
+    assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).f1 == 0
+
+
 def test_a_confusion_always_has_two_kinds():
     assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).confusion.tolist() == [[1, 0], [1, 0]]
+
+
+# ------------------------------------------------------------------------------------------- intervals
+
+
+def resampled(dissimilarity, pairs, threshold, seed, resamples):
+    """The scores of every resample by scikit-learn, its pairs written out one after the other."""
+    images = np.unique(pairs.first)
+    draws = np.random.default_rng(seed).multinomial(len(images), np.full(len(images), 1 / len(images)), resamples)
+    scores = []
+    for counts in draws:
+        chosen = [p for image, count in zip(images, counts) for _ in range(count) for p in np.flatnonzero(pairs.first == image)]
+        label, values = pairs.label[chosen], dissimilarity[chosen]
+        if len(set(label)) == 2:
+            called = values >= threshold
+            scores.append([
+                metrics.accuracy_score(label, called), metrics.balanced_accuracy_score(label, called), metrics.f1_score(label, called),
+                metrics.roc_auc_score(label, values), metrics.average_precision_score(label, values),
+            ])
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("values", [4, 1000], ids=["ties", "few ties"])
+@pytest.mark.parametrize("both_together", [True, False], ids=["three pairs an image", "one pair an image"])
+def test_intervals_are_those_of_written_out_resamples(values, both_together):
+    rng = np.random.default_rng(0)
+    first = np.tile([7, 3, 9, 5, 11, 0, 2, 4], 3) if both_together else np.arange(24)
+    label = np.repeat([0, 1], [8, 16] if both_together else [21, 3])
+    pairs = Pairs(first, np.zeros(24, int), label)
+    dissimilarity = rng.integers(0, values, 24) / values + 0.25 * label
+    scores = resampled(dissimilarity, pairs, 0.5, seed=1, resamples=90)
+    assert (len(scores) < 90) == (not both_together)  # some resamples have one kind only
+    intervals = bootstrap_intervals(dissimilarity, pairs, 0.5, seed=1, resamples=90)
+    assert list(intervals) == ["accuracy", "balanced_accuracy", "f1", "auc", "average_precision"]
+    assert np.allclose(np.transpose(list(intervals.values())), np.percentile(scores, [2.5, 97.5], axis=0))
+
+
+def test_intervals_hold_the_score_repeat_with_the_seed_and_do_not_depend_on_how_pairs_are_ordered():
+    rng = np.random.default_rng(0)
+    pairs = Pairs(np.tile(np.arange(150), 2), np.zeros(300, int), np.repeat([0, 1], 150))
+    dissimilarity = rng.random(300) + 0.3 * pairs.label
+    intervals, scores = bootstrap_intervals(dissimilarity, pairs, 0.6, seed=0), score_pairs(dissimilarity, pairs.label, 0.6)
+    assert all(low < getattr(scores, name) < high and 0.02 < high - low < 0.2 for name, (low, high) in intervals.items())
+    order = rng.permutation(300)
+    shuffled = bootstrap_intervals(dissimilarity[order], Pairs(*(column[order] for column in pairs)), 0.6, seed=0)
+    assert all(shuffled[name] == pytest.approx(interval) for name, interval in intervals.items())
+    assert bootstrap_intervals(dissimilarity, pairs, 0.6, seed=1) != intervals
+
+
+def test_intervals_need_both_kinds():
+    with pytest.raises(ValueError, match="similar and dissimilar"):
+        bootstrap_intervals(np.array([0.1, 0.2]), Pairs(np.arange(2), np.arange(2), np.zeros(2, int)), 0.5, seed=0)
 
 
 # ---------------------------------------------------------------------------------------- calibration
@@ -148,6 +209,7 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
     measured = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", config)
 
     assert [tuple(shape) for shape in seen] == [(4, 3, 16, 24), (4, 3, 16, 24), (2, 3, 16, 24)]  # the network's size, not the configuration's
+    assert measured.images.shape == (10, 3, 16, 24) and torch.allclose(embed_images(model, measured.images), measured.embeddings, atol=1e-6)
     assert measured.labels.tolist() == ["a"] * 5 + ["b"] * 5
     first, second, label = measured.pairs
     assert len(label) == 20 and ((measured.labels[first] != measured.labels[second]) == label).all() and (first != second).all()

@@ -7,7 +7,7 @@ import torch
 from utils.evaluation import score_pairs
 from utils.plots import (
     plot_class_counts, plot_class_similarity, plot_confusion, plot_curves, plot_distances, plot_embedding, plot_interventions,
-    plot_learning_curves,
+    plot_learning_curves, plot_reliability,
 )
 
 DISSIMILARITY, LABEL = np.array([0.1, 0.3, 0.7, 0.4, 0.9, 1.4]), np.array([0, 0, 0, 1, 1, 1])
@@ -61,6 +61,17 @@ def test_curves_name_the_area_that_a_loop_over_pairs_gives():
     left, right = plot_curves(DISSIMILARITY, LABEL).axes
     assert legend(left)[0] == f"AUC {auc:.3f}"
     assert right.lines[1].get_ydata()[0] == 0.5  # chance: the share of dissimilar pairs
+
+
+def test_reliability_shows_the_share_of_one_class_among_pairs_of_like_estimate():
+    estimates = {"similarity": np.array([0.11, 0.13, 0.16, 0.72, 0.78, 1.0]), "probability": np.array([0.0, 0.51, 0.52, 0.54, 0.55, 0.58])}
+    upper, lower = plot_reliability(estimates, np.array([1, 1, 0, 0, 1, 0])).axes
+    _, similarity, probability = upper.lines
+    assert similarity.get_xdata() == pytest.approx([0.4 / 3, 0.75, 1.0]) and similarity.get_ydata() == pytest.approx([1 / 3, 1 / 2, 1])
+    assert probability.get_xdata() == pytest.approx([0, 2.7 / 5]) and probability.get_ydata() == pytest.approx([0, 3 / 5])
+    brier = (0.11**2 + 0.13**2 + 0.84**2 + 0.28**2 + 0.78**2 + 0) / 6
+    assert legend(upper)[0] == f"similarity: Brier {brier:.3f}" and len(legend(upper)) == 2
+    assert max(lower.patches[0].get_xy()[:, 1]) == 3 and max(lower.patches[1].get_xy()[:, 1]) == 5
 
 
 def test_interventions_show_each_ranking_with_its_area():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score, roc_curve
 from tqdm.auto import tqdm
 
 from utils.config import Config
@@ -31,10 +31,11 @@ def pair_distances(embeddings: torch.Tensor, pairs: Pairs) -> torch.Tensor:
 class SplitDistances:
     """A split as the network sees it.
 
-    `embeddings` (N, D) and `labels` (N,) of its images, its fixed `pairs`, and their `dissimilarity` (P,): D / margin,
-    not clipped at 1, so that pairs beyond the margin still have an order.
+    Its `images`, uint8 (N, 3, H, W), their `embeddings` (N, D) and `labels` (N,), its fixed `pairs`, and their `dissimilarity`
+    (P,): D / margin, not clipped at 1, so that pairs beyond the margin still have an order.
     """
 
+    images: torch.Tensor
     embeddings: torch.Tensor
     labels: np.ndarray
     pairs: Pairs
@@ -51,18 +52,21 @@ def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config
     images, labels = load_split(table, split, config, model.image_size)
     embeddings = embed_images(model, images, config.hyperparameters.batch_size, config.hyperparameters.verbose)
     pairs = evaluation_pairs(labels, model.info["config"]["seed"])
-    return SplitDistances(embeddings, labels, pairs, (pair_distances(embeddings, pairs) / model.margin).numpy())
+    return SplitDistances(images, embeddings, labels, pairs, (pair_distances(embeddings, pairs) / model.margin).numpy())
 
 
 @dataclass(frozen=True)
 class PairScores:
     """How well dissimilarities separate dissimilar from similar pairs at one threshold.
 
-    `confusion[i, j]`: number of pairs of kind i called kind j; 0 similar, 1 dissimilar.
+    `f1` and `average_precision` are those of "dissimilar". `confusion[i, j]`: number of pairs of kind i called kind j; 0 similar,
+    1 dissimilar.
     """
 
     threshold: float
     accuracy: float
+    balanced_accuracy: float
+    f1: float
     auc: float
     average_precision: float
     confusion: np.ndarray
@@ -72,20 +76,74 @@ class PairScores:
 
 
 def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) -> PairScores:
-    """Accuracy at a threshold ("similar" iff dissimilarity < threshold), and AUC and average precision of "dissimilar".
+    """Accuracy, balanced accuracy and F1 at a threshold ("similar" iff dissimilarity < threshold); AUC and average precision.
 
     Args:
         dissimilarity: shape (P,), any scale that rises with D; unclipped values rank ties at the clip rightly.
         label: 0 similar, 1 dissimilar, shape (P,); both must occur.
     """
-    confusion = confusion_matrix(label, dissimilarity >= threshold, labels=[0, 1])
+    called = (dissimilarity >= threshold).astype(int)
+    confusion = confusion_matrix(label, called, labels=[0, 1])
     return PairScores(
         threshold=float(threshold),
         accuracy=float(np.trace(confusion) / confusion.sum()),
+        balanced_accuracy=float(balanced_accuracy_score(label, called)),
+        f1=float(f1_score(label, called)),
         auc=float(roc_auc_score(label, dissimilarity)),
         average_precision=float(average_precision_score(label, dissimilarity)),
         confusion=confusion,
     )
+
+
+def bootstrap_intervals(dissimilarity: np.ndarray, pairs: Pairs, threshold: float, seed: int, resamples: int = 1000) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals (Efron & Tibshirani, 1993) of the scores of `score_pairs`: name -> (low, high).
+
+    Images are resampled, not pairs: all pairs that start from an image are drawn together, as they are not independent.
+    Resamples without pairs of both kinds are left out.
+
+    Args:
+        dissimilarity: of the `pairs`, shape (P,), any scale that rises with D.
+        threshold: a pair is similar iff its dissimilarity lies below.
+
+    Raises:
+        ValueError: all pairs are of one kind.
+    """
+    if len(np.unique(pairs.label)) < 2:
+        raise ValueError("scores need similar and dissimilar pairs")
+    rng = np.random.default_rng(seed)
+    images, image = np.unique(pairs.first, return_inverse=True)
+    order = np.argsort(dissimilarity)
+    values, starts = np.unique(dissimilarity[order], return_index=True)
+    image, label = image[order], pairs.label[order]
+    parts = []
+    for size in np.diff([*range(0, resamples, 100), resamples]):  # bounds the memory
+        drawn = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size)[:, image]  # how often each pair is in
+        similar, dissimilar = (np.add.reduceat(drawn * (label == kind), starts, axis=1) for kind in (0, 1))
+        both = similar.any(1) & dissimilar.any(1)
+        parts.append(_scores_of_counts(similar[both], dissimilar[both], values >= threshold))
+    low, high = np.quantile(np.concatenate(parts, axis=1), [0.025, 0.975], axis=1)
+    return {name: (float(a), float(b)) for name, a, b in zip(("accuracy", "balanced_accuracy", "f1", "auc", "average_precision"), low, high)}
+
+
+def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """Accuracy, balanced accuracy, F1, AUC and average precision of R resamples at once, shape (5, R).
+
+    Args:
+        similar, dissimilar: number of pairs at each of V rising dissimilarities, shape (R, V).
+        called: which of these are called dissimilar, shape (V,).
+    """
+    negatives, positives = similar.sum(1), dissimilar.sum(1)
+    false_alarms, hits = similar[:, called].sum(1), dissimilar[:, called].sum(1)
+    nearer = similar.cumsum(1) - similar / 2  # similar pairs below each value, ties as half
+    found, alarms = (counts[:, ::-1].cumsum(1)[:, ::-1] for counts in (dissimilar, similar))  # at or above each value
+    precision = found / np.maximum(found + alarms, 1)
+    return np.stack([
+        (hits + negatives - false_alarms) / (negatives + positives),
+        (hits / positives + 1 - false_alarms / negatives) / 2,
+        2 * hits / (hits + false_alarms + positives),
+        (dissimilar * nearer).sum(1) / (negatives * positives),
+        (dissimilar * precision).sum(1) / positives,
+    ])
 
 
 def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:

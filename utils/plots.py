@@ -9,10 +9,12 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
+from sklearn.calibration import calibration_curve
 from sklearn.decomposition import PCA
 from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_curve
 
 import utils.style  # noqa: F401
+from utils.calibration import brier_scores
 from utils.dataset import KINDS, SPLITS
 from utils.early_stopping import best_epoch
 from utils.evaluation import PairScores, score_pairs
@@ -96,6 +98,28 @@ def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
     right.set(xlabel="dissimilar pairs found (recall)", ylabel="precision", ylim=(0, 1.03), title="precision-recall")
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8, loc="lower right")
+        sns.despine(ax=axis)
+    return figure
+
+
+def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Figure:
+    """Reliability diagram: of the pairs given about the same estimate, which share is of one class? Below, how many they are.
+
+    Args:
+        estimates: name -> estimate of "same class" in [0, 1], shape (P,); a reliable one follows the diagonal.
+        label: 0 similar, 1 dissimilar, shape (P,).
+    """
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(4.2, 4.4), layout="constrained", sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color="grey", lw=1, ls=":")
+    brier = brier_scores(estimates, label)
+    for (name, values), style, colour in zip(estimates.items(), ("o-", "s--"), COLOURS):
+        share, mean = calibration_curve(label == 0, values, n_bins=10)
+        upper.plot(mean, share, style, ms=4, color=colour, label=f"{name}: Brier {brier[name]:.3f}")
+        lower.hist(values, np.linspace(0, 1, 11), histtype="step", lw=1.5, ls=style[1:], color=colour)
+    upper.set(ylabel="pairs of one class (share)")
+    upper.legend(frameon=False, fontsize=8)
+    lower.set(xlabel="estimate of \"same class\"", ylabel="pairs")
+    for axis in (upper, lower):
         sns.despine(ax=axis)
     return figure
 
