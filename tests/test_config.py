@@ -265,6 +265,22 @@ def test_a_wrong_key_or_value_is_named_with_what_was_expected_and_found(refused,
         assert "pydantic" not in line and "<class" not in line and "Input" not in line
 
 
+@pytest.mark.parametrize("pattern, words", [
+    ("'([a-z'", "not a valid regular expression"),
+    ("'^berlin_'", "one pair of brackets"),
+    ("'^(a)_(b)'", "one pair of brackets"),
+    ("5", "string"),
+])
+def test_a_group_pattern_must_be_an_expression_with_one_group(refused, pattern, words):
+    (message,) = refused(f"dataset: A\ngroup_pattern: {pattern}")
+    assert message.startswith("group_pattern: ") and words in message
+
+
+def test_a_group_pattern_arrives_and_is_none_unless_given(load):
+    assert load(r"{dataset: A, group_pattern: '^(?:x|y)_(\d+)'}").group_pattern == r"^(?:x|y)_(\d+)"
+    assert load("dataset: A").group_pattern is None
+
+
 def test_sampled_pairs_allow_batches_of_two(load):
     assert load("dataset: A\ntraining_pairs: sampled\nhyperparameters: {batch_size: 2}").hyperparameters.batch_size == 2
 

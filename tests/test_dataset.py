@@ -12,7 +12,7 @@ from utils import dataset, download
 from utils.config import Config, ImageOptions
 from utils.dataset import (
     Augmentation, DataError, Pairs, evaluation_pairs, image_batches, load_images, load_split, make_pairs, pair_batches,
-    prepare_split, read_image, read_split, scan, split_images, to_uint8,
+    images_that_belong_together, prepare_split, read_image, read_split, scan, split_images, to_uint8,
 )
 from utils.download import DownloadError
 
@@ -237,6 +237,106 @@ def test_every_image_can_be_tested():
     table = table_of(a=20, b=20)
     tested = sum((split_images(table, 0.2, 0.2, seed).split == "test").astype(int) for seed in range(300))
     assert tested.sum() == 300 * 8 and chisquare(tested).pvalue > 0.001
+
+
+def random_groups(count, seed):
+    """Singles, pairs and larger groups at random, across classes too."""
+    rng = generator(seed)
+    return np.where(rng.random(count) < 0.5, np.arange(count), rng.integers(0, count, count) // 4 * 4)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_no_group_is_parted_and_the_shares_stay_near(seed):
+    table = table_of(a=100, b=60, c=37, few=3)
+    groups = random_groups(len(table), seed)
+    split = split_images(table, 0.2, 0.25, seed, groups)
+    assert (split.groupby(groups).split.nunique() == 1).all()
+    wanted = split_images(table, 0.2, 0.25, seed).groupby(["label", "split"]).size()
+    found = split.groupby(["label", "split"]).size().reindex(wanted.index, fill_value=0)
+    assert (found - wanted).abs().max() <= 1
+    assert split.split.equals(split_images(table, 0.2, 0.25, seed, groups).split)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_one_change_nothing(seed):
+    table = table_of(a=30, b=20, c=2)
+    rng, expected = generator(seed), pd.Series("train", index=table.index)  # the rule without groups, written out
+    for label in "abc":
+        rows = rng.permutation(table.index[table.label == label].to_numpy())
+        test = round(len(rows) * 0.2)
+        valid = round((len(rows) - test) * 0.3)
+        expected[rows[:test]], expected[rows[test : test + valid]] = "test", "valid"
+    assert split_images(table, 0.2, 0.3, seed).split.tolist() == expected.tolist()
+    assert split_images(table, 0.2, 0.3, seed, generator(9).permutation(len(table))).split.tolist() == expected.tolist()
+
+
+# a: of 40, 8 are for testing and 0.25 * 32 = 8 for validation; by hand, what whole groups of one size can make of it
+@pytest.mark.parametrize("size, expected", [
+    (2, (24, 8, 8)), (4, (24, 8, 8)), (5, (20, 10, 10)),  # 5: 10 is nearer to 8 than 5
+    (10, (20, 10, 10)),
+    (20, (40, 0, 0)),  # 20 is farther from 8 than 0
+    (40, (40, 0, 0)),
+])
+def test_large_groups_come_as_near_to_the_shares_as_they_can(size, expected):
+    table = table_of(a=40, b=40)
+    groups = np.where(table.label == "a", table.groupby("label").cumcount() // size, 1000 + np.arange(80))
+    split = split_images(table, 0.2, 0.25, 0, groups)
+    counts = pd.crosstab(split.label, split.split).reindex(columns=["train", "valid", "test"], fill_value=0)
+    assert tuple(counts.loc["a"]) == expected and tuple(counts.loc["b"]) == (24, 8, 8)
+
+
+def test_groups_leave_something_to_train_on():
+    split = split_images(table_of(a=4, b=100), 0.25, 0.25, 0, np.array([0, 1, 0, 3, 2, 5, 2] + list(range(7, 104))))  # a: two pairs
+    assert "train" in set(split.split[split.label == "a"])
+
+
+def twins_in(folder):
+    """Classes a and b of 20 images each; a chain of three twins in a, a pair with conflicting labels, all else alone."""
+    make_files(folder, [f"{label}/x_{i}_{label}.png" for label in "ab" for i in range(20)])
+    picture = noise(12, 16, seed=99)
+    for index, name in enumerate(["a/x_0_a", "a/x_7_a", "a/x_13_a"]):
+        picture.resize((64 << index, 48 << index), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    (folder / "b/x_5_b.png").write_bytes((folder / "a/x_5_a.png").read_bytes())
+
+
+def test_prepare_split_keeps_twins_together_whatever_the_seed(tmp_path):
+    twins_in(tmp_path)
+    for seed in range(20):
+        table, notes = prepare_split(config_for(tmp_path, seed=seed))
+        split = table.set_index("file").split
+        assert split[["a/x_0_a.png", "a/x_7_a.png", "a/x_13_a.png"]].nunique() == 1
+        assert split["a/x_5_a.png"] == split["b/x_5_b.png"]
+        assert table.split.value_counts().to_dict() == {"train": 22, "test": 10, "valid": 8}
+    assert notes == ["2 groups of near-duplicate images (5 files): each stays in one split; python -m utils.dataset audit Mine lists them"]
+
+
+def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
+    names = [f"{label}/{city}_{i}_{view}.png" for label in "ab" for city in ("rome", "oslo") for i in range(6) for view in (1, 2)]
+    make_files(tmp_path, [*names, "a/other.png", "b/other.png"])
+    config = config_for(tmp_path, group_pattern=r"^([a-z]+_\d+)_")
+    table, _ = scan(tmp_path)
+    groups, notes = images_that_belong_together(table, config)
+    by_hand = [file if "other" in file else file.rsplit("_", 1)[0] for file in table.file]  # the class is part of it
+    assert not notes and [by_hand.index(key) for key in by_hand] == groups.tolist()
+    for seed in range(20):
+        table, _ = prepare_split(config.model_copy(update={"seed": seed}))
+        assert (table.groupby(by_hand).split.nunique() == 1).all()
+
+
+def test_a_pattern_links_groups_of_twins(tmp_path):
+    make_files(tmp_path, [f"{label}/{i}_x.png" for label in "ab" for i in range(9)] + ["a/n1_1.png", "a/n1_2.png", "a/n2_1.png", "a/n2_2.png"])
+    (tmp_path / "a/n2_1.png").write_bytes((tmp_path / "a/n1_2.png").read_bytes())
+    table, _ = scan(tmp_path)
+    groups, notes = images_that_belong_together(table, config_for(tmp_path, group_pattern="^(n.)_"))
+    linked = table.file.str.startswith("a/n").to_numpy()
+    assert len(set(groups[linked])) == 1 and len(set(groups)) == 1 + 18
+    assert notes[0].startswith("1 group of near-duplicate images (2 files)")
+
+
+def test_a_pattern_that_matches_nothing_is_said(tmp_path):
+    make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
+    groups, notes = images_that_belong_together(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
+    assert groups.tolist() == [0, 1, 2] and notes == ["group_pattern: '(berlin)' is in no file name, so it groups nothing; mend it in config.yml"]
 
 
 def config_for(folder, **settings):
@@ -485,6 +585,25 @@ def test_the_command_line_downloads_by_name(monkeypatch):
     monkeypatch.setattr(download, "download_public", asked.append)
     dataset.main(["download", "Flowers"])
     assert asked == ["Flowers"]
+
+
+def test_the_command_line_audits_by_name(tmp_path, monkeypatch, capsys):
+    twins_in(tmp_path / "Data" / "Mine")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yml").write_text("datasets: {Mine: {hyperparameters: {verbose: False}}}")
+    dataset.main(["audit", "Mine", "--config", "mine.yml"])
+    printed = capsys.readouterr().out
+    assert "Conflicting labels:\n  a/x_5_a.png  b/x_5_b.png\n" in printed
+    assert "Near duplicates:\n  a/x_0_a.png  a/x_13_a.png  a/x_7_a.png\n" in printed
+
+
+@pytest.mark.parametrize("name, words", [("Mine", "no such folder"), ("Cars", "no block named 'Cars'")])
+def test_a_failed_audit_is_one_line_and_an_exit_code(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yml").write_text("datasets: {Mine: {}}")
+    with pytest.raises(SystemExit, match=words) as caught:
+        dataset.main(["audit", name])
+    assert "\n" not in caught.value.code
 
 
 def test_the_command_line_lists_the_names_it_knows(capsys):

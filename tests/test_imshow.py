@@ -5,11 +5,13 @@ import torch
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
+from utils.audit import audit
 from utils.comparison import WhatIf
+from utils.config import Config
 from utils.Grad_CAM import Explanation
 from utils.matching import Match
 from utils.imshow import (
-    COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_images, show_matches, show_pairs, show_similarity_matrix, show_what_if,
+    COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_images, show_matches, show_pairs, show_similarity_matrix, show_twins, show_what_if,
 )
 
 
@@ -137,3 +139,20 @@ def test_grids_hold_all_images_under_their_titles(wide):
 def test_a_figure_is_saved_into_a_new_folder(tmp_path, wide):
     save_figure(show_images([wide], ["a"], columns=1), tmp_path / "new" / "folder" / "a.png")
     assert Image.open(tmp_path / "new" / "folder" / "a.png").width > 100
+
+
+def test_twins_stand_in_a_row_and_conflicts_say_so(colour_folder):
+    for source, copies in (("red/0", ["red/1", "red/2"]), ("red/5", ["blue/5"]), ("blue/7", ["blue/8"])):
+        for copy in copies:
+            (colour_folder / f"{copy}.png").write_bytes((colour_folder / f"{source}.png").read_bytes())
+    config = Config(dataset="Colours", data_path=colour_folder, checkpoints_path=colour_folder, outputs_path=colour_folder, hyperparameters={"verbose": False})
+    figure = show_twins(audit(config), config)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["blue (conflicting)\n5.png", "red (conflicting)\n5.png", "", "red\n0.png", "red\n1.png", "red\n2.png", "blue\n7.png", "blue\n8.png", ""]
+    assert np.array_equal(figure.axes[3].get_images()[0].get_array(), Image.open(colour_folder / "red/0.png"))
+    assert len(show_twins(audit(config), config, most=1).axes) == 2
+
+
+def test_without_twins_there_is_no_figure(colour_folder):
+    config = Config(dataset="Colours", data_path=colour_folder, checkpoints_path=colour_folder, outputs_path=colour_folder, hyperparameters={"verbose": False})
+    assert show_twins(audit(config), config) is None

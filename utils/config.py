@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,6 +120,7 @@ class Config(Section):
     number_of_iterations: Count = 1
     test_size: Fraction = 0.1
     valid_size: Fraction = 0.1
+    group_pattern: str | None = None
     image: ImageOptions = ImageOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()
@@ -134,6 +136,17 @@ class Config(Section):
         if path is not None and not path.is_file():
             raise ValueError("no such file")
         return path
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _pattern_captures(cls, pattern: str | None) -> str | None:
+        try:
+            captures = pattern is None or re.compile(pattern).groups == 1
+        except re.error as error:
+            raise ValueError(f"not a valid regular expression ({error})") from None
+        if not captures:
+            raise ValueError("should have one pair of brackets ( ) around the part of the file name that images of one group share")
+        return pattern
 
     @model_validator(mode="after")
     def _batches_hold_both_kinds(self):

@@ -1,11 +1,14 @@
 """Images on disk -> splits, pairs and uint8 tensors.
 
     python -m utils.dataset download Flowers
+    python -m utils.dataset audit Flowers
 """
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,20 +17,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from utils.config import Config, ImageOptions, UserError
+from utils.config import Config, ImageOptions, UserError, load_config
+from utils.duplicates import join, near_duplicates
+from utils.reading import DataError, read_image, shrink, to_rgb  # noqa: F401 (shrink is for the figures)
 from utils.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 SPLITS = ("train", "valid", "test")
 KINDS = ("similar", "dissimilar")  # of pairs; the positions are the labels
-
-
-class DataError(UserError):
-    """The images are missing, unreadable or too few."""
 
 
 class Pairs(NamedTuple):
@@ -39,39 +40,6 @@ class Pairs(NamedTuple):
 
 
 # --------------------------------------------------------------------------------------------- reading
-
-
-def read_image(path: Path) -> Image.Image:
-    """One image file as `to_rgb` makes it.
-
-    Raises:
-        DataError: the file cannot be read as an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image; check the path, or train again if the data have moved") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error}); delete or replace it") from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode as upright RGB, transparency on white, 16 bits a pixel scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255: nearly all white
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def shrink(image: Image.Image, longest_side: int = 640) -> Image.Image:
-    """An RGB copy of at most `longest_side` pixels, at the same aspect ratio: enough for a figure."""
-    image = to_rgb(image)
-    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
-    return image
 
 
 def to_uint8(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
@@ -144,32 +112,101 @@ def _opens(path: Path) -> bool:
         return False
 
 
-def split_images(table: pd.DataFrame, test_size: float, valid_size: float, seed: int) -> pd.DataFrame:
+def split_sizes(count: int, test_size: float, valid_size: float) -> dict[str, int]:
+    """How many images of a class of `count` are for testing and for validation, the rest being for training."""
+    test = round(count * test_size)
+    return {"test": test, "valid": round((count - test) * valid_size)}
+
+
+def split_images(table: pd.DataFrame, test_size: float, valid_size: float, seed: int, groups: np.ndarray | None = None) -> pd.DataFrame:
     """Add the column `split`: in every class, `test_size` of the images are for testing and `valid_size` of the
-    rest for validation (as in the paper), rounded; a class too small for a share of its own trains only."""
+    rest for validation (as in the paper), rounded; a class too small for a share of its own trains only.
+
+    Args:
+        groups: for every image the number of its group, shape (N,); a group is never parted, so the shares are met
+            as nearly as whole groups allow. `None`: every image stands alone.
+    """
     rng = np.random.default_rng(seed)
-    split = pd.Series("train", index=table.index)
-    for _, rows in table.groupby("label", sort=True).groups.items():
-        shuffled = rng.permutation(rows.to_numpy())
-        test = round(len(shuffled) * test_size)
-        valid = round((len(shuffled) - test) * valid_size)
-        split[shuffled[:test]] = "test"
-        split[shuffled[test : test + valid]] = "valid"
-    return table.assign(split=split)
+    groups = np.arange(len(table)) if groups is None else groups
+    members: dict[int, Counter] = {}  # how many images of each class
+    for group, label in zip(groups, table.label):
+        members.setdefault(group, Counter())[label] += 1
+    missing, order = {"test": Counter(), "valid": Counter()}, []
+    for label, rows in table.groupby("label", sort=True).groups.items():
+        order.extend(groups[table.index.get_indexer(rng.permutation(rows.to_numpy()))])
+        for name, count in split_sizes(len(rows), test_size, valid_size).items():
+            missing[name][label] = count
+    none_wanted = {name: {label for label, count in counts.items() if count == 0} for name, counts in missing.items()}
+
+    place: dict[int, str] = {}
+    for group in dict.fromkeys(order):  # the first that fit are for testing, the next for validation
+        place[group] = next((name for name, counts in missing.items() if members[group] <= counts), "train")
+        if place[group] != "train":
+            missing[place[group]].subtract(members[group])
+    training = sum((members[group] for group in place if place[group] == "train"), Counter())
+    for name, counts in missing.items():  # where no group fitted, the larger ones that come at least as near to the share
+
+        def gain(group: int) -> int:
+            return sum(abs(counts[label]) - abs(counts[label] - size) for label, size in members[group].items())
+
+        while candidates := [
+            group for group, size in members.items()
+            if size.total() > 1 and place[group] == "train" and gain(group) >= 0 and not size.keys() & none_wanted[name]
+            and all(training[label] > size[label] for label in size)  # some of every class are left for training
+        ]:
+            best = max(candidates, key=gain)
+            place[best] = name
+            counts.subtract(members[best])
+            training.subtract(members[best])
+    return table.assign(split=[place[group] for group in groups])
 
 
-def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
-    """Scan the data (made first, if they are the built-in synthetic ones) and split them.
+def images_that_belong_together(table: pd.DataFrame, config: Config) -> tuple[np.ndarray, list[str]]:
+    """The groups that no split parts: near duplicates, whatever their classes, and files of a class that agree in
+    the part of their names that `group_pattern` captures.
 
     Returns:
-        Table `file`, `label`, `split`; and the notes a user should read: skipped files, classes too small to test.
+        The number of its group for every image, shape (N,); and notes for the user.
     """
+    notes = []
+    groups = np.arange(len(table))
+    if config.dataset != SYNTHETIC:  # the built-in scenes are drawn one by one: there are no twins
+        options = config.hyperparameters
+        groups = near_duplicates([config.data_path / file for file in table.file], options.num_workers, options.verbose)
+        sizes = np.bincount(groups)
+        if (twins := sizes[sizes > 1]).size:
+            notes.append(f"{len(twins)} group{'s' * (len(twins) > 1)} of near-duplicate images ({twins.sum()} files): each stays in one split; "
+                         f"python -m utils.dataset audit {config.dataset} lists them")
+    if config.group_pattern is not None:
+        found = [re.search(config.group_pattern, file.rsplit("/", 1)[-1]) for file in table.file]
+        firsts: dict[tuple, int] = {}
+        keys = ((label, match[1]) if match and match[1] is not None else i for i, (label, match) in enumerate(zip(table.label, found)))
+        named = np.array([firsts.setdefault(key, i) for i, key in enumerate(keys)])
+        groups = join(groups, np.arange(len(table)), named)
+        if not any(found):
+            notes.append(f"group_pattern: {config.group_pattern!r} is in no file name, so it groups nothing; mend it in config.yml")
+    return groups, notes
+
+
+def prepare_folder(config: Config) -> None:
+    """Draw the built-in synthetic images, if they are asked for and missing."""
     if config.dataset == SYNTHETIC:
         if config.data_path.is_dir() and (others := {p.name for p in config.data_path.iterdir() if p.is_dir()} - set(CLASSES)):
             raise DataError(f"{config.data_path}: holds {', '.join(sorted(others))}, not the built-in scenes; name your dataset under dataset: in config.yml")
         ensure_synthetic(config.data_path, config.hyperparameters.verbose)
+
+
+def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """Scan the data (made first, if they are the built-in synthetic ones) and split them, images that belong together in one split.
+
+    Returns:
+        Table `file`, `label`, `split`; and the notes a user should read: skipped files, near duplicates, classes too small to test.
+    """
+    prepare_folder(config)
     table, notes = scan(config.data_path)
-    table = split_images(table, config.test_size, config.valid_size, config.seed)
+    groups, grouped = images_that_belong_together(table, config)
+    notes += grouped
+    table = split_images(table, config.test_size, config.valid_size, config.seed, groups)
     for name in SPLITS:
         counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
         if (counts >= 2).sum() == 0 or (counts >= 1).sum() < 2:
@@ -297,15 +334,22 @@ class Augmentation:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    from utils.audit import audit, report
     from utils.download import PUBLIC_SETS, download_public
 
     parser = argparse.ArgumentParser(prog="python -m utils.dataset", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(required=True, dest="command")
     download = commands.add_parser("download", help="fetch one of the paper's public image sets into Data/")
     download.add_argument("name", choices=sorted(PUBLIC_SETS))
-    name = parser.parse_args(arguments).name
+    check = commands.add_parser("audit", help="list duplicates, conflicting labels, unreadable files and tiny classes of a dataset")
+    check.add_argument("name", help="name under `datasets:` of the configuration")
+    check.add_argument("--config", default="config.yml", type=Path)
+    options = parser.parse_args(arguments)
     try:
-        download_public(name)
+        if options.command == "download":
+            download_public(options.name)
+        else:
+            print(report(audit(load_config(options.config, options.name))))
     except UserError as error:
         sys.exit(f"{error}")
 

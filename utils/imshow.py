@@ -17,8 +17,10 @@ from matplotlib.patches import ConnectionPatch, Ellipse
 from PIL import Image, ImageFilter
 
 import utils.style  # noqa: F401
+from utils.audit import Audit, is_conflicting
 from utils.comparison import WhatIf
-from utils.dataset import shrink
+from utils.config import Config
+from utils.dataset import read_image, shrink
 from utils.faithfulness import BLUR
 from utils.Grad_CAM import Explanation
 from utils.matching import APART, Match
@@ -27,6 +29,7 @@ from utils.matching import APART, Match
 # weak evidence would look like a shadow.
 COLORMAP = ListedColormap(plt.get_cmap("inferno")(np.linspace(0.3, 1, 256)), name="evidence")
 OPACITY = 0.9  # of the strongest evidence
+MOST_TWINS = 5  # of a group of near duplicates
 MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
 
 
@@ -68,6 +71,29 @@ def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: i
     for axis, image, title in zip(axes.flat, images, titles):
         axis.imshow(shrink(image, 256))
         axis.set_title(title, fontsize=9)
+    return figure
+
+
+def show_twins(audit: Audit, config: Config, most: int = 6) -> Figure | None:
+    """The first `most` groups of near duplicates, a row each, at most five images of a group; `None` where there are none.
+
+    The title of an image is its class and file; those of a group with conflicting labels are red and say so.
+    """
+    groups = [group[:MOST_TWINS] for group in audit.groups[:most]]
+    if not groups:
+        return None
+    columns = max(map(len, groups))
+    figure, axes = plt.subplots(len(groups), columns, figsize=(2.4 * columns, 2.2 * len(groups)), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, group in zip(axes, groups):
+        conflicting = is_conflicting(group)
+        for axis, file in zip(row, group):
+            label, name = file.split("/", 1)
+            axis.imshow(shrink(read_image(config.data_path / file), 256))
+            title = f"{label} (conflicting)" if conflicting else label
+            name = name if len(name) <= 26 else f"…{name[-25:]}"
+            axis.set_title(f"{title}\n{name}", fontsize=8, color="firebrick" if conflicting else "black")
     return figure
 
 
