@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.localisation import intruders_that_matter
 from utils.config import Config
-from utils.dataset import KINDS, load_split, read_split
+from utils.dataset import KINDS, read_split
 from utils.evaluation import measure_split
 from utils.faithfulness import Interventions, blur, energy_ratio, pointing_game, strongest_region
 from utils.Siamese import SiameseNetwork, eval_mode
@@ -103,7 +103,7 @@ def score(folder: Path, most: int) -> pd.DataFrame:
     test = measure_split(model, table, "test", config)
     pairs = some_pairs(test.pairs, most)
     rows = table[table.split == "test"]
-    batch = model.normalize(load_split(table, "test", config, model.image_size)[0])
+    batch = model.normalize(test.images)
     interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
     similar = (interventions.sign < 0).numpy()
     masks, intruders = (load_masks(config.data_path, rows.file, model.image_size, ending) for ending in ("", "_intruder"))
