@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.config import Config
 from utils.dataset import Pairs
-from utils.evaluation import bootstrap_intervals, calibrate_threshold, class_similarity, embed_images, measure_split, pair_distances, score_pairs, similarity_matrix
+from utils.evaluation import SplitDistances, bootstrap_intervals, calibrate_threshold, class_similarity, embed_images, measure_split, pair_distances, score_pairs, score_table, similarity_matrix
 from utils.Siamese import SiameseNetwork
 
 
@@ -31,6 +31,17 @@ def test_scores_of_six_pairs_by_hand():
     assert scores.average_precision == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
     assert scores.balanced_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2) and scores.f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores.as_dict() == {**vars(scores), "confusion": [[2, 1], [1, 2]]}
+
+
+def test_the_table_of_scores_says_each_with_its_interval():
+    pairs = Pairs(np.array([0, 1, 2, 0, 1, 2]), np.zeros(6, int), np.array([0, 0, 0, 1, 1, 1]))
+    split = SplitDistances(None, None, None, pairs, np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]))
+    table = score_table(split, {"configured": 0.5, "low": 0.25}, seed=0)
+    assert list(table.index) == ["configured, 0.500", "low, 0.250"]
+    assert list(table.columns) == ["accuracy", "balanced accuracy", "F1", "AUC", "average precision"]
+    for threshold, row, accuracy in ((0.5, table.iloc[0], 4 / 6), (0.25, table.iloc[1], 5 / 6)):
+        low, high = bootstrap_intervals(split.dissimilarity, pairs, threshold, seed=0)["accuracy"]
+        assert row.accuracy == f"{accuracy:.3f} ({low:.3f}-{high:.3f})" and row.AUC.startswith("0.889 (")
 
 
 @pytest.mark.parametrize("values", [5, 1000], ids=["ties", "few ties"])

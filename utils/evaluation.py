@@ -95,6 +95,26 @@ def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) 
     )
 
 
+def score_table(split: SplitDistances, thresholds: dict[str, float], seed: int) -> pd.DataFrame:
+    """The scores of a split's pairs with their 95 % intervals, in words.
+
+    Args:
+        thresholds: name -> value.
+
+    Returns:
+        A row per threshold, a column per score; entries such as "0.912 (0.880-0.941)".
+    """
+    rows = {}
+    for name, threshold in thresholds.items():
+        scores = vars(score_pairs(split.dissimilarity, split.pairs.label, threshold))
+        intervals = bootstrap_intervals(split.dissimilarity, split.pairs, threshold, seed)
+        title = {"auc": "AUC", "f1": "F1"}
+        rows[f"{name}, {threshold:.3f}"] = {
+            title.get(score, score.replace("_", " ")): f"{scores[score]:.3f} ({low:.3f}-{high:.3f})" for score, (low, high) in intervals.items()
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def bootstrap_intervals(dissimilarity: np.ndarray, pairs: Pairs, threshold: float, seed: int, resamples: int = 1000) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals (Efron & Tibshirani, 1993) of the scores of `score_pairs`: name -> (low, high).
 
