@@ -32,7 +32,7 @@ class Variant(NamedTuple):
     removable: float | None = None  # None: measured; 0: the derivative of D^2; 2: <z1 - mu, z2 - mu>
     layer: str = "fine"  # final, fine, earlier: the fine map's resolution doubled
     spread: float = 0.05
-    baseline: str = "none"  # none, population, blurred: activations of what is subtracted first
+    baseline: str = "blurred images"  # their mean activation is subtracted first; or that of `images`, of `this image blurred`, or `nothing`
     mean_weights: bool = False
 
 
@@ -46,9 +46,10 @@ VARIANTS = [
     Variant("final layer", layer="final"),
     Variant("earlier layer", layer="earlier"),
     Variant("mean weights (Grad-CAM)", mean_weights=True),
-    Variant("less the population's mean activation", baseline="population"),
-    Variant("less the blurred image's activation", baseline="blurred"),
-    Variant("distance (the paper's)", removable=0, layer="final", spread=0, mean_weights=True),
+    Variant("baseline: nothing", baseline="nothing"),
+    Variant("baseline: mean over sharp images", baseline="images"),
+    Variant("baseline: this image blurred", baseline="this image blurred"),
+    Variant("distance (the paper's)", removable=0, layer="final", spread=0, baseline="nothing", mean_weights=True),
 ]
 
 
@@ -67,7 +68,10 @@ def signed_maps(model: SiameseNetwork, variant: Variant, batch: torch.Tensor, fi
     block = block_of(model, variant.layer)
     with eval_mode(model), torch.no_grad():
         features, blurred = (torch.cat([model.backbone[:block](part) for part in images.split(64)]) for images in (batch, blur(batch)))
-    baseline = {"none": torch.zeros(1, 1, 1, 1), "population": features.mean((0, 2, 3), keepdim=True), "blurred": blurred}[variant.baseline]
+    baseline = {
+        "nothing": torch.zeros(1, 1, 1, 1), "images": features.mean((0, 2, 3), keepdim=True),
+        "blurred images": blurred.mean((0, 2, 3), keepdim=True), "this image blurred": blurred,
+    }[variant.baseline]
     baseline = baseline.expand(features.shape)
     removable = model.removable if variant.removable is None else variant.removable
     maps = []

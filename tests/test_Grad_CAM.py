@@ -26,6 +26,7 @@ def network(name="Conv4", pooling="gem", size=(24, 40)):
         model.eval()
         model.mean_embedding.copy_(model.embed(torch.randn(12, 3, *size)).mean(0))
         model.removable.fill_(0.6)
+        model.blurred_features.copy_(feature_maps(model, torch.randn(12, 3, *size) / 4).mean((0, 2, 3)))
         z1, z2 = model.embed(torch.cat(batches(size))).chunk(2)
         model.margin = 2 * float((z1 - z2).norm(dim=1).median() * 1.0001)  # half of the pairs are similar
     return model
@@ -68,6 +69,8 @@ def plain_autograd(model, name, pooling, image1, image2, method):
     activations, gradient = kept[0].detach().numpy(), kept[0].grad.numpy()
     if method == "distance":
         gradient = np.broadcast_to(gradient.mean((2, 3))[:, :, None, None], gradient.shape)
+    else:
+        activations = activations - model.blurred_features.numpy()[:, None, None]
     evidence = (gradient * activations).sum(1) * (1 if similar else -1)
     return similar, neighbourhood(evidence) if method == "contrast" else evidence
 
@@ -228,7 +231,8 @@ def test_pairs_beyond_the_margin_keep_their_maps(model, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_without_evidence_is_flagged_for_its_image_only(model, method):
     features1, features2 = feature_maps(model, torch.cat(batches()), method).chunk(2)
-    e = explain_features(model, torch.zeros_like(features1), features2, (24, 40), method)
+    nothing = torch.zeros_like(features1) if method == "distance" else model.blurred_features[:, None, None].expand_as(features1)
+    e = explain_features(model, nothing, features2, (24, 40), method)
     assert e.empty[:, 0].all() and not e.empty[:, 1].all(1).any()
     assert not e.factual[:, 0].any() and all(torch.isfinite(maps).all() for maps in (e.factual, e.counterfactual))
 

@@ -14,6 +14,7 @@ def model():
     torch.manual_seed(0)
     network = SiameseNetwork("Conv4", embedding_dim=4, image_size=SIZE).eval()
     network.mean_embedding.copy_(torch.randn(4) / 10)
+    network.blurred_features.copy_(torch.rand(64) / 10)
     return network
 
 
@@ -29,12 +30,13 @@ def naive_contributions(model, features, method):
     if method == "distance":
         jacobian = jacobian.mean((2, 3), keepdim=True).expand_as(jacobian)
     z = model.embed_features(rest(features))[0].detach() - model.mean_embedding
+    added_by = features[0] - (model.blurred_features[:, None, None] if method == "contrast" else 0)
     height, width = features.shape[2:]
     added = torch.zeros(len(z), height, width)
     for d in range(len(z)):
         for y in range(height):
             for x in range(width):
-                added[d, y, x] = sum(jacobian[d, c, y, x] * features[0, c, y, x] for c in range(features.shape[1]))
+                added[d, y, x] = sum(jacobian[d, c, y, x] * added_by[c, y, x] for c in range(features.shape[1]))
     left = z - added.sum((1, 2))
     return added + left[:, None, None] / (height * width), z
 

@@ -11,6 +11,7 @@ from PIL import Image
 from utils import training
 from utils.config import Config, ConfigError
 from utils.early_stopping import best_epoch
+from utils.faithfulness import blur
 from utils.Siamese import SiameseNetwork
 from utils.training import HISTORY, Trainer, TrainingError, all_pairs, build_model, choose_device, make_optimizer, make_scheduler, train
 
@@ -76,12 +77,16 @@ def test_checkpoint_holds_the_mean_training_embedding_and_a_threshold_that_parts
 
 def test_the_checkpoint_knows_what_a_regions_going_does_to_a_training_image(config, monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "removable_share", lambda model, images, batch_size: seen.append((model.mean_embedding.clone(), images)) or 0.25)
+    monkeypatch.setattr(training, "removable_share", lambda model, images, batch_size: seen.append((model.mean_embedding.clone(), model.blurred_features.clone(), images)) or 0.25)
     settings = config({"epochs": 1})
     train(settings)
     model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
-    (mean, images), = seen
-    assert model.removable == 0.25 and torch.equal(mean, model.mean_embedding) and images.shape[0] == 12 and images.dtype == torch.uint8
+    (mean, blurred, images), = seen
+    assert model.removable == 0.25 and torch.equal(mean, model.mean_embedding) and torch.equal(blurred, model.blurred_features)
+    assert images.shape[0] == 12 and images.dtype == torch.uint8
+    with torch.no_grad():
+        expected = model.backbone[: model.fine_block + 1](blur(model.normalize(images))).mean((0, 2, 3))
+    torch.testing.assert_close(blurred, expected)
 
 
 def scripted(monkeypatch, aucs):

@@ -53,8 +53,8 @@ def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, m
             the way to the mean training embedding mu (`model.removable`, measured after training). The derivative of `-D^2` with
             respect to z1, averaged over that way (integrated gradients, Sundararajan et al. 2017, Eq. 1; exact, as D^2 is
             quadratic), is `2 (z2 - mu) - (2 - r) (z1 - mu)`; for z2 likewise. It is carried back to the fine feature map and read
-            position by position, `sum_c g_c A_c` (HiResCAM, Draelos & Carin 2020, Eq. 5), as a mean over a Gaussian
-            neighbourhood. `distance` is the paper's: the derivative of `-D^2` (r = 0), weighted as Grad-CAM (Selvaraju et al.
+            position by position, `sum_c g_c (A_c - b_c)` (HiResCAM, Draelos & Carin 2020, Eq. 5, less b, what a blurred image
+            has there on average), as a mean over a Gaussian neighbourhood. `distance` is the paper's: the derivative of `-D^2` (r = 0), weighted as Grad-CAM (Selvaraju et al.
             2017, Eq. 1-2), `sum_c mean_hw(g_c) A_c`, on the final feature map.
             Both give one signed map: evidence for "similar", its opposite for "dissimilar".
 
@@ -100,7 +100,7 @@ def explain_features(
         is_similar = model.dissimilarity(distance) < model.threshold
         sign = torch.where(is_similar, 1.0, -1.0)[:, None]
         wanted = sign * _towards_similar(model, z1, z2, method)
-        raw = torch.stack(_evidence(z, wanted.flatten(0, 1), leaf, method).chunk(2), dim=1)
+        raw = torch.stack(_evidence(model, z, wanted.flatten(0, 1), leaf, method).chunk(2), dim=1)
     maps, peaks, empty = _normalised(torch.stack([raw, -raw], dim=2), image_size)
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
@@ -120,7 +120,7 @@ def own_evidence(model: SiameseNetwork, batch: torch.Tensor) -> torch.Tensor:
     leaf = feature_maps(model, batch).requires_grad_()
     with eval_mode(model), torch.enable_grad():
         z = model.embed_features(model.backbone[split_at(model, "contrast") :](leaf))
-        raw = _evidence(z, z.detach() - model.mean_embedding, leaf, "contrast")
+        raw = _evidence(model, z, z.detach() - model.mean_embedding, leaf, "contrast")
     return F.interpolate(raw[:, None].clamp(min=0), size=tuple(batch.shape[2:]), mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -149,13 +149,17 @@ def _towards_similar(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor, 
     return torch.where(wanted.square().sum(2, keepdim=True) > rounding, wanted, 0)
 
 
-def _evidence(z: torch.Tensor, wanted: torch.Tensor, leaf: torch.Tensor, method: str) -> torch.Tensor:
+def _evidence(model: SiameseNetwork, z: torch.Tensor, wanted: torch.Tensor, leaf: torch.Tensor, method: str) -> torch.Tensor:
     """What in the feature maps (N, C, h, w) moved the embeddings (N, D) in the `wanted` directions: signed, (N, h, w)."""
     (gradient,) = torch.autograd.grad(z, leaf, wanted)
     if method == "distance":
-        gradient = gradient.mean((2, 3), keepdim=True)
-    raw = (gradient * leaf.detach()).sum(1)
-    return local_mean(raw) if method == "contrast" else raw
+        return (gradient.mean((2, 3), keepdim=True) * leaf.detach()).sum(1)
+    return local_mean((gradient * contribution(model, leaf.detach())).sum(1))
+
+
+def contribution(model: SiameseNetwork, features: torch.Tensor) -> torch.Tensor:
+    """Fine feature maps (..., C, h, w) less what blurring would leave of them on average: what a region's going takes away."""
+    return features - model.blurred_features[:, None, None]
 
 
 def local_mean(maps: torch.Tensor) -> torch.Tensor:

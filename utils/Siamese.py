@@ -127,6 +127,7 @@ class SiameseNetwork(nn.Module):
         self.pooling = GeM() if pooling == "gem" else AveragePooling()
         self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
         self.register_buffer("mean_embedding", torch.zeros(embedding_dim))  # of the training images
+        self.register_buffer("blurred_features", torch.zeros(shapes[self.fine_block][1]))  # see faithfulness.blurred_features
         self.register_buffer("removable", torch.ones(()))  # see faithfulness.removable_share
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm.auto import tqdm
 
-from utils.Grad_CAM import Explanation, explain, own_evidence
+from utils.Grad_CAM import Explanation, explain, feature_maps, own_evidence
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 BLUR = 1 / 8  # standard deviation of the blur that takes a region's content away, as a share of the image's longer side
@@ -147,6 +147,13 @@ def moved(regions: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     flat = regions.flatten(0, 1)
     shifts = zip(rng.integers(height, size=len(flat)).tolist(), rng.integers(width, size=len(flat)).tolist())
     return torch.stack([region.roll(shift, (0, 1)) for region, shift in zip(flat, shifts)]).view(regions.shape)
+
+
+@torch.no_grad()
+def blurred_features(model: SiameseNetwork, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """Mean activation of each channel of the fine feature map when images, uint8 (N, 3, H, W), are blurred: shape (C,)."""
+    parts = [feature_maps(model, blur(model.normalize(part))).mean((2, 3)) for part in images.split(batch_size)]
+    return torch.cat(parts).mean(0)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.Grad_CAM import local_mean, split_at
+from utils.Grad_CAM import contribution, local_mean, split_at
 from utils.Siamese import SiameseNetwork, eval_mode
 
 APART = 0.2  # of the map's longer side: positions nearer to a chosen match than this belong to it
@@ -23,8 +23,8 @@ class Match(NamedTuple):
 def region_similarity(model: SiameseNetwork, features1: torch.Tensor, features2: torch.Tensor, method: str = "contrast") -> torch.Tensor:
     """The similarity of one pair, split over its positions.
 
-    What position p adds to an embedding is `u_p = sum_c (dz/dA_cp) A_cp` (`distance`: the derivative averaged over the positions
-    first). What these leave of `z - mu` is spread evenly, so that `z - mu = sum_p u_p`, and how alike the images are, compared
+    What position p adds to an embedding is `u_p = sum_c (dz/dA_cp) (A_cp - b_c)`, b what a blurred image has there on average
+    (`distance`: b = 0, and the derivative averaged over the positions first). What these leave of `z - mu` is spread evenly, so that `z - mu = sum_p u_p`, and how alike the images are, compared
     with the mean training embedding mu, is `<z1 - mu, z2 - mu> = sum_pq <u1_p, u2_q>`. Its terms say how much position p of
     image 1 and position q of image 2 together speak for "similar".
 
@@ -47,8 +47,9 @@ def _contributions(model: SiameseNetwork, features: torch.Tensor, method: str) -
         directions = torch.eye(z.shape[1], device=z.device)[:, None].expand(-1, *z.shape)
         (gradient,) = torch.autograd.grad(z, leaf, directions, is_grads_batched=True)  # (D, N, C, h, w)
     if method == "distance":
-        gradient = gradient.mean((3, 4), keepdim=True)
-    parts = (gradient * features).sum(2).transpose(0, 1)
+        parts = (gradient.mean((3, 4), keepdim=True) * features).sum(2).transpose(0, 1)
+    else:
+        parts = (gradient * contribution(model, features)).sum(2).transpose(0, 1)
     rest = (z.detach() - model.mean_embedding) - parts.sum((2, 3))
     return parts + rest[..., None, None] / parts[0, 0].numel()
 

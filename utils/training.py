@@ -23,7 +23,7 @@ from utils.config import Config, ConfigError, UserError, load_config
 from utils.dataset import Augmentation, Pairs, evaluation_pairs, image_batches, load_split, make_pairs, pair_batches, prepare_split
 from utils.early_stopping import EarlyStopping, best_epoch
 from utils.evaluation import calibrate_threshold, embed_images, pair_distances, score_pairs
-from utils.faithfulness import removable_share
+from utils.faithfulness import blurred_features, removable_share
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, embedding_distance
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
@@ -169,12 +169,13 @@ class Trainer:
 
     def finish(self) -> None:
         """Give the best network what its explanations need: its exact mean training embedding (until now the mean over its last
-        epoch's batches), and how far a region's going takes an embedding towards it."""
+        epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an embedding."""
         self.model = SiameseNetwork.load(self.folder / "model.pth", self.device)
         self.calibrated_threshold = self.model.info["calibrated_threshold"]
         self.model.mean_embedding.copy_(embed_images(self.model, self.images["train"], self.options.batch_size).mean(0))
-        some = np.linspace(0, len(self.images["train"]) - 1, 256).round().astype(int)
-        self.model.removable.fill_(removable_share(self.model, self.images["train"][np.unique(some)], self.options.batch_size))
+        some = self.images["train"][np.unique(np.linspace(0, len(self.images["train"]) - 1, 256).round().astype(int))]
+        self.model.blurred_features.copy_(blurred_features(self.model, some, self.options.batch_size))
+        self.model.removable.fill_(removable_share(self.model, some, self.options.batch_size))
         self.save("model.pth")
 
 
