@@ -64,10 +64,12 @@ def test_a_clean_folder_asks_for_nothing(colour_folder):
     assert "\n\n" not in report(found)
 
 
-def test_the_report_names_the_files_conflicts_first(dirty):
+def test_the_report_names_the_files_conflicts_before_other_twins(dirty):
     table, *lists = report(audit(config_for(dirty))).split("\n\n")
     assert len(table.splitlines()) == 8 and lists == [
         "Unreadable:\n  b/04.png\n  b/06.png",
+        "Skipped:\n  b/notes.txt: not an image",
+        "Identical files:\n  b/03.png  few/03.png\n  a/00.png  a/01.png",
         "Conflicting labels:\n  b/03.png  few/03.png",
         "Near duplicates:\n  a/02.png  a/05.png  a/06.png  a/07.png\n  a/00.png  a/01.png",
     ]

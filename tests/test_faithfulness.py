@@ -14,6 +14,7 @@ from utils.faithfulness import (
     Interventions, area_under, blur, centred_gaussian, check, curves, energy_ratio, iou_at_half, moved, pointing_game, randomisation_check,
     rank_correlation, removable_share, top_region,
 )
+from utils.Grad_CAM import feature_maps
 from utils.Siamese import SiameseNetwork
 
 H, W = SIZE = (24, 40)
@@ -505,6 +506,7 @@ def test_the_maps_before_are_those_of_the_networks_own_decisions(monkeypatch, me
 @pytest.mark.parametrize("fails_at", [None, 1, 3, 4, 6, 7])
 def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
     model = trained_network()
+    model.blurred_features.copy_(feature_maps(model, blur(torch.cat(network_images()))).mean((0, 2, 3)))
     model.train().backbone[0].eval()
     model.backbone[4].weight.requires_grad_(False)
     state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
@@ -529,7 +531,7 @@ def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
             randomisation_check(model, *network_images())
     else:
         randomisation_check(model, *network_images(), seed=0)  # the seed the network was made with
-        assert seen == [set()] * 3 + [{"head", "mean_embedding"}] * 2 + [{"head", "backbone", "mean_embedding"}] * 2
+        assert seen == [set()] * 3 + [{"head", "mean_embedding"}] * 2 + [{"head", "backbone", "mean_embedding", "blurred_features"}] * 2
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes and model.threshold == threshold
     assert torch.equal(torch.get_rng_state(), draws)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils import matching
 from utils.Grad_CAM import feature_maps, local_mean, split_at
 from utils.matching import Match, region_similarity, strongest_matches
 from utils.Siamese import SiameseNetwork
@@ -83,3 +84,14 @@ def test_the_strongest_matches_are_found_in_order_and_keep_their_surroundings():
     ]
     assert [match.strength for match in strongest_matches(similarity, count=1)] == [3.0]
     assert strongest_matches(-torch.ones(3, 4, 3, 4)) == []
+
+
+def test_large_maps_are_merged_and_nothing_is_lost(model, images, monkeypatch):
+    one, two = feature_maps(model, images).split(1)
+    whole = region_similarity(model, one, two)
+    monkeypatch.setattr(matching, "SIDE", 4)
+    merged = region_similarity(model, one, two)
+    assert whole.shape == (12, 16, 12, 16) and merged.shape == (4, 4, 4, 4)
+    for y, x, v, u in np.ndindex(4, 4, 4, 4):  # 3 rows and 4 columns become one position
+        block = whole[3 * y : 3 * y + 3, 4 * x : 4 * x + 4, 3 * v : 3 * v + 3, 4 * u : 4 * u + 4]
+        assert merged[y, x, v, u] == pytest.approx(float(block.sum()), rel=1e-3, abs=1e-5 * float(merged.abs().max()))

@@ -23,7 +23,6 @@ PROVIDED_BY = {
     "PIL": "pillow",
     "yaml": "pyyaml",
     "sklearn": "scikit-learn",
-    "scipy": "scikit-learn",  # depends on it
     "IPython": "jupyter",  # through ipykernel
     "nbformat": "nbval",  # depends on it
     "packaging": "pytest",  # depends on it

@@ -49,7 +49,7 @@ class Audit:
         sides, spread = self.sizes.min(axis=1), "{:.2f} to {:.2f}".format(ratios.min(), ratios.max())
         rows = [
             ("unreadable images", len(self.unreadable), "delete or replace them"),
-            ("other files that are skipped", len(self.skipped), "move them out of the folder, if they are images"),
+            ("other files that are skipped", len(self.skipped), "images among them: into a class folder, as JPEG or PNG"),
             ("groups of identical files", len(self.copies), "keep one of each"),
             ("groups of near duplicates, identical files included", len(self.groups), "delete what you do not need; each stays in one split"),
             ("of these, groups with conflicting labels", len(self.conflicting), "look at them; keep the image in its right class"),
@@ -105,7 +105,8 @@ def report(found: Audit) -> str:
     table = found.table()
     width = table.finding.str.len().max()
     parts = ["\n".join(f"{finding:{width}}  {number:6}  {advice}" for finding, number, advice in table.itertuples(index=False))]
-    lists = {"Unreadable": [(file,) for file in found.unreadable], "Conflicting labels": found.conflicting,
+    lists = {"Unreadable": [(file,) for file in found.unreadable], "Skipped": [(note,) for note in found.skipped],
+             "Identical files": found.copies, "Conflicting labels": found.conflicting,
              "Near duplicates": [group for group in found.groups if not is_conflicting(group)]}
     parts += [f"{title}:\n" + "\n".join("  " + "  ".join(group) for group in groups) for title, groups in lists.items() if groups]
     return "\n\n".join(parts)

@@ -143,7 +143,10 @@ def split_images(table: pd.DataFrame, test_size: float, valid_size: float, seed:
         place[group] = next((name for name, counts in missing.items() if members[group] <= counts), "train")
         if place[group] != "train":
             missing[place[group]].subtract(members[group])
-    training = sum((members[group] for group in place if place[group] == "train"), Counter())
+    training: Counter = Counter()
+    for group, name in place.items():
+        if name == "train":
+            training.update(members[group])
     for name, counts in missing.items():  # where no group fitted, the larger ones that come at least as near to the share
 
         def gain(group: int) -> int:
@@ -210,7 +213,9 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
     for name in SPLITS:
         counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
         if (counts >= 2).sum() == 0 or (counts >= 1).sum() < 2:
-            raise DataError(f"{config.data_path}: too few images for the {name} split; add images or change test_size and valid_size")
+            largest = np.bincount(groups).max()
+            alike = f" ({largest} of {len(table)} belong together, as near duplicates or by group_pattern)" if largest > 1 else ""
+            raise DataError(f"{config.data_path}: too few images for the {name} split{alike}; add images or change test_size and valid_size")
         if lonely := counts[counts < 2].index.tolist():
             notes.append(f"{name}: fewer than 2 images of {', '.join(lonely)}; no pairs start from them")
     return table, notes

@@ -82,7 +82,9 @@ def twin_groups(prints: Sequence[Fingerprint | None]) -> np.ndarray:
     for start in range(0, len(hashed), CHUNK):
         agreement = signs[start : start + CHUNK] @ signs[start:].T  # bits that agree, minus those that differ
         first, second = np.nonzero(agreement >= signs.shape[1] - 2 * MOST_BITS)
-        groups = join(groups, hashed[first + start], hashed[second + start])
+        first, second = hashed[first + start], hashed[second + start]
+        unknown = groups[first] != groups[second]  # among many alike images most links say nothing new
+        groups = join(groups, first[unknown], second[unknown])
     return copies if np.bincount(groups).max() > max(len(prints) / 2, np.bincount(copies).max()) else groups
 
 

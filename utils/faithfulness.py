@@ -174,7 +174,7 @@ def removable_share(model: SiameseNetwork, images: torch.Tensor, batch_size: int
         region = strongest_region(own_evidence(model, batch))
         whole, rest = (_embed(model, x, batch_size) - model.mean_embedding for x in (batch, torch.where(region[:, None], blur(batch), batch)))
         shares.append(1 - (rest * whole).sum(1) / whole.square().sum(1))
-    return float(torch.cat(shares).nanmedian().clamp(0, 1).nan_to_num(1.0))
+    return float(torch.cat(shares).cpu().nanmedian().clamp(0, 1).nan_to_num(1.0))
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ def randomisation_check(
 
     A map that hardly changes when the network forgets what it learnt does not explain the network. The maps compared show
     the evidence for the decisions of the trained network: a random one decides otherwise, and a mere change of sign would
-    look like forgetting. Batch statistics and the mean embedding are taken anew from the images: with those of other
-    weights, activations vanish within a deep backbone. The network is left as found.
+    look like forgetting. Batch statistics, the mean embedding and the activations of blurred images are taken anew from the
+    images: with those of other weights, activations vanish within a deep backbone. The network is left as found.
 
     Returns:
         Mean Spearman correlation for a random `head`, and for a random `head and backbone`; `none` is 1 by definition.
@@ -257,6 +257,7 @@ def randomisation_check(
                 for part in parts:
                     update_bn([batch], part)
             model.mean_embedding.copy_(_embed(model, batch, 64).mean(0))
+            model.blurred_features.copy_(feature_maps(model, blur(batch)).mean((0, 2, 3)))
             result[name] = rank_correlation(before, _evidence_for(similar, model, batch1, batch2, method))
     finally:
         model.threshold = threshold
@@ -286,7 +287,7 @@ def _reset(parts: Iterable[nn.Module], seed: int) -> None:
 
 def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
     """Mean Spearman correlation of corresponding maps (N, 2, h, w); pairs of maps of which one is constant are left out."""
-    ranks1, ranks2 = (_centred_ranks(maps.flatten(0, 1).flatten(1)) for maps in (maps1, maps2))
+    ranks1, ranks2 = (_centred_ranks(maps.cpu().flatten(0, 1).flatten(1)) for maps in (maps1, maps2))
     vary = ranks1.any(1) & ranks2.any(1)
     return float(F.cosine_similarity(ranks1[vary], ranks2[vary], dim=1).mean())  # NaN if none is left
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from utils.Grad_CAM import contribution, local_mean, split_at
 from utils.Siamese import SiameseNetwork, eval_mode
 
 APART = 0.2  # of the map's longer side: positions nearer to a chosen match than this belong to it
+SIDE = 32  # positions of a map: more are merged, as the matrix grows with their fourth power
 WEAKEST = 0.3  # of the strongest match: weaker ones are not worth showing
 
 
@@ -32,11 +34,13 @@ def region_similarity(model: SiameseNetwork, features1: torch.Tensor, features2:
         features1, features2: `Grad_CAM.feature_maps` of the two images by the same method, each of shape (1, C, h, w).
 
     Returns:
-        Shape (h, w, h, w), positions of image 1 first; averaged over a Gaussian neighbourhood in both images.
+        Shape (h, w, h, w), positions of image 1 first, h and w at most `SIDE`; averaged over a Gaussian neighbourhood in both images.
     """
     parts = _contributions(model, torch.cat([features1, features2]), method)
-    one, two = local_mean(parts).flatten(2)
-    return (one.T @ two).view(*parts.shape[2:], *parts.shape[2:])
+    sides = [min(side, SIDE) for side in parts.shape[2:]]
+    merged = F.adaptive_avg_pool2d(local_mean(parts), sides) * (parts[0, 0].numel() / (sides[0] * sides[1]))
+    one, two = merged.flatten(2)
+    return (one.T @ two).view(*sides, *sides)
 
 
 def _contributions(model: SiameseNetwork, features: torch.Tensor, method: str) -> torch.Tensor:
