@@ -137,7 +137,11 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
         for name, pair in compare_rankings(interventions, explanations["contrast"]).items()
     ])
     matching = matches_on_objects(model, batch, pairs, masks, right)
-    return {"network": pd.DataFrame({"AUC": [auc], "removable": [float(model.removable)], "matches on both objects": [matching]}), "localisation": located, "interventions": checks, "areas under the curves": areas, "intruders that matter": causal, "randomisation": pd.DataFrame([forgets])}
+    network = pd.DataFrame([{"AUC": auc, "removable": float(model.removable), "matches on both objects": matching}])
+    return {
+        "network": network, "localisation": located, "interventions": checks, "areas under the curves": areas,
+        "intruders that matter": causal, "randomisation": pd.DataFrame([forgets]),
+    }
 
 
 def main() -> None:

@@ -120,15 +120,19 @@ def score(folder: Path, most: int) -> pd.DataFrame:
         result = {"maps": variant.name}
         for kind, name in enumerate(KINDS):
             letter, decided = name[0].upper(), similar == (kind == 0)
-            result |= {f"factual check {letter}": factual[decided].nanmean().item(), f"counterfactual check {letter}": counter[decided].nanmean().item()}
+            result[f"factual check {letter}"] = factual[decided].nanmean().item()
+            result[f"counterfactual check {letter}"] = counter[decided].nanmean().item()
             if masks is not None:
                 chosen = torch.from_numpy(decided & (pairs.label == kind))
-                found, objects = maps[chosen].clamp(min=0).flatten(0, 1), masks[np.stack([pairs.first, pairs.second], 1)][chosen].flatten(0, 1)
-                result |= {f"pointing {letter}": pointing_game(found, objects).float().mean().item(), f"energy {letter}": energy_ratio(found, objects).nanmean().item()}
+                found = maps[chosen].clamp(min=0).flatten(0, 1)
+                objects = masks[np.stack([pairs.first, pairs.second], 1)][chosen].flatten(0, 1)
+                result[f"pointing {letter}"] = pointing_game(found, objects).float().mean().item()
+                result[f"energy {letter}"] = energy_ratio(found, objects).nanmean().item()
                 first, second = hosts[kind]
                 against = (-signed_maps(model, variant, batch, first, second)).clamp(min=0)
                 moves = check_right(Interventions.on(model, batch[first], batch[second]), against, 1)[:, 0]
-                result |= {f"intruder pointing {letter}": pointing_game(against[:, 0], intruders[first]).float().mean().item(), f"intruder check {letter}": moves.nanmean().item()}
+                result[f"intruder pointing {letter}"] = pointing_game(against[:, 0], intruders[first]).float().mean().item()
+                result[f"intruder check {letter}"] = moves.nanmean().item()
         results.append(result)
     return pd.DataFrame(results).set_index("maps")
 

@@ -54,8 +54,8 @@ def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, m
             respect to z1, averaged over that way (integrated gradients, Sundararajan et al. 2017, Eq. 1; exact, as D^2 is
             quadratic), is `2 (z2 - mu) - (2 - r) (z1 - mu)`; for z2 likewise. It is carried back to the fine feature map and read
             position by position, `sum_c g_c (A_c - b_c)` (HiResCAM, Draelos & Carin 2020, Eq. 5, less b, what a blurred image
-            has there on average), as a mean over a Gaussian neighbourhood. `distance` is the paper's: the derivative of `-D^2` (r = 0), weighted as Grad-CAM (Selvaraju et al.
-            2017, Eq. 1-2), `sum_c mean_hw(g_c) A_c`, on the final feature map.
+            has there on average), as a mean over a Gaussian neighbourhood. `distance` is the paper's: the derivative of `-D^2`
+            (r = 0), weighted as Grad-CAM (Selvaraju et al. 2017, Eq. 1-2), `sum_c mean_hw(g_c) A_c`, on the final feature map.
             Both give one signed map: evidence for "similar", its opposite for "dissimilar".
 
     Raises:

@@ -210,7 +210,8 @@ def show_matches(images: tuple[Image.Image, Image.Image], matches: Sequence[Matc
             size = [APART * side for side in image.size]
             axis.add_patch(Ellipse(ends[-1], *size, fill=False, edgecolor="white", lw=4))
             axis.add_patch(Ellipse(ends[-1], *size, fill=False, edgecolor=colour, lw=2.2))
-            axis.annotate(str(number), ends[-1], color="white", fontsize=9, ha="center", va="center", bbox={"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"})
+            box = {"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"}
+            axis.annotate(str(number), ends[-1], color="white", fontsize=9, ha="center", va="center", bbox=box)
         line = ConnectionPatch(ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1], color=colour, lw=1.2, ls=":")
         figure.add_artist(line)
     if not matches:
