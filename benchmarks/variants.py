@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm.auto import tqdm
 
 from benchmarks.localisation import intruders_that_matter
@@ -21,6 +20,7 @@ from utils.config import Config
 from utils.dataset import KINDS, read_split
 from utils.evaluation import measure_split
 from utils.faithfulness import Interventions, blur, energy_ratio, pointing_game, strongest_region
+from utils.Grad_CAM import local_mean
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.trust import load_masks, some_pairs
 
@@ -88,9 +88,7 @@ def signed_maps(model: SiameseNetwork, variant: Variant, batch: torch.Tensor, fi
             gradient = gradient.mean((2, 3), keepdim=True)
         raw = torch.stack((gradient * (leaf.detach() - baseline[chosen])).sum(1).chunk(2), 1)
         if variant.spread:
-            sides = raw.shape[:1:-1]
-            reach = [min(int(np.ceil(2.5 * variant.spread * side)), side - 1) for side in sides]
-            raw = gaussian_blur(raw, [2 * r + 1 for r in reach], [variant.spread * side for side in sides])
+            raw = local_mean(raw, variant.spread)
         maps.append(F.interpolate(raw, size=tuple(batch.shape[2:]), mode="bilinear"))
     return torch.cat(maps)
 

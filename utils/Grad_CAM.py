@@ -152,24 +152,28 @@ def _towards_similar(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor, 
 def _evidence(model: SiameseNetwork, z: torch.Tensor, wanted: torch.Tensor, leaf: torch.Tensor, method: str) -> torch.Tensor:
     """What in the feature maps (N, C, h, w) moved the embeddings (N, D) in the `wanted` directions: signed, (N, h, w)."""
     (gradient,) = torch.autograd.grad(z, leaf, wanted)
+    raw = weighted(model, gradient, leaf.detach(), method)
+    return local_mean(raw) if method == "contrast" else raw
+
+
+def weighted(model: SiameseNetwork, gradient: torch.Tensor, features: torch.Tensor, method: str) -> torch.Tensor:
+    """Feature maps (..., C, h, w) weighted by a gradient of the same shape and summed over their channels: (..., h, w).
+
+    `contrast` takes off what blurring would leave of them on average: what remains is what a region's going takes away.
+    """
     if method == "distance":
-        return (gradient.mean((2, 3), keepdim=True) * leaf.detach()).sum(1)
-    return local_mean((gradient * contribution(model, leaf.detach())).sum(1))
+        return (gradient.mean((-2, -1), keepdim=True) * features).sum(-3)
+    return (gradient * (features - model.blurred_features[:, None, None])).sum(-3)
 
 
-def contribution(model: SiameseNetwork, features: torch.Tensor) -> torch.Tensor:
-    """Fine feature maps (..., C, h, w) less what blurring would leave of them on average: what a region's going takes away."""
-    return features - model.blurred_features[:, None, None]
-
-
-def local_mean(maps: torch.Tensor) -> torch.Tensor:
-    """Maps (..., h, w) averaged over a Gaussian neighbourhood.
+def local_mean(maps: torch.Tensor, spread: float = SPREAD) -> torch.Tensor:
+    """Maps (..., h, w) averaged over a Gaussian neighbourhood, `spread` times the sides.
 
     Position by position, evidence for and against alternates within one object; what counts is a neighbourhood's.
     """
     sides = maps.shape[:-3:-1]  # torchvision wants width first
-    reach = [min(math.ceil(2.5 * SPREAD * side), side - 1) for side in sides]
-    return gaussian_blur(maps, [2 * r + 1 for r in reach], [SPREAD * side for side in sides])
+    reach = [min(math.ceil(2.5 * spread * side), side - 1) for side in sides]
+    return gaussian_blur(maps, [2 * r + 1 for r in reach], [spread * side for side in sides])
 
 
 def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

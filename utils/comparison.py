@@ -11,11 +11,12 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.config import Config
-from utils.dataset import SUFFIXES, DataError, Pairs, read_image, read_split, shrink
+from utils.dataset import SUFFIXES, DataError, Pairs, read_split
 from utils.evaluation import similarity_matrix
 from utils.faithfulness import Interventions, strongest_region
 from utils.Grad_CAM import Explanation, explain_features, feature_maps, split_at
 from utils.matching import Match, region_similarity, strongest_matches
+from utils.reading import read_image, shrink
 from utils.Siamese import SiameseNetwork, eval_mode
 
 

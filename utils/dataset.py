@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from utils.config import Config, ImageOptions, UserError, load_config
 from utils.duplicates import join, near_duplicates
-from utils.reading import DataError, read_image, shrink, to_rgb  # noqa: F401 (shrink is for the figures)
+from utils.reading import DataError, read_image, to_rgb
 from utils.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}

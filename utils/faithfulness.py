@@ -150,9 +150,9 @@ def moved(regions: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 @torch.no_grad()
-def blurred_features(model: SiameseNetwork, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-    """Mean activation of each channel of the fine feature map when images, uint8 (N, 3, H, W), are blurred: shape (C,)."""
-    parts = [feature_maps(model, blur(model.normalize(part))).mean((2, 3)) for part in images.split(batch_size)]
+def blurred_features(model: SiameseNetwork, batch: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """Mean activation of each channel of the fine feature map when preprocessed images (N, 3, H, W) are blurred: shape (C,)."""
+    parts = [feature_maps(model, blur(part)).mean((2, 3)) for part in batch.split(batch_size)]
     return torch.cat(parts).mean(0)
 
 
@@ -257,7 +257,7 @@ def randomisation_check(
                 for part in parts:
                     update_bn([batch], part)
             model.mean_embedding.copy_(_embed(model, batch, 64).mean(0))
-            model.blurred_features.copy_(feature_maps(model, blur(batch)).mean((0, 2, 3)))
+            model.blurred_features.copy_(blurred_features(model, batch))
             result[name] = rank_correlation(before, _evidence_for(similar, model, batch1, batch2, method))
     finally:
         model.threshold = threshold

@@ -20,10 +20,10 @@ import utils.style  # noqa: F401
 from utils.audit import Audit, is_conflicting
 from utils.comparison import WhatIf
 from utils.config import Config
-from utils.dataset import read_image, shrink
 from utils.faithfulness import BLUR
 from utils.Grad_CAM import Explanation
 from utils.matching import APART, Match
+from utils.reading import read_image, shrink
 
 # Brightness rises with the value: legible in print and to colour-blind readers. Its black end is left out, because
 # weak evidence would look like a shadow.
@@ -125,8 +125,7 @@ def show_explanation(
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, kind in enumerate(("factual", "counterfactual")):
-            heatmap = getattr(explanation, kind)[index, row] * explanation.strength[index, row, column]
-            axes[row, column + 1].imshow(overlay(image, heatmap))
+            axes[row, column + 1].imshow(_explained(image, explanation, index, row, kind))
             if explanation.empty[index, row, column]:
                 _write_inside(axes[row, column + 1], "no such evidence")
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
@@ -136,6 +135,12 @@ def show_explanation(
     bar.set_label("evidence, as a share of the pair's strongest", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _explained(image: Image.Image, explanation: Explanation, index: int, row: int, kind: str) -> np.ndarray:
+    """One image of a pair under one of its maps, as strong as its evidence is beside the pair's strongest."""
+    strength = explanation.strength[index, row, ("factual", "counterfactual").index(kind)]
+    return overlay(image, getattr(explanation, kind)[index, row] * strength)
 
 
 def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
@@ -151,7 +156,7 @@ def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
         for row, (image, name) in enumerate(zip(pair["images"], pair["names"])):
             plain, explained = axes[row, 2 * block : 2 * block + 2]
             plain.imshow(image)
-            explained.imshow(overlay(image, explanation.factual[0, row] * explanation.strength[0, row, 0]))
+            explained.imshow(_explained(image, explanation, 0, row, "factual"))
             plain.set_title(name, fontsize=8)
         axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=8)
     for axis in axes.flat:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from utils.Grad_CAM import contribution, local_mean, split_at
+from utils.Grad_CAM import local_mean, split_at, weighted
 from utils.Siamese import SiameseNetwork, eval_mode
 
 APART = 0.2  # of the map's longer side: positions nearer to a chosen match than this belong to it
@@ -51,10 +51,7 @@ def _contributions(model: SiameseNetwork, features: torch.Tensor, method: str) -
         z = model.embed_features(model.backbone[split_at(model, method) :](leaf))
         directions = torch.eye(z.shape[1], device=z.device)[:, None].expand(-1, *z.shape)
         (gradient,) = torch.autograd.grad(z, leaf, directions, is_grads_batched=True)  # (D, N, C, h, w)
-    if method == "distance":
-        parts = (gradient.mean((3, 4), keepdim=True) * features).sum(2).transpose(0, 1)
-    else:
-        parts = (gradient * contribution(model, features)).sum(2).transpose(0, 1)
+    parts = weighted(model, gradient, features, method).transpose(0, 1)
     rest = (z.detach() - model.mean_embedding) - parts.sum((2, 3))
     return parts + rest[..., None, None] / parts[0, 0].numel()
 

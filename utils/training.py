@@ -174,7 +174,7 @@ class Trainer:
         self.calibrated_threshold = self.model.info["calibrated_threshold"]
         self.model.mean_embedding.copy_(embed_images(self.model, self.images["train"], self.options.batch_size).mean(0))
         some = self.images["train"][np.unique(np.linspace(0, len(self.images["train"]) - 1, 256).round().astype(int))]
-        self.model.blurred_features.copy_(blurred_features(self.model, some, self.options.batch_size))
+        self.model.blurred_features.copy_(blurred_features(self.model, self.model.normalize(some), self.options.batch_size))
         self.model.removable.fill_(removable_share(self.model, some, self.options.batch_size))
         self.save("model.pth")
 
