@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from benchmarks.localisation import intruders_that_matter
 from utils.config import Config
-from utils.dataset import KINDS, read_split
-from utils.evaluation import measure_split
+from utils.dataset import KINDS, load_split, read_split
+from utils.evaluation import embed_images, measure_split
 from utils.faithfulness import Interventions, blur, energy_ratio, pointing_game, strongest_region
 from utils.Grad_CAM import local_mean
 from utils.Siamese import SiameseNetwork, eval_mode
@@ -30,7 +30,8 @@ class Variant(NamedTuple):
 
     name: str
     removable: float | None = None  # None: measured; 0: the derivative of D^2; 2: <z1 - mu, z2 - mu>
-    layer: str = "fine"  # final, fine, earlier: the fine map's resolution doubled
+    reference: str = "population"  # where a region's going takes an embedding: its mean; or the mean of `own class`, of the `other class` nearest
+    layer: str = "fine"  # final, fine, earlier: the fine map's resolution doubled; a + b: their mean; a x b: their geometric mean
     spread: float = 0.05
     baseline: str = "blurred images"  # their mean activation is subtracted first; or that of `images`, of `this image blurred`, or `nothing`
     mean_weights: bool = False
@@ -41,10 +42,15 @@ VARIANTS = [
     Variant("target: derivative of the squared distance", removable=0),
     Variant("target: from the mean embedding, r = 1", removable=1),
     Variant("target: <z1 - mu, z2 - mu>", removable=2),
+    Variant("reference: mean of the own class", reference="own class"),
+    Variant("reference: mean of the nearest other class", reference="other class"),
     Variant("no neighbourhood", spread=0),
     Variant("neighbourhood 0.1", spread=0.1),
     Variant("final layer", layer="final"),
     Variant("earlier layer", layer="earlier"),
+    Variant("fused: mean of fine and final layer", layer="fine + final"),
+    Variant("fused: geometric mean of fine and final layer", layer="fine x final"),
+    Variant("fused: mean of fine and earlier layer", layer="fine + earlier"),
     Variant("mean weights (Grad-CAM)", mean_weights=True),
     Variant("baseline: nothing", baseline="nothing"),
     Variant("baseline: mean over sharp images", baseline="images"),
@@ -63,16 +69,39 @@ def block_of(model: SiameseNetwork, layer: str) -> int:
     return (finer[-1] if layer == "earlier" and finer else model.fine_block) + 1
 
 
-def signed_maps(model: SiameseNetwork, variant: Variant, batch: torch.Tensor, first: np.ndarray, second: np.ndarray) -> torch.Tensor:
-    """Evidence for the decision, (P, 2, H, W), not normalised."""
+def signed_maps(
+    model: SiameseNetwork, variant: Variant, class_means: torch.Tensor, batch: torch.Tensor, first: np.ndarray, second: np.ndarray
+) -> torch.Tensor:
+    """Evidence for the decision, (P, 2, H, W), not normalised; of one layer, or of two fused."""
+    layers = variant.layer.replace(" x ", " + ").split(" + ")
+    maps = [layer_maps(model, variant._replace(layer=layer), class_means, batch, first, second) for layer in layers]
+    if len(maps) == 1:
+        return maps[0]
+    one, other = (part / part.abs().amax((2, 3), keepdim=True).clamp(min=1e-12) for part in maps)
+    if "+" in variant.layer:
+        return one + other
+    return (one.clamp(min=0) * other.clamp(min=0)).sqrt() - (one.clamp(max=0) * other.clamp(max=0)).sqrt()
+
+
+def references(model: SiameseNetwork, variant: Variant, class_means: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Where a region's going is taken to move the embeddings (N, D): a point for each, (N, D)."""
+    if variant.reference == "population":
+        return model.mean_embedding.expand(z.shape)
+    nearest = torch.cdist(z, class_means).argsort(dim=1)
+    return class_means[nearest[:, 0 if variant.reference == "own class" else 1]]
+
+
+def layer_maps(model, variant, class_means, batch, first, second) -> torch.Tensor:
+    """As `signed_maps`, of one layer."""
     block = block_of(model, variant.layer)
+    needed, ends = np.unique(np.stack([first, second]), return_inverse=True)
+    batch, (first, second) = batch[needed], ends.reshape(2, -1)
     with eval_mode(model), torch.no_grad():
         features, blurred = (torch.cat([model.backbone[:block](part) for part in images.split(64)]) for images in (batch, blur(batch)))
     baseline = {
         "nothing": torch.zeros(1, 1, 1, 1), "images": features.mean((0, 2, 3), keepdim=True),
         "blurred images": blurred.mean((0, 2, 3), keepdim=True), "this image blurred": blurred,
-    }[variant.baseline]
-    baseline = baseline.expand(features.shape)
+    }[variant.baseline].expand(features.shape)
     removable = model.removable if variant.removable is None else variant.removable
     maps = []
     for i in range(0, len(first), 32):
@@ -80,9 +109,11 @@ def signed_maps(model: SiameseNetwork, variant: Variant, batch: torch.Tensor, fi
         leaf = features[chosen].requires_grad_()
         with eval_mode(model):
             z = model.embed_features(model.backbone[block:](leaf))
-        z1, z2 = (z.detach() - model.mean_embedding).chunk(2)
-        similar = model.dissimilarity((z1 - z2).norm(dim=1)) < model.threshold
-        wanted = torch.cat([2 * z2 - (2 - removable) * z1, 2 * z1 - (2 - removable) * z2]) * torch.where(similar, 1, -1).repeat(2)[:, None]
+        own = z.detach()
+        partner = torch.cat(own.chunk(2)[::-1])
+        mu = references(model, variant, class_means, own)
+        similar = model.dissimilarity((own - partner).norm(dim=1)) < model.threshold
+        wanted = (2 * (partner - mu) - (2 - removable) * (own - mu)) * torch.where(similar, 1, -1)[:, None]
         (gradient,) = torch.autograd.grad(z, leaf, wanted)
         if variant.mean_weights:
             gradient = gradient.mean((2, 3), keepdim=True)
@@ -103,6 +134,9 @@ def score(folder: Path, most: int) -> pd.DataFrame:
     model = SiameseNetwork.load(folder / "model.pth")
     config, table = Config(**model.info["config"]), read_split(folder / "split.csv")
     test = measure_split(model, table, "test", config)
+    known = embed_images(model, load_split(table, "valid", config, model.image_size)[0], 64)
+    names = table.label[table.split == "valid"].to_numpy()
+    class_means = torch.stack([known[names == name].mean(0) for name in np.unique(names)])
     pairs = some_pairs(test.pairs, most)
     rows = table[table.split == "test"]
     batch = model.normalize(test.images)
@@ -113,7 +147,7 @@ def score(folder: Path, most: int) -> pd.DataFrame:
     hosts = [intruders_that_matter(model, batch, rows, intruders, kind, rng) for kind in (0, 1)] if masks is not None else []
     results = []
     for variant in tqdm(VARIANTS, desc=folder.name):
-        maps = signed_maps(model, variant, batch, pairs.first, pairs.second)
+        maps = signed_maps(model, variant, class_means, batch, pairs.first, pairs.second)
         factual, counter = check_right(interventions, maps.clamp(min=0), -1), check_right(interventions, (-maps).clamp(min=0), 1)
         result = {"maps": variant.name}
         for kind, name in enumerate(KINDS):
@@ -127,7 +161,7 @@ def score(folder: Path, most: int) -> pd.DataFrame:
                 result[f"pointing {letter}"] = pointing_game(found, objects).float().mean().item()
                 result[f"energy {letter}"] = energy_ratio(found, objects).nanmean().item()
                 first, second = hosts[kind]
-                against = (-signed_maps(model, variant, batch, first, second)).clamp(min=0)
+                against = (-signed_maps(model, variant, class_means, batch, first, second)).clamp(min=0)
                 moves = check_right(Interventions.on(model, batch[first], batch[second]), against, 1)[:, 0]
                 result[f"intruder pointing {letter}"] = pointing_game(against[:, 0], intruders[first]).float().mean().item()
                 result[f"intruder check {letter}"] = moves.nanmean().item()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from utils import training
 from utils.config import Config, ConfigError
+from utils.dataset import prepare_split, read_split
 from utils.early_stopping import best_epoch
 from utils.faithfulness import blur
 from utils.Siamese import SiameseNetwork
@@ -230,12 +231,21 @@ def test_optimizer_keys_arrive(config, options, kind, expected):
 
 
 def test_gradients_are_clipped(config):
-    trainer = Trainer(config({"optimizer": "SGD", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "max_norm": 0.001}))
+    settings = config({"optimizer": "SGD", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "max_norm": 0.001})
+    trainer = Trainer(settings, prepare_split(settings)[0])
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.model.train()
     trainer.step(trainer.epoch_batches()[0])
     moved = torch.stack([(p - q).norm() for p, q in zip(trainer.model.parameters(), before)]).norm()
     assert moved.item() == pytest.approx(0.001, rel=0.01)
+
+
+def test_training_takes_a_split_that_is_given(config):
+    settings = config()
+    table = prepare_split(settings)[0]
+    other = table.assign(split=table.split.replace({"test": "valid", "valid": "test"}))
+    train(settings, other)
+    assert read_split(settings.checkpoints_path / "split.csv").equals(other) and not other.equals(table)
 
 
 def test_all_pairs_equals_a_loop():
@@ -309,7 +319,8 @@ def test_command_line_says_a_mistake_in_one_line(config, tmp_path, monkeypatch, 
 
 
 def test_batches_of_the_public_configuration_hold_similar_pairs(config):
-    trainer = Trainer(config({"batch_size": 4}))
+    settings = config({"batch_size": 4})
+    trainer = Trainer(settings, prepare_split(settings)[0])
     for batch in trainer.epoch_batches():
         labels = trainer.labels["train"][batch].numpy()
         assert len(np.unique(labels)) < len(labels)

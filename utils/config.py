@@ -62,6 +62,7 @@ class ImageOptions(Section):
     HorizontalFlip: Probability = 0.5
     VerticalFlip: Probability = 0.0
     RandomRotationDegrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    RandomResizedCrop: Annotated[float, Field(gt=0, le=1)] = 1.0
     RandomErasing: Probability = 0.0
     brightness: NotNegative = 0.0
     contrast: NotNegative = 0.0

@@ -308,9 +308,10 @@ class Augmentation:
 
     Args:
         options: probabilities of the flips; `RandomRotationDegrees` turns by up to that angle either way, the
-            corners filled with the normalisation's mean colour; brightness, contrast, saturation and hue as in
+            corners filled with the normalisation's mean colour; `RandomResizedCrop` is the smallest share of the area that a crop
+            keeps, its aspect ratio at most 4 / 3 off, enlarged again (Szegedy et al., 2015); brightness, contrast, saturation and hue as in
             torchvision's ColorJitter; `RandomErasing` is the probability that a box of 2 to 33 % of the image is filled with
-            the mean colour (Zhong et al., 2020). All zero: images come back as they are.
+            the mean colour (Zhong et al., 2020). All zero, and the crop 1: images come back as they are.
     """
 
     def __init__(self, options: ImageOptions, seed: int) -> None:
@@ -322,6 +323,10 @@ class Augmentation:
             steps.append(v2.RandomVerticalFlip(options.VerticalFlip))
         if options.RandomRotationDegrees:
             steps.append(v2.RandomRotation(options.RandomRotationDegrees, v2.InterpolationMode.BILINEAR, fill=mean_colour))
+        if options.RandomResizedCrop < 1:
+            height, width = options.size
+            ratio = (3 / 4 * width / height, 4 / 3 * width / height)
+            steps.append(v2.RandomResizedCrop(options.size, scale=(options.RandomResizedCrop, 1), ratio=ratio))
         if options.brightness or options.contrast or options.saturation or options.hue:
             steps.append(v2.ColorJitter(options.brightness, options.contrast, options.saturation, options.hue))
         if options.RandomErasing:

@@ -33,12 +33,15 @@ class TrainingError(UserError):
     """Training cannot go on; the message says what to change."""
 
 
-def train(config: Config) -> pd.DataFrame:
+def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """Train a network and leave `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`
     under `config.checkpoints_path`.
 
     The best epoch has the highest validation AUC, and among equals the lowest loss. Nothing is written before the first epoch
     ends. An interrupt (Ctrl-C, the notebook's stop button) ends training as if the last finished epoch had been the last planned.
+
+    Args:
+        table: a split that `prepare_split` made of the same data before; `None`: it is made here.
 
     Returns:
         One row per epoch: the columns `HISTORY`.
@@ -50,17 +53,17 @@ def train(config: Config) -> pd.DataFrame:
     cards = [config.gpu] if choose_device(config).type == "cuda" else []
     with memory_advice(config), torch.random.fork_rng(cards):  # stochastic depth and dropout draw from the global generators
         torch.manual_seed(config.seed)
-        return Trainer(config).run()
+        return Trainer(config, prepare_split(config)[0] if table is None else table).run()
 
 
 class Trainer:
     """Everything of one training run: data in memory, network, optimizer, and the loop over epochs."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, table: pd.DataFrame) -> None:
         self.config, self.options = config, config.hyperparameters
         self.folder = config.checkpoints_path
         self.device = choose_device(config)
-        self.table, _ = prepare_split(config)
+        self.table = table
         self.classes = sorted(set(self.table.label))
         self.images, self.labels = {}, {}
         for split in ("train", "valid"):
@@ -279,9 +282,10 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.dataset)
-        for note in prepare_split(config)[1]:
+        table, notes = prepare_split(config)
+        for note in notes:
             print(note)
-        history = train(config)
+        history = train(config, table)
     except UserError as error:
         sys.exit(str(error))
     best = best_epoch(history)
