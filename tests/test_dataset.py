@@ -487,7 +487,10 @@ def test_pair_batches_hold_every_pair_once_and_whole(batch_size, sizes):
 STILL = dict(HorizontalFlip=0, VerticalFlip=0)
 IMAGES = torch.randint(0, 256, (8, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 JITTER = ["brightness", "contrast", "saturation", "hue"]
-RANDOM = [{"HorizontalFlip": 0.5}, {"VerticalFlip": 0.5}, {"RandomRotationDegrees": 30}, {"RandomErasing": 0.5}, *({key: 0.4} for key in JITTER)]
+RANDOM = [
+    {"HorizontalFlip": 0.5}, {"VerticalFlip": 0.5}, {"RandomRotationDegrees": 30}, {"RandomResizedCrop": 0.4}, {"RandomErasing": 0.5},
+    *({key: 0.4} for key in JITTER),
+]
 
 
 def augmented(images, seed=0, **options):
@@ -515,6 +518,27 @@ def test_erasing_fills_one_box_with_the_mean_colour_as_often_as_asked():
     for box in erased[hit].any(1):
         height, width = box.any(1).sum(), box.any(0).sum()
         assert box.sum() == height * width and 0.015 < box.float().mean() < 0.35
+
+
+def test_erasing_sets_in_as_training_goes_on():
+    white, augment = torch.full((400, 3, 40, 40), 255, dtype=torch.uint8), Augmentation(ImageOptions(HorizontalFlip=0, RandomErasing=0.8), 0)
+    shares = [(augment(white, progress) != 255).flatten(1).any(1).float().mean().item() for progress in (0, 0.5, 1)]
+    assert shares[0] == 0 and 0.3 < shares[1] < 0.5 and 0.7 < shares[2] < 0.9  # 0.4 and 0.8 expected, 0.025 one standard deviation
+
+
+@pytest.mark.parametrize("size", [(40, 40), (40, 80)])
+def test_a_crop_keeps_at_least_the_share_asked_for_and_nearly_the_shape(size):
+    """Rows and columns of a ramp image count where a crop begins and ends."""
+    height, width = size
+    ramp = torch.zeros(1, 3, height, width)
+    ramp[:, 0], ramp[:, 1] = torch.linspace(0, 255, height)[:, None], torch.linspace(0, 255, width)
+    crops = augmented(ramp.round().to(torch.uint8).expand(300, -1, -1, -1), size=size, RandomResizedCrop=0.25).float()
+    assert crops.shape == (300, 3, *size)
+    tall = (crops[:, 0].amax((1, 2)) - crops[:, 0].amin((1, 2))) / 255  # share of the height that is left
+    wide = (crops[:, 1].amax((1, 2)) - crops[:, 1].amin((1, 2))) / 255
+    area, ratio = tall * wide, wide / tall
+    assert 0.2 < area.min() < 0.35 and area.max() > 0.85
+    assert 0.68 < ratio.min() < 0.85 and 1.18 < ratio.max() < 1.47
 
 
 def test_all_zero_leaves_the_images_alone():

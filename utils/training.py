@@ -71,6 +71,7 @@ class Trainer:
             self.labels[split] = torch.from_numpy(np.searchsorted(self.classes, names))
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
         self.augment = Augmentation(config.image, config.seed)
+        self.progress = 0.0
         self.model = build_model(config).to(self.device)
         self.loss = ContrastiveLoss(config.margin)
         self.optimizer = make_optimizer(self.model, config)
@@ -100,6 +101,7 @@ class Trainer:
         rate = self.optimizer.param_groups[0]["lr"]
         bar.set_description(f"Epoch {epoch}/{self.options.epochs}")
         self.model.train()
+        self.progress = (epoch - 1) / max(1, self.options.epochs - 1)
         losses, weights, sums = [], [], torch.zeros(self.config.embedding_dim)
         for batch in self.epoch_batches():
             loss, embeddings = self.step(batch)
@@ -129,7 +131,7 @@ class Trainer:
         """One update of the weights; returns the loss and the batch's embeddings."""
         paired = isinstance(batch, Pairs)
         positions = np.concatenate([batch.first, batch.second]) if paired else batch
-        images = self.model.normalize(self.augment(self.images["train"][positions]))
+        images = self.model.normalize(self.augment(self.images["train"][positions], self.progress))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device)):
             embeddings = self.model.embed(images)
         embeddings = embeddings.float()
