@@ -123,13 +123,13 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     right = (explanations["contrast"].is_similar.numpy()) == (pairs.label == 0)
     maps = {method: explanation.factual for method, explanation in explanations.items()}
     maps["public procedure"] = public_procedure(model, batch, pairs)
-    masks = load_masks(config.data_path, rows.file, model.image_size)
+    masks = load_masks(config.data_path, rows.file, model.frame)
     located = localisation_table(maps, masks, pairs, right)
     interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
     checks = pd.concat([
         check_table(interventions, explanation, config.seed).assign(method=method) for method, explanation in explanations.items()
     ])
-    intruders = load_masks(config.data_path, rows.file, model.image_size, "_intruder")
+    intruders = load_masks(config.data_path, rows.file, model.frame, "_intruder")
     causal = pd.DataFrame(counterfactual_rows(model, batch, rows, intruders, rng))
     forgets = randomisation_check(model, batch[pairs.first[::4]], batch[pairs.second[::4]])
     areas = pd.DataFrame([

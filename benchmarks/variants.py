@@ -134,7 +134,7 @@ def score(folder: Path, most: int) -> pd.DataFrame:
     model = SiameseNetwork.load(folder / "model.pth")
     config, table = Config(**model.info["config"]), read_split(folder / "split.csv")
     test = measure_split(model, table, "test", config)
-    known = embed_images(model, load_split(table, "valid", config, model.image_size)[0], 64)
+    known = embed_images(model, load_split(table, "valid", config, model.frame)[0], 64)
     names = table.label[table.split == "valid"].to_numpy()
     class_means = torch.stack([known[names == name].mean(0) for name in np.unique(names)])
     pairs = some_pairs(test.pairs, most)
@@ -142,7 +142,7 @@ def score(folder: Path, most: int) -> pd.DataFrame:
     batch = model.normalize(test.images)
     interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
     similar = (interventions.sign < 0).numpy()
-    masks, intruders = (load_masks(config.data_path, rows.file, model.image_size, ending) for ending in ("", "_intruder"))
+    masks, intruders = (load_masks(config.data_path, rows.file, model.frame, ending) for ending in ("", "_intruder"))
     rng = np.random.default_rng(0)
     hosts = [intruders_that_matter(model, batch, rows, intruders, kind, rng) for kind in (0, 1)] if masks is not None else []
     results = []

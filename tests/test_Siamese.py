@@ -8,7 +8,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from utils.dataset import read_image, to_uint8
+from utils.dataset import Frame, read_image, to_uint8
 from utils.Siamese import (
     AveragePooling, ContrastiveLoss, GeM, ModelError, SiameseNetwork, backbone_blocks, embedding_distance, eval_mode,
 )
@@ -102,6 +102,11 @@ def test_both_images_take_one_backbone_call(model):
     assert calls == [6]
 
 
+def test_unknown_fit():
+    with pytest.raises(ValueError, match="fit must be 'stretch' or 'pad', got 'crop'"):
+        SiameseNetwork("Conv4", image_size=(16, 16), fit="crop")
+
+
 def test_unknown_pooling():
     with pytest.raises(ValueError, match="'gem' or 'avg', got 'max'"):
         SiameseNetwork("Conv4", pooling="max")
@@ -137,13 +142,21 @@ def test_preprocess_resizes_to_height_by_width_and_normalises(mode):
     assert torch.allclose(network.normalize(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))[1, :, 0, 0], torch.tensor([0.2, 0.0, -1 / 7]), atol=1e-6)
 
 
+def test_preprocess_pads_with_what_is_zero_for_the_network():
+    network = SiameseNetwork("Conv4", image_size=(20, 40), fit="pad")
+    framed = network.preprocess(Image.new("RGB", (10, 20), "white"))
+    white = [(1 - mean) / std for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    assert framed.shape == (3, 20, 40) and torch.allclose(framed[:, :, 15:25], torch.tensor(white)[:, None, None].expand(3, 20, 10))
+    assert framed[:, :, :15].abs().max() < 0.01 and framed[:, :, 25:].abs().max() < 0.01  # what rounding to 8 bits leaves
+
+
 def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 4), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera turned
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     network = SiameseNetwork("Conv4", image_size=(20, 28))
-    trained_on = network.normalize(to_uint8(read_image(tmp_path / "turned.png"), (20, 28)))
+    trained_on = network.normalize(to_uint8(read_image(tmp_path / "turned.png"), Frame((20, 28))))
     assert torch.equal(network.preprocess(Image.open(tmp_path / "turned.png")), trained_on)
     assert not torch.equal(network.preprocess(Image.fromarray(pixels[..., :3])), trained_on)
 
@@ -297,6 +310,15 @@ def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
     assert loaded.info == {"classes": ["a", "b"], "config": {"seed": 1}}
     loaded.save("again.pth", **loaded.info)
     assert SiameseNetwork.load("again.pth").architecture == network.architecture
+
+
+def test_a_checkpoint_knows_its_fit_and_one_from_before_there_was_a_choice_stretches(tmp_path):
+    SiameseNetwork("Conv4", image_size=(16, 24), fit="pad", mean=(0.1, 0.2, 0.3)).save(tmp_path / "model.pth")
+    assert SiameseNetwork.load(tmp_path / "model.pth").frame == ((16, 24), "pad", (0.1, 0.2, 0.3))
+    checkpoint = torch.load(tmp_path / "model.pth", weights_only=True)
+    del checkpoint["architecture"]["fit"]
+    torch.save(checkpoint, tmp_path / "model.pth")
+    assert SiameseNetwork.load(tmp_path / "model.pth").frame == ((16, 24), "stretch", (0.1, 0.2, 0.3))
 
 
 def test_checkpoint_is_loaded_onto_the_device_asked_for(model, tmp_path):

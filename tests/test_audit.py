@@ -58,6 +58,14 @@ def test_the_table_counts_and_advises(dirty):
     assert "shorter sides 20 to 80 pixels" in table.finding[6] and "width / height 1.50 to 3.00" in table.finding[7]
 
 
+def test_padding_stretches_nothing_and_enlarges_less(dirty):
+    for size in ((40, 60), (40, 40)):
+        stretched, padded = (audit(config_for(dirty, image={"size": size, "fit": fit})).table().number.tolist() for fit in ("stretch", "pad"))
+        assert stretched[:6] == padded[:6] == [2, 1, 2, 3, 1, 1]
+        # at 40 x 40 pixels all but a/07 (3 to 1) are stretched 1.5 times at most; padded, only a/06 (30 x 20) is enlarged
+        assert (stretched[6:], padded[6:]) == (([2, 1], [1, 0]))
+
+
 def test_a_clean_folder_asks_for_nothing(colour_folder):
     found = audit(config_for(colour_folder, image={"size": (20, 20)}, test_size=0.3, valid_size=0.3))
     assert found.groups == () and set(found.table().number) == {0} and set(found.table()["what to do"]) == {"nothing"}

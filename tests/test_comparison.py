@@ -9,7 +9,7 @@ from PIL import Image
 from utils import comparison
 from utils.comparison import Comparison, WhatIf, choose_pair, describe, images_to_compare, pair_folder
 from utils.config import Config
-from utils.dataset import DataError
+from utils.dataset import DataError, Frame
 from utils.faithfulness import blur
 from utils.Grad_CAM import Explanation, explain, feature_maps
 from utils.matching import region_similarity, strongest_matches
@@ -86,6 +86,35 @@ def test_matches_are_those_of_the_pairs_regions(model, paths):
     expected = strongest_matches(region_similarity(model, one, two))
     found = compared.matches(1, 3)
     assert found and [match[:2] for match in found] == [match[:2] for match in expected]
+
+
+@pytest.fixture
+def padding(model, tmp_path):
+    """A network of 16 x 24 pixels that pads, a wide image (rows 5 to 10 of the frame) and a tall one (columns 10 to 13)."""
+    model.frame = Frame(model.image_size, "pad")
+    paths = [make_image(tmp_path / "wide.png", seed=8, size=(10, 40)), make_image(tmp_path / "tall.png", seed=9, size=(40, 10))]
+    return Comparison(model, paths)
+
+
+def test_a_padded_pair_knows_the_part_of_the_frame_that_each_image_fills(padding):
+    boxes = ((slice(5, 11), slice(0, 24)), (slice(0, 16), slice(10, 14)))
+    assert padding.pair(0, 1)["boxes"] == padding.what_if(0, 1).boxes == boxes
+    assert padding.pair(1, 0)["boxes"] == boxes[::-1]
+    assert padding.explain(0, 1).factual.shape == (1, 2, 16, 24)
+
+
+def test_matches_of_padded_images_lie_on_the_images(padding, monkeypatch):
+    """A feature map of 4 x 6 positions, 4 pixels each: the wide image shows in rows 1 and 2, the tall one in columns 2 and 3."""
+    similarity = torch.zeros(4, 6, 4, 6)
+    similarity[0, 3, 1, 0] = 9  # blank with blank
+    similarity[1, 0, 3, 5] = 8  # image with blank
+    similarity[1, 0, 3, 2] = 3
+    similarity[2, 5, 0, 3] = 2
+    monkeypatch.setattr(comparison, "region_similarity", lambda *arguments, **options: similarity)
+    found = padding.matches(0, 1)
+    assert [match.strength for match in found] == [3, 2]
+    # centres at row 6 of 5 to 11 and column 2 of 0 to 24; row 14 of 0 to 16 and column 10 of 10 to 14
+    assert np.allclose(found[0][:2], [(1 / 6, 2 / 24), (14 / 16, 0)]) and np.allclose(found[1][:2], [(5 / 6, 22 / 24), (2 / 16, 1)])
 
 
 @pytest.mark.parametrize("similar", [True, False])

@@ -248,6 +248,7 @@ def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeyp
     ("image: {size: 224}", "image.size", ["a list such as [224, 224]", "got 224"]),
     ("image: {size: [224]}", "image.size", ["a list such as [224, 224]", "got [224]"]),
     ("image: {size: [224, 224, 3]}", "image.size", ["a list such as [224, 224]", "got [224, 224, 3]"]),
+    ("image: {fit: crop}", "image.fit", ["'stretch' or 'pad'", "got 'crop'"]),
     ("image: {size: [224, 8]}", "image.size.1", ["16", "got 8"]),
     ("image: {normalization: {std: [1, 1]}}", "image.normalization.std", ["a list such as [0.229, 0.224, 0.225]", "got [1, 1]"]),
     ("image: {normalization: {std: [1, 1, 0]}}", "image.normalization.std.2", ["greater than 0", "got 0"]),

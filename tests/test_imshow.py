@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from utils.config import Config
 from utils.Grad_CAM import Explanation
 from utils.matching import Match
 from utils.imshow import (
-    COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_images, show_matches, show_pairs, show_similarity_matrix, show_twins, show_what_if,
+    COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_gallery, show_images, show_matches, show_pairs,
+    show_similarity_matrix, show_twins, show_what_if,
 )
 
 
@@ -71,6 +74,45 @@ def test_six_panels_named_by_the_decision(wide, similar, words):
     assert [axis.get_title() for axis in panels[1:3]] == [f"factual: for “{words[0]}”", f"counterfactual: for “{words[1]}”"]
     assert figure.get_suptitle() == f"{words[0].capitalize()}: similarity 0.75"
     assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["a.png", "b.png"]
+
+
+PADDED = ((slice(2, 6), slice(0, 8)), (slice(0, 8), slice(3, 5)))  # a wide and a tall image in a frame of 8 x 8
+
+
+def hot_spot(first, second):
+    """An explanation with one hot position in the frame of each image."""
+    maps = torch.zeros(1, 2, 8, 8)
+    maps[0, 0][first] = maps[0, 1][second] = 1
+    return replace(explanation(), factual=maps, counterfactual=maps)
+
+
+def changed(picture, original):
+    return (np.asarray(picture) != np.asarray(original)).any(2)
+
+
+def test_maps_of_padded_images_lie_on_the_images(wide):
+    wide = wide.resize((80, 40))  # ten of its pixels for one of the frame
+    tall = wide.transpose(Image.Transpose.ROTATE_90).resize((20, 80))
+    pair = {"images": (wide, tall), "explanation": hot_spot((3, 6), (5, 4)), "names": ("a", "b"), "boxes": PADDED}
+    panels = show_explanation(**pair).axes[:6], show_gallery([pair], "title").axes[:4]
+    for drawn in ((panels[0][1], panels[0][4]), (panels[1][1], panels[1][3])):
+        for axis, image, centre in zip(drawn, (wide, tall), ((14.5, 64.5), (54.5, 14.5))):  # pixels (row, column)
+            there = np.array(np.nonzero(changed(axis.images[0].get_array(), image)))
+            first, last = np.array(centre) - 10, np.array(centre) + 10  # the neighbours' centres, if they are on the image
+            assert np.abs(there.min(1) - np.maximum(first, 0)).max() <= 1
+            assert np.abs(there.max(1) - np.minimum(last, np.array(image.size[::-1]) - 1)).max() <= 1
+    outside = show_explanation((wide, tall), hot_spot((1, 6), (5, 2)), boxes=PADDED).axes
+    assert not changed(outside[1].images[0].get_array(), wide).any() and not changed(outside[4].images[0].get_array(), tall).any()
+
+
+def test_regions_of_padded_images_lie_on_the_images(wide):
+    wide = wide.resize((80, 40))
+    regions = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
+    regions[0, 0, 1:4, 6:] = True  # row 1 is blank: rows 2 and 3 are the upper half
+    regions[0, 1, 6:] = True  # blank
+    what_if = WhatIf(0.8, np.zeros((2, 2)), np.zeros((2, 2)), regions, np.zeros((2, 2), dtype=bool), (PADDED[0], PADDED[0]))
+    shown = [changed(axis.images[0].get_array(), wide) for axis in show_what_if((wide, wide), what_if).axes[:2]]
+    assert shown[0][:20, 60:].mean() > 0.95 and not shown[0][20:].any() and not shown[0][:, :60].any() and not shown[1].any()
 
 
 def test_weak_evidence_is_drawn_weaker_than_the_pairs_strongest(wide):

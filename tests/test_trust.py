@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.dataset import Pairs
+from utils.dataset import Frame, Pairs
 from utils.faithfulness import Interventions
 from utils.Grad_CAM import explain
 from utils.Siamese import SiameseNetwork
@@ -23,11 +23,18 @@ def masks(tmp_path):
 
 
 def test_masks_come_at_the_networks_size_and_are_empty_where_there_is_none(masks):
-    found = load_masks(masks, ["a/1.jpg", "a/3.jpg", "a/2.jpg"], (4, 6))
+    found = load_masks(masks, ["a/1.jpg", "a/3.jpg", "a/2.jpg"], Frame((4, 6)))
     right = torch.tensor([False] * 3 + [True] * 3).expand(4, 6)
     assert torch.equal(found, torch.stack([right, torch.zeros(4, 6, dtype=torch.bool), right]))
-    assert torch.equal(load_masks(masks, ["a/1.jpg", "a/2.jpg"], (4, 6), "_intruder")[1], ~right)
-    assert load_masks(masks, ["a/3.jpg"], (4, 6)) is None and load_masks(masks.parent / "Other", ["a/1.jpg"], (4, 6)) is None
+    assert torch.equal(load_masks(masks, ["a/1.jpg", "a/2.jpg"], Frame((4, 6)), "_intruder")[1], ~right)
+    assert load_masks(masks, ["a/3.jpg"], Frame((4, 6))) is None and load_masks(masks.parent / "Other", ["a/1.jpg"], Frame((4, 6))) is None
+
+
+def test_masks_are_padded_as_their_images_are(masks):
+    found = load_masks(masks, ["a/1.jpg"], Frame((8, 8), "pad"))  # 20 x 10 pixels: rows 2 to 5
+    expected = torch.zeros(1, 8, 8, dtype=torch.bool)
+    expected[0, 2:6, 4:] = True
+    assert torch.equal(found, expected)
 
 
 def test_localisation_counts_both_images_of_rightly_decided_pairs_only():

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from utils.config import UserError
-from utils.dataset import to_uint8
+from utils.dataset import Frame, to_uint8
 
 ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50"}
 INCEPTIONS = ("googlenet", "inception_v3")
@@ -95,6 +95,7 @@ class SiameseNetwork(nn.Module):
         margin: distance at which two images count as wholly dissimilar.
         threshold: a pair is similar iff its dissimilarity lies below.
         mean, std: normalisation of the colour channels, on a scale of 0 to 1.
+        fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.dataset.Frame`.
 
     Raises:
         ModelError: unknown backbone, weights that cannot be downloaded, read or matched.
@@ -112,15 +113,19 @@ class SiameseNetwork(nn.Module):
         threshold: float = 0.5,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        fit: str = "stretch",
     ) -> None:
         super().__init__()
         if pooling not in ("gem", "avg"):
             raise ValueError(f"pooling must be 'gem' or 'avg', got {pooling!r}")
+        if fit not in ("stretch", "pad"):
+            raise ValueError(f"fit must be 'stretch' or 'pad', got {fit!r}")
         self.architecture = dict(
             backbone_model=backbone_model, pooling=pooling, embedding_dim=embedding_dim, image_size=tuple(image_size),
-            margin=margin, threshold=threshold, mean=tuple(mean), std=tuple(std),
+            margin=margin, threshold=threshold, mean=tuple(mean), std=tuple(std), fit=fit,
         )
         self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
+        self.frame = Frame(self.image_size, fit, tuple(mean))
         self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights))
         shapes = self._block_shapes()
         self.fine_block = self._fine_block(shapes)
@@ -163,7 +168,7 @@ class SiameseNetwork(nn.Module):
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """PIL image of any size and mode -> normalised float tensor (3, H, W) of `image_size`."""
-        return self.normalize(to_uint8(image, self.image_size))
+        return self.normalize(to_uint8(image, self.frame))
 
     def embed(self, batch: torch.Tensor) -> torch.Tensor:
         """Preprocessed images (N, 3, H, W) -> embeddings (N, `embedding_dim`)."""

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from utils.config import Config
-from utils.dataset import DataError, prepare_folder, scan, split_sizes
+from utils.dataset import DataError, Frame, prepare_folder, scan, sides, split_sizes
 from utils.duplicates import exact_groups, fingerprints, twin_groups
 
-STRETCH = 1.5  # from here on, resizing to `image.size` visibly changes shapes
+STRETCH = 1.5  # from here on, fitting an image into `image.size` visibly changes shapes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Audit:
         groups: groups of near duplicates, copies among them; those with conflicting labels first, then the largest.
         tiny: classes too small for two validation and two test images.
         sizes: width and height of the readable images, int (N, 2).
-        image_size: height and width to which the configuration resizes them.
+        frame: what the configuration fits them into.
     """
 
     unreadable: tuple[str, ...]
@@ -33,7 +33,7 @@ class Audit:
     groups: tuple[tuple[str, ...], ...]
     tiny: tuple[str, ...]
     sizes: np.ndarray
-    image_size: tuple[int, int]
+    frame: Frame
 
     @property
     def conflicting(self) -> tuple[tuple[str, ...], ...]:
@@ -42,11 +42,11 @@ class Audit:
 
     def table(self) -> pd.DataFrame:
         """A row for each kind of finding: `finding`, `number`, `what to do`."""
-        height, width = self.image_size
+        fitted = np.array([sides(self.frame.box(size))[::-1] for size in self.sizes])
         ratios = self.sizes[:, 0] / self.sizes[:, 1]
-        stretch = ratios / (width / height)
-        small = (self.sizes < (width, height)).any(axis=1)
-        sides, spread = self.sizes.min(axis=1), "{:.2f} to {:.2f}".format(ratios.min(), ratios.max())
+        stretch = ratios / (fitted[:, 0] / fitted[:, 1])
+        small = (self.sizes < fitted).any(axis=1)
+        shorter, spread = self.sizes.min(axis=1), "{:.2f} to {:.2f}".format(ratios.min(), ratios.max())
         rows = [
             ("unreadable images", len(self.unreadable), "delete or replace them"),
             ("other files that are skipped", len(self.skipped), "images among them: into a class folder, as JPEG or PNG"),
@@ -54,10 +54,10 @@ class Audit:
             ("groups of near duplicates, identical files included", len(self.groups), "delete what you do not need; each stays in one split"),
             ("of these, groups with conflicting labels", len(self.conflicting), "look at them; keep the image in its right class"),
             ("classes too small to validate and test", len(self.tiny), f"add images: {', '.join(self.tiny)}"),
-            (f"images smaller than image.size (shorter sides {sides.min()} to {sides.max()} pixels)", int(small.sum()),
+            (f"images smaller than image.size (shorter sides {shorter.min()} to {shorter.max()} pixels)", int(small.sum()),
              "reduce image.size if they are many"),
             (f"images stretched more than {STRETCH} times (width / height {spread})",
-             int((np.maximum(stretch, 1 / stretch) > STRETCH).sum()), "give image.size the ratio of most images"),
+             int((np.maximum(stretch, 1 / stretch) > STRETCH).sum()), "give image.size the ratio of most images, or set image.fit: pad"),
         ]
         rows = [(finding, number, advice if number else "nothing") for finding, number, advice in rows]
         return pd.DataFrame(rows, columns=["finding", "number", "what to do"])
@@ -90,7 +90,7 @@ def audit(config: Config) -> Audit:
         groups=_named(twin_groups(prints), table.file),
         tiny=tuple(label for label, count in counts.items() if min(split_sizes(count, config.test_size, config.valid_size).values()) < 2),
         sizes=np.array([known.size for known in prints if known is not None]).reshape(-1, 2),
-        image_size=config.image.size,
+        frame=Frame(config.image.size, config.image.fit),
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from utils.config import Config
-from utils.dataset import SUFFIXES, DataError, Pairs, read_split
+from utils.dataset import SUFFIXES, WHOLE, Box, DataError, Pairs, read_split, sides
 from utils.evaluation import similarity_matrix
 from utils.faithfulness import Interventions, strongest_region
 from utils.Grad_CAM import Explanation, explain_features, feature_maps, split_at
@@ -31,16 +32,18 @@ class Comparison:
     Attributes:
         names: the files' names without suffix.
         images: the originals at their own aspect ratio, in RGB, shrunk for figures.
+        boxes: the part of the network's frame that each image fills.
         similarity: all images against all, shape (N, N), 1 on the diagonal.
     """
 
     def __init__(self, model: SiameseNetwork, paths: Sequence[Path], method: str = "contrast") -> None:
         self.model, self.paths, self.method = model, list(paths), method
         self.names = [path.stem for path in self.paths]
-        self.images, batch = [], []
+        self.images, self.boxes, batch = [], [], []
         for path in tqdm(self.paths, desc="Reading images", disable=len(self.paths) < 50):
             image = read_image(path)
             self.images.append(shrink(image))
+            self.boxes.append(model.frame.box(image.size))
             batch.append(model.preprocess(image))
         self.batch = torch.stack(batch)
         self.features = torch.cat([feature_maps(model, part, method) for part in self.batch.split(16)])
@@ -59,10 +62,10 @@ class Comparison:
         return explain_features(self.model, *chosen, image_size=self.model.image_size, method=self.method)
 
     def pair(self, first: int, second: int) -> dict:
-        """The `images`, `explanation` and `names` of one pair, as `show_explanation` takes them."""
+        """The `images`, `explanation`, `names` and `boxes` of one pair, as `show_explanation` takes them."""
         return {
             "images": (self.images[first], self.images[second]), "explanation": self.explain(first, second),
-            "names": (self.names[first], self.names[second]),
+            "names": (self.names[first], self.names[second]), "boxes": (self.boxes[first], self.boxes[second]),
         }
 
     def extremes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -73,9 +76,26 @@ class Comparison:
         return tuple((int(rows[k]), int(columns[k])) for k in (np.argmin(values), np.argmax(values)))
 
     def matches(self, first: int, second: int) -> list[Match]:
-        """The strongest matching regions of one pair."""
+        """The strongest matching regions of one pair; their places are shares of the images' sides, not of the frame's."""
         chosen = self.features[[first]], self.features[[second]]
-        return strongest_matches(region_similarity(self.model, *chosen, method=self.method).cpu())
+        boxes = self.boxes[first], self.boxes[second]
+        similarity = region_similarity(self.model, *chosen, method=self.method).cpu()
+        inside = [self._inside(box, similarity.shape[:2]) for box in boxes]
+        similarity *= inside[0][:, :, None, None] & inside[1]
+        return [
+            Match(*(self._in_image(place, box) for place, box in zip(match, boxes)), match.strength) for match in strongest_matches(similarity)
+        ]
+
+    def _inside(self, box: Box, shape: tuple[int, int]) -> torch.Tensor:
+        """Positions of a map that see some of what lies in a box of the frame, bool of shape (h, w)."""
+        filled = torch.zeros(1, *self.model.image_size)
+        filled[0][box] = 1
+        return F.adaptive_max_pool2d(filled, shape)[0] > 0
+
+    def _in_image(self, place: tuple[float, float], box: Box) -> tuple[float, float]:
+        """A place in shares of the frame's sides, as shares of those of the image in the box."""
+        pixels = (share * side - part.start for share, side, part in zip(place, self.model.image_size, box))
+        return tuple(min(max(pixel / side, 0.0), 1.0) for pixel, side in zip(pixels, sides(box)))
 
     def what_if(self, first: int, second: int) -> WhatIf:
         """Blur the strongest tenth of each map of a pair, one at a time, and compare again."""
@@ -86,7 +106,7 @@ class Comparison:
         margins = torch.stack([interventions.without(regions[None, :, kind])[0] for kind in (0, 1)], dim=1)
         changes = (margins - interventions.before).cpu().numpy()
         distance = interventions.sign.cpu() * margins.cpu() + self.model.threshold
-        return WhatIf(float(explanation.similarity[0]), (1 - distance.clamp(max=1)).numpy(), changes, regions, explanation.empty[0].cpu().numpy())
+        return WhatIf(float(explanation.similarity[0]), (1 - distance.clamp(max=1)).numpy(), changes, regions, explanation.empty[0].cpu().numpy(), (self.boxes[first], self.boxes[second]))
 
 
 def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
@@ -111,6 +131,7 @@ class WhatIf:
         change: of the decision's margin; negative if the decision got weaker.
         regions: the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size.
         empty: maps without evidence, for which there is nothing to blur.
+        boxes: the part of the network's frame that each image fills.
     """
 
     before: float
@@ -118,6 +139,7 @@ class WhatIf:
     change: np.ndarray
     regions: torch.Tensor
     empty: np.ndarray
+    boxes: tuple[Box, Box] = (WHOLE, WHOLE)
 
     def report(self, names: tuple[str, str]) -> str:
         """Whether each map passes its own check: without the factual region the decision should get weaker, without the

@@ -57,6 +57,7 @@ class ImageOptions(Section):
     """What happens to an image before the network; `size` is (height, width) in pixels."""
 
     size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (224, 224)
+    fit: Literal["stretch", "pad"] = "stretch"
     normalization: Normalization = Normalization()
     Channels: Literal[3] = 3
     HorizontalFlip: Probability = 0.5

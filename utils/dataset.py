@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from utils.config import Config, ImageOptions, UserError, load_config
+from utils.config import Config, ImageOptions, Normalization, UserError, load_config
 from utils.duplicates import join, near_duplicates
 from utils.reading import DataError, read_image, to_rgb
 from utils.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
@@ -42,23 +42,63 @@ class Pairs(NamedTuple):
 # --------------------------------------------------------------------------------------------- reading
 
 
-def to_uint8(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-    """Resize to (height, width), the aspect ratio given up as in the paper; uint8 of shape (3, H, W)."""
-    resized = to_rgb(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).contiguous()
+Box = tuple[slice, slice]  # rows and columns of a frame; `maps[box]` cuts them out
+WHOLE: Box = (slice(None), slice(None))
 
 
-def load_images(paths: Sequence[Path], size: tuple[int, int], num_workers: int = 0, verbose: bool = True) -> torch.Tensor:
-    """Decode every image once, in `num_workers` threads: uint8 of shape (N, 3, H, W), kept in memory.
+class Frame(NamedTuple):
+    """What every image is fitted into before the network sees it.
+
+    `size` is (height, width). `fit` is `stretch`, which gives up the aspect ratio, as in the paper, or `pad`, which keeps it and
+    fills the rest with the colour of the normalisation's `mean`.
+    """
+
+    size: tuple[int, int]
+    fit: str = "stretch"
+    mean: tuple[float, float, float] = Normalization().mean
+
+    def box(self, image_size: tuple[int, int]) -> Box:
+        """The part of the frame that an image of (width, height) pixels fills: all of it, or as much as its aspect ratio allows,
+        in the middle."""
+        filled = self.size
+        if self.fit == "pad":
+            scale = min(side / own for side, own in zip(self.size, image_size[::-1]))
+            filled = [max(1, round(scale * own)) for own in image_size[::-1]]
+        starts = [(side - part) // 2 for side, part in zip(self.size, filled)]
+        return tuple(slice(start, start + part) for start, part in zip(starts, filled))
+
+
+def sides(box: Box) -> tuple[int, int]:
+    """Height and width of a box."""
+    return tuple(part.stop - part.start for part in box)
+
+
+def mean_colour(mean: Sequence[float]) -> list[int]:
+    """The mean of a normalisation as RGB in 0-255: (nearly) zero for the network."""
+    return [round(255 * channel) for channel in mean]
+
+
+def to_uint8(image: Image.Image, frame: Frame) -> torch.Tensor:
+    """Fit an image into a frame; uint8 of shape (3, H, W)."""
+    image = to_rgb(image)
+    box = frame.box(image.size)
+    pixels = np.empty((*frame.size, 3), dtype=np.uint8)
+    pixels[:] = mean_colour(frame.mean)
+    pixels[box] = image.resize(sides(box)[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def load_images(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True) -> torch.Tensor:
+    """Decode every image once, in `num_workers` threads, and fit it into a frame: uint8 of shape (N, 3, H, W), kept in memory.
 
     Raises:
         DataError: images that cannot be read, a line each.
     """
-    images = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
+    images = torch.empty(len(paths), 3, *frame.size, dtype=torch.uint8)
 
     def fill(position: int) -> str | None:
         try:
-            images[position] = to_uint8(read_image(paths[position]), size)
+            images[position] = to_uint8(read_image(paths[position]), frame)
         except DataError as error:
             return str(error)
 
@@ -221,11 +261,11 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def load_split(table: pd.DataFrame, split: str, config: Config, size: tuple[int, int]) -> tuple[torch.Tensor, np.ndarray]:
-    """Images of one split, uint8 (N, 3, H, W) at `size`, and their class names, (N,), in the table's order."""
+def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[torch.Tensor, np.ndarray]:
+    """Images of one split, uint8 (N, 3, H, W), and their class names, (N,), in the table's order."""
     rows = table[table.split == split]
     options = config.hyperparameters
-    images = load_images([config.data_path / file for file in rows.file], size, options.num_workers, options.verbose)
+    images = load_images([config.data_path / file for file in rows.file], frame, options.num_workers, options.verbose)
     return images, rows.label.to_numpy()
 
 
@@ -316,13 +356,13 @@ class Augmentation:
 
     def __init__(self, options: ImageOptions, seed: int) -> None:
         steps: list[torch.nn.Module] = []
-        mean_colour = [round(255 * channel) for channel in options.normalization.mean]
+        blank = mean_colour(options.normalization.mean)
         if options.HorizontalFlip:
             steps.append(v2.RandomHorizontalFlip(options.HorizontalFlip))
         if options.VerticalFlip:
             steps.append(v2.RandomVerticalFlip(options.VerticalFlip))
         if options.RandomRotationDegrees:
-            steps.append(v2.RandomRotation(options.RandomRotationDegrees, v2.InterpolationMode.BILINEAR, fill=mean_colour))
+            steps.append(v2.RandomRotation(options.RandomRotationDegrees, v2.InterpolationMode.BILINEAR, fill=blank))
         if options.RandomResizedCrop < 1:
             height, width = options.size
             ratio = (3 / 4 * width / height, 4 / 3 * width / height)
@@ -330,7 +370,7 @@ class Augmentation:
         if options.brightness or options.contrast or options.saturation or options.hue:
             steps.append(v2.ColorJitter(options.brightness, options.contrast, options.saturation, options.hue))
         self.options = options
-        self.erasing = v2.RandomErasing(options.RandomErasing, value=mean_colour)
+        self.erasing = v2.RandomErasing(options.RandomErasing, value=blank)
         if options.RandomErasing:
             steps.append(self.erasing)
         self.transform = v2.Compose(steps) if steps else None

@@ -47,9 +47,9 @@ def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config
 
     Args:
         table: `file`, `label`, `split`, as in `split.csv`.
-        config: where the images lie; size and seed are the network's own.
+        config: where the images lie; frame and seed are the network's own.
     """
-    images, labels = load_split(table, split, config, model.image_size)
+    images, labels = load_split(table, split, config, model.frame)
     embeddings = embed_images(model, images, config.hyperparameters.batch_size, config.hyperparameters.verbose)
     pairs = evaluation_pairs(labels, model.info["config"]["seed"])
     return SplitDistances(images, embeddings, labels, pairs, (pair_distances(embeddings, pairs) / model.margin).numpy())

@@ -20,6 +20,7 @@ import utils.style  # noqa: F401
 from utils.audit import Audit, is_conflicting
 from utils.comparison import WhatIf
 from utils.config import Config
+from utils.dataset import WHOLE, Box
 from utils.faithfulness import BLUR
 from utils.Grad_CAM import Explanation
 from utils.matching import APART, Match
@@ -44,7 +45,7 @@ def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarra
 
     Args:
         image: the original, of any size (H, W).
-        heatmap: values in [0, 1], of any shape (h, w); stretched to the image.
+        heatmap: values in [0, 1], of any shape (h, w), for the image alone; stretched to it.
 
     Returns:
         RGB in 0-255, uint8 of shape (H, W, 3).
@@ -109,7 +110,8 @@ def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequenc
 
 
 def show_explanation(
-    images: tuple[Image.Image, Image.Image], explanation: Explanation, names: tuple[str, str] = ("image 1", "image 2"), index: int = 0
+    images: tuple[Image.Image, Image.Image], explanation: Explanation, names: tuple[str, str] = ("image 1", "image 2"), index: int = 0,
+    boxes: tuple[Box, Box] = (WHOLE, WHOLE),
 ) -> Figure:
     """The paper's six panels: each image, its factual and its counterfactual map, on the originals.
 
@@ -117,6 +119,7 @@ def show_explanation(
         images: the two originals.
         explanation: of the pair at position `index`.
         names: shown beside the rows.
+        boxes: the part of the maps that each image fills, `model.frame.box(image.size)`; all, unless `image.fit` is `pad`.
     """
     similar = bool(explanation.is_similar[index])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
@@ -125,7 +128,7 @@ def show_explanation(
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, kind in enumerate(("factual", "counterfactual")):
-            axes[row, column + 1].imshow(_explained(image, explanation, index, row, kind))
+            axes[row, column + 1].imshow(_explained(image, explanation, index, row, kind, boxes[row]))
             if explanation.empty[index, row, column]:
                 _write_inside(axes[row, column + 1], "no such evidence")
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
@@ -137,26 +140,26 @@ def show_explanation(
     return figure
 
 
-def _explained(image: Image.Image, explanation: Explanation, index: int, row: int, kind: str) -> np.ndarray:
+def _explained(image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box) -> np.ndarray:
     """One image of a pair under one of its maps, as strong as its evidence is beside the pair's strongest."""
     strength = explanation.strength[index, row, ("factual", "counterfactual").index(kind)]
-    return overlay(image, getattr(explanation, kind)[index, row] * strength)
+    return overlay(image, getattr(explanation, kind)[index, row][box] * strength)
 
 
 def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
     """Some pairs side by side: the images of each, one above the other, and the factual map of each.
 
     Args:
-        pairs: each with `images`, `explanation` and `names`, as `Comparison.pair` gives it.
+        pairs: each with `images`, `explanation`, `names` and `boxes`, as `Comparison.pair` gives it.
         title: what these pairs have in common.
     """
     figure, axes = plt.subplots(2, 2 * len(pairs), figsize=(3 * len(pairs), 3.6), layout="constrained", squeeze=False)
     for block, pair in enumerate(pairs):
         explanation = pair["explanation"]
-        for row, (image, name) in enumerate(zip(pair["images"], pair["names"])):
+        for row, (image, name, box) in enumerate(zip(pair["images"], pair["names"], pair["boxes"])):
             plain, explained = axes[row, 2 * block : 2 * block + 2]
             plain.imshow(image)
-            explained.imshow(_explained(image, explanation, 0, row, "factual"))
+            explained.imshow(_explained(image, explanation, 0, row, "factual", box))
             plain.set_title(name, fontsize=8)
         axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=8)
     for axis in axes.flat:
@@ -193,7 +196,8 @@ def show_what_if(images: tuple[Image.Image, Image.Image], what_if: WhatIf, names
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
         for column, kind in enumerate(("factual", "counterfactual")):
             axis = axes[row, column]
-            region = Image.fromarray(what_if.regions[row, column].cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
+            inside = what_if.regions[row, column][what_if.boxes[row]]
+            region = Image.fromarray(inside.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
             axis.imshow(Image.composite(blurred, image, region))
             axis.contour(np.asarray(region, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
             axis.set_title(f"{kind} region blurred\nsimilarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}", fontsize=9)

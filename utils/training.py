@@ -65,14 +65,14 @@ class Trainer:
         self.device = choose_device(config)
         self.table = table
         self.classes = sorted(set(self.table.label))
+        self.model = build_model(config).to(self.device)
         self.images, self.labels = {}, {}
         for split in ("train", "valid"):
-            self.images[split], names = load_split(self.table, split, config, config.image.size)
+            self.images[split], names = load_split(self.table, split, config, self.model.frame)
             self.labels[split] = torch.from_numpy(np.searchsorted(self.classes, names))
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
         self.augment = Augmentation(config.image, config.seed)
         self.progress = 0.0
-        self.model = build_model(config).to(self.device)
         self.loss = ContrastiveLoss(config.margin)
         self.optimizer = make_optimizer(self.model, config)
         self.rng = np.random.default_rng(config.seed)
@@ -205,6 +205,7 @@ def build_model(config: Config) -> SiameseNetwork:
         return SiameseNetwork(
             config.backbone_model, config.pretrained, config.pooling, config.embedding_dim, config.image.size,
             config.weights, config.margin, config.threshold, config.image.normalization.mean, config.image.normalization.std,
+            config.image.fit,
         )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from utils.dataset import KINDS, Pairs
+from utils.dataset import KINDS, Frame, Pairs, sides
 from utils.faithfulness import Interventions, centred_gaussian, check, curves, energy_ratio, iou_at_half, pointing_game
 from utils.Grad_CAM import Explanation
 
@@ -68,23 +68,25 @@ def compare_rankings(interventions: Interventions, explanation: Explanation, ver
     return {name: curves(interventions, maps, verbose) for name, maps in rankings.items()}
 
 
-def load_masks(data_path: Path, files: Sequence[str], image_size: tuple[int, int], ending: str = "") -> torch.Tensor | None:
-    """Masks of images, white on the object, at the network's image size.
+def load_masks(data_path: Path, files: Sequence[str], frame: Frame, ending: str = "") -> torch.Tensor | None:
+    """Masks of images, white on the object, fitted into the network's frame as the images are.
 
     Args:
         files: as in `split.csv`, relative to `data_path`.
         ending: of the mask's stem; `_intruder` for the synthetic scenes' second object.
 
     Returns:
-        bool of shape (N, H, W), false everywhere for an image without a mask; `None` if no image has one.
+        bool of shape (N, H, W), false beside an image and everywhere for one without a mask; `None` if no image has one.
     """
     folder = data_path.with_name(f"{data_path.name}_masks")
     paths = [(folder / file).with_name(f"{Path(file).stem}{ending}.png") for file in files]
-    masks = torch.zeros(len(paths), *image_size, dtype=torch.bool)
+    masks = torch.zeros(len(paths), *frame.size, dtype=torch.bool)
     for mask, path in zip(masks, paths):
         if path.is_file():
             with Image.open(path) as image:
-                mask.copy_(torch.from_numpy(np.array(image.convert("L").resize(image_size[::-1], Image.Resampling.NEAREST)) > 127))
+                box = frame.box(image.size)
+                fitted = image.convert("L").resize(sides(box)[::-1], Image.Resampling.NEAREST)
+                mask[box] = torch.from_numpy(np.array(fitted) > 127)
     return masks if masks.any() else None
 
 
