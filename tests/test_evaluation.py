@@ -9,7 +9,7 @@ from sklearn import metrics
 from torch import nn
 
 from utils.config import Config
-from utils.dataset import Pairs
+from utils.dataset import Frame, Pairs
 from utils.evaluation import SplitDistances, bootstrap_intervals, calibrate_threshold, class_similarity, embed_images, measure_split, pair_distances, score_pairs, score_table, similarity_matrix
 from utils.Siamese import SiameseNetwork
 
@@ -204,6 +204,17 @@ def test_embedding_leaves_mixed_modes_and_statistics_as_found(model, fails):
         embed_images(model, images)
     assert [module.training for module in model.modules()] == modes
     assert all(module.num_batches_tracked == 0 for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_a_split_is_measured_in_the_networks_frame(model, tmp_path):
+    files = [f"{label}/{i}.png" for label in "ab" for i in range(2)]
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (10, 20), "white").save(tmp_path / file)
+    model.frame, model.info = Frame((16, 24), "pad", (0, 0, 0)), {"config": {"seed": 3}}
+    config = Config(dataset="d", data_path=tmp_path, checkpoints_path=tmp_path, outputs_path=tmp_path, hyperparameters={"verbose": False})
+    images = measure_split(model, pd.DataFrame({"file": files, "label": list("aabb"), "split": "test"}), "test", config).images
+    assert (images[..., 8:16] == 255).all() and not images[..., :8].any() and not images[..., 16:].any()
 
 
 def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(model, tmp_path):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from utils import training
 from utils.config import Config, ConfigError
@@ -74,6 +75,19 @@ def test_checkpoint_holds_the_mean_training_embedding_and_a_threshold_that_parts
         blue, red = (images["valid"][np.flatnonzero(split[split.split == "valid"].label == name)] for name in ("blue", "red"))
         same, other = (float((model.embed(blue[:1]) - model.embed(x)).norm()) / model.margin for x in (blue[1:], red[:1]))
         assert same < model.info["calibrated_threshold"] < other
+
+
+def test_training_pads_as_its_checkpoint_does(config):
+    settings = config(image={"size": (16, 16), "fit": "pad", "normalization": {"mean": (0.1, 0.2, 0.3)}})
+    for i, path in enumerate(settings.data_path.glob("*/*.png")):
+        Image.open(path).resize((20, 10 + i)).save(path)
+    trainer = Trainer(settings)
+    trainer.keep(pd.DataFrame([trainer.run_epoch(1, tqdm(disable=True))], columns=HISTORY))
+    model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
+    assert model.frame == ((16, 16), "pad", (0.1, 0.2, 0.3))
+    for split, images in trainer.images.items():
+        for image, file in zip(images, trainer.table.file[trainer.table.split == split], strict=True):
+            assert torch.equal(model.normalize(image), model.preprocess(Image.open(settings.data_path / file)))
 
 
 def test_the_checkpoint_knows_what_a_regions_going_does_to_a_training_image(config, monkeypatch):
