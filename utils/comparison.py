@@ -106,7 +106,10 @@ class Comparison:
         margins = torch.stack([interventions.without(regions[None, :, kind])[0] for kind in (0, 1)], dim=1)
         changes = (margins - interventions.before).cpu().numpy()
         distance = interventions.sign.cpu() * margins.cpu() + self.model.threshold
-        return WhatIf(float(explanation.similarity[0]), (1 - distance.clamp(max=1)).numpy(), changes, regions, explanation.empty[0].cpu().numpy(), (self.boxes[first], self.boxes[second]))
+        return WhatIf(
+            float(explanation.similarity[0]), (1 - distance.clamp(max=1)).numpy(), changes, regions, explanation.empty[0].cpu().numpy(),
+            boxes=(self.boxes[first], self.boxes[second]),
+        )
 
 
 def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
