@@ -81,7 +81,7 @@ def test_training_pads_as_its_checkpoint_does(config):
     settings = config(image={"size": (16, 16), "fit": "pad", "normalization": {"mean": (0.1, 0.2, 0.3)}})
     for i, path in enumerate(settings.data_path.glob("*/*.png")):
         Image.open(path).resize((20, 10 + i)).save(path)
-    trainer = Trainer(settings)
+    trainer = Trainer(settings, prepare_split(settings)[0])
     trainer.keep(pd.DataFrame([trainer.run_epoch(1, tqdm(disable=True))], columns=HISTORY))
     model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
     assert model.frame == ((16, 16), "pad", (0.1, 0.2, 0.3))
