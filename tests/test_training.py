@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -223,10 +224,15 @@ def test_history_is_on_disk_after_every_epoch(config, monkeypatch):
 @pytest.mark.parametrize("pairs, images_an_epoch", [("batch", 12), ("sampled", 2 * 2 * 12)])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_only_training_images_are_augmented_each_as_often_as_configured(config, monkeypatch, pairs, images_an_epoch, rounds):
-    seen = []
-    monkeypatch.setattr(training.Augmentation, "__call__", lambda self, images: (seen.append(len(images)), images)[1])
-    train(config({"epochs": 1}, training_pairs=pairs, number_of_iterations=rounds))
-    assert sum(seen) == rounds * images_an_epoch
+    seen = Counter()
+
+    def counting(self, images, progress):
+        seen[progress] += len(images)
+        return images
+
+    monkeypatch.setattr(training.Augmentation, "__call__", counting)
+    train(config({"epochs": 3}, training_pairs=pairs, number_of_iterations=rounds))
+    assert seen == dict.fromkeys((0, 0.5, 1), rounds * images_an_epoch)
 
 
 @pytest.mark.parametrize(
