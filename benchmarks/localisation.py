@@ -1,6 +1,7 @@
 """Do the maps find what decides? Training seeds on the synthetic scenes, scored on ground truth and by intervention.
 
     python -m benchmarks.localisation --backbone Conv4 --seeds 5
+    python -m benchmarks.localisation --seeds 2 --set pooling=avg
 """
 import argparse
 import tempfile
@@ -11,8 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import yaml
 from tqdm.auto import tqdm
 
+from benchmarks.questions import changed
 from utils.config import Config, load_config
 from utils.dataset import KINDS, Pairs, read_split
 from utils.evaluation import measure_split, score_pairs
@@ -39,15 +42,15 @@ class Setting(NamedTuple):
 SETTINGS = {"Conv4": Setting(64, 14, 200, 0.5), "MobileNet": Setting(96, 14, 1600, 0.0), "resnet18": Setting(96, 10, 1600, 0.5)}
 
 
-def trained(backbone: str, seed: int, scratch: Path) -> tuple[Config, SiameseNetwork]:
+def trained(backbone: str, seed: int, scratch: Path, settings: dict[str, object]) -> tuple[Config, SiameseNetwork]:
     side, epochs, images_per_class, erasing = SETTINGS[backbone]
-    data, folder = scratch / f"scenes_{images_per_class}", scratch / f"{backbone}_{seed}"
+    name = "_".join([backbone, *(f"{key}={value}" for key, value in settings.items()), str(seed)])
+    data, folder = scratch / f"scenes_{images_per_class}", scratch / name
     ensure_synthetic(data, images_per_class=images_per_class)
     base = load_config("config.yml", "Synthetic")
-    config = base.model_copy(update={
+    config = changed(base, {
         "dataset": data.name, "data_path": data, "backbone_model": backbone, "seed": seed, "checkpoints_path": folder, "outputs_path": folder,
-        "image": base.image.model_copy(update={"size": (side, side), "RandomErasing": erasing}),
-        "hyperparameters": base.hyperparameters.model_copy(update={"epochs": epochs}),
+        "image.size": [side, side], "image.RandomErasing": erasing, "hyperparameters.epochs": epochs, **settings,
     })
     if not (folder / "history.csv").exists():
         train(config)
@@ -149,13 +152,15 @@ def main() -> None:
     parser.add_argument("--backbone", choices=SETTINGS, default="Conv4")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="folder of trained networks to reuse")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train with other settings, such as image.RandomErasing=0")
     arguments = parser.parse_args()
+    settings = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in tqdm(range(arguments.seeds), desc="seeds"):
-            config, model = trained(arguments.backbone, seed, arguments.keep or Path(scratch))
+            config, model = trained(arguments.backbone, seed, arguments.keep or Path(scratch), settings)
             results.append(score(config, model, np.random.default_rng(seed)))
-    print(f"{arguments.backbone}, {arguments.seeds} seeds, means")
+    print(" ".join([arguments.backbone, *arguments.set]) + f", means of {arguments.seeds} seeds")
     for name in results[0]:
         frames = pd.concat([result[name] for result in results])
         keys = [column for column in frames.columns if frames[column].dtype == object or pd.api.types.is_string_dtype(frames[column])]
