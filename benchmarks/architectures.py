@@ -214,8 +214,8 @@ def compare_all(model: Siamese, images: torch.Tensor) -> tuple[int, float]:
 def locate(name: str, model: Siamese, batch: torch.Tensor, pairs: Pairs, masks: torch.Tensor, right: np.ndarray) -> pd.DataFrame:
     """Do the factual maps of rightly decided pairs find the deciding objects?"""
     sign = torch.from_numpy(2 * pairs.label - 1).view(-1, 1, 1, 1)  # of a right decision
-    raw = (sign * model.evidence(batch[pairs.first], batch[pairs.second])).clamp(min=0)
-    maps = F.interpolate(raw, size=tuple(batch.shape[2:]), mode="bilinear")
+    raw = sign * model.evidence(batch[pairs.first], batch[pairs.second])
+    maps = F.interpolate(raw, size=tuple(batch.shape[2:]), mode="bilinear").clamp(min=0)  # as in benchmarks.variants
     methods = ("contrast", "distance") if type(model) is Siamese else ()
     offered = {f"{name}, {method}": explain_pairs(model, batch, pairs.first, pairs.second, method).factual for method in methods}
     table = localisation_table({f"{name}, derivative": maps} | offered, masks, pairs, right)
