@@ -129,17 +129,7 @@ class Trainer:
 
     def step(self, batch: np.ndarray | Pairs) -> tuple[float, torch.Tensor]:
         """One update of the weights; returns the loss and the batch's embeddings."""
-        paired = isinstance(batch, Pairs)
-        positions = np.concatenate([batch.first, batch.second]) if paired else batch
-        images = self.model.normalize(self.augment(self.images["train"][positions], self.progress))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device)):
-            embeddings = self.model.embed(images)
-        embeddings = embeddings.float()
-        if paired:
-            distance = embedding_distance(*embeddings.chunk(2))
-            loss = self.loss(distance, torch.from_numpy(batch.label).to(self.device))
-        else:
-            loss = self.loss(*all_pairs(embeddings, self.labels["train"][positions].to(self.device)), balanced=True)
+        loss, embeddings = self.batch_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_norm)
@@ -147,6 +137,24 @@ class Trainer:
         if isinstance(self.scheduler, OneCycleLR):
             self.scheduler.step()
         return loss.item(), embeddings.detach()
+
+    def training_images(self, positions: np.ndarray) -> torch.Tensor:
+        """Augmented and normalised, as a batch on the device."""
+        return self.model.normalize(self.augment(self.images["train"][positions], self.progress))
+
+    def batch_loss(self, batch: np.ndarray | Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of a batch and the embeddings it comes from."""
+        paired = isinstance(batch, Pairs)
+        positions = np.concatenate([batch.first, batch.second]) if paired else batch
+        images = self.training_images(positions)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device)):
+            embeddings = self.model.embed(images)
+        embeddings = embeddings.float()
+        if paired:
+            loss = self.loss(embedding_distance(*embeddings.chunk(2)), torch.from_numpy(batch.label).to(self.device))
+        else:
+            loss = self.loss(*all_pairs(embeddings, self.labels["train"][positions].to(self.device)), balanced=True)
+        return loss, embeddings
 
     def validate(self) -> dict[str, float]:
         distance = pair_distances(embed_images(self.model, self.images["valid"], self.options.batch_size), self.valid_pairs)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.architectures import PseudoSiamese, Siamese, TwoChannel, compare_all, hinge_loss, ordered_pairs, position_by_position
+from utils.dataset import Pairs
+from utils.Siamese import ContrastiveLoss
+
+ARCHITECTURE = {"backbone_model": "Conv4", "embedding_dim": 4, "image_size": (16, 16)}
+IMAGES = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+PAIRS = Pairs(np.array([0, 1, 2, 3]), np.array([1, 0, 3, 3]), np.array([0, 0, 1, 1]))
+
+
+@pytest.fixture
+def make():
+    def network(kind):
+        torch.manual_seed(0)
+        return kind(**ARCHITECTURE).eval()
+
+    with torch.random.fork_rng(devices=[]):
+        yield network
+
+
+def test_ordered_pairs_give_the_loss_of_a_loop_over_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = torch.randn(2, 6, 4, generator=generator)
+    labels = torch.tensor([0, 0, 1, 1, 1, 2])
+    loss = ContrastiveLoss(margin=2.0)(*ordered_pairs(z1, z2, labels), balanced=True)
+    costs = {True: [], False: []}
+    for i in range(6):
+        for j in range(6):
+            distance, same = (z1[i] - z2[j]).norm(), bool(labels[i] == labels[j])
+            if i != j:
+                costs[same].append(distance**2 / 2 if same else (2 - distance).clamp(min=0) ** 2 / 2)
+    torch.testing.assert_close(loss, (torch.stack(costs[True]).mean() + torch.stack(costs[False]).mean()) / 2)
+
+
+def test_hinge_loss_by_hand():
+    scores, label = torch.tensor([-2.0, 0.5, 0.25, 3.0]), torch.tensor([0, 0, 1, 1])
+    assert hinge_loss(scores, label).item() == pytest.approx((0 + 1.5 + 0.75 + 0) / 4)
+
+
+def test_only_the_siamese_network_is_blind_to_the_order(make):
+    swapped = Pairs(PAIRS.second, PAIRS.first, PAIRS.label)
+    for kind, blind in ((Siamese, True), (PseudoSiamese, False), (TwoChannel, False)):
+        network = make(kind)
+        scores, others = network.scores(IMAGES, PAIRS), network.scores(IMAGES, swapped)
+        assert scores.shape == (4,)
+        assert torch.allclose(scores[:3], others[:3]) == blind  # the last pair is an image with itself
+        assert torch.allclose(scores[3], others[3])
+
+
+def test_evidence_is_gradient_times_feature():
+    features = torch.full((1, 2, 3, 3), 3.0, requires_grad=True)
+    (maps,) = position_by_position(features.square().sum(), [features])
+    torch.testing.assert_close(maps, torch.full((1, 3, 3), 2 * 2 * 3.0 * 3.0))
+
+
+@pytest.mark.parametrize(("kind", "maps_differ"), [(Siamese, True), (PseudoSiamese, True), (TwoChannel, False)])
+def test_every_pair_has_a_map_for_either_image(make, kind, maps_differ):
+    network = make(kind)
+    batch = network.normalize(IMAGES)
+    maps = network.evidence(batch[:2], batch[2:4])
+    assert maps.shape[:2] == (2, 2) and (maps != 0).any()
+    assert (maps[:, 0] != maps[:, 1]).any() == maps_differ
+
+
+@pytest.mark.parametrize(("kind", "passes"), [(Siamese, 5), (PseudoSiamese, 10), (TwoChannel, 25)])
+def test_passes_are_counted(make, kind, passes):
+    assert compare_all(make(kind), IMAGES)[0] == passes
