@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from utils import dataset, download
 from utils.config import Config, ImageOptions
 from utils.dataset import (
-    Augmentation, DataError, Frame, Pairs, evaluation_pairs, image_batches, load_images, load_split, make_pairs, pair_batches,
+    Augmentation, DataError, Frame, Pairs, evaluation_pairs, evenly, image_batches, load_images, load_split, make_pairs, pair_batches,
     images_that_belong_together, prepare_split, read_image, read_split, scan, split_images, to_uint8,
 )
 from utils.download import DownloadError
@@ -533,6 +533,11 @@ def test_image_batches_are_mixed_anew_but_repeatable():
     assert first == again != other
     partners = {frozenset(first[i : i + 2]) for i in range(0, 40, 2)} & {frozenset(other[i : i + 2]) for i in range(0, 40, 2)}
     assert len(partners) < 10  # the couples themselves are drawn anew
+
+
+@pytest.mark.parametrize("count, most, chosen", [(10, 4, [0, 3, 6, 9]), (3, 60, [0, 1, 2]), (5, 2, [0, 4])])
+def test_an_even_choice_spans_all(count, most, chosen):
+    assert evenly(count, most).tolist() == chosen
 
 
 @pytest.mark.parametrize("batch_size, sizes", [(4, [4, 4, 2]), (5, [5, 5]), (50, [10])])

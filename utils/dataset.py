@@ -337,6 +337,11 @@ def image_batches(labels: Sequence, batch_size: int, rng: np.random.Generator) -
     return np.split(order, range(batch_size, len(order) - 1, batch_size))
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` positions, evenly from all."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
 def pair_batches(pairs: Pairs, batch_size: int, rng: np.random.Generator) -> list[Pairs]:
     """One epoch of pairs in random batches."""
     order = rng.permutation(len(pairs.label))

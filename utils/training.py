@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from utils.config import Config, ConfigError, UserError, load_config
-from utils.dataset import Augmentation, Pairs, evaluation_pairs, image_batches, load_split, make_pairs, pair_batches, prepare_split
+from utils.dataset import Augmentation, Pairs, evaluation_pairs, evenly, image_batches, load_split, make_pairs, pair_batches, prepare_split
 from utils.early_stopping import EarlyStopping, best_epoch
 from utils.evaluation import calibrate_threshold, embed_images, pair_distances, score_pairs
 from utils.faithfulness import blurred_features, removable_share
@@ -186,7 +186,7 @@ class Trainer:
         self.model = SiameseNetwork.load(self.folder / "model.pth", self.device)
         self.calibrated_threshold = self.model.info["calibrated_threshold"]
         self.model.mean_embedding.copy_(embed_images(self.model, self.images["train"], self.options.batch_size).mean(0))
-        some = self.images["train"][np.unique(np.linspace(0, len(self.images["train"]) - 1, 256).round().astype(int))]
+        some = self.images["train"][evenly(len(self.images["train"]), 256)]
         self.model.blurred_features.copy_(blurred_features(self.model, self.model.normalize(some), self.options.batch_size))
         self.model.removable.fill_(removable_share(self.model, some, self.options.batch_size))
         self.save("model.pth")

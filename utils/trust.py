@@ -9,14 +9,14 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from utils.dataset import KINDS, Frame, Pairs, sides
+from utils.dataset import KINDS, Frame, Pairs, evenly, sides
 from utils.faithfulness import Interventions, centred_gaussian, check, curves, energy_ratio, iou_at_half, pointing_game
 from utils.Grad_CAM import Explanation
 
 
 def some_pairs(pairs: Pairs, most: int = 60) -> Pairs:
     """At most `most` pairs, evenly from all, so that interventions take seconds."""
-    chosen = np.unique(np.linspace(0, len(pairs.label) - 1, most).round().astype(int))
+    chosen = evenly(len(pairs.label), most)
     return Pairs(*(column[chosen] for column in pairs))
 
 
