@@ -26,6 +26,7 @@ from utils.plots import COLOURS
 from utils.Siamese import SiameseNetwork
 from utils.training import train
 
+QUESTIONS = ("fit", "pairs", "embedding", "backbone", "augmentation", "leak")
 NAIVE = "every image for itself"
 
 
@@ -105,7 +106,7 @@ def plot_training(histories: dict[str, list[pd.DataFrame]]) -> plt.Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("question", choices=["fit", "pairs", "embedding", "backbone", "augmentation", "leak"])
+    parser.add_argument("question", choices=QUESTIONS)
     parser.add_argument("--config", default="config.yml", type=Path)
     parser.add_argument("--dataset")
     parser.add_argument("--seeds", type=int, default=3)

@@ -3,12 +3,21 @@ import pytest
 import torch
 
 from benchmarks.architectures import PseudoSiamese, Siamese, TwoChannel, compare_all, hinge_loss, ordered_pairs, position_by_position
+from benchmarks.questions import QUESTIONS, answers, changed, split_of
+from utils.config import Config
 from utils.dataset import Pairs
 from utils.Siamese import ContrastiveLoss
 
 ARCHITECTURE = {"backbone_model": "Conv4", "embedding_dim": 4, "image_size": (16, 16)}
 IMAGES = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PAIRS = Pairs(np.array([0, 1, 2, 3]), np.array([1, 0, 3, 3]), np.array([0, 0, 1, 1]))
+
+
+def folder_config(folder, **settings):
+    return Config(
+        dataset="Colours", data_path=folder, checkpoints_path=folder / "c", outputs_path=folder / "o", backbone_model="Conv4", image={"size": (16, 16)},
+        test_size=0.2, valid_size=0.25, **settings,
+    )
 
 
 @pytest.fixture
@@ -68,3 +77,32 @@ def test_every_pair_has_a_map_for_either_image(make, kind, maps_differ):
 @pytest.mark.parametrize(("kind", "passes"), [(Siamese, 5), (PseudoSiamese, 10), (TwoChannel, 25)])
 def test_passes_are_counted(make, kind, passes):
     assert compare_all(make(kind), IMAGES)[0] == passes
+
+
+# -------------------------------------------------------------------------------------------- questions
+
+
+def test_dotted_keys_change_a_configuration_and_are_checked(colour_folder):
+    config = folder_config(colour_folder)
+    other = changed(config, {"image.size": [32, 48], "hyperparameters.epochs": 3, "embedding_dim": 2})
+    assert other.image.size == (32, 48) and other.hyperparameters.epochs == 3 and other.embedding_dim == 2
+    assert other.image.HorizontalFlip == config.image.HorizontalFlip and config.image.size == (16, 16)
+    with pytest.raises(ValueError, match="embedding_dim"):
+        changed(config, {"embedding_dim": 1})
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_setting_of_a_question_is_a_valid_configuration(colour_folder, question):
+    settings = answers(question, folder_config(colour_folder))
+    assert len(settings) >= 2 and all(changed(folder_config(colour_folder), keys) for keys in settings.values())
+
+
+def test_only_the_naive_split_parts_groups(colour_folder):
+    for number, file in enumerate(sorted(colour_folder.rglob("*.png"))):  # two views of each thing: a_0, a_1, b_0, b_1, ...
+        file.rename(file.with_name(f"{'abcde'[number % 10 // 2]}_{number % 2}.png"))
+    config = folder_config(colour_folder, group_pattern="^([a-e])")
+
+    def parted(table):
+        return table.groupby([table.label, table.file.str.extract(r"/(.)_")[0]]).split.nunique().max() > 1
+
+    assert parted(split_of(config, naive=True)) and not parted(split_of(config, naive=False))
