@@ -39,7 +39,7 @@ class Setting(NamedTuple):
     erasing: float  # probability
 
 
-SETTINGS = {"Conv4": Setting(64, 14, 200, 0.5), "MobileNet": Setting(96, 14, 1600, 0.0), "resnet18": Setting(96, 10, 1600, 0.5)}
+SETTINGS = {"Conv4": Setting(64, 14, 200, 0.5), "MobileNet": Setting(96, 14, 1600, 0.5), "resnet18": Setting(96, 10, 1600, 0.5)}
 
 
 def trained(backbone: str, seed: int, scratch: Path, settings: dict[str, object]) -> tuple[Config, SiameseNetwork]:
