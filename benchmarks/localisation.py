@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import yaml
 from tqdm.auto import tqdm
 
-from benchmarks.questions import changed
+from benchmarks.questions import add_set_option, changed
 from utils.config import Config, load_config
 from utils.dataset import KINDS, Pairs, read_split
 from utils.evaluation import measure_split, score_pairs
@@ -152,15 +151,15 @@ def main() -> None:
     parser.add_argument("--backbone", choices=SETTINGS, default="Conv4")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="folder of trained networks to reuse")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train with other settings, such as image.RandomErasing=0")
+    add_set_option(parser)
     arguments = parser.parse_args()
-    settings = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments.set)}
+    settings = dict(arguments.set)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in tqdm(range(arguments.seeds), desc="seeds"):
             config, model = trained(arguments.backbone, seed, arguments.keep or Path(scratch), settings)
             results.append(score(config, model, np.random.default_rng(seed)))
-    print(" ".join([arguments.backbone, *arguments.set]) + f", means of {arguments.seeds} seeds")
+    print(" ".join([arguments.backbone, *(f"{key}={value}" for key, value in settings.items())]) + f", means of {arguments.seeds} seeds")
     for name in results[0]:
         frames = pd.concat([result[name] for result in results])
         keys = [column for column in frames.columns if frames[column].dtype == object or pd.api.types.is_string_dtype(frames[column])]

@@ -1,6 +1,6 @@
 """Questions that users left open, each answered by training with one setting changed.
 
-    python -m benchmarks.questions pairs --dataset Synthetic --seeds 3 --figure docs/pairs.png
+    python -m benchmarks.questions pairs --dataset Skin_cancer --set hyperparameters.epochs=16 --figure docs/pairs.png
 
 The seed gives the split, the first weights and the order of the images, so the settings of a question meet the same ones.
 """
@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import yaml
 from tqdm.auto import tqdm
 
 from utils.config import Config, load_config
@@ -67,6 +68,16 @@ def changed(config: Config, settings: dict[str, object]) -> Config:
     return Config.model_validate(values)
 
 
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    """`--set image.RandomErasing=0 ...`: pairs of dotted keys and values, as `changed` takes them."""
+
+    def parse(text: str) -> tuple[str, object]:
+        key, value = text.split("=", 1)
+        return key, yaml.safe_load(value)
+
+    parser.add_argument("--set", nargs="*", type=parse, default=[], metavar="KEY=VALUE", help="train with other settings, such as image.RandomErasing=0")
+
+
 def split_of(config: Config, naive: bool) -> pd.DataFrame:
     """The split of a configuration; `naive`: as if no two images belonged together."""
     if not naive:
@@ -110,12 +121,10 @@ def main() -> None:
     parser.add_argument("--config", default="config.yml", type=Path)
     parser.add_argument("--dataset")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="instead of the configuration's")
+    add_set_option(parser)
     parser.add_argument("--figure", type=Path, help="where to draw the validation AUC against training time")
     arguments = parser.parse_args()
-    base = load_config(arguments.config, arguments.dataset)
-    if arguments.epochs:
-        base = changed(base, {"hyperparameters.epochs": arguments.epochs})
+    base = changed(load_config(arguments.config, arguments.dataset), dict(arguments.set))
     settings = answers(arguments.question, base)
     rows, histories = [], {name: [] for name in settings}
     with tqdm(total=arguments.seeds * len(settings), desc=arguments.question) as bar:
