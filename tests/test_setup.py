@@ -61,7 +61,7 @@ def sources():
 
 def third_party():
     """{package: the files that import it}"""
-    own = {"utils", "conftest", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    own = {"utils", "benchmarks", "conftest", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
     users = {}
     for name, source in sources():
         for module in set(imported(source)) - own - sys.stdlib_module_names:
