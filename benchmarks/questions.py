@@ -27,7 +27,7 @@ from utils.plots import COLOURS
 from utils.Siamese import SiameseNetwork
 from utils.training import train
 
-QUESTIONS = ("fit", "pairs", "embedding", "backbone", "augmentation", "leak")
+QUESTIONS = ("fit", "pairs", "embedding", "backbone", "augmentation", "schedule", "leak")
 NAIVE = "every image for itself"
 
 
@@ -51,6 +51,11 @@ def answers(question: str, config: Config) -> dict[str, dict[str, object]]:
             "flips, crops, colours": {
                 "image.RandomErasing": 0, "image.RandomResizedCrop": 0.4, "image.brightness": 0.3, "image.contrast": 0.3, "image.saturation": 0.3,
             },
+        },
+        "schedule": {
+            "OneCycle, 1e-3": {"LRScheduler.name": "OneCycle", "hyperparameters.learning_rate": 1e-3},
+            "OneCycle, 3e-3": {"LRScheduler.name": "OneCycle", "hyperparameters.learning_rate": 3e-3},
+            "ReduceLROnPlateau, 3e-4": {"LRScheduler.name": "ReduceLROnPlateau", "LRScheduler.patience": 3, "hyperparameters.learning_rate": 3e-4},
         },
         "leak": {"groups kept together": {}, NAIVE: {}},
     }[question]
