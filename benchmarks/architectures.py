@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from benchmarks.questions import changed
 from utils.config import Config, load_config
-from utils.dataset import Pairs, evaluation_pairs, load_split, make_pairs, pair_batches, prepare_split, read_split
+from utils.dataset import Pairs, evaluation_pairs, load_split, prepare_split, read_split
 from utils.evaluation import calibrate_threshold, embed_images, score_pairs
-from utils.Grad_CAM import explain_pairs, feature_maps, local_mean, split_at
+from utils.Grad_CAM import embed_feature_maps, explain_pairs, feature_maps, local_mean
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
-from utils.training import Trainer, bfloat16_pays, keep_freed_memory, make_optimizer, make_scheduler, train
+from utils.training import Trainer, keep_freed_memory, make_optimizer, make_scheduler, train
 from utils.trust import load_masks, localisation_table, some_pairs
 
 COMPARED = 60  # images that are compared with each other against the clock
@@ -54,7 +55,7 @@ class Siamese(SiameseNetwork):
     def evidence(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """Signed evidence for "dissimilar" from the derivative of D^2, shape (P, 2, h, w)."""
         leaves = [feature_maps(branch, batch).requires_grad_() for branch, batch in zip(self.branches, (batch1, batch2))]
-        z1, z2 = (embed_fine(branch, leaf) for branch, leaf in zip(self.branches, leaves))
+        z1, z2 = (embed_feature_maps(branch, leaf) for branch, leaf in zip(self.branches, leaves))
         return position_by_position((z1 - z2).square().sum(), leaves)
 
 
@@ -98,13 +99,7 @@ class TwoChannel(Siamese):
     def evidence(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """The one map of each stacked pair, for either image."""
         leaf = feature_maps(self, torch.cat([batch1, batch2], dim=1)).requires_grad_()
-        return position_by_position(embed_fine(self, leaf).sum(), [leaf]).expand(-1, 2, -1, -1)
-
-
-def embed_fine(model: SiameseNetwork, features: torch.Tensor) -> torch.Tensor:
-    """Embeddings (N, D) from the fine feature maps (N, C, h, w)."""
-    with eval_mode(model):
-        return model.embed_features(model.backbone[split_at(model, "contrast") :](features))
+        return position_by_position(embed_feature_maps(self, leaf).sum(), [leaf]).expand(-1, 2, -1, -1)
 
 
 def position_by_position(target: torch.Tensor, leaves: list[torch.Tensor]) -> torch.Tensor:
@@ -140,7 +135,7 @@ class PseudoSiameseTrainer(Trainer):
 
     def batch_loss(self, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         images = self.training_images(batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device)):
+        with self.autocast():
             z1, z2 = (branch.embed(images) for branch in self.model.branches)
         distance, label = ordered_pairs(z1.float(), z2.float(), self.labels["train"][batch].to(self.device))
         return self.loss(distance, label, balanced=True), z1.float()
@@ -162,15 +157,12 @@ class TwoChannelTrainer(PseudoSiameseTrainer):
     network = TwoChannel
 
     def __init__(self, config: Config, table: pd.DataFrame) -> None:
-        super().__init__(config.model_copy(update={"embedding_dim": 1}), table)
+        super().__init__(config.model_copy(update={"embedding_dim": 1, "training_pairs": "sampled"}), table)
         self.loss = hinge_loss
-
-    def epoch_batches(self) -> list[Pairs]:
-        return pair_batches(make_pairs(self.labels["train"], self.rng), self.options.batch_size, self.rng)
 
     def batch_loss(self, batch: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
         images = self.training_images(np.concatenate([batch.first, batch.second]))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device)):
+        with self.autocast():
             scores = self.model.embed(torch.cat(images.chunk(2), dim=1))
         return self.loss(scores[:, 0].float(), torch.from_numpy(batch.label).to(self.device)), scores.float()
 
@@ -181,10 +173,9 @@ NETWORKS = {"siamese": Siamese, "pseudo-siamese": PseudoSiamese, "2-channel": Tw
 def trained(network: type[Siamese], base: Config, seed: int, folder: Path) -> tuple[Config, Siamese, float]:
     """The best epoch's network, deciding at its calibrated threshold, and the seconds that its epochs took."""
     epochs = max(1, round(base.hyperparameters.epochs / network.passes))
-    config = base.model_copy(update={
+    config = changed(base, {
         "seed": seed, "checkpoints_path": folder, "outputs_path": folder, "pretrained": False, "weights": None,
-        "training_pairs": "batch", "number_of_iterations": 1,
-        "hyperparameters": base.hyperparameters.model_copy(update={"epochs": epochs, "verbose": False}),
+        "training_pairs": "batch", "number_of_iterations": 1, "hyperparameters.epochs": epochs, "hyperparameters.verbose": False,
     })
     keep_freed_memory()
     with torch.random.fork_rng():

@@ -35,21 +35,20 @@ class Setting(NamedTuple):
     side: int  # pixels
     epochs: int
     images_per_class: int
-    erasing: float  # probability
 
 
-SETTINGS = {"Conv4": Setting(64, 14, 200, 0.5), "MobileNet": Setting(96, 14, 1600, 0.5), "resnet18": Setting(96, 10, 1600, 0.5)}
+SETTINGS = {"Conv4": Setting(64, 14, 200), "MobileNet": Setting(96, 14, 1600), "resnet18": Setting(96, 10, 1600)}
 
 
 def trained(backbone: str, seed: int, scratch: Path, settings: dict[str, object]) -> tuple[Config, SiameseNetwork]:
-    side, epochs, images_per_class, erasing = SETTINGS[backbone]
+    side, epochs, images_per_class = SETTINGS[backbone]
     name = "_".join([backbone, *(f"{key}={value}" for key, value in settings.items()), str(seed)])
     data, folder = scratch / f"scenes_{images_per_class}", scratch / name
     ensure_synthetic(data, images_per_class=images_per_class)
     base = load_config("config.yml", "Synthetic")
     config = changed(base, {
         "dataset": data.name, "data_path": data, "backbone_model": backbone, "seed": seed, "checkpoints_path": folder, "outputs_path": folder,
-        "image.size": [side, side], "image.RandomErasing": erasing, "hyperparameters.epochs": epochs, **settings,
+        "image.size": [side, side], "hyperparameters.epochs": epochs, **settings,
     })
     if not (folder / "history.csv").exists():
         train(config)

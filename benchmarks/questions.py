@@ -104,8 +104,7 @@ def measure(config: Config, table: pd.DataFrame) -> tuple[dict[str, float], pd.D
 def scratch(config: Config) -> Iterator[Config]:
     """The configuration with its results in a temporary folder, without progress bars."""
     with tempfile.TemporaryDirectory() as folder:
-        quiet = config.hyperparameters.model_copy(update={"verbose": False})
-        yield config.model_copy(update={"checkpoints_path": Path(folder), "hyperparameters": quiet})
+        yield changed(config, {"checkpoints_path": Path(folder), "hyperparameters.verbose": False})
 
 
 def plot_training(histories: dict[str, list[pd.DataFrame]]) -> plt.Figure:

@@ -88,13 +88,19 @@ def feature_maps(model: SiameseNetwork, batch: torch.Tensor, method: str = "cont
         return model.backbone[: split_at(model, method)](batch.to(model.mean.device))
 
 
+def embed_feature_maps(model: SiameseNetwork, features: torch.Tensor, method: str = "contrast") -> torch.Tensor:
+    """Embeddings (N, D) from the `feature_maps` (N, C, h, w) of the same method, in eval mode."""
+    with eval_mode(model):
+        return model.embed_features(model.backbone[split_at(model, method) :](features))
+
+
 def explain_features(
     model: SiameseNetwork, features1: torch.Tensor, features2: torch.Tensor, image_size: tuple[int, int], method: str = "contrast"
 ) -> Explanation:
     """As `explain`, from the `feature_maps` of the same method; maps are drawn at `image_size` (height, width)."""
     leaf = torch.cat([features1, features2]).detach().requires_grad_()
-    with eval_mode(model), torch.enable_grad():
-        z = model.embed_features(model.backbone[split_at(model, method) :](leaf))
+    with torch.enable_grad():
+        z = embed_feature_maps(model, leaf, method)
         z1, z2 = z.detach().chunk(2)
         distance = embedding_distance(z1, z2)
         is_similar = model.dissimilarity(distance) < model.threshold
@@ -118,8 +124,8 @@ def explain_features(
 def own_evidence(model: SiameseNetwork, batch: torch.Tensor) -> torch.Tensor:
     """What takes each image (N, 3, H, W) away from the mean training embedding, read as by `contrast`: shape (N, H, W), >= 0."""
     leaf = feature_maps(model, batch).requires_grad_()
-    with eval_mode(model), torch.enable_grad():
-        z = model.embed_features(model.backbone[split_at(model, "contrast") :](leaf))
+    with torch.enable_grad():
+        z = embed_feature_maps(model, leaf)
         raw = _evidence(model, z, z.detach() - model.mean_embedding, leaf, "contrast")
     return F.interpolate(raw[:, None].clamp(min=0), size=tuple(batch.shape[2:]), mode="bilinear", align_corners=False)[:, 0]
 

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional
 
 from utils.config import Config
-from utils.dataset import Pairs
+from utils.dataset import Pairs, seeded
 from utils.evaluation import SplitDistances, bootstrap_intervals, calibrate_threshold, score_pairs
 from utils.Siamese import ModelError, SiameseNetwork, backbone_blocks
 
@@ -89,8 +89,7 @@ def baseline_distances(images: torch.Tensor, pairs: Pairs, model: SiameseNetwork
 
 
 def _backbones(name: str, config: Config) -> dict[str, nn.Module]:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with seeded(config.seed):
         backbones = {"untrained backbone": nn.Sequential(*backbone_blocks(name))}
         if config.pretrained or config.weights is not None:
             try:

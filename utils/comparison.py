@@ -15,10 +15,10 @@ from utils.config import Config
 from utils.dataset import SUFFIXES, WHOLE, Box, DataError, Pairs, read_split, sides
 from utils.evaluation import similarity_matrix
 from utils.faithfulness import Interventions, strongest_region
-from utils.Grad_CAM import Explanation, explain_features, feature_maps, split_at
+from utils.Grad_CAM import Explanation, embed_feature_maps, explain_features, feature_maps
 from utils.matching import Match, region_similarity, strongest_matches
 from utils.reading import read_image, shrink
-from utils.Siamese import SiameseNetwork, eval_mode
+from utils.Siamese import SiameseNetwork
 
 
 class Comparison:
@@ -47,14 +47,9 @@ class Comparison:
             batch.append(model.preprocess(image))
         self.batch = torch.stack(batch)
         self.features = torch.cat([feature_maps(model, part, method) for part in self.batch.split(16)])
-        self.embeddings = self._embed()
+        with torch.no_grad():
+            self.embeddings = embed_feature_maps(model, self.features, method)
         self.similarity = similarity_matrix(model, self.embeddings)
-
-    @torch.no_grad()
-    def _embed(self) -> torch.Tensor:
-        """Embeddings of all images, shape (N, D), from their feature maps."""
-        with eval_mode(self.model):
-            return self.model.embed_features(self.model.backbone[split_at(self.model, self.method) :](self.features))
 
     def explain(self, first: int, second: int) -> Explanation:
         """The explanation of one pair, by position; its maps have the network's image size."""

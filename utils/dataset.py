@@ -9,8 +9,9 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -348,6 +349,14 @@ def pair_batches(pairs: Pairs, batch_size: int, rng: np.random.Generator) -> lis
     return [Pairs(*(column[part] for column in pairs)) for part in np.split(order, range(batch_size, len(order), batch_size))]
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """PyTorch's global CPU generator, from which torchvision and fresh layers draw, seeded inside and as it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds the GPUs too
+        yield
+
+
 class Augmentation:
     """The random transforms of the configuration, drawn anew for every image from the given seed.
 
@@ -390,8 +399,7 @@ class Augmentation:
         if self.transform is None:
             return images
         self.erasing.p = progress * self.options.RandomErasing
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator only
-            torch.default_generator.manual_seed(int(self.rng.integers(2**31)))  # not torch.manual_seed: it reseeds the GPUs too
+        with seeded(int(self.rng.integers(2**31))):
             return torch.stack([self.transform(image) for image in images])
 
 

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import update_bn
 from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm.auto import tqdm
 
+from utils.dataset import seeded
 from utils.Grad_CAM import Explanation, explain, feature_maps, own_evidence
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
@@ -275,8 +276,7 @@ def _evidence_for(similar: torch.Tensor, model: SiameseNetwork, batch1: torch.Te
 
 def _reset(parts: Iterable[nn.Module], seed: int) -> None:
     """Random weights, drawn on the CPU, so that they are the same for every device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds the GPUs too
+    with seeded(seed):
         for part in parts:  # the head first: in the network's own order, training's seed would give the weights it started from
             device = next(part.parameters()).device
             for module in part.cpu().modules():

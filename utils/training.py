@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from utils.config import Config, ConfigError, UserError, load_config
-from utils.dataset import Augmentation, Pairs, evaluation_pairs, evenly, image_batches, load_split, make_pairs, pair_batches, prepare_split
+from utils.dataset import Augmentation, Pairs, evaluation_pairs, evenly, image_batches, load_split, make_pairs, pair_batches, prepare_split, seeded
 from utils.early_stopping import EarlyStopping, best_epoch
 from utils.evaluation import calibrate_threshold, embed_images, pair_distances, score_pairs
 from utils.faithfulness import blurred_features, removable_share
@@ -142,12 +142,15 @@ class Trainer:
         """Augmented and normalised, as a batch on the device."""
         return self.model.normalize(self.augment(self.images["train"][positions], self.progress))
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device))
+
     def batch_loss(self, batch: np.ndarray | Pairs) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of a batch and the embeddings it comes from."""
         paired = isinstance(batch, Pairs)
         positions = np.concatenate([batch.first, batch.second]) if paired else batch
         images = self.training_images(positions)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device)):
+        with self.autocast():
             embeddings = self.model.embed(images)
         embeddings = embeddings.float()
         if paired:
@@ -208,8 +211,7 @@ def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
 
 def build_model(config: Config) -> SiameseNetwork:
     """The untrained network of a configuration; random weights depend on its seed only."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)  # not torch.manual_seed: it reseeds the GPUs too
+    with seeded(config.seed):
         return SiameseNetwork(
             config.backbone_model, config.pretrained, config.pooling, config.embedding_dim, config.image.size,
             config.weights, config.margin, config.threshold, config.image.normalization.mean, config.image.normalization.std,
