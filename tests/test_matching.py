@@ -1,7 +1,10 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from naive import take_secants
 from utils import matching
 from utils.Grad_CAM import feature_maps, local_mean, split_at
 from utils.matching import Match, region_similarity, strongest_matches
@@ -26,7 +29,10 @@ def images():
 
 def naive_contributions(model, features, method):
     """What every position of one feature map (1, C, h, w) adds to `z - mu`, by the whole Jacobian and loops."""
-    rest = model.backbone[split_at(model, method) :]
+    model, split = copy.deepcopy(model), split_at(model, method)
+    rest = model.backbone[split:]
+    if method == "contrast":
+        take_secants(model, split - 1, features.shape[2:])
     jacobian = torch.autograd.functional.jacobian(lambda maps: model.embed_features(rest(maps))[0], features)[:, 0]  # (D, C, h, w)
     if method == "distance":
         jacobian = jacobian.mean((2, 3), keepdim=True).expand_as(jacobian)

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from utils.deeplift import RescaleRule
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 METHODS = ("contrast", "distance")
@@ -94,19 +96,29 @@ def embed_feature_maps(model: SiameseNetwork, features: torch.Tensor, method: st
         return model.embed_features(model.backbone[split_at(model, method) :](features))
 
 
+def traced(model: SiameseNetwork, features: torch.Tensor, method: str = "contrast") -> tuple[torch.Tensor, torch.Tensor]:
+    """The `feature_maps` (N, C, h, w) as a leaf and their embeddings (N, D), whose gradients are those that `method` wants."""
+    leaf = features.detach().requires_grad_()
+
+    def embed(maps: torch.Tensor) -> torch.Tensor:
+        return embed_feature_maps(model, maps, method)
+
+    rule = RescaleRule(embed, _nothing(model).expand(1, *leaf.shape[1:])) if method == "contrast" else nullcontext()
+    with torch.enable_grad(), rule:
+        return leaf, embed(leaf)
+
+
 def explain_features(
     model: SiameseNetwork, features1: torch.Tensor, features2: torch.Tensor, image_size: tuple[int, int], method: str = "contrast"
 ) -> Explanation:
     """As `explain`, from the `feature_maps` of the same method; maps are drawn at `image_size` (height, width)."""
-    leaf = torch.cat([features1, features2]).detach().requires_grad_()
-    with torch.enable_grad():
-        z = embed_feature_maps(model, leaf, method)
-        z1, z2 = z.detach().chunk(2)
-        distance = embedding_distance(z1, z2)
-        is_similar = model.dissimilarity(distance) < model.threshold
-        sign = torch.where(is_similar, 1.0, -1.0)[:, None]
-        wanted = sign * _towards_similar(model, z1, z2, method)
-        raw = torch.stack(_evidence(model, z, wanted.flatten(0, 1), leaf, method).chunk(2), dim=1)
+    leaf, z = traced(model, torch.cat([features1, features2]), method)
+    z1, z2 = z.detach().chunk(2)
+    distance = embedding_distance(z1, z2)
+    is_similar = model.dissimilarity(distance) < model.threshold
+    sign = torch.where(is_similar, 1.0, -1.0)[:, None]
+    wanted = sign * _towards_similar(model, z1, z2, method)
+    raw = torch.stack(_evidence(model, z, wanted.flatten(0, 1), leaf, method).chunk(2), dim=1)
     maps, peaks, empty = _normalised(torch.stack([raw, -raw], dim=2), image_size)
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
@@ -123,10 +135,8 @@ def explain_features(
 
 def own_evidence(model: SiameseNetwork, batch: torch.Tensor) -> torch.Tensor:
     """What takes each image (N, 3, H, W) away from the mean training embedding, read as by `contrast`: shape (N, H, W), >= 0."""
-    leaf = feature_maps(model, batch).requires_grad_()
-    with torch.enable_grad():
-        z = embed_feature_maps(model, leaf)
-        raw = _evidence(model, z, z.detach() - model.mean_embedding, leaf, "contrast")
+    leaf, z = traced(model, feature_maps(model, batch))
+    raw = _evidence(model, z, z.detach() - model.mean_embedding, leaf, "contrast")
     return F.interpolate(raw[:, None].clamp(min=0), size=tuple(batch.shape[2:]), mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -169,7 +179,12 @@ def weighted(model: SiameseNetwork, gradient: torch.Tensor, features: torch.Tens
     """
     if method == "distance":
         return (gradient.mean((-2, -1), keepdim=True) * features).sum(-3)
-    return (gradient * (features - model.blurred_features[:, None, None])).sum(-3)
+    return (gradient * (features - _nothing(model))).sum(-3)
+
+
+def _nothing(model: SiameseNetwork) -> torch.Tensor:
+    """What `contrast` takes for an image without anything to see, at every position of the fine feature map: (C, 1, 1)."""
+    return model.blurred_features[:, None, None]
 
 
 def local_mean(maps: torch.Tensor, spread: float = SPREAD) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from utils.Grad_CAM import embed_feature_maps, local_mean, weighted
+from utils.Grad_CAM import local_mean, traced, weighted
 from utils.Siamese import SiameseNetwork
 
 APART = 0.2  # of the map's longer side: positions nearer to a chosen match than this belong to it
@@ -46,11 +46,9 @@ def region_similarity(model: SiameseNetwork, features1: torch.Tensor, features2:
 
 def _contributions(model: SiameseNetwork, features: torch.Tensor, method: str) -> torch.Tensor:
     """What each position of N feature maps (N, C, h, w) adds to `z - mu`, shape (N, D, h, w)."""
-    leaf = features.detach().requires_grad_()
-    with torch.enable_grad():
-        z = embed_feature_maps(model, leaf, method)
-        directions = torch.eye(z.shape[1], device=z.device)[:, None].expand(-1, *z.shape)
-        (gradient,) = torch.autograd.grad(z, leaf, directions, is_grads_batched=True)  # (D, N, C, h, w)
+    leaf, z = traced(model, features, method)
+    directions = torch.eye(z.shape[1], device=z.device)[:, None].expand(-1, *z.shape)
+    (gradient,) = torch.autograd.grad(z, leaf, directions, is_grads_batched=True)  # (D, N, C, h, w)
     parts = weighted(model, gradient, features, method).transpose(0, 1)
     rest = (z.detach() - model.mean_embedding) - parts.sum((2, 3))
     return parts + rest[..., None, None] / parts[0, 0].numel()
