@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -99,13 +99,12 @@ def embed_feature_maps(model: SiameseNetwork, features: torch.Tensor, method: st
 def traced(model: SiameseNetwork, features: torch.Tensor, method: str = "contrast") -> tuple[torch.Tensor, torch.Tensor]:
     """The `feature_maps` (N, C, h, w) as a leaf and their embeddings (N, D), whose gradients are those that `method` wants."""
     leaf = features.detach().requires_grad_()
-
-    def embed(maps: torch.Tensor) -> torch.Tensor:
-        return embed_feature_maps(model, maps, method)
-
-    rule = RescaleRule(embed, _nothing(model).expand(1, *leaf.shape[1:])) if method == "contrast" else nullcontext()
-    with torch.enable_grad(), rule:
-        return leaf, embed(leaf)
+    with torch.enable_grad():
+        if method == "distance":
+            return leaf, embed_feature_maps(model, leaf, method)
+        with RescaleRule():
+            reference = _nothing(model).expand_as(leaf[:1]).contiguous(memory_format=torch.channels_last)
+            return leaf, embed_feature_maps(model, torch.cat([leaf, reference]))[:-1]
 
 
 def explain_features(
@@ -188,13 +187,19 @@ def _nothing(model: SiameseNetwork) -> torch.Tensor:
 
 
 def local_mean(maps: torch.Tensor, spread: float = SPREAD) -> torch.Tensor:
-    """Maps (..., h, w) averaged over a Gaussian neighbourhood, `spread` times the sides.
+    """Maps (..., h, w) averaged over a Gaussian neighbourhood, `spread` times the sides; borders are mirrored.
 
     Position by position, evidence for and against alternates within one object; what counts is a neighbourhood's.
     """
-    sides = maps.shape[:-3:-1]  # torchvision wants width first
-    reach = [min(math.ceil(2.5 * spread * side), side - 1) for side in sides]
-    return gaussian_blur(maps, [2 * r + 1 for r in reach], [spread * side for side in sides])
+    rows, columns = (_neighbourhood(side, spread).to(maps) for side in maps.shape[-2:])
+    return rows @ maps @ columns.T
+
+
+@lru_cache
+def _neighbourhood(side: int, spread: float) -> torch.Tensor:
+    """The Gaussian mean along one side as a matrix (side, side): faster on small maps than a convolution."""
+    reach = min(math.ceil(2.5 * spread * side), side - 1)
+    return gaussian_blur(torch.eye(side)[None], [1, 2 * reach + 1], [spread * side] * 2)[0]
 
 
 def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
