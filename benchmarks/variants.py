@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from benchmarks.localisation import intruders_that_matter
 from utils.config import Config
 from utils.dataset import KINDS, load_split, read_split
+from utils.deeplift import RescaleRule
 from utils.evaluation import embed_images, measure_split
 from utils.faithfulness import Interventions, blur, energy_ratio, pointing_game, strongest_region
 from utils.Grad_CAM import local_mean
@@ -33,12 +34,17 @@ class Variant(NamedTuple):
     reference: str = "population"  # where a region's going takes an embedding: its mean; or the mean of `own class`, of the `other class` nearest
     layer: str = "fine"  # final, fine, earlier: the fine map's resolution doubled; a + b: their mean; a x b: their geometric mean
     spread: float = 0.05
-    baseline: str = "blurred images"  # their mean activation is subtracted first; or that of `images`, of `this image blurred`, or `nothing`
+    baseline: str = "blurred images"  # the reference: their mean activation; or that of `images`, of `this image blurred`, or `nothing`
+    rule: str = "secants"  # DeepLIFT's rescale rule from the reference; or `derivative`; or its mean over `N points` of the way from there
     mean_weights: bool = False
 
 
 VARIANTS = [
     Variant("contrast"),
+    Variant("derivatives instead of DeepLIFT's secants", rule="derivative"),
+    Variant("integrated gradients, 1 point", rule="1 points"),
+    Variant("integrated gradients, 2 points", rule="2 points"),
+    Variant("integrated gradients, 10 points", rule="10 points"),
     Variant("target: derivative of the squared distance", removable=0),
     Variant("target: from the mean embedding, r = 1", removable=1),
     Variant("target: <z1 - mu, z2 - mu>", removable=2),
@@ -51,11 +57,11 @@ VARIANTS = [
     Variant("fused: mean of fine and final layer", layer="fine + final"),
     Variant("fused: geometric mean of fine and final layer", layer="fine x final"),
     Variant("fused: mean of fine and earlier layer", layer="fine + earlier"),
-    Variant("mean weights (Grad-CAM)", mean_weights=True),
+    Variant("mean weights (Grad-CAM)", mean_weights=True, rule="derivative"),
     Variant("baseline: nothing", baseline="nothing"),
     Variant("baseline: mean over sharp images", baseline="images"),
     Variant("baseline: this image blurred", baseline="this image blurred"),
-    Variant("distance (the paper's)", removable=0, layer="final", spread=0, baseline="nothing", mean_weights=True),
+    Variant("distance (the paper's)", removable=0, layer="final", spread=0, baseline="nothing", mean_weights=True, rule="derivative"),
 ]
 
 
@@ -91,6 +97,30 @@ def references(model: SiameseNetwork, variant: Variant, class_means: torch.Tenso
     return class_means[nearest[:, 0 if variant.reference == "own class" else 1]]
 
 
+def gradients(model: SiameseNetwork, block: int, features: torch.Tensor, baseline: torch.Tensor, wanted: torch.Tensor, rule: str) -> torch.Tensor:
+    """How the feature maps (N, C, h, w) behind a block move their embeddings in the `wanted` directions (N, D), of the maps' shape."""
+
+    def carried_back(maps: torch.Tensor, direction: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
+        leaf = maps.clone().requires_grad_()
+        with eval_mode(model):
+            if reference is None:
+                z = model.embed_features(model.backbone[block:](leaf))
+            else:
+                with RescaleRule():
+                    z = model.embed_features(model.backbone[block:](torch.cat([leaf, reference])))[:-1]
+        return torch.autograd.grad(z, leaf, direction)[0]
+
+    if rule == "derivative":
+        return carried_back(features, wanted)
+    if rule == "secants":
+        if len(baseline) == 1:
+            return carried_back(features, wanted, baseline)
+        return torch.cat([carried_back(*parts) for parts in zip(features.split(1), wanted.split(1), baseline.split(1))])
+    points = int(rule.split()[0])
+    way = [(k + 0.5) / points for k in range(points)]
+    return sum(carried_back(baseline + part * (features - baseline), wanted) for part in way) / points
+
+
 def layer_maps(model, variant, class_means, batch, first, second) -> torch.Tensor:
     """As `signed_maps`, of one layer."""
     block = block_of(model, variant.layer)
@@ -98,26 +128,24 @@ def layer_maps(model, variant, class_means, batch, first, second) -> torch.Tenso
     batch, (first, second) = batch[needed], ends.reshape(2, -1)
     with eval_mode(model), torch.no_grad():
         features, blurred = (torch.cat([model.backbone[:block](part) for part in images.split(64)]) for images in (batch, blur(batch)))
-    baseline = {
-        "nothing": torch.zeros(1, 1, 1, 1), "images": features.mean((0, 2, 3), keepdim=True),
-        "blurred images": blurred.mean((0, 2, 3), keepdim=True), "this image blurred": blurred,
-    }[variant.baseline].expand(features.shape)
+        embeddings = torch.cat([model.embed_features(model.backbone[block:](part)) for part in features.split(64)])
+    baselines = {
+        "nothing": torch.zeros_like(features[:1]), "images": features.mean((0, 2, 3), keepdim=True).expand_as(features[:1]),
+        "blurred images": blurred.mean((0, 2, 3), keepdim=True).expand_as(features[:1]), "this image blurred": blurred,
+    }[variant.baseline]
     removable = model.removable if variant.removable is None else variant.removable
     maps = []
     for i in range(0, len(first), 32):
         chosen = np.concatenate([first[i : i + 32], second[i : i + 32]])
-        leaf = features[chosen].requires_grad_()
-        with eval_mode(model):
-            z = model.embed_features(model.backbone[block:](leaf))
-        own = z.detach()
+        own, baseline = embeddings[chosen], baselines if len(baselines) == 1 else baselines[chosen]
         partner = torch.cat(own.chunk(2)[::-1])
         mu = references(model, variant, class_means, own)
         similar = model.dissimilarity((own - partner).norm(dim=1)) < model.threshold
         wanted = (2 * (partner - mu) - (2 - removable) * (own - mu)) * torch.where(similar, 1, -1)[:, None]
-        (gradient,) = torch.autograd.grad(z, leaf, wanted)
+        gradient = gradients(model, block, features[chosen], baseline, wanted, variant.rule)
         if variant.mean_weights:
             gradient = gradient.mean((2, 3), keepdim=True)
-        raw = torch.stack((gradient * (leaf.detach() - baseline[chosen])).sum(1).chunk(2), 1)
+        raw = torch.stack((gradient * (features[chosen] - baseline)).sum(1).chunk(2), 1)
         if variant.spread:
             raw = local_mean(raw, variant.spread)
         maps.append(F.interpolate(raw, size=tuple(batch.shape[2:]), mode="bilinear"))

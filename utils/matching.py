@@ -25,11 +25,11 @@ class Match(NamedTuple):
 def region_similarity(model: SiameseNetwork, features1: torch.Tensor, features2: torch.Tensor, method: str = "contrast") -> torch.Tensor:
     """The similarity of one pair, split over its positions.
 
-    What position p adds to an embedding is `u_p = sum_c (dz/dA_cp) (A_cp - b_c)`, b what a blurred image has there on average
-    (`distance`: b = 0, and the derivative averaged over the positions first). What these leave of `z - mu` is spread evenly, so
-    that `z - mu = sum_p u_p`, and how alike the images are, compared with the mean training embedding mu, is
-    `<z1 - mu, z2 - mu> = sum_pq <u1_p, u2_q>`. Its terms say how much position p of image 1 and position q of image 2 together
-    speak for "similar".
+    What position p adds to an embedding is `u_p = sum_c (dz/dA_cp) (A_cp - b_c)`, b what a blurred image has there on average,
+    dz/dA by DeepLIFT's rescale rule (`distance`: b = 0, and the derivative averaged over the positions). What these leave of
+    `z - mu` is spread evenly, so that `z - mu = sum_p u_p`, and how alike the images are, compared with the mean training
+    embedding mu, is `<z1 - mu, z2 - mu> = sum_pq <u1_p, u2_q>`. Its terms say how much position p of image 1 and position q of
+    image 2 together speak for "similar".
 
     Args:
         features1, features2: `Grad_CAM.feature_maps` of the two images by the same method, each of shape (1, C, h, w).
