@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torchvision
@@ -89,6 +91,25 @@ def test_other_functions_and_what_follows_keep_their_derivatives():
     after = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.relu(after - 1).pow(2), after)
     assert gradient.item() == 2
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalisation_gives_and_passes_back_what_it_always_does(training, affine):
+    layer = nn.BatchNorm2d(3, affine=affine, momentum=None).train()
+    generator = torch.Generator().manual_seed(0)
+    layer(torch.randn(4, 3, 5, 5, generator=generator) * 2 + 1)
+    if affine:
+        layer.weight.data, layer.bias.data = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 1.0, 2.0])
+    layer.train(training)
+    x, direction = torch.randn(2, 4, 3, 5, 5, generator=generator)
+    results = []
+    for rule in (RescaleRule(), nullcontext()):
+        leaf = x.clone().requires_grad_()
+        with rule:
+            y = layer(leaf)
+        results.append((y, *torch.autograd.grad(y, leaf, direction)))
+    assert all(torch.allclose(ours, usual, atol=1e-5) for ours, usual in zip(*results))
 
 
 def test_embeddings_are_unchanged_and_derivatives_may_be_taken_for_many_directions_at_once():
