@@ -112,9 +112,10 @@ def test_maps_equal_plain_autograd_of_each_image(name, pooling, size, method):
         similar, raw = plain_autograd(model, name, pooling, batch1[n], batch2[n], method)
         assert explanation.is_similar[n] == similar
         assert np.allclose(explanation.raw[n], raw, rtol=1e-3, atol=1e-4 * abs(raw).max())
+        found = explanation.raw[n].numpy()
         for k in range(2):
-            assert raw[k].any()
-            for i, (maps, signed) in enumerate([(explanation.factual, raw), (explanation.counterfactual, -raw)]):
+            assert found[k].any()
+            for i, (maps, signed) in enumerate([(explanation.factual, found), (explanation.counterfactual, -found)]):
                 expected = bilinear(np.maximum(signed[k].astype(float), 0), size)
                 assert explanation.empty[n, k, i] == (expected.max() == 0)
                 assert abs(maps[n, k].numpy() - expected / (expected.max() or 1)).max() < 1e-5

@@ -49,7 +49,7 @@ def test_a_network_worked_out_by_hand():
 def test_the_slope_of_every_nonlinearity(function, x, reference, slope):
     z, found = multipliers(function, torch.tensor([[x, reference]]), torch.full((1, 2), reference))
     assert found[0].tolist() == pytest.approx([slope, 0], rel=1e-5)
-    assert torch.equal(z, function(torch.tensor([[x, reference]])))
+    assert torch.allclose(z, function(torch.tensor([[x, reference]])))
 
 
 @pytest.mark.parametrize("pooling", ["gem", "avg"])
@@ -123,4 +123,4 @@ def test_embeddings_are_unchanged_and_derivatives_may_be_taken_for_many_directio
     (together,) = torch.autograd.grad(z, leaf, torch.eye(3)[:, None].expand(3, 2, 3), is_grads_batched=True, retain_graph=True)
     for direction, found in zip(torch.eye(3), together):
         (one,) = torch.autograd.grad(z, leaf, direction.expand(2, 3), retain_graph=True)
-        assert torch.allclose(found, one, atol=1e-7)
+        assert torch.allclose(found, one, rtol=1e-3, atol=1e-7)
