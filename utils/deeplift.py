@@ -53,6 +53,7 @@ def _normalise(
     x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """Batch normalisation with fixed statistics as the product and sum that it is: PyTorch's backward pass for it is slower."""
-    scale = (weight * (variance + eps).rsqrt()).detach()
-    shift = (bias - mean * scale).detach()
-    return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
+    with torch.no_grad():
+        scale = weight * (variance + eps).rsqrt()
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+    return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1))
