@@ -35,7 +35,7 @@ class Variant(NamedTuple):
     layer: str = "fine"  # final, fine, earlier: the fine map's resolution doubled; a + b: their mean; a x b: their geometric mean
     spread: float = 0.05
     baseline: str = "blurred images"  # the reference: their mean activation; or that of `images`, of `this image blurred`, or `nothing`
-    rule: str = "secants"  # DeepLIFT's rescale rule from the reference; or `derivative`; or its mean over `N points` of the way from there
+    rule: str = "secants"  # DeepLIFT's rescale rule from the reference; or `derivative`; or the derivative's mean over `N points` of the way from there
     mean_weights: bool = False
 
 

@@ -52,8 +52,11 @@ def test_the_slope_of_every_nonlinearity(function, x, reference, slope):
     assert torch.allclose(z, function(torch.tensor([[x, reference]])))
 
 
+WITH_PRODUCTS = ["regnet_y_400mf", "mobilenet_v3_small", "efficientnet_b0"]  # squeeze-and-excitation
+
+
 @pytest.mark.parametrize("pooling", ["gem", "avg"])
-@pytest.mark.parametrize("backbone", ["Conv4", "MobileNet", "resnet18", "densenet121", "shufflenet_v2_x0_5", "regnet_x_400mf", "mnasnet0_5"])
+@pytest.mark.parametrize("backbone", ["Conv4", "MobileNet", "resnet18", "densenet121", "shufflenet_v2_x0_5", "regnet_x_400mf", "mnasnet0_5", *WITH_PRODUCTS])
 def test_what_positions_give_adds_up_to_the_difference(backbone, pooling):
     torch.manual_seed(0)
     model = SiameseNetwork(backbone, pooling=pooling, image_size=(64, 64))
@@ -91,6 +94,20 @@ def test_other_functions_and_what_follows_keep_their_derivatives():
     after = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.relu(after - 1).pow(2), after)
     assert gradient.item() == 2
+
+
+def test_a_product_of_two_maps_shares_its_difference():
+    """(2 * 3) - (1 * 5), from (a, b) = (1, 5) to (2, 3): slopes (3 + 5) / 2 = 4 and (2 + 1) / 2 = 1.5; 4 - 3 = 1."""
+    x, reference = torch.tensor([[2.0], [3.0]]).view(1, 2, 1, 1), torch.tensor([[1.0], [5.0]]).view(1, 2, 1, 1)
+    z, found = multipliers(lambda maps: (maps[:, :1] * maps[:, 1:]).flatten(1), x, reference)
+    assert z.item() == 6 and found.flatten().tolist() == [4.0, 1.5]
+
+
+def test_batch_normalisation_of_vectors_is_left_alone():
+    layer, x = nn.BatchNorm1d(3).eval(), torch.randn(4, 3)
+    with RescaleRule():
+        y = layer(x)
+    assert torch.equal(y, layer(x))
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -54,10 +54,11 @@ def explain(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, m
         method: `contrast` asks what keeps the pair together, or apart, if a region goes. A region's going takes z1 a share r of
             the way to the mean training embedding mu (`model.removable`, measured after training). The derivative of `-D^2` with
             respect to z1, averaged over that way (integrated gradients, Sundararajan et al. 2017, Eq. 1; exact, as D^2 is
-            quadratic), is `2 (z2 - mu) - (2 - r) (z1 - mu)`; for z2 likewise. It is carried back to the fine feature map and read
-            position by position, `sum_c g_c (A_c - b_c)` (HiResCAM, Draelos & Carin 2020, Eq. 5, less b, what a blurred image
-            has there on average), as a mean over a Gaussian neighbourhood. `distance` is the paper's: the derivative of `-D^2`
-            (r = 0), weighted as Grad-CAM (Selvaraju et al. 2017, Eq. 1-2), `sum_c mean_hw(g_c) A_c`, on the final feature map.
+            quadratic, is `2 (z2 - mu) - (2 - r) (z1 - mu)`; for z2 likewise. DeepLIFT's rescale rule (`utils.deeplift`) carries it
+            back to the fine feature map A as multipliers g, its reference b what a blurred image has there on average; they are
+            read position by position, `sum_c g_c (A_c - b_c)`, as a mean over a Gaussian neighbourhood. `distance` is the
+            paper's: the derivative of `-D^2` (r = 0), weighted as Grad-CAM (Selvaraju et al. 2017, Eq. 1-2),
+            `sum_c mean_hw(g_c) A_c`, on the final feature map.
             Both give one signed map: evidence for "similar", its opposite for "dissimilar".
 
     Raises:
@@ -103,7 +104,7 @@ def traced(model: SiameseNetwork, features: torch.Tensor, method: str = "contras
         if method == "distance":
             return leaf, embed_feature_maps(model, leaf, method)
         with RescaleRule():
-            reference = _nothing(model).expand_as(leaf[:1]).contiguous(memory_format=torch.channels_last)
+            reference = _blurred(model).expand_as(leaf[:1]).contiguous(memory_format=torch.channels_last)
             return leaf, embed_feature_maps(model, torch.cat([leaf, reference]))[:-1]
 
 
@@ -172,17 +173,17 @@ def _evidence(model: SiameseNetwork, z: torch.Tensor, wanted: torch.Tensor, leaf
 
 
 def weighted(model: SiameseNetwork, gradient: torch.Tensor, features: torch.Tensor, method: str) -> torch.Tensor:
-    """Feature maps (..., C, h, w) weighted by a gradient of the same shape and summed over their channels: (..., h, w).
+    """Feature maps (..., C, h, w) weighted by a gradient, or multipliers, of that shape and summed over their channels: (..., h, w).
 
     `contrast` takes off what blurring would leave of them on average: what remains is what a region's going takes away.
     """
     if method == "distance":
         return (gradient.mean((-2, -1), keepdim=True) * features).sum(-3)
-    return (gradient * (features - _nothing(model))).sum(-3)
+    return (gradient * (features - _blurred(model))).sum(-3)
 
 
-def _nothing(model: SiameseNetwork) -> torch.Tensor:
-    """What `contrast` takes for an image without anything to see, at every position of the fine feature map: (C, 1, 1)."""
+def _blurred(model: SiameseNetwork) -> torch.Tensor:
+    """What a blurred image has on average at any position of the fine feature map, the reference of `contrast`: (C, 1, 1)."""
     return model.blurred_features[:, None, None]
 
 
@@ -196,6 +197,7 @@ def local_mean(maps: torch.Tensor, spread: float = SPREAD) -> torch.Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)
 def _neighbourhood(side: int, spread: float) -> torch.Tensor:
     """The Gaussian mean along one side as a matrix (side, side): faster on small maps than a convolution."""
     reach = min(math.ceil(2.5 * spread * side), side - 1)
