@@ -2,11 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import variants
 from benchmarks.architectures import PseudoSiamese, Siamese, TwoChannel, compare_all, hinge_loss, ordered_pairs, position_by_position
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
 from utils.config import Config
 from utils.dataset import Pairs
-from utils.Siamese import ContrastiveLoss
+from utils.faithfulness import blurred_features
+from utils.Grad_CAM import explain
+from utils.Siamese import ContrastiveLoss, SiameseNetwork
 
 ARCHITECTURE = {"backbone_model": "Conv4", "embedding_dim": 4, "image_size": (16, 16)}
 IMAGES = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -106,3 +109,17 @@ def test_only_the_naive_split_parts_groups(colour_folder):
         return table.groupby([table.label, table.file.str.extract(r"/(.)_")[0]]).split.nunique().max() > 1
 
     assert parted(split_of(config, naive=True)) and not parted(split_of(config, naive=False))
+
+
+def test_the_first_variant_is_contrast():
+    torch.manual_seed(0)
+    model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(24, 24)).eval()
+    batch, first, second = torch.randn(4, 3, 24, 24), np.array([0, 1, 0]), np.array([2, 3, 3])
+    model.mean_embedding.copy_(model.embed(batch).mean(0).detach() / 2)
+    model.blurred_features.copy_(blurred_features(model, batch))
+    model.removable.fill_(0.7)
+    expected = explain(model, batch[first], batch[second]).raw
+    found = variants.signed_maps(model, variants.VARIANTS[0], None, batch, first, second)
+    assert variants.VARIANTS[0] == variants.Variant("contrast") and expected.any()
+    drawn = torch.nn.functional.interpolate(expected, size=(24, 24), mode="bilinear")
+    assert torch.allclose(found, drawn, rtol=1e-3, atol=1e-4 * float(drawn.abs().max()))
