@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from benchmarks.localisation import intruders_that_matter
 from utils.config import Config
 from utils.dataset import KINDS, load_split, read_split
-from utils.deeplift import RescaleRule
+from utils.deeplift import from_reference
 from utils.evaluation import embed_images, measure_split
 from utils.faithfulness import Interventions, blur, energy_ratio, pointing_game, strongest_region
 from utils.Grad_CAM import local_mean
@@ -100,14 +100,13 @@ def references(model: SiameseNetwork, variant: Variant, class_means: torch.Tenso
 def gradients(model: SiameseNetwork, block: int, features: torch.Tensor, baseline: torch.Tensor, wanted: torch.Tensor, rule: str) -> torch.Tensor:
     """How the feature maps (N, C, h, w) behind a block move their embeddings in the `wanted` directions (N, D), of the maps' shape."""
 
+    def embed(maps: torch.Tensor) -> torch.Tensor:
+        return model.embed_features(model.backbone[block:](maps))
+
     def carried_back(maps: torch.Tensor, direction: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
         leaf = maps.clone().requires_grad_()
         with eval_mode(model):
-            if reference is None:
-                z = model.embed_features(model.backbone[block:](leaf))
-            else:
-                with RescaleRule():
-                    z = model.embed_features(model.backbone[block:](torch.cat([leaf, reference])))[:-1]
+            z = embed(leaf) if reference is None else from_reference(embed, leaf, reference)
         return torch.autograd.grad(z, leaf, direction)[0]
 
     if rule == "derivative":

@@ -6,14 +6,13 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from utils.deeplift import RescaleRule
+from utils.deeplift import RescaleRule, from_reference
 from utils.Siamese import SiameseNetwork
 
 
 def multipliers(network, x, reference, direction=None):
     x = x.clone().requires_grad_()
-    with RescaleRule():
-        z = network(torch.cat([x, reference]))[:-1]
+    z = from_reference(network, x, reference)
     (gradient,) = torch.autograd.grad(z, x, torch.ones_like(z) if direction is None else direction)
     return z.detach(), gradient
 
@@ -134,8 +133,7 @@ def test_embeddings_are_unchanged_and_derivatives_may_be_taken_for_many_directio
     model = SiameseNetwork("Conv4", embedding_dim=3, image_size=(16, 16)).eval()
     images = torch.randn(2, 3, 16, 16)
     leaf = images.clone().requires_grad_()
-    with RescaleRule():
-        z = model.embed(torch.cat([leaf, torch.zeros(1, 3, 16, 16)]))[:-1]
+    z = from_reference(model.embed, leaf, torch.zeros(1, 3, 16, 16))
     assert torch.allclose(z, model.embed(images), atol=1e-6)
     (together,) = torch.autograd.grad(z, leaf, torch.eye(3)[:, None].expand(3, 2, 3), is_grads_batched=True, retain_graph=True)
     for direction, found in zip(torch.eye(3), together):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from utils.deeplift import RescaleRule
+from utils.deeplift import from_reference
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 METHODS = ("contrast", "distance")
@@ -103,9 +103,8 @@ def traced(model: SiameseNetwork, features: torch.Tensor, method: str = "contras
     with torch.enable_grad():
         if method == "distance":
             return leaf, embed_feature_maps(model, leaf, method)
-        with RescaleRule():
-            reference = _blurred(model).expand_as(leaf[:1]).contiguous(memory_format=torch.channels_last)
-            return leaf, embed_feature_maps(model, torch.cat([leaf, reference]))[:-1]
+        reference = _blurred(model).expand_as(leaf[:1]).contiguous(memory_format=torch.channels_last)
+        return leaf, from_reference(lambda maps: embed_feature_maps(model, maps), leaf, reference)
 
 
 def explain_features(

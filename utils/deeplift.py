@@ -12,6 +12,16 @@ from torch.overrides import TorchFunctionMode
 NONLINEAR = {F.relu, F.hardtanh, F.silu, F.hardswish, F.hardsigmoid, F.gelu, torch.sigmoid, torch.Tensor.clamp, torch.Tensor.pow}
 
 
+def from_reference(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """`network(x)` for x (N, ...), whose gradients are DeepLIFT's multipliers from a reference (1, ...) of the same kind.
+
+    Example:
+        >>> (multipliers,) = torch.autograd.grad(from_reference(network, x, reference), x, direction)
+    """
+    with RescaleRule():
+        return network(torch.cat([x, reference]))[:-1]
+
+
 class RescaleRule(TorchFunctionMode):
     """Within it, a network passes back slopes from a reference, the last element of its batch, instead of derivatives.
 
@@ -21,11 +31,6 @@ class RescaleRule(TorchFunctionMode):
     z(x) - z(r)`. A product of two maps (squeeze-and-excitation) shares its difference evenly between them. So the sum is exact in
     ResNet, MobileNet, EfficientNet, RegNet and DenseNet. All other functions keep their derivative: maxima over places that differ
     in the reference (VGG, GoogLeNet), layer normalisation (ConvNeXt). There the sum holds only roughly.
-
-    Example:
-        >>> with RescaleRule():
-        ...     z = network(torch.cat([x, reference]))[:-1]  # x (N, ...), reference (1, ...)
-        >>> (multipliers,) = torch.autograd.grad(z, x, direction)
     """
 
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
