@@ -1,5 +1,6 @@
 # make run    the three notebooks on DATASET (default: the built-in Synthetic), into outputs/
-# make test   the notebooks against their stored outputs, and the tests
+# make test   make lint, then the notebooks against their stored outputs, and the tests
+# make lint   style (ruff) and the direction of imports (import-linter)
 # Without make (Windows): see README.md, "Set-up".
 
 DATASET ?= Synthetic
@@ -12,7 +13,7 @@ VENV_BIN = .venv/bin
 endif
 NOTEBOOKS = 01_Train_Siamese_model 02_Inference 03_Evaluate
 
-.PHONY: run test clean
+.PHONY: run test lint clean
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.12')"
@@ -27,7 +28,16 @@ run: .venv/installed
 	done
 	@echo "Figures, tables and the executed notebooks are in $(OUT)/"
 
-test: .venv/installed
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(VENV_BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+lint: .venv/installed-dev
+	$(VENV_BIN)/python -m ruff check
+	$(VENV_BIN)/python -m ruff format --check
+	$(VENV_BIN)/lint-imports
+
+test: lint
 	$(VENV_BIN)/python -m pytest --nbval
 
 clean:

@@ -1,4 +1,6 @@
-"""Gives every pytest run, notebooks included, a place of its own: the user's config.yml, data and results stay untouched."""
+"""Gives every pytest run, notebooks included, a place of its own: the user's config.yml, data and results stay
+untouched."""
+
 import os
 import shutil
 import tempfile
@@ -10,7 +12,6 @@ import pytest
 from PIL import Image
 
 from utils.config import SANDBOX
-
 
 FOLDER = pytest.StashKey[Path]()
 

@@ -1,12 +1,15 @@
-"""Is the siamese network the right one of the three classical networks for comparing images (Zagoruyko & Komodakis, 2015)?
+"""Is the siamese network the right one of the three classical networks for comparing images (Zagoruyko & Komodakis,
+2015)?
 
     python -m benchmarks.architectures --dataset Synthetic --seeds 3
 
-The other two stay out of `utils`: there an image is embedded once, however many pairs it is in. A pseudo-siamese network embeds it
-once per side of a pair, and a 2-channel network has no embedding, so every pair is a pass of its own. All three train from random
-weights on the same images with the same settings, and on the same budget: epochs x images x passes per image and epoch through a
-backbone (siamese 1; pseudo-siamese 2; 2-channel 2, as two pairs start from every image).
+The other two stay out of `utils`: there an image is embedded once, however many pairs it is in. A pseudo-siamese
+network embeds it once per side of a pair, and a 2-channel network has no embedding, so every pair is a pass of its own.
+All three train from random weights on the same images with the same settings, and on the same budget: epochs x images x
+passes per image and epoch through a backbone (siamese 1; pseudo-siamese 2; 2-channel 2, as two pairs start from every
+image).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,12 +26,16 @@ from tqdm.auto import tqdm
 
 from benchmarks.questions import changed
 from utils.config import Config, load_config
-from utils.dataset import Pairs, evaluation_pairs, load_split, prepare_split, read_split
-from utils.evaluation import calibrate_threshold, embed_images, score_pairs
-from utils.Grad_CAM import embed_feature_maps, explain_pairs, feature_maps, local_mean
+from utils.dataset import load_split, prepare_split, read_split
+from utils.evaluate.calibration import calibrate_threshold
+from utils.evaluate.localisation import load_masks, localisation_table
+from utils.evaluate.scores import embed_images, score_pairs
+from utils.explain.evidence import embed_feature_maps, feature_maps, local_mean
+from utils.Grad_CAM import explain_pairs
+from utils.images.pairs import Pairs, evaluation_pairs, some_pairs
+from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
-from utils.training import Trainer, keep_freed_memory, make_optimizer, make_scheduler, train
-from utils.trust import load_masks, localisation_table, some_pairs
+from utils.training import Trainer, make_optimizer, make_scheduler, train
 
 COMPARED = 60  # images that are compared with each other against the clock
 
@@ -54,7 +61,9 @@ class Siamese(SiameseNetwork):
 
     def evidence(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """Signed evidence for "dissimilar" from the derivative of D^2, shape (P, 2, h, w)."""
-        leaves = [feature_maps(branch, batch).requires_grad_() for branch, batch in zip(self.branches, (batch1, batch2))]
+        leaves = [
+            feature_maps(branch, batch).requires_grad_() for branch, batch in zip(self.branches, (batch1, batch2))
+        ]
         z1, z2 = (embed_feature_maps(branch, leaf) for branch, leaf in zip(self.branches, leaves))
         return position_by_position((z1 - z2).square().sum(), leaves)
 
@@ -94,7 +103,10 @@ class TwoChannel(Siamese):
         batch = self.normalize(images)
         with eval_mode(self):
             parts = zip(*(torch.from_numpy(column).split(batch_size) for column in pairs[:2]))
-            return torch.cat([self.embed(torch.cat([batch[i], batch[j]], dim=1)) for i, j in parts])[:, 0].cpu() / self.margin
+            return (
+                torch.cat([self.embed(torch.cat([batch[i], batch[j]], dim=1)) for i, j in parts])[:, 0].cpu()
+                / self.margin
+            )
 
     def evidence(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """The one map of each stacked pair, for either image."""
@@ -105,14 +117,17 @@ class TwoChannel(Siamese):
 def position_by_position(target: torch.Tensor, leaves: list[torch.Tensor]) -> torch.Tensor:
     """`sum_c g_c A_c` of each of K feature maps (P, C, h, w), as means over a neighbourhood: (P, K, h, w)."""
     gradients = torch.autograd.grad(target, leaves)
-    return local_mean(torch.stack([(gradient * leaf.detach()).sum(1) for gradient, leaf in zip(gradients, leaves)], dim=1))
+    return local_mean(
+        torch.stack([(gradient * leaf.detach()).sum(1) for gradient, leaf in zip(gradients, leaves)], dim=1)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ training
 
 
 def ordered_pairs(z1: torch.Tensor, z2: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raw distances `||z1_i - z2_j||` and labels (0 same class, 1 another) of all i != j in a batch, each (B (B - 1),)."""
+    """Raw distances `||z1_i - z2_j||` and labels (0 same class, 1 another) of all i != j in a batch, each (B (B -
+    1),)."""
     i, j = (~torch.eye(len(labels), dtype=torch.bool, device=z1.device)).nonzero().T
     return embedding_distance(z1[i], z2[j]), (labels[i] != labels[j]).long()
 
@@ -173,10 +188,20 @@ NETWORKS = {"siamese": Siamese, "pseudo-siamese": PseudoSiamese, "2-channel": Tw
 def trained(network: type[Siamese], base: Config, seed: int, folder: Path) -> tuple[Config, Siamese, float]:
     """The best epoch's network, deciding at its calibrated threshold, and the seconds that its epochs took."""
     epochs = max(1, round(base.hyperparameters.epochs / network.passes))
-    config = changed(base, {
-        "seed": seed, "checkpoints_path": folder, "outputs_path": folder, "pretrained": False, "weights": None,
-        "training_pairs": "batch", "number_of_iterations": 1, "hyperparameters.epochs": epochs, "hyperparameters.verbose": False,
-    })
+    config = changed(
+        base,
+        {
+            "seed": seed,
+            "checkpoints_path": folder,
+            "outputs_path": folder,
+            "pretrained": False,
+            "weights": None,
+            "training_pairs": "batch",
+            "number_of_iterations": 1,
+            "hyperparameters.epochs": epochs,
+            "hyperparameters.verbose": False,
+        },
+    )
     keep_freed_memory()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -194,7 +219,10 @@ def trained(network: type[Siamese], base: Config, seed: int, folder: Path) -> tu
 def compare_all(model: Siamese, images: torch.Tensor) -> tuple[int, float]:
     """Backbone passes and seconds that it takes to compare all images with each other."""
     passes: list[int] = []
-    hooks = [branch.backbone.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0]))) for branch in {*model.branches}]
+    hooks = [
+        branch.backbone.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+        for branch in {*model.branches}
+    ]
     i, j = np.indices((len(images), len(images))).reshape(2, -1)
     start = time.perf_counter()
     model.scores(images, Pairs(i, j, i * 0))
@@ -204,13 +232,18 @@ def compare_all(model: Siamese, images: torch.Tensor) -> tuple[int, float]:
     return sum(passes), seconds
 
 
-def locate(name: str, model: Siamese, batch: torch.Tensor, pairs: Pairs, masks: torch.Tensor, right: np.ndarray) -> pd.DataFrame:
+def locate(
+    name: str, model: Siamese, batch: torch.Tensor, pairs: Pairs, masks: torch.Tensor, right: np.ndarray
+) -> pd.DataFrame:
     """Do the factual maps of rightly decided pairs find the deciding objects?"""
     sign = torch.from_numpy(2 * pairs.label - 1).view(-1, 1, 1, 1)  # of a right decision
     raw = sign * model.evidence(batch[pairs.first], batch[pairs.second])
     maps = F.interpolate(raw, size=tuple(batch.shape[2:]), mode="bilinear").clamp(min=0)  # as in benchmarks.variants
     methods = ("contrast", "distance") if type(model) is Siamese else ()
-    offered = {f"{name}, {method}": explain_pairs(model, batch, pairs.first, pairs.second, method).factual for method in methods}
+    offered = {
+        f"{name}, {method}": explain_pairs(model, batch, pairs.first, pairs.second, method).factual
+        for method in methods
+    }
     table = localisation_table({f"{name}, derivative": maps} | offered, masks, pairs, right)
     if type(model) is TwoChannel:  # one map, two objects: does it find one of them?
         objects, same = masks[pairs.first] | masks[pairs.second], np.arange(len(right))
@@ -228,8 +261,13 @@ def score(name: str, base: Config, seed: int, folder: Path) -> tuple[dict, pd.Da
     result = score_pairs(scores, pairs.label, model.threshold)
     passes, comparing = compare_all(model, images[:COMPARED])
     row = {
-        "network": name, "AUC": result.auc, "accuracy": result.accuracy, "training s": seconds,
-        "images": min(COMPARED, len(images)), "passes": passes, "comparing s": comparing,
+        "network": name,
+        "AUC": result.auc,
+        "accuracy": result.accuracy,
+        "training s": seconds,
+        "images": min(COMPARED, len(images)),
+        "passes": passes,
+        "comparing s": comparing,
     }
     masks = load_masks(config.data_path, table.file[table.split == "test"], model.frame)
     if masks is None:

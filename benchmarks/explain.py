@@ -1,8 +1,9 @@
 """What an explanation costs, as a multiple of one backbone forward pass of the two images, in one run beside its peers.
 
-    pip install -r benchmarks/requirements.txt
-    python -m benchmarks.explain
+pip install -r benchmarks/requirements.txt
+python -m benchmarks.explain
 """
+
 import time
 from collections.abc import Callable
 
@@ -13,8 +14,8 @@ from pytorch_grad_cam import GradCAM
 from torch import nn
 
 from utils.Grad_CAM import explain
+from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork
-from utils.training import keep_freed_memory
 
 SETTINGS = [(backbone, batch) for backbone in ("MobileNet", "ResNet50") for batch in (1, 8)]
 
@@ -31,8 +32,8 @@ class DistanceToPartner(nn.Module):
 
 
 def public_procedure(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor) -> None:
-    """Two forward passes with full backward passes (factual, counterfactual); activations of both images computed again for
-    each of the four maps. Pair by pair: it takes no batches."""
+    """Two forward passes with full backward passes (factual, counterfactual); activations of both images computed again
+    for each of the four maps. Pair by pair: it takes no batches."""
     for one, two in zip(batch1.split(1), batch2.split(1)):
         for sign in (1, -1):
             finals = [model.backbone(image) for image in (one, two)]
@@ -70,7 +71,9 @@ def grad_cam_maps(model: SiameseNetwork) -> Callable:
         both = torch.cat([batch1, batch2])
         with torch.no_grad():
             wrapped.partner = model.embed(both).roll(len(batch1), 0)
-        return [method(input_tensor=both, targets=[lambda output, s=sign: s * output.sum()] * len(both)) for sign in (1, -1)]
+        return [
+            method(input_tensor=both, targets=[lambda output, s=sign: s * output.sum()] * len(both)) for sign in (1, -1)
+        ]
 
     return run
 
@@ -89,21 +92,26 @@ def seconds(run: Callable, least: float = 4.0) -> float:
 def main() -> None:
     keep_freed_memory()  # for all alike
     print(f"multiples of one backbone forward pass of all images, {torch.get_num_threads()} threads, 224 x 224 pixels")
-    print(f"{'backbone':<10} {'pairs':>5} {'forward ms':>10} {'distance':>9} {'contrast':>9} {'public':>9} {'captum':>9} {'grad-cam':>9}")
+    print(
+        f"{'backbone':<10} {'pairs':>5} {'forward ms':>10} {'distance':>9} {'contrast':>9} {'public':>9} "
+        f"{'captum':>9} {'grad-cam':>9}"
+    )
     for backbone, count in SETTINGS:
         torch.manual_seed(0)
         model = SiameseNetwork(backbone).eval()
-        batch1, batch2 = (torch.randn(count, 3, 224, 224).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        batch1, batch2 = (
+            torch.randn(count, 3, 224, 224).contiguous(memory_format=torch.channels_last) for _ in range(2)
+        )
 
-        def forward(model=model, both=torch.cat([batch1, batch2])):
-            with torch.no_grad():
-                model.backbone(both)
-
+        both = torch.cat([batch1, batch2])
         captum, grad_cam = captum_maps(model), grad_cam_maps(model)
-        unit = seconds(forward)
+        unit = seconds(torch.no_grad()(lambda: model.backbone(both)))
         runs = [
-            lambda: explain(model, batch1, batch2, "distance"), lambda: explain(model, batch1, batch2, "contrast"),
-            lambda: public_procedure(model, batch1, batch2), lambda: captum(batch1, batch2), lambda: grad_cam(batch1, batch2),
+            lambda: explain(model, batch1, batch2, "distance"),
+            lambda: explain(model, batch1, batch2, "contrast"),
+            lambda: public_procedure(model, batch1, batch2),
+            lambda: captum(batch1, batch2),
+            lambda: grad_cam(batch1, batch2),
         ]
         print(f"{backbone:<10} {count:>5} {1000 * unit:>10.1f}", *(f"{seconds(run) / unit:>8.2f}x" for run in runs))
 

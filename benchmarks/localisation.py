@@ -1,8 +1,9 @@
 """Do the maps find what decides? Training seeds on the synthetic scenes, scored on ground truth and by intervention.
 
-    python -m benchmarks.localisation --backbone Conv4 --seeds 5
-    python -m benchmarks.localisation --seeds 2 --set pooling=avg
+python -m benchmarks.localisation --backbone Conv4 --seeds 5
+python -m benchmarks.localisation --seeds 2 --set pooling=avg
 """
+
 import argparse
 import tempfile
 from pathlib import Path
@@ -16,14 +17,17 @@ from tqdm.auto import tqdm
 
 from benchmarks.questions import add_set_option, changed
 from utils.config import Config, load_config
-from utils.dataset import KINDS, Pairs, read_split
-from utils.evaluation import measure_split, score_pairs
-from utils.faithfulness import Interventions, area_under, check, pointing_game, randomisation_check
-from utils.Grad_CAM import explain_pairs, feature_maps
-from utils.matching import region_similarity, strongest_matches
-from utils.trust import check_table, compare_rankings, load_masks, localisation_table, some_pairs
+from utils.dataset import read_split
+from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings, randomisation_check
+from utils.evaluate.localisation import load_masks, localisation_table, pointing_game
+from utils.evaluate.scores import measure_split, score_pairs
+from utils.explain.evidence import feature_maps
+from utils.explain.matching import region_similarity, strongest_matches
+from utils.explain.removal import Interventions
+from utils.Grad_CAM import explain_pairs
+from utils.images.pairs import KINDS, Pairs, some_pairs
+from utils.images.synthetic import CLASSES, ensure_synthetic, intruder_class
 from utils.Siamese import SiameseNetwork
-from utils.synthetic import CLASSES, ensure_synthetic, intruder_class
 from utils.training import train
 
 MATTERS = 0.05  # an intruder matters if blurring it makes the decision surer by this share of the margin
@@ -46,17 +50,28 @@ def trained(backbone: str, seed: int, scratch: Path, settings: dict[str, object]
     data, folder = scratch / f"scenes_{images_per_class}", scratch / name
     ensure_synthetic(data, images_per_class=images_per_class)
     base = load_config("config.yml", "Synthetic")
-    config = changed(base, {
-        "dataset": data.name, "data_path": data, "backbone_model": backbone, "seed": seed, "checkpoints_path": folder, "outputs_path": folder,
-        "image.size": [side, side], "hyperparameters.epochs": epochs, **settings,
-    })
+    config = changed(
+        base,
+        {
+            "dataset": data.name,
+            "data_path": data,
+            "backbone_model": backbone,
+            "seed": seed,
+            "checkpoints_path": folder,
+            "outputs_path": folder,
+            "image.size": [side, side],
+            "hyperparameters.epochs": epochs,
+            **settings,
+        },
+    )
     if not (folder / "history.csv").exists():
         train(config)
     return config, SiameseNetwork.load(folder / "model.pth")
 
 
 def public_procedure(model: SiameseNetwork, batch: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """The public implementation's maps: the clipped distance's gradient in image 1 weighs the channels of both images."""
+    """The public implementation's maps: the clipped distance's gradient in image 1 weighs the channels of both
+    images."""
     maps = []
     for i, j in zip(pairs.first, pairs.second):
         final = model.backbone(batch[[i, j]]).detach().requires_grad_()
@@ -68,10 +83,13 @@ def public_procedure(model: SiameseNetwork, batch: torch.Tensor, pairs: Pairs) -
 
 
 def intruders_that_matter(model, batch, table, masks, kind, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Rightly decided pairs of a kind in which the intruder of image 1 speaks against the decision, and blurring it makes the
-    decision surer by `MATTERS`: positions of image 1 and image 2."""
+    """Rightly decided pairs of a kind in which the intruder of image 1 speaks against the decision, and blurring it
+    makes the decision surer by `MATTERS`: positions of image 1 and image 2."""
     labels = np.array([CLASSES.index(name) for name in table.label])
-    kinds = np.array([intruder_class(label, int(Path(file).stem.split("_")[1])) for label, file in zip(labels, table.file)], dtype=object)
+    kinds = np.array(
+        [intruder_class(label, int(Path(file).stem.split("_")[1])) for label, file in zip(labels, table.file)],
+        dtype=object,
+    )
     hosts = np.flatnonzero(kinds != None)  # noqa: E711
     hosts = hosts[:: -(-len(hosts) // 40)]  # at most 40
     pools = [np.flatnonzero(labels == (labels[i] if kind == 0 else kinds[i])) for i in hosts]
@@ -79,7 +97,9 @@ def intruders_that_matter(model, batch, table, masks, kind, rng) -> tuple[np.nda
     second = np.concatenate([rng.choice(pool[pool != i], 8, replace=False) for i, pool in zip(hosts, pools)])
     interventions = Interventions.on(model, batch[first], batch[second])
     region = F.max_pool2d(masks[first][:, None].float(), 5, 1, 2) > 0
-    effect = (interventions.without(torch.cat([region, torch.zeros_like(region)], dim=1)) - interventions.before[:, None])[:, 0]
+    effect = (
+        interventions.without(torch.cat([region, torch.zeros_like(region)], dim=1)) - interventions.before[:, None]
+    )[:, 0]
     matters = ((interventions.sign < 0) == (kind == 0)) & (effect > MATTERS)
     return first[matters.numpy()], second[matters.numpy()]
 
@@ -92,10 +112,15 @@ def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
         explanation = explain_pairs(model, batch, first, second)
         result = check(Interventions.on(model, batch[first], batch[second]), explanation, "counterfactual", rng)
         hits = pointing_game(explanation.counterfactual[:, 0], masks[first])
-        rows.append({
-            "pairs": name, "number": len(first), "pointing": hits.float().mean().item(),
-            "check right": (result.effect[:, 0] > 0).float().mean().item(), "random": (result.random[:, 0] > 0).float().mean().item(),
-        })
+        rows.append(
+            {
+                "pairs": name,
+                "number": len(first),
+                "pointing": hits.float().mean().item(),
+                "check right": (result.effect[:, 0] > 0).float().mean().item(),
+                "random": (result.random[:, 0] > 0).float().mean().item(),
+            }
+        )
     return rows
 
 
@@ -120,28 +145,39 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     batch = model.normalize(test.images)
     auc = score_pairs(test.dissimilarity, test.pairs.label, 0.5).auc
     pairs = some_pairs(test.pairs, 200)
-    explanations = {method: explain_pairs(model, batch, pairs.first, pairs.second, method) for method in ("contrast", "distance")}
+    explanations = {
+        method: explain_pairs(model, batch, pairs.first, pairs.second, method) for method in ("contrast", "distance")
+    }
     right = (explanations["contrast"].is_similar.numpy()) == (pairs.label == 0)
     maps = {method: explanation.factual for method, explanation in explanations.items()}
     maps["public procedure"] = public_procedure(model, batch, pairs)
     masks = load_masks(config.data_path, rows.file, model.frame)
     located = localisation_table(maps, masks, pairs, right)
     interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
-    checks = pd.concat([
-        check_table(interventions, explanation, config.seed).assign(method=method) for method, explanation in explanations.items()
-    ])
+    checks = pd.concat(
+        [
+            check_table(interventions, explanation, config.seed).assign(method=method)
+            for method, explanation in explanations.items()
+        ]
+    )
     intruders = load_masks(config.data_path, rows.file, model.frame, "_intruder")
     causal = pd.DataFrame(counterfactual_rows(model, batch, rows, intruders, rng))
     forgets = randomisation_check(model, batch[pairs.first[::4]], batch[pairs.second[::4]])
-    areas = pd.DataFrame([
-        {"ranking": name, "deletion": area_under(pair["deletion"]), "insertion": area_under(pair["insertion"])}
-        for name, pair in compare_rankings(interventions, explanations["contrast"]).items()
-    ])
+    areas = pd.DataFrame(
+        [
+            {"ranking": name, "deletion": area_under(pair["deletion"]), "insertion": area_under(pair["insertion"])}
+            for name, pair in compare_rankings(interventions, explanations["contrast"]).items()
+        ]
+    )
     matching = matches_on_objects(model, batch, pairs, masks, right)
     network = pd.DataFrame([{"AUC": auc, "removable": float(model.removable), "matches on both objects": matching}])
     return {
-        "network": network, "localisation": located, "interventions": checks, "areas under the curves": areas,
-        "intruders that matter": causal, "randomisation": pd.DataFrame([forgets]),
+        "network": network,
+        "localisation": located,
+        "interventions": checks,
+        "areas under the curves": areas,
+        "intruders that matter": causal,
+        "randomisation": pd.DataFrame([forgets]),
     }
 
 
@@ -158,10 +194,17 @@ def main() -> None:
         for seed in tqdm(range(arguments.seeds), desc="seeds"):
             config, model = trained(arguments.backbone, seed, arguments.keep or Path(scratch), settings)
             results.append(score(config, model, np.random.default_rng(seed)))
-    print(" ".join([arguments.backbone, *(f"{key}={value}" for key, value in settings.items())]) + f", means of {arguments.seeds} seeds")
+    print(
+        " ".join([arguments.backbone, *(f"{key}={value}" for key, value in settings.items())])
+        + f", means of {arguments.seeds} seeds"
+    )
     for name in results[0]:
         frames = pd.concat([result[name] for result in results])
-        keys = [column for column in frames.columns if frames[column].dtype == object or pd.api.types.is_string_dtype(frames[column])]
+        keys = [
+            column
+            for column in frames.columns
+            if frames[column].dtype == object or pd.api.types.is_string_dtype(frames[column])
+        ]
         mean = frames.groupby(keys, sort=False).mean() if keys else frames.mean().to_frame().T
         print(f"\n{name}\n{mean.round(3).to_string()}")
 

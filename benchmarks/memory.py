@@ -1,15 +1,17 @@
-"""What `utils.training.keep_freed_memory` is worth: time of a training step without it and with it, on this CPU (Linux).
+"""What `utils.training.keep_freed_memory` is worth: time of a training step without it and with it, on this CPU
+(Linux).
 
-    python -m benchmarks.memory
+python -m benchmarks.memory
 """
+
 import subprocess
 import sys
 import time
 
 import torch
 
+from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork
-from utils.training import keep_freed_memory
 
 SETTINGS = (("Conv4", 64, 32), ("Conv4", 96, 64), ("MobileNet", 96, 64), ("resnet18", 96, 32))
 
@@ -33,10 +35,16 @@ def main() -> None:
         print(*(milliseconds_per_image(*setting) for setting in SETTINGS))
         return
     times = {  # each in a process of its own: an allocator does not forget
-        how: [float(t) for t in subprocess.check_output([sys.executable, "-m", "benchmarks.memory", how], text=True).split()]
+        how: [
+            float(t)
+            for t in subprocess.check_output([sys.executable, "-m", "benchmarks.memory", how], text=True).split()
+        ]
         for how in ("without", "with")
     }
-    print(f"{'backbone':<10} {'pixels':>6} {'batch':>5} {'without':>10} {'with':>10} {'ratio':>6}   (ms per image, {torch.get_num_threads()} threads)")
+    print(
+        f"{'backbone':<10} {'pixels':>6} {'batch':>5} {'without':>10} {'with':>10} {'ratio':>6}   (ms per "
+        f"image, {torch.get_num_threads()} threads)"
+    )
     for (backbone, size, batch), slow, fast in zip(SETTINGS, times["without"], times["with"]):
         print(f"{backbone:<10} {size:>6} {batch:>5} {slow:>10.2f} {fast:>10.2f} {slow / fast:>6.2f}")
 

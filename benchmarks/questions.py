@@ -2,8 +2,10 @@
 
     python -m benchmarks.questions pairs --dataset Skin_cancer --set hyperparameters.epochs=16 --figure docs/pairs.png
 
-The seed gives the split, the first weights and the order of the images, so the settings of a question meet the same ones.
+The seed gives the split, the first weights and the order of the images, so the settings of a question meet the same
+ones.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,9 +23,9 @@ from tqdm.auto import tqdm
 
 from utils.config import Config, load_config
 from utils.dataset import prepare_folder, prepare_split, scan, split_images
-from utils.evaluation import measure_split, score_pairs
+from utils.evaluate.scores import measure_split, score_pairs
+from utils.figures.plots import COLOURS
 from utils.imshow import save_figure
-from utils.plots import COLOURS
 from utils.Siamese import SiameseNetwork
 from utils.training import train
 
@@ -37,25 +39,36 @@ def answers(question: str, config: Config) -> dict[str, dict[str, object]]:
     backbones = [("Conv4", 64), ("Conv4", 96), ("MobileNet", 96), ("resnet18", 64)]
     return {
         "fit": {fit: {"image.fit": fit} for fit in ("stretch", "pad")},
-        # A sampled epoch passes four images through the network for each image of the data: the same work in a quarter of the epochs.
+        # A sampled epoch passes four images through the network for each image of the data: the same work in a quarter
+        # of the epochs.
         "pairs": {
             "batch": {"training_pairs": "batch"},
             "sampled": {"training_pairs": "sampled", "hyperparameters.epochs": max(1, epochs // 4)},
         },
         "embedding": {f"{size} numbers": {"embedding_dim": size} for size in (2, 16, 128)},
-        "backbone": {f"{name}, {side} px": {"backbone_model": name, "image.size": [side, side]} for name, side in backbones},
+        "backbone": {
+            f"{name}, {side} px": {"backbone_model": name, "image.size": [side, side]} for name, side in backbones
+        },
         "augmentation": {
             "flips": {"image.RandomErasing": 0, "image.RandomResizedCrop": 1},
             "flips, erasing": {"image.RandomErasing": 0.5, "image.RandomResizedCrop": 1},
             "flips, crops": {"image.RandomErasing": 0, "image.RandomResizedCrop": 0.4},
             "flips, crops, colours": {
-                "image.RandomErasing": 0, "image.RandomResizedCrop": 0.4, "image.brightness": 0.3, "image.contrast": 0.3, "image.saturation": 0.3,
+                "image.RandomErasing": 0,
+                "image.RandomResizedCrop": 0.4,
+                "image.brightness": 0.3,
+                "image.contrast": 0.3,
+                "image.saturation": 0.3,
             },
         },
         "schedule": {
             "OneCycle, 1e-3": {"LRScheduler.name": "OneCycle", "hyperparameters.learning_rate": 1e-3},
             "OneCycle, 3e-3": {"LRScheduler.name": "OneCycle", "hyperparameters.learning_rate": 3e-3},
-            "ReduceLROnPlateau, 3e-4": {"LRScheduler.name": "ReduceLROnPlateau", "LRScheduler.patience": 3, "hyperparameters.learning_rate": 3e-4},
+            "ReduceLROnPlateau, 3e-4": {
+                "LRScheduler.name": "ReduceLROnPlateau",
+                "LRScheduler.patience": 3,
+                "hyperparameters.learning_rate": 3e-4,
+            },
         },
         "leak": {"groups kept together": {}, NAIVE: {}},
     }[question]
@@ -80,7 +93,14 @@ def add_set_option(parser: argparse.ArgumentParser) -> None:
         key, value = text.split("=", 1)
         return key, yaml.safe_load(value)
 
-    parser.add_argument("--set", nargs="*", type=parse, default=[], metavar="KEY=VALUE", help="train with other settings, such as image.RandomErasing=0")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        type=parse,
+        default=[],
+        metavar="KEY=VALUE",
+        help="train with other settings, such as image.RandomErasing=0",
+    )
 
 
 def split_of(config: Config, naive: bool) -> pd.DataFrame:
@@ -97,7 +117,12 @@ def measure(config: Config, table: pd.DataFrame) -> tuple[dict[str, float], pd.D
     model = SiameseNetwork.load(config.checkpoints_path / "model.pth")
     test = measure_split(model, table, "test", config)
     scores = score_pairs(test.dissimilarity, test.pairs.label, model.info["calibrated_threshold"])
-    return {"AUC": scores.auc, "accuracy": scores.accuracy, "valid AUC": history.valid_auc.max(), "seconds": history.seconds.sum()}, history
+    return {
+        "AUC": scores.auc,
+        "accuracy": scores.accuracy,
+        "valid AUC": history.valid_auc.max(),
+        "seconds": history.seconds.sum(),
+    }, history
 
 
 @contextmanager
@@ -112,7 +137,15 @@ def plot_training(histories: dict[str, list[pd.DataFrame]]) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for (name, runs), colour in zip(histories.items(), COLOURS):
         for number, history in enumerate(runs):
-            axis.plot(history.seconds.cumsum(), history.valid_auc, "o-", ms=2.5, lw=1, color=colour, label=None if number else name)
+            axis.plot(
+                history.seconds.cumsum(),
+                history.valid_auc,
+                "o-",
+                ms=2.5,
+                lw=1,
+                color=colour,
+                label=None if number else name,
+            )
     axis.set(xlabel="seconds of training", ylabel="validation AUC")
     axis.legend(frameon=False, fontsize=8)
     sns.despine(ax=axis)

@@ -3,8 +3,10 @@
     python -m benchmarks.localisation --backbone Conv4 --keep FOLDER
     python -m benchmarks.variants FOLDER/Conv4_*
 
-A folder holds `model.pth` and `split.csv`, as `checkpoints/<dataset>` does. Without masks, only interventions are scored.
+A folder holds `model.pth` and `split.csv`, as `checkpoints/<dataset>` does. Without masks, only interventions are
+scored.
 """
+
 import argparse
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +19,14 @@ from tqdm.auto import tqdm
 
 from benchmarks.localisation import intruders_that_matter
 from utils.config import Config
-from utils.dataset import KINDS, load_split, read_split
-from utils.deeplift import from_reference
-from utils.evaluation import embed_images, measure_split
-from utils.faithfulness import Interventions, blur, energy_ratio, pointing_game, strongest_region
-from utils.Grad_CAM import local_mean
+from utils.dataset import load_split, read_split
+from utils.evaluate.localisation import energy_ratio, load_masks, pointing_game
+from utils.evaluate.scores import embed_images, measure_split
+from utils.explain.deeplift import from_reference
+from utils.explain.evidence import local_mean
+from utils.explain.removal import Interventions, blur, strongest_region
+from utils.images.pairs import KINDS, some_pairs
 from utils.Siamese import SiameseNetwork, eval_mode
-from utils.trust import load_masks, some_pairs
 
 
 class Variant(NamedTuple):
@@ -31,11 +34,15 @@ class Variant(NamedTuple):
 
     name: str
     removable: float | None = None  # None: measured; 0: the derivative of D^2; 2: <z1 - mu, z2 - mu>
-    reference: str = "population"  # where a region's going takes an embedding: its mean; or the mean of `own class`, of the `other class` nearest
-    layer: str = "fine"  # final, fine, earlier: the fine map's resolution doubled; a + b: their mean; a x b: their geometric mean
+    # Where a region's going takes an embedding: its mean; or the mean of `own class`, of the `other class` nearest.
+    reference: str = "population"
+    # final, fine, earlier: the fine map's resolution doubled; a + b: their mean; a x b: their geometric mean.
+    layer: str = "fine"
     spread: float = 0.05
-    baseline: str = "blurred images"  # the reference: their mean activation; or that of `images`, of `this image blurred`, or `nothing`
-    rule: str = "secants"  # DeepLIFT's rescale rule from the reference; or `derivative`; or the derivative's mean over `N points` of the way from there
+    # The reference: their mean activation; or that of `images`, of `this image blurred`, or `nothing`.
+    baseline: str = "blurred images"
+    # DeepLIFT's rescale rule from the reference; or `derivative`; or its mean over `N points` of the way from there.
+    rule: str = "secants"
     mean_weights: bool = False
 
 
@@ -61,7 +68,15 @@ VARIANTS = [
     Variant("baseline: nothing", baseline="nothing"),
     Variant("baseline: mean over sharp images", baseline="images"),
     Variant("baseline: this image blurred", baseline="this image blurred"),
-    Variant("distance (the paper's)", removable=0, layer="final", spread=0, baseline="nothing", mean_weights=True, rule="derivative"),
+    Variant(
+        "distance (the paper's)",
+        removable=0,
+        layer="final",
+        spread=0,
+        baseline="nothing",
+        mean_weights=True,
+        rule="derivative",
+    ),
 ]
 
 
@@ -76,7 +91,12 @@ def block_of(model: SiameseNetwork, layer: str) -> int:
 
 
 def signed_maps(
-    model: SiameseNetwork, variant: Variant, class_means: torch.Tensor, batch: torch.Tensor, first: np.ndarray, second: np.ndarray
+    model: SiameseNetwork,
+    variant: Variant,
+    class_means: torch.Tensor,
+    batch: torch.Tensor,
+    first: np.ndarray,
+    second: np.ndarray,
 ) -> torch.Tensor:
     """Evidence for the decision, (P, 2, H, W), not normalised; of one layer, or of two fused."""
     layers = variant.layer.replace(" x ", " + ").split(" + ")
@@ -97,13 +117,18 @@ def references(model: SiameseNetwork, variant: Variant, class_means: torch.Tenso
     return class_means[nearest[:, 0 if variant.reference == "own class" else 1]]
 
 
-def gradients(model: SiameseNetwork, block: int, features: torch.Tensor, baseline: torch.Tensor, wanted: torch.Tensor, rule: str) -> torch.Tensor:
-    """How the feature maps (N, C, h, w) behind a block move their embeddings in the `wanted` directions (N, D), of the maps' shape."""
+def gradients(
+    model: SiameseNetwork, block: int, features: torch.Tensor, baseline: torch.Tensor, wanted: torch.Tensor, rule: str
+) -> torch.Tensor:
+    """How the feature maps (N, C, h, w) behind a block move their embeddings in the `wanted` directions (N, D), of the
+    maps' shape."""
 
     def embed(maps: torch.Tensor) -> torch.Tensor:
         return model.embed_features(model.backbone[block:](maps))
 
-    def carried_back(maps: torch.Tensor, direction: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
+    def carried_back(
+        maps: torch.Tensor, direction: torch.Tensor, reference: torch.Tensor | None = None
+    ) -> torch.Tensor:
         leaf = maps.clone().requires_grad_()
         with eval_mode(model):
             z = embed(leaf) if reference is None else from_reference(embed, leaf, reference)
@@ -126,11 +151,15 @@ def layer_maps(model, variant, class_means, batch, first, second) -> torch.Tenso
     needed, ends = np.unique(np.stack([first, second]), return_inverse=True)
     batch, (first, second) = batch[needed], ends.reshape(2, -1)
     with eval_mode(model), torch.no_grad():
-        features, blurred = (torch.cat([model.backbone[:block](part) for part in images.split(64)]) for images in (batch, blur(batch)))
+        features, blurred = (
+            torch.cat([model.backbone[:block](part) for part in images.split(64)]) for images in (batch, blur(batch))
+        )
         embeddings = torch.cat([model.embed_features(model.backbone[block:](part)) for part in features.split(64)])
     baselines = {
-        "nothing": torch.zeros_like(features[:1]), "images": features.mean((0, 2, 3), keepdim=True).expand_as(features[:1]),
-        "blurred images": blurred.mean((0, 2, 3), keepdim=True).expand_as(features[:1]), "this image blurred": blurred,
+        "nothing": torch.zeros_like(features[:1]),
+        "images": features.mean((0, 2, 3), keepdim=True).expand_as(features[:1]),
+        "blurred images": blurred.mean((0, 2, 3), keepdim=True).expand_as(features[:1]),
+        "this image blurred": blurred,
     }[variant.baseline]
     removable = model.removable if variant.removable is None else variant.removable
     maps = []
@@ -152,7 +181,8 @@ def layer_maps(model, variant, class_means, batch, first, second) -> torch.Tenso
 
 
 def check_right(interventions: Interventions, maps: torch.Tensor, sign: int) -> torch.Tensor:
-    """Whether blurring the strongest tenth moved the margin in the direction of `sign`, (P, 2); NaN where there is no evidence."""
+    """Whether blurring the strongest tenth moved the margin in the direction of `sign`, (P, 2); NaN where there is no
+    evidence."""
     moves = sign * (interventions.without(strongest_region(maps)) - interventions.before[:, None]) > 0
     return torch.where(maps.amax((2, 3)) > 0, moves.float(), torch.nan)
 
@@ -171,11 +201,18 @@ def score(folder: Path, most: int) -> pd.DataFrame:
     similar = (interventions.sign < 0).numpy()
     masks, intruders = (load_masks(config.data_path, rows.file, model.frame, ending) for ending in ("", "_intruder"))
     rng = np.random.default_rng(0)
-    hosts = [intruders_that_matter(model, batch, rows, intruders, kind, rng) for kind in (0, 1)] if masks is not None else []
+    hosts = (
+        [intruders_that_matter(model, batch, rows, intruders, kind, rng) for kind in (0, 1)]
+        if masks is not None
+        else []
+    )
     results = []
     for variant in tqdm(VARIANTS, desc=folder.name):
         maps = signed_maps(model, variant, class_means, batch, pairs.first, pairs.second)
-        factual, counter = check_right(interventions, maps.clamp(min=0), -1), check_right(interventions, (-maps).clamp(min=0), 1)
+        factual, counter = (
+            check_right(interventions, maps.clamp(min=0), -1),
+            check_right(interventions, (-maps).clamp(min=0), 1),
+        )
         result = {"maps": variant.name}
         for kind, name in enumerate(KINDS):
             letter, decided = name[0].upper(), similar == (kind == 0)
@@ -190,7 +227,9 @@ def score(folder: Path, most: int) -> pd.DataFrame:
                 first, second = hosts[kind]
                 against = (-signed_maps(model, variant, class_means, batch, first, second)).clamp(min=0)
                 moves = check_right(Interventions.on(model, batch[first], batch[second]), against, 1)[:, 0]
-                result[f"intruder pointing {letter}"] = pointing_game(against[:, 0], intruders[first]).float().mean().item()
+                result[f"intruder pointing {letter}"] = (
+                    pointing_game(against[:, 0], intruders[first]).float().mean().item()
+                )
                 result[f"intruder check {letter}"] = moves.nanmean().item()
         results.append(result)
     return pd.DataFrame(results).set_index("maps")

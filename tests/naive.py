@@ -1,4 +1,5 @@
 """Slow and plain versions of what `utils` computes, to compare with."""
+
 import torch
 from torch import nn
 
@@ -6,7 +7,8 @@ from utils.Siamese import GeM
 
 
 def take_secants(model, block, maps):
-    """Let a network's nonlinearities behind one block pass back slopes, from what they meet with `blurred_features` as its maps (h, w)."""
+    """Let a network's nonlinearities behind one block pass back slopes, from what they meet with `blurred_features` as
+    its maps (h, w)."""
 
     def hook(module, inputs, y):
         x, met = inputs[0], module.__dict__
@@ -20,7 +22,12 @@ def take_secants(model, block, maps):
         slope = torch.where(x == x0, 0, (y - y0) / (x - x0))
         return y.detach() + (x - x.detach()) * slope.detach()
 
-    nonlinear = [part for behind in (*model.backbone[block + 1 :], model.head) for part in behind.modules() if isinstance(part, (nn.ReLU, nn.ReLU6))]
+    nonlinear = [
+        part
+        for behind in (*model.backbone[block + 1 :], model.head)
+        for part in behind.modules()
+        if isinstance(part, (nn.ReLU, nn.ReLU6))
+    ]
     for module in [*nonlinear, *([model.pooling] if isinstance(model.pooling, GeM) else [])]:
         module.inplace = False
         module.register_forward_hook(hook)

@@ -3,16 +3,23 @@ import copy
 import numpy as np
 import pytest
 import torch
+from naive import take_secants
 from scipy.ndimage import correlate1d
 from torch import nn
 
-from naive import take_secants
-from utils.Grad_CAM import Explanation, explain, explain_features, feature_maps, own_evidence
+from utils.explain.evidence import feature_maps, own_evidence
+from utils.Grad_CAM import Explanation, explain, explain_features
 from utils.Siamese import SiameseNetwork
 
 METHODS = ["contrast", "distance"]
+
+
 FINE = {"Conv4": 6, "MobileNet": 5}  # second ReLU; features[3], the first of `features` counting as three blocks
+
+
 MAPS = {"Conv4": (12, 20), "MobileNet": (16, 24)}
+
+
 PAIRS = 4
 
 
@@ -49,12 +56,9 @@ def model(trained):
     return copy.deepcopy(trained)
 
 
-# --------------------------------------------------- against plain autograd through the whole network
-
-
 def plain_autograd(model, name, pooling, image1, image2, method):
-    """Evidence for the decision on one pair, signed: a full forward pass with gradients everywhere, and a backward pass from
-    each of many points on the way on which 60 % of an embedding go (`distance`: from where it is only).
+    """Evidence for the decision on one pair, signed: a full forward pass with gradients everywhere, and a backward pass
+    from each of many points on the way on which 60 % of an embedding go (`distance`: from where it is only).
 
     Behind the fine map, `contrast` takes secants for derivatives.
     """
@@ -109,7 +113,10 @@ def bilinear(values, size):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("name", "pooling", "size"), [("Conv4", "gem", (24, 40)), ("Conv4", "avg", (24, 40)), ("MobileNet", "gem", (64, 96))])
+@pytest.mark.parametrize(
+    ("name", "pooling", "size"),
+    [("Conv4", "gem", (24, 40)), ("Conv4", "avg", (24, 40)), ("MobileNet", "gem", (64, 96))],
+)
 def test_maps_equal_plain_autograd_of_each_image(name, pooling, size, method):
     model = network(name, pooling, size)
     batch1, batch2 = batches(size)
@@ -119,7 +126,9 @@ def test_maps_equal_plain_autograd_of_each_image(name, pooling, size, method):
         similar, raw = plain_autograd(model, name, pooling, batch1[n], batch2[n], method)
         assert explanation.is_similar[n] == similar
         assert np.allclose(explanation.raw[n], raw, rtol=1e-3, atol=1e-4 * abs(raw).max())
-        drawn = raw if method == "distance" else explanation.raw[n].numpy()  # dividing for secants may round by more than the bound below
+        drawn = (
+            raw if method == "distance" else explanation.raw[n].numpy()
+        )  # dividing for secants may round by more than the bound below
         for k in range(2):
             assert raw[k].any()
             for i, (maps, signed) in enumerate([(explanation.factual, drawn), (explanation.counterfactual, -drawn)]):
@@ -139,9 +148,6 @@ def test_with_average_pooling_mean_weights_equal_position_by_position():
     assert torch.allclose(explain(model, batch1, batch2, "distance").raw, expected, rtol=1e-3, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------- identities
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_of_the_opposite_decision_are_the_sign_flip(model, method):
     model.threshold = 2.0
@@ -150,7 +156,9 @@ def test_maps_of_the_opposite_decision_are_the_sign_flip(model, method):
     dissimilar = explain(model, *batches(), method)
     assert similar.is_similar.all() and not dissimilar.is_similar.any()
     assert similar.raw.any() and torch.equal(similar.raw, -dissimilar.raw)
-    assert torch.equal(similar.factual, dissimilar.counterfactual) and torch.equal(similar.counterfactual, dissimilar.factual)
+    assert torch.equal(similar.factual, dissimilar.counterfactual) and torch.equal(
+        similar.counterfactual, dissimilar.factual
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -160,7 +168,9 @@ def test_a_batch_equals_its_pairs_one_by_one(model, method):
     for n in range(PAIRS):
         alone = explain(model, batch1[n : n + 1], batch2[n : n + 1], method)
         for name in Explanation.__dataclass_fields__:
-            assert torch.allclose(getattr(alone, name)[0].float(), getattr(together, name)[n].float(), rtol=1e-3, atol=1e-4), name
+            assert torch.allclose(
+                getattr(alone, name)[0].float(), getattr(together, name)[n].float(), rtol=1e-3, atol=1e-4
+            ), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,9 +190,6 @@ def test_explained_similarity_is_the_networks_own(model, method):
     assert torch.equal(explanation.is_similar, explanation.similarity > 0.5)
 
 
-# ---------------------------------------------------------------------------------------- result's form
-
-
 @pytest.mark.parametrize(("method", "resolution"), [("contrast", (12, 20)), ("distance", (3, 5))])
 def test_shapes_and_ranges(model, method, resolution):
     e = explain(model, *batches(), method)
@@ -191,21 +198,35 @@ def test_shapes_and_ranges(model, method, resolution):
     assert e.raw.shape == (PAIRS, 2, *resolution) and e.empty.shape == (PAIRS, 2, 2)
     assert e.is_similar.dtype == e.empty.dtype == torch.bool
     evidence = torch.stack([e.raw.clamp(min=0), -e.raw.clamp(max=0)], 2).flatten(0, 2)
-    peaks = torch.tensor([bilinear(maps.numpy(), (24, 40)).max() for maps in evidence], dtype=torch.float32).view(PAIRS, 2, 2)
-    assert torch.allclose(e.strength, peaks / peaks.amax((1, 2), keepdim=True)) and torch.equal(e.strength.amax((1, 2)), torch.ones(PAIRS))
+    peaks = torch.tensor([bilinear(maps.numpy(), (24, 40)).max() for maps in evidence], dtype=torch.float32).view(
+        PAIRS, 2, 2
+    )
+    assert torch.allclose(e.strength, peaks / peaks.amax((1, 2), keepdim=True)) and torch.equal(
+        e.strength.amax((1, 2)), torch.ones(PAIRS)
+    )
     assert 0 <= e.similarity.min() and e.similarity.max() <= 1
     for k, maps in enumerate((e.factual, e.counterfactual)):
-        assert maps.min() >= 0 and torch.equal(maps.amax((2, 3)), (~e.empty[:, :, k]).float())  # the strongest point is exactly 1
+        assert maps.min() >= 0 and torch.equal(
+            maps.amax((2, 3)), (~e.empty[:, :, k]).float()
+        )  # the strongest point is exactly 1
     assert not any(getattr(e, name).requires_grad for name in Explanation.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_identical_images_have_no_distance_evidence_and_say_so(model, method):
     image, _ = batches(n=1)
-    model.removable.fill_(0.0)  # a region's going is no step at all: `contrast` asks for the derivative of the distance, too
+    model.removable.fill_(
+        0.0
+    )  # a region's going is no step at all: `contrast` asks for the derivative of the distance, too
     e = explain(model, image, image, method)
     assert e.is_similar.item() and e.similarity.item() == pytest.approx(1, abs=1e-5)
-    assert e.empty.all() and not e.raw.any() and not e.strength.any() and not e.factual.any() and not e.counterfactual.any()
+    assert (
+        e.empty.all()
+        and not e.raw.any()
+        and not e.strength.any()
+        and not e.factual.any()
+        and not e.counterfactual.any()
+    )
 
 
 @pytest.mark.parametrize(("change", "empty"), [(1e-7, True), (1e-3, False)])
@@ -245,7 +266,11 @@ def test_pairs_beyond_the_margin_keep_their_maps(model, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_without_evidence_is_flagged_for_its_image_only(model, method):
     features1, features2 = feature_maps(model, torch.cat(batches()), method).chunk(2)
-    nothing = torch.zeros_like(features1) if method == "distance" else model.blurred_features[:, None, None].expand_as(features1)
+    nothing = (
+        torch.zeros_like(features1)
+        if method == "distance"
+        else model.blurred_features[:, None, None].expand_as(features1)
+    )
     e = explain_features(model, nothing, features2, (24, 40), method)
     assert e.empty[:, 0].all() and not e.empty[:, 1].all(1).any()
     assert not e.factual[:, 0].any() and all(torch.isfinite(maps).all() for maps in (e.factual, e.counterfactual))
@@ -265,9 +290,6 @@ def test_feature_maps_of_one_row_are_explained():
     batch = torch.randn(2, 3, 16, 64, generator=torch.Generator().manual_seed(0))
     e = explain(model, batch[:1], batch[1:])
     assert e.raw.shape == (1, 2, 8, 32) and torch.isfinite(e.counterfactual).all()
-
-
-# ----------------------------------------------------------------------------------- no traces left
 
 
 def mixed_modes(model):
@@ -292,8 +314,12 @@ def test_modes_gradients_statistics_and_hooks_are_left_as_found(model, method):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert (grads.pop("head.0.weight") == 1).all() and all(grad is None for grad in grads.values())
-    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["backbone.0.weight"]
-    assert not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in model.modules())
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == [
+        "backbone.0.weight"
+    ]
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in model.modules()
+    )
 
 
 @pytest.mark.parametrize("broken", ["backbone", "head"])
@@ -322,16 +348,16 @@ def test_it_works_under_no_grad_and_with_frozen_parameters(model, method):
 def test_only_what_follows_the_feature_map_is_differentiated(model, method, leaf):
     graph = {}
     for i, block in enumerate(model.backbone):
-        block.register_forward_hook(lambda module, inputs, output, i=i: graph.setdefault(i, []).append(output.requires_grad))
+        block.register_forward_hook(
+            lambda module, inputs, output, i=i: graph.setdefault(i, []).append(output.requires_grad)
+        )
     explain(model, *batches(), method)
     assert graph == {i: [i > leaf] for i in range(15)}  # each block ran once, for all images
 
 
-# --------------------------------------------------------------------------------------------- errors
-
-
 @pytest.mark.parametrize(
-    ("shape1", "shape2"), [((3, 8, 8), (3, 8, 8)), ((1, 3, 8, 8), (2, 3, 8, 8)), ((0, 3, 8, 8), (0, 3, 8, 8)), ((1, 1, 8, 8), (1, 1, 8, 8))]
+    ("shape1", "shape2"),
+    [((3, 8, 8), (3, 8, 8)), ((1, 3, 8, 8), (2, 3, 8, 8)), ((0, 3, 8, 8), (0, 3, 8, 8)), ((1, 1, 8, 8), (1, 1, 8, 8))],
 )
 def test_batches_must_be_equal_stacks_of_images(model, shape1, shape2):
     with pytest.raises(ValueError, match=r"two batches of shape \(N, 3, H, W\)"):

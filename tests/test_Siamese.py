@@ -1,5 +1,4 @@
 import pickle
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -8,25 +7,24 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from utils.dataset import Frame, read_image, to_uint8
+from utils.backbones import ModelError
+from utils.images.frame import Frame, to_uint8
+from utils.images.reading import read_image
 from utils.Siamese import (
-    AveragePooling, ContrastiveLoss, GeM, ModelError, SiameseNetwork, backbone_blocks, embedding_distance, eval_mode,
+    AveragePooling,
+    ContrastiveLoss,
+    GeM,
+    SiameseNetwork,
+    embedding_distance,
+    eval_mode,
+    similarity_matrix,
 )
-
-# ------------------------------------------------------------------------------------- loss and distance
-
-
-@pytest.mark.parametrize(
-    ("distance", "label", "loss"),
-    [(0.0, 0, 0.0), (1.0, 0, 0.5), (3.0, 0, 4.5), (0.0, 1, 2.0), (0.5, 1, 1.125), (2.0, 1, 0.0), (3.0, 1, 0.0)],
-)
-@pytest.mark.parametrize("dtype", [torch.long, torch.float32, torch.bool])
-def test_contrastive_loss_of_one_pair(distance, label, loss, dtype):
-    assert ContrastiveLoss(margin=2.0)(torch.tensor([distance]), torch.tensor([label], dtype=dtype)).item() == loss
 
 
 def test_contrastive_loss_averages_and_depends_on_the_margin():
-    assert ContrastiveLoss(margin=3.0)(torch.tensor([1.0, 0.5]), torch.tensor([0, 1])).item() == pytest.approx((0.5 + 3.125) / 2)
+    assert ContrastiveLoss(margin=3.0)(torch.tensor([1.0, 0.5]), torch.tensor([0, 1])).item() == pytest.approx(
+        (0.5 + 3.125) / 2
+    )
 
 
 @pytest.mark.parametrize("label", [[0, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
@@ -48,16 +46,18 @@ def test_coinciding_embeddings_have_a_finite_zero_gradient(label):
 
 
 def test_embedding_distance_is_euclidean():
-    assert embedding_distance(torch.tensor([[3.0, 0.0, 1.0]]), torch.tensor([[0.0, 4.0, 1.0]])).item() == pytest.approx(5.0)
-
-
-# --------------------------------------------------------------------------------------------- pooling
+    assert embedding_distance(torch.tensor([[3.0, 0.0, 1.0]]), torch.tensor([[0.0, 4.0, 1.0]])).item() == pytest.approx(
+        5.0
+    )
 
 
 @pytest.mark.parametrize("p", [1.0, 3.0])
 def test_gem_equals_a_naive_loop(p):
     activations = torch.rand(2, 3, 2, 5, generator=torch.Generator().manual_seed(0))
-    expected = [[np.mean([float(a) ** p for row in channel for a in row]) ** (1 / p) for channel in image] for image in activations]
+    expected = [
+        [np.mean([float(a) ** p for row in channel for a in row]) ** (1 / p) for channel in image]
+        for image in activations
+    ]
     assert np.allclose(GeM(p)(activations), expected, rtol=1e-5)
 
 
@@ -73,10 +73,9 @@ def test_gem_of_dead_and_negative_activations_has_a_finite_gradient():
     pooled = GeM()(activations)
     pooled.sum().backward()
     assert pooled[0].tolist() == pytest.approx([1e-6, 4 ** (1 / 3)])
-    assert torch.allclose(activations.grad, torch.tensor([[[[0.0, 0.0]], [[4 / 2 / 4 ** (2 / 3), 0.0]]]]))  # A^2 / (n p^2)
-
-
-# --------------------------------------------------------------------------------------------- network
+    assert torch.allclose(
+        activations.grad, torch.tensor([[[[0.0, 0.0]], [[4 / 2 / 4 ** (2 / 3), 0.0]]]])
+    )  # A^2 / (n p^2)
 
 
 @pytest.fixture
@@ -85,10 +84,24 @@ def model():
     return SiameseNetwork("Conv4", embedding_dim=5, image_size=(16, 24)).eval()
 
 
+def test_similarity_matrix_equals_a_loop(model):
+    embeddings = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    embeddings[1] = embeddings[0] + 1e-4
+    similarity = similarity_matrix(model, embeddings)
+    z = embeddings.double().numpy()
+    expected = [[1 - min(np.sqrt(((a - b) ** 2).sum()) / 2, 1) for b in z] for a in z]
+    assert np.allclose(similarity, expected, atol=1e-6)
+    assert (np.diag(similarity) == 1).all() and np.array_equal(similarity, similarity.T)
+    assert similarity.min() == 0  # at the clip, not below
+
+
 def test_dissimilarity_is_the_clipped_share_of_the_margin(model):
     batch1, batch2 = torch.rand(4, 3, 16, 24), torch.rand(4, 3, 16, 24) * 30
     with torch.no_grad():
-        raw = [float(np.linalg.norm(model.embed(a[None]).numpy() - model.embed(b[None]).numpy())) for a, b in zip(batch1, batch2)]
+        raw = [
+            float(np.linalg.norm(model.embed(a[None]).numpy() - model.embed(b[None]).numpy()))
+            for a, b in zip(batch1, batch2)
+        ]
         model.margin = float(np.median(raw))
         expected = [min(distance / model.margin, 1) for distance in raw]
         assert min(expected) < 0.99 and max(expected) == 1
@@ -117,7 +130,10 @@ def test_construction_leaves_statistics_and_modes_as_new(name):
     fresh = SiameseNetwork(name, image_size=(32, 32))
     norms = [module for module in fresh.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all(module.training for module in fresh.modules())
-    assert all(norm.num_batches_tracked == 0 and not norm.running_mean.any() and (norm.running_var == 1).all() for norm in norms)
+    assert all(
+        norm.num_batches_tracked == 0 and not norm.running_mean.any() and (norm.running_var == 1).all()
+        for norm in norms
+    )
 
 
 def test_eval_mode_restores_mixed_modes_after_an_exception(model):
@@ -136,18 +152,31 @@ def test_preprocess_resizes_to_height_by_width_and_normalises(mode):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 30, 4), dtype=np.uint8)
     pixels[..., 3] = 255
     image = Image.fromarray(pixels[..., 0] if mode == "L" else pixels[..., : len(mode)])
-    expected = np.stack([np.asarray(Image.fromarray(pixels[..., 0 if mode == "L" else c]).resize((28, 20), Image.BILINEAR)) for c in range(3)])
+    expected = np.stack(
+        [
+            np.asarray(Image.fromarray(pixels[..., 0 if mode == "L" else c]).resize((28, 20), Image.BILINEAR))
+            for c in range(3)
+        ]
+    )
     expected = (expected / 255 - np.array([0.1, 0.2, 0.3])[:, None, None]) / np.array([0.5, 0.6, 0.7])[:, None, None]
     assert np.allclose(network.preprocess(image), expected, atol=1e-5)
-    assert torch.allclose(network.normalize(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))[1, :, 0, 0], torch.tensor([0.2, 0.0, -1 / 7]), atol=1e-6)
+    assert torch.allclose(
+        network.normalize(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))[1, :, 0, 0],
+        torch.tensor([0.2, 0.0, -1 / 7]),
+        atol=1e-6,
+    )
 
 
 def test_preprocess_pads_with_what_is_zero_for_the_network():
     network = SiameseNetwork("Conv4", image_size=(20, 40), fit="pad")
     framed = network.preprocess(Image.new("RGB", (10, 20), "white"))
     white = [(1 - mean) / std for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-    assert framed.shape == (3, 20, 40) and torch.allclose(framed[:, :, 15:25], torch.tensor(white)[:, None, None].expand(3, 20, 10))
-    assert framed[:, :, :15].abs().max() < 0.01 and framed[:, :, 25:].abs().max() < 0.01  # what rounding to 8 bits leaves
+    assert framed.shape == (3, 20, 40) and torch.allclose(
+        framed[:, :, 15:25], torch.tensor(white)[:, None, None].expand(3, 20, 10)
+    )
+    assert (
+        framed[:, :, :15].abs().max() < 0.01 and framed[:, :, 25:].abs().max() < 0.01
+    )  # what rounding to 8 bits leaves
 
 
 def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_path):
@@ -161,61 +190,14 @@ def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_pat
     assert not torch.equal(network.preprocess(Image.fromarray(pixels[..., :3])), trained_on)
 
 
-# ------------------------------------------------------------------------------------------- backbones
-
-FAMILIES = [
-    "resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "efficientnet_b0", "convnext_tiny", "squeezenet1_1", "shufflenet_v2_x0_5",
-    "mnasnet0_5", "regnet_y_400mf", "alexnet", "googlenet", "inception_v3",
-]
-
-
 def original(name):
-    options = dict(aux_logits=False, init_weights=False, transform_input=True) if name in ("googlenet", "inception_v3") else {}
+    options = (
+        dict(aux_logits=False, init_weights=False, transform_input=True)
+        if name in ("googlenet", "inception_v3")
+        else {}
+    )
     torch.manual_seed(0)
     return torchvision.models.get_model(name, weights=None, **options).eval()
-
-
-def map_before_pooling(classifier, batch, monkeypatch):
-    """What the classifier's own forward pass hands to its (last) pooling over all positions."""
-    seen = []
-    pool, mean = nn.functional.adaptive_avg_pool2d, torch.Tensor.mean
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(nn.functional, "adaptive_avg_pool2d", lambda x, size: (seen.append(x), pool(x, size))[1])
-        patch.setattr(torch.Tensor, "mean", lambda x, *args: (seen.append(x), mean(x, *args))[1])
-        classifier(batch)
-    return seen[-1]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_blocks_give_the_feature_map_that_the_classifier_pools(name, monkeypatch):
-    classifier = original(name)
-    torch.manual_seed(0)
-    blocks = nn.Sequential(*backbone_blocks(name)).eval()
-    batch = torch.randn(1, 3, *((80, 96) if name == "inception_v3" else (64, 96)))
-    with torch.no_grad():
-        features = blocks(batch)
-        if name.startswith("squeezenet"):  # classifies every position first
-            features = classifier.classifier[:3](features)
-    expected = map_before_pooling(classifier, batch, monkeypatch)
-    assert expected.std() > 0 and torch.allclose(features, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "fine", "final"),
-    [
-        ("Conv4", (64, 96), (64, 16, 24), (64, 8, 12)), ("Conv4", (96, 96), (64, 24, 24), (64, 12, 12)),
-        ("MobileNet", (224, 224), (96, 14, 14), (1280, 7, 7)), ("MobileNet", (96, 96), (24, 24, 24), (1280, 3, 3)),
-        ("resnet18", (224, 224), (256, 14, 14), (512, 7, 7)), ("resnet18", (64, 128), (64, 16, 32), (512, 2, 4)),
-        ("densenet121", (64, 64), (128, 16, 16), (1024, 2, 2)),
-    ],
-)
-def test_the_fine_map_has_196_positions_and_more_than_the_final_one(name, size, fine, final):
-    network = SiameseNetwork(name, image_size=size).eval()
-    with torch.no_grad():
-        image = torch.rand(1, 3, *size)
-        assert network.backbone[: network.fine_block + 1](image).shape[1:] == fine
-        assert network.backbone(image).shape[1:] == final
-        assert network.embed(image).shape == (1, 16)
 
 
 def test_resnet_fine_map_is_the_output_of_layer3():
@@ -247,52 +229,18 @@ def test_backbones_that_cannot_be_used(arguments, message):
     assert "\n" not in str(caught.value) and ";" in str(caught.value)
 
 
-@pytest.mark.parametrize("failure", [URLError("no route"), ConnectionResetError("no route"), RuntimeError("no route\nat all")])
-def test_a_failed_download_names_the_ways_out(failure, monkeypatch):
-    def get_model(*args, **kwargs):
-        raise failure
-
-    monkeypatch.setattr(torchvision.models, "get_model", get_model)
-    with pytest.raises(ModelError, match="resnet18.*no route.*`weights: path`.*`pretrained: False`") as caught:
-        SiameseNetwork("resnet18", pretrained=True)
-    assert "\n" not in str(caught.value)
-
-
-# ------------------------------------------------------------------------------------ local weights file
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mnasnet0_5", "densenet121", "googlenet"])
-def test_weights_file_fills_the_backbone_exactly(name, tmp_path, monkeypatch):
-    classifier = original(name)
-    with torch.no_grad():
-        for tensor in classifier.state_dict().values():
-            tensor.add_(1 if tensor.dtype == torch.long else 0.01)
-    state = classifier.state_dict()
-    if name == "densenet121":  # as published: norm.1 for the module norm1
-        state = {key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in key else key: t for key, t in state.items()}
-    torch.save(state, tmp_path / "weights.pth")
-    monkeypatch.delattr(torchvision.models.WeightsEnum, "get_state_dict")  # would download
-    blocks = nn.Sequential(*backbone_blocks(name, pretrained=True, weights=tmp_path / "weights.pth"))
-    assert len(blocks.state_dict()) > 50
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(blocks.state_dict().values(), classifier.state_dict().values()))
-
-
-def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
-    (tmp_path / "garbage.pth").write_bytes(b"<html>403 Forbidden</html>")
-    (tmp_path / "empty.pth").write_bytes(b"")
-    for file, message in (("resnet18.pth", "is for another backbone"), ("garbage.pth", "not a file of weights"), ("empty.pth", "not a file of weights")):
-        with pytest.raises(ModelError, match=f"weights: .*{file}.*{message}") as caught:
-            backbone_blocks("resnet34", weights=tmp_path / file)
-        assert "\n" not in str(caught.value)
-
-
-# ----------------------------------------------------------------------------------------- checkpoints
-
-
 @pytest.mark.parametrize("name", ["Conv4", "densenet121", "googlenet"])
 def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
-    network = SiameseNetwork(name, pooling="avg", embedding_dim=4, image_size=(32, 48), margin=3.0, threshold=0.4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    network = SiameseNetwork(
+        name,
+        pooling="avg",
+        embedding_dim=4,
+        image_size=(32, 48),
+        margin=3.0,
+        threshold=0.4,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+    )
     network(torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48))  # moves the batch statistics
     network.mean_embedding.copy_(torch.arange(4.0))
     network.save(tmp_path / "model.pth", classes=["a", "b"], config={"seed": 1})
@@ -343,7 +291,9 @@ def test_a_malicious_checkpoint_cannot_run_code(dump, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("content", [{}, [1], {"architecture": {"backbone_model": "Conv4"}, "state_dict": {}, "info": {}}])
+@pytest.mark.parametrize(
+    "content", [{}, [1], {"architecture": {"backbone_model": "Conv4"}, "state_dict": {}, "info": {}}]
+)
 def test_other_files_are_not_checkpoints(content, tmp_path):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(ModelError, match="not a checkpoint of this project") as caught:

@@ -3,12 +3,20 @@ import pytest
 import torch
 
 from benchmarks import variants
-from benchmarks.architectures import PseudoSiamese, Siamese, TwoChannel, compare_all, hinge_loss, ordered_pairs, position_by_position
+from benchmarks.architectures import (
+    PseudoSiamese,
+    Siamese,
+    TwoChannel,
+    compare_all,
+    hinge_loss,
+    ordered_pairs,
+    position_by_position,
+)
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
 from utils.config import Config
-from utils.dataset import Pairs
-from utils.faithfulness import blurred_features
+from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
+from utils.images.pairs import Pairs
 from utils.Siamese import ContrastiveLoss, SiameseNetwork
 
 ARCHITECTURE = {"backbone_model": "Conv4", "embedding_dim": 4, "image_size": (16, 16)}
@@ -18,8 +26,15 @@ PAIRS = Pairs(np.array([0, 1, 2, 3]), np.array([1, 0, 3, 3]), np.array([0, 0, 1,
 
 def folder_config(folder, **settings):
     return Config(
-        dataset="Colours", data_path=folder, checkpoints_path=folder / "c", outputs_path=folder / "o", backbone_model="Conv4", image={"size": (16, 16)},
-        test_size=0.2, valid_size=0.25, **settings,
+        dataset="Colours",
+        data_path=folder,
+        checkpoints_path=folder / "c",
+        outputs_path=folder / "o",
+        backbone_model="Conv4",
+        image={"size": (16, 16)},
+        test_size=0.2,
+        valid_size=0.25,
+        **settings,
     )
 
 
@@ -101,7 +116,9 @@ def test_every_setting_of_a_question_is_a_valid_configuration(colour_folder, que
 
 
 def test_only_the_naive_split_parts_groups(colour_folder):
-    for number, file in enumerate(sorted(colour_folder.rglob("*.png"))):  # two views of each thing: a_0, a_1, b_0, b_1, ...
+    for number, file in enumerate(
+        sorted(colour_folder.rglob("*.png"))
+    ):  # two views of each thing: a_0, a_1, b_0, b_1, ...
         file.rename(file.with_name(f"{'abcde'[number % 10 // 2]}_{number % 2}.png"))
     config = folder_config(colour_folder, group_pattern="^([a-e])")
 

@@ -9,10 +9,12 @@ from PIL import Image
 from utils import comparison
 from utils.comparison import Comparison, WhatIf, choose_pair, describe, images_to_compare, pair_folder
 from utils.config import Config
-from utils.dataset import DataError, Frame
-from utils.faithfulness import blur
-from utils.Grad_CAM import Explanation, explain, feature_maps
-from utils.matching import region_similarity, strongest_matches
+from utils.explain.evidence import feature_maps
+from utils.explain.matching import region_similarity, strongest_matches
+from utils.explain.removal import blur
+from utils.Grad_CAM import Explanation, explain
+from utils.images.frame import Frame
+from utils.images.reading import DataError
 from utils.Siamese import SiameseNetwork
 
 
@@ -56,7 +58,9 @@ def test_a_pair_is_explained_as_grad_cam_does(model, paths, method):
     for i, j in [(0, 3), (4, 1), (2, 2)]:
         expected, found = explain(model, batch[[i]], batch[[j]], method), compared.explain(i, j)
         for name in Explanation.__dataclass_fields__:
-            assert torch.allclose(getattr(found, name).float(), getattr(expected, name).float(), rtol=1e-3, atol=1e-4), name
+            assert torch.allclose(
+                getattr(found, name).float(), getattr(expected, name).float(), rtol=1e-3, atol=1e-4
+            ), name
         assert compared.similarity[i, j] == pytest.approx(expected.similarity.item(), abs=1e-4)
 
 
@@ -90,9 +94,13 @@ def test_matches_are_those_of_the_pairs_regions(model, paths):
 
 @pytest.fixture
 def padding(model, tmp_path):
-    """A network of 16 x 24 pixels that pads, a wide image (rows 5 to 10 of the frame) and a tall one (columns 11 and 12)."""
+    """A network of 16 x 24 pixels that pads, a wide image (rows 5 to 10 of the frame) and a tall one (columns 11 and
+    12)."""
     model.frame = Frame(model.image_size, "pad")
-    paths = [make_image(tmp_path / "wide.png", seed=8, size=(10, 40)), make_image(tmp_path / "tall.png", seed=9, size=(40, 5))]
+    paths = [
+        make_image(tmp_path / "wide.png", seed=8, size=(10, 40)),
+        make_image(tmp_path / "tall.png", seed=9, size=(40, 5)),
+    ]
     return Comparison(model, paths)
 
 
@@ -104,7 +112,8 @@ def test_a_padded_pair_knows_the_part_of_the_frame_that_each_image_fills(padding
 
 
 def test_matches_of_padded_images_lie_on_the_images(padding, monkeypatch):
-    """A feature map of 4 x 6 positions, 4 pixels each: the wide image shows in rows 1 and 2, the tall one in columns 2 and 3."""
+    """A feature map of 4 x 6 positions, 4 pixels each: the wide image shows in rows 1 and 2, the tall one in columns 2
+    and 3."""
     similarity = torch.zeros(4, 6, 4, 6)
     similarity[0, 3, 1, 0] = 9  # blank with blank
     similarity[1, 0, 3, 5] = 8  # image with blank
@@ -114,7 +123,9 @@ def test_matches_of_padded_images_lie_on_the_images(padding, monkeypatch):
     found = padding.matches(0, 1)
     assert [match.strength for match in found] == [3, 2]
     # centres at row 6 of 5 to 11 and column 2 of 0 to 24; row 14 of 0 to 16 and column 10, just left of 11 to 13
-    assert np.allclose(found[0][:2], [(1 / 6, 2 / 24), (14 / 16, 0)]) and np.allclose(found[1][:2], [(5 / 6, 22 / 24), (2 / 16, 1)])
+    assert np.allclose(found[0][:2], [(1 / 6, 2 / 24), (14 / 16, 0)]) and np.allclose(
+        found[1][:2], [(5 / 6, 22 / 24), (2 / 16, 1)]
+    )
 
 
 @pytest.mark.parametrize("similar", [True, False])
@@ -129,7 +140,9 @@ def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, 
         for kind, maps in enumerate((explanation.factual, explanation.counterfactual)):
             region = result.regions[image, kind]
             assert region.sum() == min(round(0.1 * pixels), (maps[0, image] > 0).sum())
-            assert maps[0, image][region].sum().item() == pytest.approx(maps[0, image].flatten().topk(round(0.1 * pixels)).values.sum().item())
+            assert maps[0, image][region].sum().item() == pytest.approx(
+                maps[0, image].flatten().topk(round(0.1 * pixels)).values.sum().item()
+            )
             pair = [compared.batch[[0]], compared.batch[[1]]]
             pair[image] = torch.where(region, blur(pair[image]), pair[image])
             with torch.no_grad():
@@ -140,7 +153,13 @@ def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, 
 
 
 def test_the_report_says_which_map_fails_its_own_check():
-    result = WhatIf(0.8, np.zeros((2, 2)), np.array([[-0.1, 0.1], [0.1, -0.1]]), torch.zeros(2, 2, 4, 4), np.array([[False, False], [False, True]]))
+    result = WhatIf(
+        0.8,
+        np.zeros((2, 2)),
+        np.array([[-0.1, 0.1], [0.1, -0.1]]),
+        torch.zeros(2, 2, 4, 4),
+        np.array([[False, False], [False, True]]),
+    )
     assert result.report(("a", "b")).splitlines() == [
         "a, factual region blurred: the decision gets weaker, as it should",
         "a, counterfactual region blurred: the decision gets surer, as it should",
@@ -153,7 +172,10 @@ def test_the_report_says_which_map_fails_its_own_check():
     ("similarity", "sentence"),
     [
         (0.75, "a and b are similar: similarity 0.750, dissimilarity 0.250, which is below the threshold of 0.4."),
-        (0.5, "a and b are dissimilar: similarity 0.500, dissimilarity 0.500, which is not below the threshold of 0.4."),
+        (
+            0.5,
+            "a and b are dissimilar: similarity 0.500, dissimilarity 0.500, which is not below the threshold of 0.4.",
+        ),
     ],
 )
 def test_the_decision_in_a_sentence(similarity, sentence):
@@ -174,8 +196,13 @@ def touch(path):
 def config(tmp_path):
     """A trained dataset of three classes with 1, 3 and 2 test images."""
     data = tmp_path / "Data" / "Shapes"
-    settings = Config(dataset="Shapes", data_path=data, checkpoints_path=tmp_path / "checkpoints", outputs_path=tmp_path / "outputs",
-                      compare_path=tmp_path / "Data" / "data_for_compare")
+    settings = Config(
+        dataset="Shapes",
+        data_path=data,
+        checkpoints_path=tmp_path / "checkpoints",
+        outputs_path=tmp_path / "outputs",
+        compare_path=tmp_path / "Data" / "data_for_compare",
+    )
     settings.checkpoints_path.mkdir()
     test = ["b/1.png", "a/0.png", "b/2.png", "c/9.png", "b/3.png", "c/sub/8.png"]
     rows = [("a/train.png", "a", "train"), *((file, file[0], "test") for file in test)]
@@ -209,7 +236,12 @@ def test_given_paths_are_taken(config, paths):
 
 @pytest.mark.parametrize(
     ("image1", "image2", "message"),
-    [("0.png", None, "give both, or neither"), (None, "0.png", "give both, or neither"), ("0.png", "gone.png", "image2: .*gone.png: no such file"), (".", "0.png", "image1: .*no such file")],
+    [
+        ("0.png", None, "give both, or neither"),
+        (None, "0.png", "give both, or neither"),
+        ("0.png", "gone.png", "image2: .*gone.png: no such file"),
+        (".", "0.png", "image1: .*no such file"),
+    ],
 )
 def test_pairs_that_cannot_be_chosen(config, paths, monkeypatch, image1, image2, message):
     monkeypatch.chdir(paths[0].parent)
@@ -222,7 +254,9 @@ def test_images_of_the_usual_or_a_given_folder_in_order(config, tmp_path):
         for name in ("c.png", "B.JPG", "a.webp", "._a.png", ".gitkeep", "README.txt", "sub/d.png", "folder.png/e.png"):
             touch(folder / name)
     assert names(images_to_compare(config)) == ["B.JPG", "a.webp", "c.png"]
-    assert images_to_compare(config, tmp_path / "mine") == [tmp_path / "mine" / name for name in ("B.JPG", "a.webp", "c.png")]
+    assert images_to_compare(config, tmp_path / "mine") == [
+        tmp_path / "mine" / name for name in ("B.JPG", "a.webp", "c.png")
+    ]
 
 
 @pytest.mark.parametrize("present", [[], [".gitkeep"], ["alone.png"]])
@@ -242,8 +276,15 @@ def test_a_given_folder_must_hold_two_images(config, tmp_path, count):
 
 def test_every_pair_has_a_folder_of_its_own(config):
     pairs = [
-        ("d1/rose/1.jpg", "d1/rose/2.jpg"), ("d1/rose/2.jpg", "d1/rose/1.jpg"), ("d2/rose/1.jpg", "d1/rose/2.jpg"), ("d1/rose/1.png", "d1/rose/2.jpg"),
-        ("d1/tulip/1.jpg", "d1/rose/2.jpg"), ("a-b/c.jpg", "1.jpg"), ("a/b-c.jpg", "1.jpg"), ("d/" + "x" * 200 + "1.jpg", "d/y.jpg"), ("d/" + "x" * 200 + "2.jpg", "d/y.jpg"),
+        ("d1/rose/1.jpg", "d1/rose/2.jpg"),
+        ("d1/rose/2.jpg", "d1/rose/1.jpg"),
+        ("d2/rose/1.jpg", "d1/rose/2.jpg"),
+        ("d1/rose/1.png", "d1/rose/2.jpg"),
+        ("d1/tulip/1.jpg", "d1/rose/2.jpg"),
+        ("a-b/c.jpg", "1.jpg"),
+        ("a/b-c.jpg", "1.jpg"),
+        ("d/" + "x" * 200 + "1.jpg", "d/y.jpg"),
+        ("d/" + "x" * 200 + "2.jpg", "d/y.jpg"),
     ]
     folders = [pair_folder(config, Path(one), Path(other)) for one, other in pairs]
     assert len(set(folders)) == len(pairs)

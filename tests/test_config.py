@@ -1,4 +1,5 @@
 """`load_config`: what a file says arrives, and what is wrong in it is named."""
+
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,8 @@ from utils.config import SANDBOX, ConfigError, UserError, load_config
 
 ROOT = Path(__file__).parents[1]
 
-# As users of the paper's public implementation have it: comments, uneven indentation, quoted text, 5e-6 (which YAML reads as text).
+# As users of the paper's public implementation have it: comments, uneven indentation, quoted text, 5e-6 (which YAML
+# reads as text).
 PUBLIC = """
 # Dataset
 data_path: 'Data/Flowers'
@@ -113,7 +115,11 @@ def test_the_public_implementations_file_loads_unchanged_and_every_value_arrives
     config = load(PUBLIC)
     expected = dict(leaves(yaml.safe_load(PUBLIC)))
     assert len(expected) == 37 and expected["hyperparameters", "learning_rate"] == "5e-6"
-    expected |= {("hyperparameters", "learning_rate"): 5e-6, ("data_path",): Path("Data/Flowers"), ("checkpoints_path",): Path("checkpoints/Flowers")}
+    expected |= {
+        ("hyperparameters", "learning_rate"): 5e-6,
+        ("data_path",): Path("Data/Flowers"),
+        ("checkpoints_path",): Path("checkpoints/Flowers"),
+    }
     for keys, value in expected.items():
         found = config
         for key in keys:
@@ -132,11 +138,14 @@ def test_a_block_overrides_key_by_key_at_every_depth(load):
     assert config.hyperparameters.epochs == 2 and config.hyperparameters.batch_size == 8
 
 
-@pytest.mark.parametrize("dataset, data_path, seed, size", [
-    ("Elsewhere", "/images/elsewhere", 2, (64, 96)),
-    ("Mine", "Data/Mine", 1, (64, 96)),  # an empty block
-    ("Small", "Data/Small", 1, (32, 48)),
-])
+@pytest.mark.parametrize(
+    "dataset, data_path, seed, size",
+    [
+        ("Elsewhere", "/images/elsewhere", 2, (64, 96)),
+        ("Mine", "Data/Mine", 1, (64, 96)),  # an empty block
+        ("Small", "Data/Small", 1, (32, 48)),
+    ],
+)
 def test_the_dataset_asked_for_wins_over_the_files_own(load, dataset, data_path, seed, size):
     config = load(BLOCKS, dataset)
     assert (config.dataset, config.data_path, config.seed, config.image.size) == (dataset, Path(data_path), seed, size)
@@ -159,12 +168,19 @@ def test_size_is_height_then_width(load):
 
 def test_the_configuration_cannot_be_changed(load):
     config = load(PUBLIC)
-    for section, key in ((config, "seed"), (config.image, "size"), (config.image.normalization, "mean"), (config.hyperparameters, "epochs")):
+    for section, key in (
+        (config, "seed"),
+        (config.image, "size"),
+        (config.image.normalization, "mean"),
+        (config.hyperparameters, "epochs"),
+    ):
         with pytest.raises(ValidationError):
             setattr(section, key, getattr(section, key))
 
 
-@pytest.mark.parametrize("text, dataset", [(PUBLIC, None), (BLOCKS, "Small"), (BLOCKS, "Elsewhere"), (BLOCKS + "# Größe 日本\n", "Mine")])
+@pytest.mark.parametrize(
+    "text, dataset", [(PUBLIC, None), (BLOCKS, "Small"), (BLOCKS, "Elsewhere"), (BLOCKS + "# Größe 日本\n", "Mine")]
+)
 def test_what_save_writes_loads_back_equal(load, tmp_path, text, dataset):
     config = load(text, dataset)
     config.save(tmp_path / "saved.yml")
@@ -228,50 +244,83 @@ def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeyp
 # -------------------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("text, key, words", [
-    ("imgae: {size: [32, 32]}", "imgae", ["unknown key", "did you mean 'image'?"]),
-    ("hyperparameters: {learning_rat: 0.1}", "hyperparameters.learning_rat", ["unknown key", "did you mean 'learning_rate'?"]),
-    ("image: {normalization: {men: [0, 0, 0]}}", "image.normalization.men", ["unknown key", "did you mean 'mean'?"]),
-    ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
-    ("hyperparameters: {epochs: many}", "hyperparameters.epochs", ["whole number", "got 'many'"]),
-    ("hyperparameters: {epochs: True}", "hyperparameters.epochs", ["number", "got True"]),
-    ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["whole number", "got 1.5"]),
-    ("margin: False", "margin", ["number", "got False"]),
-    ("seed: null", "seed", ["integer", "got None"]),
-    ("hyperparameters: {learning_rate: 5e-6x}", "hyperparameters.learning_rate", ["number", "got '5e-6x'"]),
-    ("hyperparameters: {learning_rate: 0}", "hyperparameters.learning_rate", ["greater than 0", "got 0"]),
-    ("hyperparameters: {learning_rate: .nan}", "hyperparameters.learning_rate", ["greater than 0", "got nan"]),
-    ("hyperparameters: {optimizer: RMSprop}", "hyperparameters.optimizer", ["'Adam', 'AdamW' or 'SGD'", "got 'RMSprop'"]),
-    ("hyperparameters: {nesterov: True, momentum: 0, optimizer: SGD}", "hyperparameters", ["nesterov: True needs a momentum above 0"]),
-    ("pretrained: maybe", "pretrained", ["True or False", "got 'maybe'"]),
-    ("test_size: 1", "test_size", ["less than 1", "got 1"]),
-    ("image: {size: 224}", "image.size", ["a list such as [224, 224]", "got 224"]),
-    ("image: {size: [224]}", "image.size", ["a list such as [224, 224]", "got [224]"]),
-    ("image: {size: [224, 224, 3]}", "image.size", ["a list such as [224, 224]", "got [224, 224, 3]"]),
-    ("image: {fit: crop}", "image.fit", ["'stretch' or 'pad'", "got 'crop'"]),
-    ("image: {size: [224, 8]}", "image.size.1", ["16", "got 8"]),
-    ("image: {normalization: {std: [1, 1]}}", "image.normalization.std", ["a list such as [0.229, 0.224, 0.225]", "got [1, 1]"]),
-    ("image: {normalization: {std: [1, 1, 0]}}", "image.normalization.std.2", ["greater than 0", "got 0"]),
-    ("image: {Channels: 1}", "image.Channels", ["3", "got 1"]),
-    ("image:", "image", ["a block of settings", "got None"]),
-    ("hyperparameters: 5", "hyperparameters", ["a block of settings", "got 5"]),
-    ("data_path:", "data_path", ["a path", "got None"]),
-    ("weights: nowhere.pth", "weights", ["no such file", "got 'nowhere.pth'"]),
-    ("hyperparameters: {batch_size: 2}", "hyperparameters.batch_size", ["use 4 or more, or training_pairs: sampled"]),
-])
+@pytest.mark.parametrize(
+    "text, key, words",
+    [
+        ("imgae: {size: [32, 32]}", "imgae", ["unknown key", "did you mean 'image'?"]),
+        (
+            "hyperparameters: {learning_rat: 0.1}",
+            "hyperparameters.learning_rat",
+            ["unknown key", "did you mean 'learning_rate'?"],
+        ),
+        (
+            "image: {normalization: {men: [0, 0, 0]}}",
+            "image.normalization.men",
+            ["unknown key", "did you mean 'mean'?"],
+        ),
+        ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
+        ("hyperparameters: {epochs: many}", "hyperparameters.epochs", ["whole number", "got 'many'"]),
+        ("hyperparameters: {epochs: True}", "hyperparameters.epochs", ["number", "got True"]),
+        ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["whole number", "got 1.5"]),
+        ("margin: False", "margin", ["number", "got False"]),
+        ("seed: null", "seed", ["integer", "got None"]),
+        ("hyperparameters: {learning_rate: 5e-6x}", "hyperparameters.learning_rate", ["number", "got '5e-6x'"]),
+        ("hyperparameters: {learning_rate: 0}", "hyperparameters.learning_rate", ["greater than 0", "got 0"]),
+        ("hyperparameters: {learning_rate: .nan}", "hyperparameters.learning_rate", ["greater than 0", "got nan"]),
+        (
+            "hyperparameters: {optimizer: RMSprop}",
+            "hyperparameters.optimizer",
+            ["'Adam', 'AdamW' or 'SGD'", "got 'RMSprop'"],
+        ),
+        (
+            "hyperparameters: {nesterov: True, momentum: 0, optimizer: SGD}",
+            "hyperparameters",
+            ["nesterov: True needs a momentum above 0"],
+        ),
+        ("pretrained: maybe", "pretrained", ["True or False", "got 'maybe'"]),
+        ("test_size: 1", "test_size", ["less than 1", "got 1"]),
+        ("image: {size: 224}", "image.size", ["a list such as [224, 224]", "got 224"]),
+        ("image: {size: [224]}", "image.size", ["a list such as [224, 224]", "got [224]"]),
+        ("image: {size: [224, 224, 3]}", "image.size", ["a list such as [224, 224]", "got [224, 224, 3]"]),
+        ("image: {fit: crop}", "image.fit", ["'stretch' or 'pad'", "got 'crop'"]),
+        ("image: {size: [224, 8]}", "image.size.1", ["16", "got 8"]),
+        (
+            "image: {normalization: {std: [1, 1]}}",
+            "image.normalization.std",
+            ["a list such as [0.229, 0.224, 0.225]", "got [1, 1]"],
+        ),
+        ("image: {normalization: {std: [1, 1, 0]}}", "image.normalization.std.2", ["greater than 0", "got 0"]),
+        ("image: {Channels: 1}", "image.Channels", ["3", "got 1"]),
+        ("image:", "image", ["a block of settings", "got None"]),
+        ("hyperparameters: 5", "hyperparameters", ["a block of settings", "got 5"]),
+        ("data_path:", "data_path", ["a path", "got None"]),
+        ("weights: nowhere.pth", "weights", ["no such file", "got 'nowhere.pth'"]),
+        (
+            "hyperparameters: {batch_size: 2}",
+            "hyperparameters.batch_size",
+            ["use 4 or more, or training_pairs: sampled"],
+        ),
+    ],
+)
 def test_a_wrong_key_or_value_is_named_with_what_was_expected_and_found(refused, text, key, words):
-    for whole in ("dataset: A\n" + text, "dataset: A\ndatasets: {A: {" + text.removesuffix(":") + (": null" if text.endswith(":") else "") + "}}"):
+    for whole in (
+        "dataset: A\n" + text,
+        "dataset: A\ndatasets: {A: {" + text.removesuffix(":") + (": null" if text.endswith(":") else "") + "}}",
+    ):
         [line] = refused(whole)
         assert line.startswith(key + ": ") and all(word in line for word in words), line
         assert "pydantic" not in line and "<class" not in line and "Input" not in line
 
 
-@pytest.mark.parametrize("pattern, words", [
-    ("'([a-z'", "not a valid regular expression"),
-    ("'^berlin_'", "one pair of brackets"),
-    ("'^(a)_(b)'", "one pair of brackets"),
-    ("5", "string"),
-])
+@pytest.mark.parametrize(
+    "pattern, words",
+    [
+        ("'([a-z'", "not a valid regular expression"),
+        ("'^berlin_'", "one pair of brackets"),
+        ("'^(a)_(b)'", "one pair of brackets"),
+        ("5", "string"),
+    ],
+)
 def test_a_group_pattern_must_be_an_expression_with_one_group(refused, pattern, words):
     (message,) = refused(f"dataset: A\ngroup_pattern: {pattern}")
     assert message.startswith("group_pattern: ") and words in message
@@ -291,40 +340,48 @@ def test_every_problem_gets_a_line(refused):
     assert sorted(line.split(": ")[0] for line in lines) == ["image.hue", "image.size", "margin", "sede"]
 
 
-@pytest.mark.parametrize("text, dataset, words", [
-    (BLOCKS, "Smal", ["'Smal'", "Small, Elsewhere, Mine"]),
-    (BLOCKS.replace("dataset: Small", "dataset: Absent"), None, ["'Absent'", "Small, Elsewhere, Mine"]),
-    (BLOCKS.replace("dataset: Small", ""), None, ["missing", "Small, Elsewhere, Mine"]),
-    ("seed: 1", None, ["missing", "Data/"]),
-    (PUBLIC, "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),  # or it would train on the flowers under another name
-    ("dataset: Flowers", "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),
-    ("dataset: a/b", None, ["plain name", "'a/b'"]),
-])
+@pytest.mark.parametrize(
+    "text, dataset, words",
+    [
+        (BLOCKS, "Smal", ["'Smal'", "Small, Elsewhere, Mine"]),
+        (BLOCKS.replace("dataset: Small", "dataset: Absent"), None, ["'Absent'", "Small, Elsewhere, Mine"]),
+        (BLOCKS.replace("dataset: Small", ""), None, ["missing", "Small, Elsewhere, Mine"]),
+        ("seed: 1", None, ["missing", "Data/"]),
+        (PUBLIC, "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),  # or it would train on the flowers under another name
+        ("dataset: Flowers", "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),
+        ("dataset: a/b", None, ["plain name", "'a/b'"]),
+    ],
+)
 def test_a_dataset_that_the_file_does_not_have(refused, text, dataset, words):
     [line] = refused(text, dataset)
     assert line.startswith("dataset: ") and all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("text", ["datasets: [A, B]", "datasets: A", "datasets: {A: 5}", "datasets: {A: {}, B: [seed]}"])
+@pytest.mark.parametrize(
+    "text", ["datasets: [A, B]", "datasets: A", "datasets: {A: 5}", "datasets: {A: {}, B: [seed]}"]
+)
 def test_datasets_that_are_no_blocks(refused, text):
     [line] = refused("dataset: A\n" + text)
     assert line.startswith("datasets: expected a block of settings")
 
 
-@pytest.mark.parametrize("content, start", [
-    (PUBLIC.encode("utf-16"), "not UTF-8"),
-    (PUBLIC.encode("utf-16-le"), "not UTF-8"),
-    ("dataset: Blüten".encode("latin-1"), "not UTF-8"),
-    ("dataset: A\nimage: {size: [1, 2}\n", ", line 2: not valid YAML"),
-    ("dataset: A\nimage:\n\tsize: 1\n", ", line 3: not valid YAML"),
-    ("dataset: A\nseed: 1\n  hue: 1\n", ", line 3: not valid YAML"),
-    ("dataset: 2023-13-45", "not valid YAML"),
-    ("dataset: A\nimage:\n  hue: 0\n  hue: 0.1\n", ", line 4: not valid YAML (hue: written twice)"),
-    ("datasets:\n  A: {}\n  A: {seed: 1}\n", ", line 3: not valid YAML (A: written twice)"),
-    ("- dataset\n- A\n", "expected `key: value`"),
-    ("just text", "expected `key: value`"),
-    ("", "expected `key: value`"),
-])
+@pytest.mark.parametrize(
+    "content, start",
+    [
+        (PUBLIC.encode("utf-16"), "not UTF-8"),
+        (PUBLIC.encode("utf-16-le"), "not UTF-8"),
+        ("dataset: Blüten".encode("latin-1"), "not UTF-8"),
+        ("dataset: A\nimage: {size: [1, 2}\n", ", line 2: not valid YAML"),
+        ("dataset: A\nimage:\n\tsize: 1\n", ", line 3: not valid YAML"),
+        ("dataset: A\nseed: 1\n  hue: 1\n", ", line 3: not valid YAML"),
+        ("dataset: 2023-13-45", "not valid YAML"),
+        ("dataset: A\nimage:\n  hue: 0\n  hue: 0.1\n", ", line 4: not valid YAML (hue: written twice)"),
+        ("datasets:\n  A: {}\n  A: {seed: 1}\n", ", line 3: not valid YAML (A: written twice)"),
+        ("- dataset\n- A\n", "expected `key: value`"),
+        ("just text", "expected `key: value`"),
+        ("", "expected `key: value`"),
+    ],
+)
 def test_a_file_that_is_no_configuration(refused, content, start):
     [line] = refused(content)
     assert line.startswith(start), line
@@ -335,7 +392,9 @@ def test_a_merged_block_is_not_a_key_written_twice(load):
     assert (load(text).seed, load(text).gpu) == (2, 3)
 
 
-@pytest.mark.parametrize("name, words", [("absent.yml", ["no such file", "config_path"]), ("", ["cannot be read", "config_path"])])
+@pytest.mark.parametrize(
+    "name, words", [("absent.yml", ["no such file", "config_path"]), ("", ["cannot be read", "config_path"])]
+)
 def test_a_path_that_leads_to_no_file(tmp_path, name, words):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / name)

@@ -8,7 +8,11 @@ from utils.early_stopping import EarlyStopping, best_epoch
 def test_improvements_are_counted_in_the_direction_of_the_mode(mode, values):
     stopping = EarlyStopping(patience=2, mode=mode)
     assert [(stopping.step(value), stopping.should_stop) for value in values] == [
-        (True, False), (True, False), (False, False), (False, True), (True, False),
+        (True, False),
+        (True, False),
+        (False, False),
+        (False, True),
+        (True, False),
     ]
     assert stopping.best == values[-1]
 
@@ -29,6 +33,8 @@ def test_another_mode_is_refused():
         EarlyStopping(patience=1, mode="auc")
 
 
-@pytest.mark.parametrize("auc, loss, best", [([0.6, 0.9, 0.8], [3, 2, 1], 2), ([0.9, 1.0, 1.0, 1.0], [1, 3, 2, 2], 3), ([0.5], [1], 1)])
+@pytest.mark.parametrize(
+    "auc, loss, best", [([0.6, 0.9, 0.8], [3, 2, 1], 2), ([0.9, 1.0, 1.0, 1.0], [1, 3, 2, 2], 3), ([0.5], [1], 1)]
+)
 def test_the_best_epoch_has_the_highest_auc_then_the_lowest_loss(auc, loss, best):
     assert best_epoch(pd.DataFrame({"valid_auc": auc, "valid_loss": loss})) == best

@@ -7,14 +7,24 @@ import torch
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
-from utils.audit import audit
 from utils.comparison import WhatIf
 from utils.config import Config
+from utils.evaluate.audit import audit
+from utils.explain.matching import Match
 from utils.Grad_CAM import Explanation
-from utils.matching import Match
 from utils.imshow import (
-    COLORMAP, OPACITY, overlay, save_figure, show_explanation, show_gallery, show_images, show_matches, show_pairs,
-    show_similarity_matrix, show_twins, show_what_if,
+    COLORMAP,
+    OPACITY,
+    overlay,
+    save_figure,
+    show_explanation,
+    show_gallery,
+    show_images,
+    show_matches,
+    show_pairs,
+    show_similarity_matrix,
+    show_twins,
+    show_what_if,
 )
 
 
@@ -34,9 +44,14 @@ def explanation(similar=True, empty=False):
     maps = torch.zeros(1, 2, 8, 8)
     maps[..., 2, 5] = 1
     return Explanation(
-        distance=torch.tensor([0.5]), similarity=torch.tensor([0.75]), is_similar=torch.tensor([similar]), factual=maps,
-        counterfactual=torch.zeros(1, 2, 8, 8) if empty else maps, raw=torch.zeros(1, 2, 4, 4),
-        strength=torch.tensor([[[1.0, 0.0 if empty else 0.25]] * 2]), empty=torch.tensor([[[False, empty]] * 2]),
+        distance=torch.tensor([0.5]),
+        similarity=torch.tensor([0.75]),
+        is_similar=torch.tensor([similar]),
+        factual=maps,
+        counterfactual=torch.zeros(1, 2, 8, 8) if empty else maps,
+        raw=torch.zeros(1, 2, 4, 4),
+        strength=torch.tensor([[[1.0, 0.0 if empty else 0.25]] * 2]),
+        empty=torch.tensor([[[False, empty]] * 2]),
     )
 
 
@@ -60,7 +75,9 @@ def test_the_map_lies_where_the_evidence_is_at_the_images_own_aspect_ratio(wide)
     assert y.mean() == pytest.approx(1.5 / 8 * 30, abs=2) and x.mean() == pytest.approx(6.5 / 8 * 90, abs=4)
 
 
-@pytest.mark.parametrize("heatmap", [torch.zeros(2, 3, 3), -torch.ones(3, 3), 2 * torch.ones(3, 3), torch.full((3, 3), torch.nan)])
+@pytest.mark.parametrize(
+    "heatmap", [torch.zeros(2, 3, 3), -torch.ones(3, 3), 2 * torch.ones(3, 3), torch.full((3, 3), torch.nan)]
+)
 def test_what_is_no_map_is_refused(wide, heatmap):
     with pytest.raises(ValueError, match="values in \\[0, 1\\]"):
         overlay(wide, heatmap)
@@ -71,7 +88,10 @@ def test_six_panels_named_by_the_decision(wide, similar, words):
     figure = show_explanation((wide, wide.rotate(90, expand=True)), explanation(similar), ("a.png", "b.png"))
     panels = figure.axes[:6]
     assert [axis.images[0].get_array().shape[:2] for axis in panels] == [(30, 90)] * 3 + [(90, 30)] * 3
-    assert [axis.get_title() for axis in panels[1:3]] == [f"factual: for “{words[0]}”", f"counterfactual: for “{words[1]}”"]
+    assert [axis.get_title() for axis in panels[1:3]] == [
+        f"factual: for “{words[0]}”",
+        f"counterfactual: for “{words[1]}”",
+    ]
     assert figure.get_suptitle() == f"{words[0].capitalize()}: similarity 0.75"
     assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["a.png", "b.png"]
 
@@ -98,11 +118,17 @@ def test_maps_of_padded_images_lie_on_the_images(wide):
     for drawn in ((panels[0][1], panels[0][4]), (panels[1][1], panels[1][3])):
         for axis, image, centre in zip(drawn, (wide, tall), ((14.5, 64.5), (54.5, 14.5))):  # pixels (row, column)
             there = np.array(np.nonzero(changed(axis.images[0].get_array(), image)))
-            first, last = np.array(centre) - 10, np.array(centre) + 10  # the neighbours' centres, if they are on the image
+            first, last = (
+                np.array(centre) - 10,
+                np.array(centre) + 10,
+            )  # the neighbours' centres, if they are on the image
             assert np.abs(there.min(1) - np.maximum(first, 0)).max() <= 1
             assert np.abs(there.max(1) - np.minimum(last, np.array(image.size[::-1]) - 1)).max() <= 1
     outside = show_explanation((wide, tall), hot_spot((1, 6), (5, 2)), boxes=PADDED).axes
-    assert not changed(outside[1].images[0].get_array(), wide).any() and not changed(outside[4].images[0].get_array(), tall).any()
+    assert (
+        not changed(outside[1].images[0].get_array(), wide).any()
+        and not changed(outside[4].images[0].get_array(), tall).any()
+    )
 
 
 def test_regions_of_padded_images_lie_on_the_images(wide):
@@ -110,9 +136,16 @@ def test_regions_of_padded_images_lie_on_the_images(wide):
     regions = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
     regions[0, 0, 1:4, 6:] = True  # row 1 is blank: rows 2 and 3 are the upper half
     regions[0, 1, 6:] = True  # blank
-    what_if = WhatIf(0.8, np.zeros((2, 2)), np.zeros((2, 2)), regions, np.zeros((2, 2), dtype=bool), (PADDED[0], PADDED[0]))
+    what_if = WhatIf(
+        0.8, np.zeros((2, 2)), np.zeros((2, 2)), regions, np.zeros((2, 2), dtype=bool), (PADDED[0], PADDED[0])
+    )
     shown = [changed(axis.images[0].get_array(), wide) for axis in show_what_if((wide, wide), what_if).axes[:2]]
-    assert shown[0][:20, 60:].mean() > 0.95 and not shown[0][20:].any() and not shown[0][:, :60].any() and not shown[1].any()
+    assert (
+        shown[0][:20, 60:].mean() > 0.95
+        and not shown[0][20:].any()
+        and not shown[0][:, :60].any()
+        and not shown[1].any()
+    )
 
 
 def test_weak_evidence_is_drawn_weaker_than_the_pairs_strongest(wide):
@@ -120,16 +153,22 @@ def test_weak_evidence_is_drawn_weaker_than_the_pairs_strongest(wide):
     maps = np.zeros((8, 8))
     maps[2, 5] = 1
     for row in (0, 3):
-        assert np.array_equal(panels[row + 1], overlay(wide, maps)) and np.array_equal(panels[row + 2], overlay(wide, maps / 4))
+        assert np.array_equal(panels[row + 1], overlay(wide, maps)) and np.array_equal(
+            panels[row + 2], overlay(wide, maps / 4)
+        )
         assert not np.array_equal(panels[row + 1], panels[row + 2])
 
 
 def test_matching_regions_are_circled_where_they_lie(wide):
     tall = wide.transpose(Image.Transpose.ROTATE_90)
-    figure = show_matches((wide, tall), [Match((0.5, 0.25), (0.1, 0.5), 2.0), Match((0.9, 0.9), (0.9, 0.1), 1.0)], ("a", "b"))
+    figure = show_matches(
+        (wide, tall), [Match((0.5, 0.25), (0.1, 0.5), 2.0), Match((0.9, 0.9), (0.9, 0.1), 1.0)], ("a", "b")
+    )
     (left, right), numbers = figure.axes, [[text.get_text() for text in axis.texts] for axis in figure.axes]
     assert numbers == [["1", "2"]] * 2 and [axis.get_title() for axis in figure.axes] == ["a", "b"]
-    assert np.allclose(left.patches[0].center, (0.25 * 90 - 0.5, 0.5 * 30 - 0.5)) and np.allclose(right.patches[0].center, (0.5 * 30 - 0.5, 0.1 * 90 - 0.5))
+    assert np.allclose(left.patches[0].center, (0.25 * 90 - 0.5, 0.5 * 30 - 0.5)) and np.allclose(
+        right.patches[0].center, (0.5 * 30 - 0.5, 0.1 * 90 - 0.5)
+    )
     assert [left.patches[k].get_edgecolor() == right.patches[k].get_edgecolor() for k in (1, 3)] == [True, True]
     assert left.patches[1].get_edgecolor() != left.patches[3].get_edgecolor()
     assert show_matches((wide, tall), []).axes[0].texts[0].get_text() == "no matching regions"
@@ -168,7 +207,17 @@ def test_similarity_matrix_shows_every_image_along_both_edges(wide):
     figure = show_similarity_matrix(np.eye(3), [wide] * 3, ["a", "b", "c"])
     axis = figure.axes[0]
     assert sum(isinstance(artist, AnnotationBbox) for artist in axis.artists) == 6
-    assert [text.get_text() for text in axis.texts[:9]] == ["1.00", "0.00", "0.00", "0.00", "1.00", "0.00", "0.00", "0.00", "1.00"]
+    assert [text.get_text() for text in axis.texts[:9]] == [
+        "1.00",
+        "0.00",
+        "0.00",
+        "0.00",
+        "1.00",
+        "0.00",
+        "0.00",
+        "0.00",
+        "1.00",
+    ]
 
 
 def test_grids_hold_all_images_under_their_titles(wide):
@@ -187,14 +236,36 @@ def test_twins_stand_in_a_row_and_conflicts_say_so(colour_folder):
     for source, copies in (("red/0", ["red/1", "red/2"]), ("red/5", ["blue/5"]), ("blue/7", ["blue/8"])):
         for copy in copies:
             (colour_folder / f"{copy}.png").write_bytes((colour_folder / f"{source}.png").read_bytes())
-    config = Config(dataset="Colours", data_path=colour_folder, checkpoints_path=colour_folder, outputs_path=colour_folder, hyperparameters={"verbose": False})
+    config = Config(
+        dataset="Colours",
+        data_path=colour_folder,
+        checkpoints_path=colour_folder,
+        outputs_path=colour_folder,
+        hyperparameters={"verbose": False},
+    )
     figure = show_twins(audit(config), config)
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["blue (conflicting)\n5.png", "red (conflicting)\n5.png", "", "red\n0.png", "red\n1.png", "red\n2.png", "blue\n7.png", "blue\n8.png", ""]
+    assert titles == [
+        "blue (conflicting)\n5.png",
+        "red (conflicting)\n5.png",
+        "",
+        "red\n0.png",
+        "red\n1.png",
+        "red\n2.png",
+        "blue\n7.png",
+        "blue\n8.png",
+        "",
+    ]
     assert np.array_equal(figure.axes[3].get_images()[0].get_array(), Image.open(colour_folder / "red/0.png"))
     assert len(show_twins(audit(config), config, most=1).axes) == 2
 
 
 def test_without_twins_there_is_no_figure(colour_folder):
-    config = Config(dataset="Colours", data_path=colour_folder, checkpoints_path=colour_folder, outputs_path=colour_folder, hyperparameters={"verbose": False})
+    config = Config(
+        dataset="Colours",
+        data_path=colour_folder,
+        checkpoints_path=colour_folder,
+        outputs_path=colour_folder,
+        hyperparameters={"verbose": False},
+    )
     assert show_twins(audit(config), config) is None

@@ -1,4 +1,5 @@
 """The committed notebooks, and what they made under `pytest --nbval` (they are collected before this file)."""
+
 import json
 from pathlib import Path
 
@@ -15,7 +16,11 @@ def notebook(request):
 
 
 def test_there_are_three():
-    assert [path.name for path in NOTEBOOKS] == ["01_Train_Siamese_model.ipynb", "02_Inference.ipynb", "03_Evaluate.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == [
+        "01_Train_Siamese_model.ipynb",
+        "02_Inference.ipynb",
+        "03_Evaluate.ipynb",
+    ]
 
 
 def test_committed_after_restart_and_run_all_with_outputs(notebook):
@@ -48,11 +53,18 @@ def test_demo_network_scores_as_promised(notebook_results):
 def test_every_figure_is_saved_and_each_pair_has_its_folder(notebook_results):
     outputs = notebook_results / "outputs" / "Synthetic"
     figures = {path.relative_to(outputs).as_posix() for path in outputs.rglob("*.png")}
-    assert {"learning_curves.png", "compare/similarity.png", "roc_precision_recall.png", "class_similarity.png"} <= figures
+    assert {
+        "learning_curves.png",
+        "compare/similarity.png",
+        "roc_precision_recall.png",
+        "class_similarity.png",
+    } <= figures
     pairs = [path for path in outputs.glob("pairs/*") if (path / "explanation_contrast.png").exists()]
     assert len(pairs) >= 2
     assert any(name.startswith("galleries/rightly") for name in figures)
-    figures = {name for name in figures if not name.startswith("galleries/")}  # how many mistakes there are to show depends on the machine
+    figures = {
+        name for name in figures if not name.startswith("galleries/")
+    }  # how many mistakes there are to show depends on the machine
     cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if "show_gallery" not in cell.source]
     shown = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
     assert shown in (len(figures), len(figures) + 1)  # the example pair may be the most similar one, too

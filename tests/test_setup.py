@@ -1,4 +1,6 @@
-"""Installing and running: the two lists of packages agree, name what the code imports, and nothing of the user's is in git."""
+"""Installing and running: the two lists of packages agree, name what the code imports, and nothing of the user's is in
+git."""
+
 import ast
 import json
 import re
@@ -51,7 +53,10 @@ def imported(source):
 
 
 def sources():
-    for path in [ROOT / "conftest.py", *(path for folder in ("utils", "tests") for path in (ROOT / folder).rglob("*.py"))]:
+    for path in [
+        ROOT / "conftest.py",
+        *(path for folder in ("utils", "tests") for path in (ROOT / folder).rglob("*.py")),
+    ]:
         yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
     for path in ROOT.glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -94,11 +99,17 @@ def test_files_of_the_set_up_are_plain_ascii_with_unix_line_ends(name):
 def test_every_requirement_is_a_package_once_with_a_lower_bound():
     assert len(NAMES) == len(REQUIREMENTS)
     for requirement in REQUIREMENTS:
-        assert [bound.operator for bound in requirement.specifier] == [">="] and not (requirement.url or requirement.marker), requirement
+        assert [bound.operator for bound in requirement.specifier] == [">="] and not (
+            requirement.url or requirement.marker
+        ), requirement
 
 
 def test_this_environment_meets_the_requirements():
-    assert [str(requirement) for requirement in REQUIREMENTS if not requirement.specifier.contains(version(requirement.name), prereleases=True)] == []
+    assert [
+        str(requirement)
+        for requirement in REQUIREMENTS
+        if not requirement.specifier.contains(version(requirement.name), prereleases=True)
+    ] == []
 
 
 def test_opencv_is_not_needed():
@@ -151,10 +162,21 @@ def test_no_images_or_results_are_in_git():
     assert {Path(name).name for name in tracked if name} <= {"README.md", ".gitkeep"}
 
 
-@pytest.mark.parametrize("path, ignored", [
-    ("Data/Mine/rose/1.jpg", True), ("Data/Synthetic_masks/dots/dots_000.png", True), ("Data/data_for_compare/1.jpg", True),
-    ("Data/.downloads/archive.zip", True), ("checkpoints/Mine/model.pth", True), ("outputs/Mine/metrics.json", True), (".venv/x", True),
-    ("Data/README.md", False), ("Data/data_for_compare/.gitkeep", False), ("config.yml", False), ("utils/new.py", False),
-])
+@pytest.mark.parametrize(
+    "path, ignored",
+    [
+        ("Data/Mine/rose/1.jpg", True),
+        ("Data/Synthetic_masks/dots/dots_000.png", True),
+        ("Data/data_for_compare/1.jpg", True),
+        ("Data/.downloads/archive.zip", True),
+        ("checkpoints/Mine/model.pth", True),
+        ("outputs/Mine/metrics.json", True),
+        (".venv/x", True),
+        ("Data/README.md", False),
+        ("Data/data_for_compare/.gitkeep", False),
+        ("config.yml", False),
+        ("utils/new.py", False),
+    ],
+)
 def test_git_ignores_what_belongs_to_the_user(path, ignored):
     assert git("check-ignore", "--quiet", "--no-index", path).returncode == (0 if ignored else 1)

@@ -1,31 +1,23 @@
 """The Siamese network, its contrastive loss, and its checkpoints."""
+
 from __future__ import annotations
 
 import platform
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
+import numpy as np
 import torch
 import torchvision
 from PIL import Image
 from torch import nn
 
-from utils.config import UserError
-from utils.dataset import Frame, to_uint8
+from utils.backbones import IMAGENET_MEAN, IMAGENET_STD, ModelError, backbone_blocks, brief
+from utils.images.frame import Frame, to_uint8
 
-ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50"}
-INCEPTIONS = ("googlenet", "inception_v3")
 FINE = 14 * 14  # positions of a feature map that explanations need: stride 16 at 224 pixels (benchmarks/README.md)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class ModelError(UserError):
-    """A backbone, weights file or checkpoint cannot be used."""
 
 
 class ContrastiveLoss(nn.Module):
@@ -61,7 +53,8 @@ class ContrastiveLoss(nn.Module):
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling `(mean_hw A^p)^(1/p)` with p = 3 (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N, C)."""
+    """Generalised-mean pooling `(mean_hw A^p)^(1/p)` with p = 3 (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N,
+    C)."""
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
@@ -95,7 +88,7 @@ class SiameseNetwork(nn.Module):
         margin: distance at which two images count as wholly dissimilar.
         threshold: a pair is similar iff its dissimilarity lies below.
         mean, std: normalisation of the colour channels, on a scale of 0 to 1.
-        fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.dataset.Frame`.
+        fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.images.frame.Frame`.
 
     Raises:
         ModelError: unknown backbone, weights that cannot be downloaded, read or matched.
@@ -121,8 +114,15 @@ class SiameseNetwork(nn.Module):
         if fit not in ("stretch", "pad"):
             raise ValueError(f"fit must be 'stretch' or 'pad', got {fit!r}")
         self.architecture = dict(
-            backbone_model=backbone_model, pooling=pooling, embedding_dim=embedding_dim, image_size=tuple(image_size),
-            margin=margin, threshold=threshold, mean=tuple(mean), std=tuple(std), fit=fit,
+            backbone_model=backbone_model,
+            pooling=pooling,
+            embedding_dim=embedding_dim,
+            image_size=tuple(image_size),
+            margin=margin,
+            threshold=threshold,
+            mean=tuple(mean),
+            std=tuple(std),
+            fit=fit,
         )
         self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
         self.frame = Frame(self.image_size, fit, tuple(mean))
@@ -132,15 +132,18 @@ class SiameseNetwork(nn.Module):
         self.pooling = GeM() if pooling == "gem" else AveragePooling()
         self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
         self.register_buffer("mean_embedding", torch.zeros(embedding_dim))  # of the training images
-        self.register_buffer("blurred_features", torch.zeros(shapes[self.fine_block][1]))  # see faithfulness.blurred_features
-        self.register_buffer("removable", torch.ones(()))  # see faithfulness.removable_share
+        self.register_buffer(
+            "blurred_features", torch.zeros(shapes[self.fine_block][1])
+        )  # see explain.removal.blurred_features
+        self.register_buffer("removable", torch.ones(()))  # see explain.removal.removable_share
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.info: dict[str, Any] = {}
         self.to(memory_format=torch.channels_last)
 
     def _block_shapes(self) -> list[torch.Size]:
-        """Output shape (1, C, h, w) of every block of the backbone for one blank image (modes and statistics untouched)."""
+        """Output shape (1, C, h, w) of every block of the backbone for one blank image (modes and statistics
+        untouched)."""
         shapes, x = [], torch.zeros(1, 3, *self.image_size)
         try:
             with eval_mode(self.backbone), torch.no_grad():
@@ -148,15 +151,20 @@ class SiameseNetwork(nn.Module):
                     x = block(x)
                     shapes.append(x.shape)
         except RuntimeError as error:
-            raise ModelError(f"image.size: {list(self.image_size)} is too small for this backbone ({_brief(error)}); enlarge it") from None
+            raise ModelError(
+                f"image.size: {list(self.image_size)} is too small for this backbone ({brief(error)}); enlarge it"
+            ) from None
         return shapes
 
     def _fine_block(self, shapes: list[torch.Size]) -> int:
-        """Position of the last block whose feature map is finer than the final one and has at least `FINE` positions; on
-        images too small for that, of the last block of the finest map."""
+        """Position of the last block whose feature map is finer than the final one and has at least `FINE` positions;
+        on images too small for that, of the last block of the finest map."""
         finer = [i for i, shape in enumerate(shapes) if shape[2:].numel() > shapes[-1][2:].numel()]
         if not finer:
-            raise ModelError(f"image.size: {list(self.image_size)} is too small for this backbone (one position after one block); enlarge it")
+            raise ModelError(
+                f"image.size: {list(self.image_size)} is too small for this backbone (one position after "
+                "one block); enlarge it"
+            )
         positions = [shapes[i][2:].numel() for i in finer]
         return max(i for i, count in zip(finer, positions) if count >= min(FINE, max(positions)))
 
@@ -195,7 +203,11 @@ class SiameseNetwork(nn.Module):
             "state_dict": {name: tensor.cpu() for name, tensor in self.state_dict().items()},
             "architecture": self.architecture,
             "info": info,
-            "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "torchvision": str(torchvision.__version__),
+            },
         }
         partial = Path(path).with_suffix(".partial")
         torch.save(checkpoint, partial)
@@ -219,7 +231,7 @@ class SiameseNetwork(nn.Module):
             model.load_state_dict(checkpoint["state_dict"])
             model.info = checkpoint["info"]
         except Exception as error:
-            raise ModelError(f"{path}: not a checkpoint of this project ({_brief(error)}); train again") from None
+            raise ModelError(f"{path}: not a checkpoint of this project ({brief(error)}); train again") from None
         return model.to(device).eval()
 
 
@@ -241,96 +253,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _brief(error: Exception) -> str:
-    """An error's first line, to be quoted in a message of ours."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-# ----------------------------------------------------------------------------------------------- backbones
-
-
-def backbone_blocks(name: str, pretrained: bool = False, weights: str | Path | None = None) -> list[nn.Module]:
-    """The feature extractor of a classifier as blocks that run one after the other, (N, 3, H, W) -> (N, C, h, w)."""
-    if name == "Conv4":
-        if pretrained:
-            raise ModelError("pretrained: there are no ImageNet weights for Conv4; set pretrained: False")
-        model = conv4()
-    else:
-        model = _classifier(ALIASES.get(name, name), pretrained and weights is None)
-    blocks = list(_in_sequence([model.features] if hasattr(model, "features") else model.children()))
-    if weights is not None:
-        _load_weights(model, blocks, Path(weights))
-    if name.startswith("densenet"):
-        blocks.append(nn.ReLU())  # torchvision applies it outside of `features`
-    if name in INCEPTIONS:
-        blocks.insert(0, InceptionInput())
-    return blocks
-
-
-class InceptionInput(nn.Module):
-    """Images normalised as ImageNet -> values in [-1, 1], (N, 3, H, W): what GoogLeNet's and Inception's weights expect
-    (torchvision's `transform_input`)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("scale", 2 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self.register_buffer("shift", 2 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1) - 1, persistent=False)
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return batch * self.scale + self.shift
-
-
-def conv4(width: int = 64) -> nn.Sequential:
-    """Four blocks of 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 maximum (Vinyals et al., 2016).
-
-    The last maximum is left to the pooling that follows, so the final feature map has stride 8.
-    """
-    layers: list[nn.Module] = []
-    for channels in (3, width, width, width):
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers[:-1])
-
-
-def _classifier(name: str, pretrained: bool) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known or name.startswith(("vit", "swin", "maxvit")):
-        raise ModelError(f"backbone_model: no convolutional network '{name}'; use Conv4, MobileNet, ResNet50 or a torchvision name such as resnet18")
-    options = {"aux_logits": False, "init_weights": False} if name in INCEPTIONS and not pretrained else {}
-    try:
-        return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
-    except (URLError, OSError, RuntimeError, HTTPException) as error:
-        raise ModelError(
-            f"pretrained: the weights of {name} could not be downloaded ({_brief(error)}); check the network and run again, "
-            "or give a local file as `weights: path`, or set `pretrained: False`"
-        ) from None
-
-
-def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None:
-    """Fill the backbone from a file of the whole classifier's weights; the classifier itself is not needed.
-
-    torchvision's DenseNet files name their layers `norm.1`, the modules are called `norm1`.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", name): tensor for name, tensor in state.items()}
-        backbone = {id(tensor) for block in blocks for tensor in (*block.parameters(), *block.buffers())}
-        own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in backbone}
-        unmatched = [name for name, tensor in own.items() if tensor.ndim and getattr(state.get(name), "shape", None) != tensor.shape]
-    except Exception as error:
-        raise ModelError(f"weights: {path} is not a file of weights ({_brief(error)}); use one that torchvision publishes") from None
-    if unmatched:
-        raise ModelError(f"weights: {path} is for another backbone ({len(unmatched)} tensors differ, {unmatched[0]} first); change backbone_model")
-    complete = model.state_dict()  # with the metadata that MNASNet insists on
-    complete.update({name: state[name] for name in own if name in state})
-    model.load_state_dict(complete)
-
-
-def _in_sequence(modules: Iterable[nn.Module | None]) -> Iterable[nn.Module]:
-    """The blocks of nested Sequentials up to the classifier's pooling, leaving out auxiliary classifiers."""
-    for module in modules:
-        if isinstance(module, nn.Sequential):
-            yield from _in_sequence(module)
-        elif isinstance(module, (nn.AdaptiveAvgPool2d, nn.Linear, nn.Dropout)):
-            return
-        elif module is not None and "Aux" not in type(module).__name__:
-            yield module
+def similarity_matrix(model: SiameseNetwork, embeddings: torch.Tensor) -> np.ndarray:
+    """Similarity 1 - d of all images against all, shape (N, N), 1 on the diagonal."""
+    distance = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    return (1 - model.dissimilarity(distance)).cpu().numpy()

@@ -1,4 +1,5 @@
 """Explainable image similarity: Siamese networks and Grad-CAM."""
+
 import os
 
 # Before CUDA starts, so that `gpu: 0` in config.yml is the card that nvidia-smi calls 0.

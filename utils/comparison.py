@@ -1,4 +1,5 @@
 """A few images compared with each other and explained, at the cost of one forward pass per image."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,13 +13,15 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from utils.config import Config
-from utils.dataset import SUFFIXES, WHOLE, Box, DataError, Pairs, read_split, sides
-from utils.evaluation import similarity_matrix
-from utils.faithfulness import Interventions, strongest_region
-from utils.Grad_CAM import Explanation, embed_feature_maps, explain_features, feature_maps
-from utils.matching import Match, region_similarity, strongest_matches
-from utils.reading import read_image, shrink
-from utils.Siamese import SiameseNetwork
+from utils.dataset import read_split
+from utils.explain.evidence import embed_feature_maps, feature_maps
+from utils.explain.matching import Match, region_similarity, strongest_matches
+from utils.explain.removal import Interventions, strongest_region
+from utils.Grad_CAM import Explanation, explain_features
+from utils.images.frame import WHOLE, Box, sides
+from utils.images.pairs import Pairs
+from utils.images.reading import SUFFIXES, DataError, read_image, shrink
+from utils.Siamese import SiameseNetwork, similarity_matrix
 
 
 class Comparison:
@@ -59,8 +62,10 @@ class Comparison:
     def pair(self, first: int, second: int) -> dict:
         """The `images`, `explanation`, `names` and `boxes` of one pair, as `show_explanation` takes them."""
         return {
-            "images": (self.images[first], self.images[second]), "explanation": self.explain(first, second),
-            "names": (self.names[first], self.names[second]), "boxes": (self.boxes[first], self.boxes[second]),
+            "images": (self.images[first], self.images[second]),
+            "explanation": self.explain(first, second),
+            "names": (self.names[first], self.names[second]),
+            "boxes": (self.boxes[first], self.boxes[second]),
         }
 
     def extremes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -71,14 +76,16 @@ class Comparison:
         return tuple((int(rows[k]), int(columns[k])) for k in (np.argmin(values), np.argmax(values)))
 
     def matches(self, first: int, second: int) -> list[Match]:
-        """The strongest matching regions of one pair; their places are shares of the images' sides, not of the frame's."""
+        """The strongest matching regions of one pair; their places are shares of the images' sides, not of the
+        frame's."""
         chosen = self.features[[first]], self.features[[second]]
         boxes = self.boxes[first], self.boxes[second]
         similarity = region_similarity(self.model, *chosen, method=self.method).cpu()
         inside = [self._inside(box, similarity.shape[:2]) for box in boxes]
         similarity *= inside[0][:, :, None, None] & inside[1]
         return [
-            Match(*(self._in_image(place, box) for place, box in zip(match, boxes)), match.strength) for match in strongest_matches(similarity)
+            Match(*(self._in_image(place, box) for place, box in zip(match, boxes)), match.strength)
+            for match in strongest_matches(similarity)
         ]
 
     def _inside(self, box: Box, shape: tuple[int, int]) -> torch.Tensor:
@@ -102,7 +109,11 @@ class Comparison:
         changes = (margins - interventions.before).cpu().numpy()
         distance = interventions.sign.cpu() * margins.cpu() + self.model.threshold
         return WhatIf(
-            float(explanation.similarity[0]), (1 - distance.clamp(max=1)).numpy(), changes, regions, explanation.empty[0].cpu().numpy(),
+            float(explanation.similarity[0]),
+            (1 - distance.clamp(max=1)).numpy(),
+            changes,
+            regions,
+            explanation.empty[0].cpu().numpy(),
             boxes=(self.boxes[first], self.boxes[second]),
         )
 
@@ -147,7 +158,11 @@ class WhatIf:
             for kind, (word, sign) in enumerate((("factual", -1), ("counterfactual", 1))):
                 effect = ("weaker", "surer")[int(self.change[image, kind] > 0)]
                 passed = "as it should" if sign * self.change[image, kind] > 0 else "so do not trust this map"
-                said = "has no evidence to blur" if self.empty[image, kind] else f"blurred: the decision gets {effect}, {passed}"
+                said = (
+                    "has no evidence to blur"
+                    if self.empty[image, kind]
+                    else f"blurred: the decision gets {effect}, {passed}"
+                )
                 lines.append(f"{name}, {word} region {said}")
         return "\n".join(lines)
 
@@ -183,17 +198,22 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
         DataError: the given folder is missing, or has fewer than two images.
     """
     place = Path(folder) if folder else config.compare_path
-    found = sorted(p for p in place.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    found = sorted(
+        p for p in place.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
     if len(found) >= 2:
         return found
     if folder:
-        raise DataError(f"compare_folder: {folder}: {len(found)} images there; put at least two into it, or leave it None for an example")
+        raise DataError(
+            f"compare_folder: {folder}: {len(found)} images there; "
+            "put at least two into it, or leave it None for an example"
+        )
     return example_images(config)
 
 
 def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:
     """The first test images of every class, at most `most` in all."""
-    table = read_split(config.checkpoints_path / "split.csv")
+    table = read_split(config.trained_path / "split.csv")
     table = table[table.split == "test"].groupby("label").head(per_class).sort_values("label", kind="stable").head(most)
     return [config.data_path / file for file in table.file]
 

@@ -2,6 +2,7 @@
 
 The key names are those of the paper's public implementation, so that its users' files load unchanged.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 # `pytest --nbval` points this at a folder of its own (see conftest.py): its config.yml is read, whatever
 # the notebook asks for, and relative paths lie under it, so that no test run touches the user's files.
 SANDBOX = "SIAMESE_SANDBOX"
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "shipped"  # trained networks that come with the project
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -147,14 +149,27 @@ class Config(Section):
         except re.error as error:
             raise ValueError(f"not a valid regular expression ({error})") from None
         if not captures:
-            raise ValueError("should have one pair of brackets ( ) around the part of the file name that images of one group share")
+            raise ValueError(
+                "should have one pair of brackets ( ) around the part of the file name that images of one group share"
+            )
         return pattern
 
     @model_validator(mode="after")
     def _batches_hold_both_kinds(self):
         if self.training_pairs == "batch" and self.hyperparameters.batch_size < 4:
-            raise ValueError("hyperparameters.batch_size: below 4 no dissimilar pair fits beside a similar one; use 4 or more, or training_pairs: sampled")
+            raise ValueError(
+                "hyperparameters.batch_size: below 4 no dissimilar pair fits beside a similar one; "
+                "use 4 or more, or training_pairs: sampled"
+            )
         return self
+
+    @property
+    def trained_path(self) -> Path:
+        """Where the trained network is: in `checkpoints_path`, or, while there is none and one comes with the project,
+        there."""
+        shipped = SHIPPED / self.dataset
+        trained_here = (self.checkpoints_path / "model.pth").is_file()
+        return shipped if shipped.is_dir() and not trained_here else self.checkpoints_path
 
     def save(self, path: Path) -> None:
         """Write the resolved settings as YAML that `load_config` reads back."""
@@ -206,14 +221,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; start Jupyter in the repository's folder or give `config_path`") from None
+        raise ConfigError(
+            f"{path}: no such file; start Jupyter in the repository's folder or give `config_path`"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); `config_path` must be a YAML file") from None
     except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise ConfigError(f"{path}: not UTF-8 text; save it again with the encoding UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend that line or the one above") from None
+        raise ConfigError(
+            f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend that line or the one above"
+        ) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
     return raw
@@ -230,9 +249,14 @@ def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict
     if not name:
         raise ConfigError(f"{path}: dataset: missing; name one of {', '.join(blocks) or 'your folders under Data/'}")
     if blocks and name not in blocks:
-        raise ConfigError(f"{path}: dataset: no block named '{name}' under datasets: (there are {', '.join(blocks)}); add one")
+        raise ConfigError(
+            f"{path}: dataset: no block named '{name}' under datasets: (there are {', '.join(blocks)}); add one"
+        )
     if not blocks and own and name != own:
-        raise ConfigError(f"{path}: dataset: '{name}' was asked for, but the file is for '{own}'; add a block '{name}' under datasets:")
+        raise ConfigError(
+            f"{path}: dataset: '{name}' was asked for, but the file is for '{own}'; "
+            f"add a block '{name}' under datasets:"
+        )
     settings = _merge(raw, blocks.get(name) or {})
     settings["dataset"] = name
     for key, folder in (("data_path", "Data"), ("checkpoints_path", "checkpoints"), ("outputs_path", "outputs")):
@@ -268,7 +292,11 @@ def _explain(problem: dict[str, Any], path: str | Path) -> str:
         known = list(_fields_of(parents))
         near = difflib.get_close_matches(str(last), known, n=1)
         message = "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}")
-    elif problem["type"] in ("tuple_type", "too_long", "missing"):  # every key has a default, so only a list lacks something
+    elif problem["type"] in (
+        "tuple_type",
+        "too_long",
+        "missing",
+    ):  # every key has a default, so only a list lacks something
         if problem["type"] == "missing":
             *parents, last = parents
         message = f"should be a list such as {list(_fields_of(parents)[last].default)}, got {problem['input']!r}"

@@ -1,4 +1,5 @@
 """When to stop training, and which epoch to keep."""
+
 from __future__ import annotations
 
 import math
@@ -46,5 +47,7 @@ class EarlyStopping:
 
 def best_epoch(history: pd.DataFrame) -> int:
     """The epoch, from 1, with the highest `valid_auc`; among equals, as at 1.0, that with the lowest `valid_loss`."""
-    order = history.reset_index(drop=True).sort_values(["valid_auc", "valid_loss"], ascending=[False, True], kind="stable")
+    order = history.reset_index(drop=True).sort_values(
+        ["valid_auc", "valid_loss"], ascending=[False, True], kind="stable"
+    )
     return int(order.index[0]) + 1

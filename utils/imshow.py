@@ -1,4 +1,5 @@
 """Figures made of images: samples, pairs, explanations on the original images, and who resembles whom."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,15 +17,15 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import ConnectionPatch, Ellipse
 from PIL import Image, ImageFilter
 
-import utils.style  # noqa: F401
-from utils.audit import Audit, is_conflicting
+import utils.figures.style  # noqa: F401
 from utils.comparison import WhatIf
 from utils.config import Config
-from utils.dataset import WHOLE, Box
-from utils.faithfulness import BLUR
+from utils.evaluate.audit import Audit, is_conflicting
+from utils.explain.matching import APART, Match
+from utils.explain.removal import BLUR
 from utils.Grad_CAM import Explanation
-from utils.matching import APART, Match
-from utils.reading import read_image, shrink
+from utils.images.frame import WHOLE, Box
+from utils.images.reading import read_image, shrink
 
 # Brightness rises with the value: legible in print and to colour-blind readers. Its black end is left out, because
 # weak evidence would look like a shadow.
@@ -76,7 +77,8 @@ def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: i
 
 
 def show_twins(audit: Audit, config: Config, most: int = 6) -> Figure | None:
-    """The first `most` groups of near duplicates, a row each, at most five images of a group; `None` where there are none.
+    """The first `most` groups of near duplicates, a row each, at most five images of a group; `None` where there are
+    none.
 
     The title of an image is its class and file; those of a group with conflicting labels are red and say so.
     """
@@ -84,7 +86,9 @@ def show_twins(audit: Audit, config: Config, most: int = 6) -> Figure | None:
     if not groups:
         return None
     columns = max(map(len, groups))
-    figure, axes = plt.subplots(len(groups), columns, figsize=(2.4 * columns, 2.2 * len(groups)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(groups), columns, figsize=(2.4 * columns, 2.2 * len(groups)), layout="constrained", squeeze=False
+    )
     for axis in axes.flat:
         axis.axis("off")
     for row, group in zip(axes, groups):
@@ -110,7 +114,10 @@ def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequenc
 
 
 def show_explanation(
-    images: tuple[Image.Image, Image.Image], explanation: Explanation, names: tuple[str, str] = ("image 1", "image 2"), index: int = 0,
+    images: tuple[Image.Image, Image.Image],
+    explanation: Explanation,
+    names: tuple[str, str] = ("image 1", "image 2"),
+    index: int = 0,
     boxes: tuple[Box, Box] = (WHOLE, WHOLE),
 ) -> Figure:
     """The paper's six panels: each image, its factual and its counterfactual map, on the originals.
@@ -119,7 +126,8 @@ def show_explanation(
         images: the two originals.
         explanation: of the pair at position `index`.
         names: shown beside the rows.
-        boxes: the part of the maps that each image fills, `model.frame.box(image.size)`; all, unless `image.fit` is `pad`.
+        boxes: the part of the maps that each image fills, `model.frame.box(image.size)`; all, unless `image.fit` is
+            `pad`.
     """
     similar = bool(explanation.is_similar[index])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
@@ -188,7 +196,9 @@ def _write_inside(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=9, bbox=box)
 
 
-def show_what_if(images: tuple[Image.Image, Image.Image], what_if: WhatIf, names: tuple[str, str] = ("image 1", "image 2")) -> Figure:
+def show_what_if(
+    images: tuple[Image.Image, Image.Image], what_if: WhatIf, names: tuple[str, str] = ("image 1", "image 2")
+) -> Figure:
     """Each image with its factual and with its counterfactual region blurred, and what that does to the similarity."""
     images = tuple(shrink(image) for image in images)
     figure, axes = _rows_of_panels(images, names, columns=2, width=5.6, titles=1.0)
@@ -200,11 +210,15 @@ def show_what_if(images: tuple[Image.Image, Image.Image], what_if: WhatIf, names
             region = Image.fromarray(inside.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
             axis.imshow(Image.composite(blurred, image, region))
             axis.contour(np.asarray(region, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
-            axis.set_title(f"{kind} region blurred\nsimilarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}", fontsize=9)
+            axis.set_title(
+                f"{kind} region blurred\nsimilarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}", fontsize=9
+            )
     return figure
 
 
-def show_matches(images: tuple[Image.Image, Image.Image], matches: Sequence[Match], names: tuple[str, str] = ("image 1", "image 2")) -> Figure:
+def show_matches(
+    images: tuple[Image.Image, Image.Image], matches: Sequence[Match], names: tuple[str, str] = ("image 1", "image 2")
+) -> Figure:
     """Two images side by side, their matching regions circled in the same colour, the strongest match first."""
     images = tuple(shrink(image) for image in images)
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
@@ -221,7 +235,9 @@ def show_matches(images: tuple[Image.Image, Image.Image], matches: Sequence[Matc
             axis.add_patch(Ellipse(ends[-1], *size, fill=False, edgecolor=colour, lw=2.2))
             box = {"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"}
             axis.annotate(str(number), ends[-1], color="white", fontsize=9, ha="center", va="center", bbox=box)
-        line = ConnectionPatch(ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1], color=colour, lw=1.2, ls=":")
+        line = ConnectionPatch(
+            ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1], color=colour, lw=1.2, ls=":"
+        )
         figure.add_artist(line)
     if not matches:
         _write_inside(axes[0], "no matching regions")
@@ -240,8 +256,15 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
     figure, axis = plt.subplots(figsize=(side + 2.4, side + 1.6), layout="constrained")
     numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 8}} if count <= 16 else {}
     sns.heatmap(
-        similarity, vmin=0, vmax=1, cmap="viridis", square=True, linewidths=0.5, ax=axis,
-        cbar_kws={"label": "similarity", "shrink": 0.6}, **numbers,
+        similarity,
+        vmin=0,
+        vmax=1,
+        cmap="viridis",
+        square=True,
+        linewidths=0.5,
+        ax=axis,
+        cbar_kws={"label": "similarity", "shrink": 0.6},
+        **numbers,
     )
     axis.set(xticks=[], yticks=[])
     if count > MOST_THUMBNAILS:
@@ -250,7 +273,8 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
     for position, (image, name) in enumerate(zip(images, names)):
         small = shrink(image, 96)
         for edge, away, text in (
-            ((0, position + 0.5), (-1, 0), {"va": "center"}), ((position + 0.5, count), (0, -1), {"va": "top", "rotation": 45}),
+            ((0, position + 0.5), (-1, 0), {"va": "center"}),
+            ((position + 0.5, count), (0, -1), {"va": "top", "rotation": 45}),
         ):
             picture, at = OffsetImage(small, zoom=points / max(small.size) * 1.5), np.multiply(points, away)
             axis.add_artist(AnnotationBbox(picture, edge, xybox=at, boxcoords="offset points", frameon=False))

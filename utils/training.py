@@ -1,11 +1,11 @@
 """Training: one loop, from a configuration to checkpoints and a history table.
 
-    python -m utils.training --dataset NAME
+python -m utils.training --dataset NAME
 """
+
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 import time
 from collections.abc import Iterator
@@ -19,11 +19,15 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from utils.config import Config, ConfigError, UserError, load_config
-from utils.dataset import Augmentation, Pairs, evaluation_pairs, evenly, image_batches, load_split, make_pairs, pair_batches, prepare_split, seeded
+from utils.config import Config, UserError, load_config
+from utils.dataset import load_split, prepare_folder, prepare_split
 from utils.early_stopping import EarlyStopping, best_epoch
-from utils.evaluation import calibrate_threshold, embed_images, pair_distances, score_pairs
-from utils.faithfulness import blurred_features, removable_share
+from utils.evaluate.calibration import calibrate_threshold
+from utils.evaluate.scores import embed_images, pair_distances, score_pairs
+from utils.explain.removal import blurred_features, removable_share
+from utils.images.augmentation import Augmentation
+from utils.images.pairs import Pairs, evaluation_pairs, evenly, image_batches, make_pairs, pair_batches
+from utils.machine import bfloat16_pays, choose_device, keep_freed_memory, seeded
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, embedding_distance
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
@@ -37,8 +41,9 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """Train a network and leave `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`
     under `config.checkpoints_path`.
 
-    The best epoch has the highest validation AUC, and among equals the lowest loss. Nothing is written before the first epoch
-    ends. An interrupt (Ctrl-C, the notebook's stop button) ends training as if the last finished epoch had been the last planned.
+    The best epoch has the highest validation AUC, and among equals the lowest loss. Nothing is written before the first
+    epoch ends. An interrupt (Ctrl-C, the notebook's stop button) ends training as if the last finished epoch had been
+    the last planned.
 
     Args:
         table: a split that `prepare_split` made of the same data before; `None`: it is made here.
@@ -51,7 +56,10 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """
     keep_freed_memory()
     cards = [config.gpu] if choose_device(config).type == "cuda" else []
-    with memory_advice(config), torch.random.fork_rng(cards):  # stochastic depth and dropout draw from the global generators
+    with (
+        memory_advice(config),
+        torch.random.fork_rng(cards),
+    ):  # stochastic depth and dropout draw from the global generators
         torch.manual_seed(config.seed)
         return Trainer(config, prepare_split(config)[0] if table is None else table).run()
 
@@ -82,7 +90,9 @@ class Trainer:
     def run(self) -> pd.DataFrame:
         stopping = EarlyStopping(self.config.early_stopping.patience, self.config.early_stopping.min_delta, mode="max")
         history = []
-        with tqdm(total=self.options.epochs * self.steps_per_epoch, desc="Training", disable=not self.options.verbose) as bar:
+        with tqdm(
+            total=self.options.epochs * self.steps_per_epoch, desc="Training", disable=not self.options.verbose
+        ) as bar:
             try:
                 for epoch in range(1, self.options.epochs + 1):
                     history.append(self.run_epoch(epoch, bar))
@@ -111,14 +121,23 @@ class Trainer:
             bar.update()
         train_loss = float(np.average(losses, weights=weights))
         if not np.isfinite(train_loss):
-            raise TrainingError(f"epoch {epoch}: the loss is not a number; lower hyperparameters.learning_rate ({self.options.learning_rate:g})")
+            raise TrainingError(
+                f"epoch {epoch}: the loss is not a number; "
+                f"lower hyperparameters.learning_rate ({self.options.learning_rate:g})"
+            )
         self.model.mean_embedding.copy_(sums / sum(weights))
         valid = self.validate()
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(valid["valid_auc"])
         shown = {"loss": f"{train_loss:.3f}", "valid AUC": f"{valid['valid_auc']:.3f}"}
         bar.set_postfix(shown | ({"lr": f"{rate:.1e}"} if self.config.LRScheduler.verbose else {}))
-        return {"epoch": epoch, "seconds": time.perf_counter() - start, "train_loss": train_loss, **valid, "learning_rate": rate}
+        return {
+            "epoch": epoch,
+            "seconds": time.perf_counter() - start,
+            "train_loss": train_loss,
+            **valid,
+            "learning_rate": rate,
+        }
 
     def epoch_batches(self) -> list[np.ndarray] | list[Pairs]:
         """The batches of one epoch: of images, all pairs inside each to be used, or of the paper's sampled pairs."""
@@ -160,7 +179,9 @@ class Trainer:
         return loss, embeddings
 
     def validate(self) -> dict[str, float]:
-        distance = pair_distances(embed_images(self.model, self.images["valid"], self.options.batch_size), self.valid_pairs)
+        distance = pair_distances(
+            embed_images(self.model, self.images["valid"], self.options.batch_size), self.valid_pairs
+        )
         loss = self.loss(distance, torch.from_numpy(self.valid_pairs.label))
         dissimilarity = (distance / self.config.margin).numpy()
         scores = score_pairs(dissimilarity, self.valid_pairs.label, self.config.threshold)
@@ -168,9 +189,12 @@ class Trainer:
         return {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
 
     def keep(self, history: pd.DataFrame) -> None:
-        """After every epoch: the history so far, the last network, and, if it is the best, everything that goes with it."""
+        """After every epoch: the history so far, the last network, and, if it is the best, everything that goes with
+        it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if best_epoch(history) == len(history):  # split and network change together: no network meets another one's test images
+        if best_epoch(history) == len(
+            history
+        ):  # split and network change together: no network meets another one's test images
             self.save("model.pth")
             self.table.to_csv(self.folder / "split.csv", index=False)
             self.config.save(self.folder / "config.yml")
@@ -179,18 +203,23 @@ class Trainer:
 
     def save(self, name: str) -> None:
         self.model.save(
-            self.folder / name, config=self.config.model_dump(mode="json"), classes=self.classes,
+            self.folder / name,
+            config=self.config.model_dump(mode="json"),
+            classes=self.classes,
             calibrated_threshold=self.calibrated_threshold,
         )
 
     def finish(self) -> None:
-        """Give the best network what its explanations need: its exact mean training embedding (until now the mean over its last
-        epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an embedding."""
+        """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
+        its last epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an
+        embedding."""
         self.model = SiameseNetwork.load(self.folder / "model.pth", self.device)
         self.calibrated_threshold = self.model.info["calibrated_threshold"]
         self.model.mean_embedding.copy_(embed_images(self.model, self.images["train"], self.options.batch_size).mean(0))
         some = self.images["train"][evenly(len(self.images["train"]), 256)]
-        self.model.blurred_features.copy_(blurred_features(self.model, self.model.normalize(some), self.options.batch_size))
+        self.model.blurred_features.copy_(
+            blurred_features(self.model, self.model.normalize(some), self.options.batch_size)
+        )
         self.model.removable.fill_(removable_share(self.model, some, self.options.batch_size))
         self.save("model.pth")
 
@@ -213,8 +242,16 @@ def build_model(config: Config) -> SiameseNetwork:
     """The untrained network of a configuration; random weights depend on its seed only."""
     with seeded(config.seed):
         return SiameseNetwork(
-            config.backbone_model, config.pretrained, config.pooling, config.embedding_dim, config.image.size,
-            config.weights, config.margin, config.threshold, config.image.normalization.mean, config.image.normalization.std,
+            config.backbone_model,
+            config.pretrained,
+            config.pooling,
+            config.embedding_dim,
+            config.image.size,
+            config.weights,
+            config.margin,
+            config.threshold,
+            config.image.normalization.mean,
+            config.image.normalization.std,
             config.image.fit,
         )
 
@@ -231,50 +268,12 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int)
     options = config.LRScheduler
     if options.name == "OneCycle":
         peak = config.hyperparameters.learning_rate
-        return OneCycleLR(optimizer, peak, epochs=config.hyperparameters.epochs, steps_per_epoch=steps, cycle_momentum=False)
-    return ReduceLROnPlateau(optimizer, mode="max", factor=options.factor, patience=options.patience, min_lr=options.min_lr)
-
-
-def choose_device(config: Config) -> torch.device:
-    """The device of `device`, `cuda` and `gpu`; `auto` takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        ConfigError: the device that was asked for is not there.
-    """
-    wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
-    if wanted == "cuda" and not cards:
-        raise ConfigError("device: 'cuda' was asked for, but " + ("PyTorch sees no CUDA card; use device: auto" if config.cuda else "cuda: False forbids it"))
-    if wanted in ("auto", "cuda") and cards:
-        if config.gpu >= cards:
-            raise ConfigError(f"gpu: there is no card {config.gpu}; PyTorch sees {cards}, numbered from 0 as in nvidia-smi")
-        return torch.device("cuda", config.gpu)
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device: 'mps' was asked for, but this machine has no Apple GPU; use device: auto")
-    if wanted == "mps" or (wanted == "auto" and config.cuda and torch.backends.mps.is_available()):
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def bfloat16_pays(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; elsewhere it is emulated, and slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
-    return False
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep up to 2 GiB of freed memory for the next tensor (Linux; nothing elsewhere).
-
-    It would hand every large tensor back to the kernel and fault the next one in page by page, which can cost as much as
-    computing with it (`python -m benchmarks.memory`).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
+        return OneCycleLR(
+            optimizer, peak, epochs=config.hyperparameters.epochs, steps_per_epoch=steps, cycle_momentum=False
+        )
+    return ReduceLROnPlateau(
+        optimizer, mode="max", factor=options.factor, patience=options.patience, min_lr=options.min_lr
+    )
 
 
 @contextmanager
@@ -285,24 +284,51 @@ def memory_advice(config: Config) -> Iterator[None]:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         size = config.hyperparameters.batch_size
-        raise TrainingError(f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {list(config.image.size)}") from None
+        raise TrainingError(
+            f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {list(config.image.size)}"
+        ) from None
+
+
+def train_and_report(config: Config) -> None:
+    """Train as the command line does: print what a user should know about the data, and in the end what was reached."""
+    table, notes = prepare_split(config)
+    for note in notes:
+        print(note)
+    history = train(config, table)
+    best = best_epoch(history)
+    print(
+        f"best epoch {best} of {len(history)}: validation AUC {history.valid_auc[best - 1]:.3f}; "
+        f"{config.checkpoints_path / 'model.pth'}"
+    )
+
+
+def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
+    """The network in `config.trained_path`, on the configured device and deciding at the configured threshold.
+
+    Returns:
+        The network, and a sentence that says which one it is. The built-in scenes are drawn, if they are missing.
+
+    Raises:
+        ConfigError, DataError, ModelError: each says what to mend.
+    """
+    model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
+    model.threshold = config.threshold
+    prepare_folder(config)
+    note = f"{config.dataset}: trained on {', '.join(model.info['classes'])}"
+    if config.trained_path != config.checkpoints_path:
+        note += ". You have not trained yet: this network comes with the project"
+    return model, note
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.training", description="Train on one dataset of a configuration.")
+    parser = argparse.ArgumentParser(prog="python -m utils.training", description="Train on one dataset.")
     parser.add_argument("--dataset", help="name under `datasets:` (default: the configuration's own)")
     parser.add_argument("--config", default="config.yml", type=Path)
     arguments = parser.parse_args()
     try:
-        config = load_config(arguments.config, arguments.dataset)
-        table, notes = prepare_split(config)
-        for note in notes:
-            print(note)
-        history = train(config, table)
+        train_and_report(load_config(arguments.config, arguments.dataset))
     except UserError as error:
         sys.exit(str(error))
-    best = best_epoch(history)
-    print(f"best epoch {best} of {len(history)}: validation AUC {history.valid_auc[best - 1]:.3f}; {config.checkpoints_path / 'model.pth'}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""The audit of a small folder in which everything is wrong once."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.config import Config
+from utils.evaluate.audit import audit, is_conflicting, report
+from utils.images.reading import DataError
+
+
+def picture(seed, size=(60, 40)):
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def config_for(folder, **settings):
+    settings = {
+        "dataset": "Mine",
+        "image": {"size": (40, 60)},
+        "test_size": 0.2,
+        "valid_size": 0.25,
+    } | settings  # 20 images: 4 and 4
+    return Config(
+        data_path=folder, checkpoints_path=folder, outputs_path=folder, hyperparameters={"verbose": False}, **settings
+    )
+
+
+@pytest.fixture
+def dirty(tmp_path):
+    folder = tmp_path / "Data"
+    for seed, (label, index) in enumerate(
+        (label, index) for label, count in (("a", 20), ("b", 20), ("few", 7)) for index in range(count)
+    ):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        picture(seed).save(folder / label / f"{index:02d}.png")
+
+    def copy(source, target):
+        (folder / target).write_bytes((folder / source).read_bytes())
+
+    copy("a/00.png", "a/01.png")  # identical
+    picture(5).resize((120, 80)).save(folder / "a/02.png")  # of a/05, a/06 and a/07, larger
+    picture(5).resize((30, 20)).save(folder / "a/06.png")  # smaller
+    picture(5).resize((60, 20)).save(folder / "a/07.png")  # smaller, and twice as wide for its height
+    copy("b/03.png", "few/03.png")  # conflicting
+    (folder / "b/04.png").write_bytes(
+        (folder / "b/05.png").read_bytes()[:2000]
+    )  # cut short: opens, but cannot be decoded
+    (folder / "b/06.png").write_text("no image")
+    (folder / "b/notes.txt").write_text("text")
+    return folder
+
+
+def test_everything_is_found_once(dirty):
+    found = audit(config_for(dirty))
+    assert found.unreadable == ("b/04.png", "b/06.png")
+    assert found.skipped == ("b/notes.txt: not an image",)
+    assert found.copies == (("b/03.png", "few/03.png"), ("a/00.png", "a/01.png"))
+    assert found.groups == (
+        ("b/03.png", "few/03.png"),
+        ("a/02.png", "a/05.png", "a/06.png", "a/07.png"),
+        ("a/00.png", "a/01.png"),
+    )
+    assert found.conflicting == found.groups[:1]
+    assert found.tiny == ("few",)  # 7: round(1.4) to test
+    assert len(found.sizes) == 20 + 18 + 7
+
+
+def test_the_table_counts_and_advises(dirty):
+    table = audit(config_for(dirty)).table()
+    assert table.columns.tolist() == ["finding", "number", "what to do"]
+    assert table.number.tolist() == [
+        2,
+        1,
+        2,
+        3,
+        1,
+        1,
+        2,
+        1,
+    ]  # the last two: a/06 and a/07 are smaller, a/07 is stretched twice
+    assert table["what to do"][5] == "add images: few"
+    assert "shorter sides 20 to 80 pixels" in table.finding[6] and "width / height 1.50 to 3.00" in table.finding[7]
+
+
+def test_padding_stretches_nothing_and_enlarges_less(dirty):
+    for size in ((40, 60), (40, 40)):
+        stretched, padded = (
+            audit(config_for(dirty, image={"size": size, "fit": fit})).table().number.tolist()
+            for fit in ("stretch", "pad")
+        )
+        assert stretched[:6] == padded[:6] == [2, 1, 2, 3, 1, 1]
+        # at 40 x 40 pixels all but a/07 (3 to 1) are stretched 1.5 times at most; padded, only a/06 (30 x 20) is
+        # enlarged
+        assert (stretched[6:], padded[6:]) == (([2, 1], [1, 0]))
+
+
+def test_a_clean_folder_asks_for_nothing(colour_folder):
+    found = audit(config_for(colour_folder, image={"size": (20, 20)}, test_size=0.3, valid_size=0.3))
+    assert found.groups == () and set(found.table().number) == {0} and set(found.table()["what to do"]) == {"nothing"}
+    assert "\n\n" not in report(found)
+
+
+def test_the_report_names_the_files_conflicts_before_other_twins(dirty):
+    table, *lists = report(audit(config_for(dirty))).split("\n\n")
+    assert len(table.splitlines()) == 8 and lists == [
+        "Unreadable:\n  b/04.png\n  b/06.png",
+        "Skipped:\n  b/notes.txt: not an image",
+        "Identical files:\n  b/03.png  few/03.png\n  a/00.png  a/01.png",
+        "Conflicting labels:\n  b/03.png  few/03.png",
+        "Near duplicates:\n  a/02.png  a/05.png  a/06.png  a/07.png\n  a/00.png  a/01.png",
+    ]
+
+
+def test_labels_conflict_across_class_folders_only():
+    assert is_conflicting(("a/1.png", "b/1.png")) and not is_conflicting(("a/1.png", "a/b/1.png"))
+
+
+def test_a_folder_of_nothing_readable_is_named(dirty):
+    for path in dirty.glob("*/*.png"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="Data: none of its 46 images can be read"):
+        audit(config_for(dirty))

@@ -1,0 +1,241 @@
+import numpy as np
+import pytest
+import torch
+from scipy.fft import dct
+from scipy.spatial import distance as scipy_distance
+from torch import nn
+
+from utils.backbones import ModelError, backbone_blocks
+from utils.config import Config
+from utils.evaluate import baselines
+from utils.evaluate.baselines import (
+    baseline_distances,
+    colour_histograms,
+    compare_methods,
+    cosine,
+    euclidean,
+    hamming,
+    hellinger,
+    perceptual_hashes,
+    pooled_features,
+    small_pixels,
+)
+from utils.evaluate.calibration import calibrate_threshold
+from utils.evaluate.scores import SplitDistances, embed_images, pair_distances, score_pairs
+from utils.images.pairs import Pairs, evaluation_pairs
+from utils.Siamese import SiameseNetwork
+
+TRAINING_FREE = ["perceptual hash", "colour histogram", "pixels at 32 px", "untrained backbone"]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SiameseNetwork("Conv4", embedding_dim=4, image_size=(32, 40)).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (9, 3, 32, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def config(tmp_path, **settings):
+    options = {"batch_size": 4, "verbose": False}
+    return Config(
+        dataset="d",
+        data_path=tmp_path,
+        checkpoints_path=tmp_path,
+        outputs_path=tmp_path,
+        hyperparameters=options,
+        **settings,
+    )
+
+
+# ------------------------------------------------------------------------------------------- distances
+
+
+@pytest.mark.parametrize("ours, theirs", [(euclidean, "euclidean"), (cosine, "cosine")])
+def test_distances_are_those_of_scipy(ours, theirs):
+    a, b = np.random.default_rng(0).random((2, 6, 5))
+    assert ours(a, b) == pytest.approx([getattr(scipy_distance, theirs)(x, y) for x, y in zip(a, b)])
+
+
+def test_cosine_distance_ignores_the_scale_however_small_and_survives_zeros():
+    a, b = np.array([[1e-14, 0], [1e-14, 1e-14], [0, 0]]), np.array([[0, 3], [5, 5], [1, 1]])
+    assert cosine(a, b) == pytest.approx([1, 0, 1])
+
+
+def test_hamming_and_hellinger_distances_by_hand():
+    assert hamming(np.array([[True, True, False]]), np.array([[True, False, True]])).tolist() == [2]
+    a, b = np.array([[1, 0], [0.5, 0.5], [0.5, 0.5]]), np.array([[0, 1], [0.5, 0.5], [1, 0]])
+    assert hellinger(a, b) == pytest.approx([1, 0, np.sqrt(1 - np.sqrt(0.5))])
+
+
+# ----------------------------------------------------------------------------------------- descriptors
+
+
+def test_a_colour_histogram_by_hand():
+    image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    image[0, :, 0, 0] = torch.tensor([255, 0, 31])
+    image[0, :, 0, 1] = torch.tensor([224, 31, 0])  # in the same box
+    image[0, :, 1, 0] = torch.tensor([0, 32, 200])
+    histogram = colour_histograms(image)
+    assert histogram.shape == (1, 512)
+    assert {box: share for box, share in enumerate(histogram[0]) if share} == {7 * 64: 0.5, 8 + 6: 0.25, 0: 0.25}
+
+
+def test_small_pixels_are_means_in_the_images_order():
+    images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
+    images[1, 0, :, 48:] = 255
+    pixels = small_pixels(images)
+    assert pixels.shape == (2, 3 * 32 * 32) and not pixels[0].any()
+    red, green, blue = pixels[1].reshape(3, 32, 32)
+    assert (red[:, 18:] == 1).all() and (red[:, :14] == 0).all() and not green.any() and not blue.any()
+
+
+def test_a_perceptual_hash_is_the_sign_of_low_frequencies_about_their_median():
+    y, x = np.mgrid[:32, :32]
+    grey = (
+        127 + 60 * np.cos(np.pi * (2 * x + 1) / 64) + 40 * np.cos(np.pi * 3 * (2 * y + 1) / 64) + 10 * np.sin(x * y)
+    ).astype(np.uint8)
+    low = dct(dct(grey.astype(float), axis=0), axis=1)[:8, :8]
+    hashes = perceptual_hashes(torch.from_numpy(np.stack([grey] * 3))[None])
+    assert hashes.dtype == bool and np.array_equal(hashes[0], (low > np.median(low)).ravel())
+
+
+def test_pooled_features_are_means_of_the_last_map_in_eval_mode(model, images):
+    backbone = nn.Sequential(*backbone_blocks("Conv4"))
+    features = pooled_features(model, backbone.train(), images, batch_size=4)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = np.stack(
+            [backbone.eval()(((image / 255 - mean) / std)[None]).mean((2, 3))[0].numpy() for image in images]
+        )
+    assert features.shape == (9, 64) and np.allclose(features, expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- all of them
+
+
+def test_distances_are_of_the_given_pairs_and_tell_like_from_unlike(model, images, tmp_path):
+    images[1] = images[0]
+    images[2] = 255 - images[0]
+    pairs = Pairs(np.array([0, 3, 0]), np.array([1, 3, 2]), np.array([0, 0, 1]))
+    distances = baseline_distances(images, pairs, model, config(tmp_path))
+    assert list(distances) == TRAINING_FREE
+    for values in distances.values():
+        assert values.shape == (3,) and values[:2] == pytest.approx([0, 0], abs=1e-6) and values[2] > 1e-5
+    assert distances["perceptual hash"][2] > 50  # nearly every sign turns with the colours
+
+
+def test_every_image_is_described_once_however_many_pairs_it_is_in(model, images, tmp_path, monkeypatch):
+    seen, passes = {}, []
+
+    def counting(name):
+        original = getattr(baselines, name)
+
+        def describe(*arguments):
+            seen[name] = seen.get(name, 0) + len(next(a for a in arguments if isinstance(a, torch.Tensor)))
+            return original(*arguments)
+
+        monkeypatch.setattr(baselines, name, describe)
+
+    for name in ("perceptual_hashes", "colour_histograms", "small_pixels", "pooled_features"):
+        counting(name)
+    original = baselines.backbone_blocks
+
+    def counted_blocks(*arguments):
+        blocks = original(*arguments)
+        blocks[0].register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+        return blocks
+
+    monkeypatch.setattr(baselines, "backbone_blocks", counted_blocks)
+    pairs = Pairs(np.zeros(50, int), np.arange(50) % 9, np.arange(50) % 2)
+    baseline_distances(images, pairs, model, config(tmp_path))
+    assert seen == dict.fromkeys(["perceptual_hashes", "colour_histograms", "small_pixels", "pooled_features"], 9)
+    assert passes == [4, 4, 1]
+
+
+def test_random_weights_follow_the_seed_and_touch_neither_the_network_nor_the_global_generator(model, images, tmp_path):
+    pairs = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
+    weights, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    first = baseline_distances(images, pairs, model.train(), config(tmp_path))["untrained backbone"]
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    torch.manual_seed(5)
+    with torch.no_grad():
+        model.backbone[0].weight.zero_()  # the trained weights play no part
+    assert np.array_equal(baseline_distances(images, pairs, model, config(tmp_path))["untrained backbone"], first)
+    assert not np.array_equal(
+        baseline_distances(images, pairs, model, config(tmp_path, seed=7))["untrained backbone"], first
+    )
+
+
+def test_pretrained_features_come_from_the_file_of_weights(model, images, tmp_path):
+    torch.manual_seed(3)
+    backbone = nn.Sequential(*backbone_blocks("Conv4"))
+    torch.save(backbone.state_dict(), tmp_path / "weights.pth")
+    pairs = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
+    distances = baseline_distances(images, pairs, model, config(tmp_path, weights=tmp_path / "weights.pth"))
+    assert list(distances) == [*TRAINING_FREE, "pretrained backbone"]
+    features = pooled_features(model, backbone, images, 4)
+    assert distances["pretrained backbone"] == pytest.approx(
+        [scipy_distance.cosine(features[i], features[j]) for i, j in zip(pairs.first, pairs.second)]
+    )
+    assert not np.allclose(distances["pretrained backbone"], distances["untrained backbone"])
+
+
+def test_without_the_weights_there_is_a_row_less(model, images, tmp_path, monkeypatch):
+    original = baselines.backbone_blocks
+
+    def offline(name, pretrained=False, weights=None):
+        if pretrained:
+            raise ModelError("no network")
+        return original(name)
+
+    monkeypatch.setattr(baselines, "backbone_blocks", offline)
+    pairs = Pairs(np.array([0, 3]), np.array([1, 4]), np.array([0, 1]))
+    assert list(baseline_distances(images, pairs, model, config(tmp_path, pretrained=True))) == TRAINING_FREE
+
+
+# ------------------------------------------------------------------------------------------- the table
+
+
+def coloured_split(model, seed):
+    """Twelve noisy images in three classes that differ in their colour, as the network sees them."""
+    labels = np.repeat(["red", "green", "blue"], 4)
+    images = torch.randint(0, 60, (12, 3, 32, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    for position in range(12):
+        images[position, position // 4] += 150
+    embeddings, pairs = embed_images(model, images), evaluation_pairs(labels, 0)
+    return SplitDistances(images, embeddings, labels, pairs, (pair_distances(embeddings, pairs) / model.margin).numpy())
+
+
+def test_methods_are_compared_on_the_same_pairs_at_their_own_thresholds(model, tmp_path):
+    valid, test = coloured_split(model, 0), coloured_split(model, 1)
+    test.dissimilarity[:] = np.random.default_rng(0).random(24)  # a network that has learnt nothing
+    table = compare_methods(valid, test, model, config(tmp_path))
+    assert list(table.index) == ["trained network", *TRAINING_FREE]
+    assert list(table.columns) == ["AUC", "AUC low", "AUC high", "accuracy", "average precision"]
+    assert table.loc["colour histogram", ["AUC", "AUC low", "AUC high", "accuracy", "average precision"]].tolist() == [
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
+    assert (
+        table.loc["trained network", "AUC"] < 0.8
+        and (table["AUC low"] <= table["AUC"]).all()
+        and (table["AUC"] <= table["AUC high"]).all()
+    )
+    tables = [baseline_distances(split.images, split.pairs, model, config(tmp_path)) for split in (valid, test)]
+    for name in TRAINING_FREE:
+        scores = score_pairs(tables[1][name], test.pairs.label, calibrate_threshold(tables[0][name], valid.pairs.label))
+        assert table.loc[name, ["AUC", "accuracy", "average precision"]].tolist() == [
+            scores.auc,
+            scores.accuracy,
+            scores.average_precision,
+        ]
+    own = score_pairs(test.dissimilarity, test.pairs.label, calibrate_threshold(valid.dissimilarity, valid.pairs.label))
+    assert table.loc["trained network", "accuracy"] == own.accuracy

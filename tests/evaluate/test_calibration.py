@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from utils.evaluate.calibration import SameClassProbability, brier_scores, calibrate_threshold, same_class_estimates
+
+
+def likelihood(parameters, dissimilarity, target):
+    """Negative log-likelihood of targets between 0 and 1, pair by pair."""
+    intercept, slope = parameters
+    total = 0.0
+    for d, t in zip(dissimilarity, target):
+        p = 1 / (1 + np.exp(-(intercept + slope * d)))
+        total -= t * np.log(p) + (1 - t) * np.log(1 - p)
+    return total
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("similar", [30, 8])
+def test_the_curve_is_the_most_likely_one_for_platts_targets(dtype, similar):
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], [similar, 20])
+    dissimilarity = (rng.random(len(label)) + 0.4 * label).astype(dtype)
+    target = [1 - 1 / (similar + 2) if kind == 0 else 1 / 22 for kind in label]
+    intercept, slope = minimize(
+        likelihood,
+        [0, 0],
+        (dissimilarity, target),
+        method="Nelder-Mead",
+        options={"xatol": 1e-7, "fatol": 1e-10, "maxiter": 2000},
+    ).x
+    curve = SameClassProbability.fit(dissimilarity, label)
+    assert (curve.intercept, curve.slope) == (pytest.approx(intercept, rel=1e-3), pytest.approx(slope, rel=1e-3))
+
+
+def test_two_groups_get_their_own_shares():
+    # Pairs at 0.2 are similar in 60 of 80 cases, pairs at 1.2 in 20 of 120: two points settle the curve wholly.
+    dissimilarity = np.repeat([0.2, 1.2], [80, 120])
+    label = np.concatenate([np.repeat([0, 1], [60, 20]), np.repeat([0, 1], [20, 100])])
+    low, high = 1 / (120 + 2), 1 - 1 / (80 + 2)
+    expected = [(60 * high + 20 * low) / 80, (20 * high + 100 * low) / 120]
+    assert SameClassProbability.fit(dissimilarity, label)(np.array([0.2, 1.2])) == pytest.approx(expected, abs=1e-4)
+
+
+def test_separated_pairs_give_a_finite_curve_that_is_sure_but_not_certain():
+    curve = SameClassProbability.fit(np.array([0.1, 0.2, 0.15, 1.0, 1.1, 1.3]), np.array([0, 0, 0, 1, 1, 1]))
+    assert np.isfinite([curve.slope, curve.intercept]).all()
+    probability = curve(np.array([0.15, 0.6, 1.1]))
+    assert 0.7 < probability[0] < 0.95 and 0.05 < probability[2] < 0.3 and 0.3 < probability[1] < 0.7
+
+
+def test_probability_by_hand_falls_beyond_the_margin_and_never_overflows():
+    curve = SameClassProbability(slope=-2.0, intercept=1.0)
+    assert curve(np.array([0.0, 0.5, 1.5])) == pytest.approx([1 / (1 + np.exp(-1)), 0.5, 1 / (1 + np.exp(2))])
+    with np.errstate(all="raise"):
+        assert curve(np.array([[-300.0, 300.0]])) == pytest.approx(np.array([[1, 0]]))
+
+
+def test_brier_score_by_hand():
+    scores = brier_scores(
+        {"right": np.array([1.0, 0.0]), "wrong": np.array([0.0, 1.0]), "some": np.array([0.9, 0.4])}, np.array([0, 1])
+    )
+    assert scores == pytest.approx({"right": 0, "wrong": 1, "some": (0.1**2 + 0.4**2) / 2})
+
+
+def test_estimates_are_the_clipped_similarity_and_the_unclipped_probability():
+    curve = SameClassProbability(slope=-2.0, intercept=1.0)
+    estimates = same_class_estimates(np.array([0.25, 1.0, 3.0]), curve)
+    assert estimates["similarity"].tolist() == [0.75, 0, 0]
+    assert estimates["fitted probability"] == pytest.approx(1 / (1 + np.exp([-0.5, 1, 5])))
+
+
+def test_fitting_lowers_the_brier_score_of_new_pairs():
+    rng = np.random.default_rng(0)
+    label = np.tile([0, 1], 500)
+    valid, test = (np.abs(rng.normal(0.3 + 0.3 * label, 0.15)) for _ in range(2))
+    scores = brier_scores(same_class_estimates(test, SameClassProbability.fit(valid, label)), label)
+    assert scores["fitted probability"] < scores["similarity"] - 0.02
+
+
+def balanced_accuracy(dissimilarity, label, threshold):
+    called = dissimilarity >= threshold
+    return (called[label == 1].mean() + (~called)[label == 0].mean()) / 2
+
+
+RNG = np.random.default_rng(1)
+
+
+LABEL = np.arange(30) % 2
+
+
+CALIBRATION = {
+    "random": RNG.random(30) + 0.3 * LABEL,
+    "few values": RNG.integers(0, 4, 30) / 4 + 0.25 * LABEL,
+    "separated": RNG.random(30) + 2.0 * LABEL,
+    "reversed": RNG.random(30) - 2.0 * LABEL + 50,
+    "constant": np.full(30, 0.7),
+    "neighbouring numbers": np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(1)), np.float32(0.3)),
+    "neighbours the other side": np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(0)), np.float32(0.3)) * -1
+    + 1,
+    "far beyond the margin": RNG.random(30) * 100 - 100 * LABEL + 100,
+}
+
+
+@pytest.mark.parametrize("case", CALIBRATION)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("label", [LABEL, (np.arange(30) % 5 == 0).astype(int)], ids=["balanced", "unbalanced"])
+def test_calibrated_threshold_is_the_best_of_all_cuts(case, dtype, label):
+    dissimilarity = CALIBRATION[case].astype(dtype)
+    best = max(balanced_accuracy(dissimilarity, label, cut) for cut in [*dissimilarity, np.inf])
+    threshold = calibrate_threshold(dissimilarity, label)
+    assert isinstance(threshold, float) and np.isfinite(threshold)
+    assert balanced_accuracy(dissimilarity, label, threshold) == pytest.approx(best)
+
+
+def test_calibrated_threshold_lies_midway():
+    assert calibrate_threshold(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
+    assert calibrate_threshold(np.array([0.1, 0.8, 0.4, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(
+        0.85
+    )  # of equals, the highest

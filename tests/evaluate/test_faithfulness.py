@@ -1,0 +1,400 @@
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
+from torch import nn
+from toy import (
+    BEFORE,
+    IMAGES1,
+    IMAGES2,
+    PAIRS,
+    SIZE,
+    WITHOUT,
+    A,
+    B,
+    H,
+    Toy,
+    W,
+    boxes,
+    explanation_of,
+    maps_of,
+    network_images,
+    toy_image,
+    trained_network,
+)
+
+from utils.evaluate import faithfulness
+from utils.evaluate.faithfulness import (
+    area_under,
+    check,
+    check_table,
+    compare_rankings,
+    curves,
+    randomisation_check,
+    rank_correlation,
+)
+from utils.explain import removal  # TODO
+from utils.explain.evidence import feature_maps
+from utils.explain.removal import Interventions, blur, moved
+from utils.Grad_CAM import explain
+from utils.Siamese import SiameseNetwork
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return Toy()
+
+
+@pytest.fixture
+def to_black(monkeypatch):
+    monkeypatch.setattr(removal, "blur", torch.zeros_like)
+
+
+def effect_by_hand(patch):
+    return torch.tensor(WITHOUT[patch]) - torch.tensor(BEFORE)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch", "sign"), [("factual", "A", -1), ("counterfactual", "B", 1), ("counterfactual", "A", -1)]
+)
+def test_check_by_hand(toy, to_black, kind, patch, sign):
+    maps = {"factual": maps_of("elsewhere"), "counterfactual": maps_of("elsewhere")} | {kind: maps_of(patch)}
+    result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(**maps), kind, np.random.default_rng(0))
+    assert torch.allclose(result.effect, effect_by_hand(patch), atol=1e-5) and (result.effect.sign() == sign).all()
+    regions = moved(maps_of(patch).bool(), np.random.default_rng(0))
+    expected = Interventions.on(toy, IMAGES1, IMAGES2).without(regions) - torch.tensor(BEFORE)[:, None]
+    assert (
+        torch.allclose(result.random, expected, atol=1e-5)
+        and result.random.abs().mean() < 0.5 * result.effect.abs().mean()
+    )
+
+
+@pytest.mark.parametrize("kind", ["factual", "counterfactual"])
+def test_a_map_beside_the_evidence_has_no_effect(toy, to_black, kind):
+    """64 of 960 pixels speak: none is blurred beyond them, above all not B, the first in reading order."""
+    maps = maps_of("elsewhere")
+    result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), kind, np.random.default_rng(0))
+    assert torch.equal(result.effect, torch.zeros(3, 2))
+
+
+def test_check_blurs_a_tenth_of_the_image(toy, to_black):
+    maps = (
+        torch.linspace(1, 0.001, H * W).view(SIZE).expand(3, 2, *SIZE)
+    )  # rows 0, 1 and 16 pixels of row 2: B down to there
+    result = check(
+        Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), "factual", np.random.default_rng(0)
+    )
+    b1, b2 = (
+        torch.tensor([[0.2, -1, -1], [-0.2, 0.5, 1]]) * 12 / 16
+    )  # lost; B is nearer to the partner's z than nothing is
+    expected = torch.stack([b1 * torch.tensor([1, -1, -1]), b2 * torch.tensor([-1, 1, 1])], 1) / 2
+    assert torch.allclose(result.effect, expected, atol=1e-5)
+
+
+def test_empty_maps_have_no_effect_to_speak_of(toy, to_black):
+    maps = maps_of("A").clone()
+    maps[1, 0] = 0
+    result = check(
+        Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps_of("B")), "factual", np.random.default_rng(0)
+    )
+    for values in (result.effect, result.random):
+        assert values.isnan().tolist() == [[False, False], [True, False], [False, False]]
+    result = check(
+        Interventions.on(toy, IMAGES1, IMAGES2),
+        explanation_of(maps, maps_of("B")),
+        "counterfactual",
+        np.random.default_rng(0),
+    )
+    assert result.effect.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["scattered", "rectangle"])
+def test_random_maps_score_like_their_random_baseline(toy, to_black, form):
+    """Of two equal images with A = 1, B = 0: the margin falls in proportion to the share of A that is blurred, by 0.5
+    for all of it."""
+    n, rng = 300, np.random.default_rng(0)
+    images = toy_image(1, 0).expand(n, -1, -1, -1)
+    maps = torch.rand(n, 2, *SIZE, generator=torch.Generator().manual_seed(0))
+    if form == "rectangle":  # as large as the tenth that is blurred
+        maps = moved(boxes((slice(0, 8), slice(0, 12))).expand(n, 2, *SIZE), rng)
+    result = check(Interventions.on(toy, images, images), explanation_of(maps, maps), "factual", rng)
+    effects, random = result.effect.flatten(), result.random.flatten()
+    error = ((effects.var() + random.var()) / len(effects)).sqrt()
+    assert effects.mean().item() == pytest.approx(-0.05, abs=3 * error.item())  # a tenth of A on average
+    assert abs(effects.mean() - random.mean()) < 3 * error
+    assert effects.std() / random.std() == pytest.approx(1, abs=0.2)
+
+
+def test_curves_of_the_deciding_patch_jump_at_the_first_step(toy, to_black):
+    result = curves(Interventions.on(toy, IMAGES1, IMAGES2), maps_of("A") + maps_of("B"))
+    before, end = np.mean(BEFORE), np.mean(WITHOUT["all"])
+    assert result["deletion"] == pytest.approx([before] + [end] * 10, abs=1e-5)
+    assert result["insertion"] == pytest.approx([end] + [before] * 10, abs=1e-5)
+
+
+def naive_margins(regions):
+    """Margins (N, 2) by loops: one image of each pair with its region blurred by scipy."""
+    result = np.zeros((len(regions), 2))
+    for n, side in np.ndindex(*result.shape):
+        z = []
+        for k, images in enumerate([IMAGES1, IMAGES2]):
+            red = images[n, 0].double().numpy()
+            if k == side:
+                red = np.where(regions[n, side], gaussian_filter(red, 5, mode="mirror", radius=10), red)
+            z.append(red[A].mean() + red[B].mean())
+        distance = abs(z[0] - z[1])
+        result[n, side] = 0.5 - distance / 2 if n == 0 else distance / 2 - 0.5
+    return result
+
+
+def test_curves_equal_a_naive_loop(toy):
+    maps = torch.randint(5, (3, 2, *SIZE), generator=torch.Generator().manual_seed(0)).float()
+    result = curves(Interventions.on(toy, IMAGES1, IMAGES2), maps)
+    for step in range(11):
+        region = np.zeros((6, H * W), dtype=bool)
+        for row, values in zip(region, maps.view(6, -1).tolist()):
+            row[sorted(range(H * W), key=lambda i: (-values[i], i))[: 96 * step]] = True
+        region = region.reshape(3, 2, *SIZE)
+        assert result["deletion"][step] == pytest.approx(naive_margins(region).mean(), abs=1e-5)
+        assert result["insertion"][step] == pytest.approx(naive_margins(~region).mean(), abs=1e-5)
+
+
+def test_curves_of_random_rankings_are_straight_on_average(toy, to_black):
+    """Of two equal images with A = 1, B = 0, one with k of A's 16 pixels black: D = k / 16, margin 0.5 - k / 32.
+
+    k is hypergeometric with mean 16 s and a standard deviation of at most 2, so that of a point or of the area is at
+    most 1/16 for one map and 1 / 16 / sqrt(200) for 200.
+    """
+    n = 100
+    images = toy_image(1, 0).expand(n, -1, -1, -1)
+    result = curves(
+        Interventions.on(toy, images, images), torch.rand(n, 2, *SIZE, generator=torch.Generator().manual_seed(0))
+    )
+    tolerance = 3 / 16 / math.sqrt(2 * n)
+    assert result["deletion"] == pytest.approx(np.linspace(0.5, 0, 11), abs=tolerance)
+    assert result["insertion"] == pytest.approx(np.linspace(0, 0.5, 11), abs=tolerance)
+    assert area_under(result["deletion"]) == pytest.approx(0.25, abs=tolerance)
+    best = curves(Interventions.on(toy, images, images), maps_of("A", n))
+    assert area_under(best["deletion"]) == pytest.approx(0.025, abs=1e-5) and area_under(
+        best["insertion"]
+    ) == pytest.approx(0.475, abs=1e-5)
+
+
+@pytest.mark.parametrize(("curve", "area"), [([3, 3, 3], 3), ([1, 0], 0.5), ([1, 0, 0, 0, 0], 0.125), ([0, -1, 2], 0)])
+def test_area_under_by_hand(curve, area):
+    assert area_under(np.array(curve)) == pytest.approx(area)
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_progress_bar_if_asked_for(toy, capsys, verbose):
+    curves(Interventions.on(toy, IMAGES1, IMAGES2), maps_of("A"), verbose)
+    assert ("Deleting and inserting: 100%" in capsys.readouterr().err) == verbose
+
+
+@pytest.mark.parametrize("values", [None, 5, 2])
+def test_rank_correlation_equals_scipys_without_constant_maps(values):
+    """Continuous values, and whole numbers below `values`: many ties."""
+    generator = torch.Generator().manual_seed(0)
+    maps1 = (
+        torch.rand(4, 2, 3, 5, generator=generator)
+        if values is None
+        else torch.randint(values, (4, 2, 3, 5), generator=generator).float()
+    )
+    maps2 = maps1 + torch.randn(maps1.shape, generator=generator).mul(0.7).round() ** 3
+    maps1[1, 0], maps2[2, 1] = 0.1, -7.3
+    pairs = [
+        (a.flatten(), b.flatten())
+        for a, b in zip(maps1.flatten(0, 1), maps2.flatten(0, 1))
+        if len(a.unique()) > 1 < len(b.unique())
+    ]
+    expected = [spearmanr(a, b).statistic for a, b in pairs]
+    assert len(expected) == 6 and max(expected) < 0.99
+    assert rank_correlation(maps1, maps2) == pytest.approx(np.mean(expected))
+
+
+def test_rank_correlation_of_nothing_but_constant_maps():
+    maps = torch.rand(2, 2, 3, 5)
+    assert math.isnan(rank_correlation(maps, torch.full_like(maps, 0.1)))
+    assert rank_correlation(maps, maps.exp()) == pytest.approx(1) and rank_correlation(maps, -maps) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("method", ["contrast", "distance"])
+@pytest.mark.parametrize(("name", "size"), [("Conv4", SIZE), ("MobileNet", (32, 64))])
+def test_maps_forget_with_the_network(name, size, method):
+    """For a deep backbone too, whose activations would vanish with batch statistics of other weights: all maps
+    constant, NaN."""
+    model = trained_network(name, size)
+    result = randomisation_check(model, *network_images(size), method)
+    assert list(result) == ["none", "head", "head and backbone"] and result["none"] == 1
+    assert all(-0.7 < result[part] < 0.7 for part in ("head", "head and backbone"))
+    assert randomisation_check(model, *network_images(size), method) == result
+    assert randomisation_check(model, *network_images(size), method, seed=1) != result
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_maps_that_ignore_the_network_are_found_out(monkeypatch, signed):
+    """Also if they take their sign from the decision, which changes."""
+    usual, fixed = faithfulness.explain, torch.randn(PAIRS, 2, 6, 10)
+
+    def edges(model, *args):
+        similar = usual(model, *args).is_similar
+        return SimpleNamespace(
+            is_similar=similar, raw=fixed * torch.where(similar, -1, 1)[:, None, None, None] if signed else fixed
+        )
+
+    model = trained_network()
+    assert set(usual(model, *network_images()).is_similar.tolist()) == {True, False}
+    monkeypatch.setattr(faithfulness, "explain", edges)
+    assert randomisation_check(model, *network_images()) == pytest.approx(
+        {"none": 1, "head": 1, "head and backbone": 1}
+    )
+
+
+@pytest.mark.parametrize("method", ["contrast", "distance"])
+def test_the_maps_before_are_those_of_the_networks_own_decisions(monkeypatch, method):
+    model, compared = trained_network(), []
+    expected = faithfulness.explain(model, *network_images(), method).raw
+    monkeypatch.setattr(faithfulness, "rank_correlation", lambda before, after: compared.append(before))
+    randomisation_check(model, *network_images(), method)
+    assert len(compared) == 2 and all(torch.allclose(before, expected, rtol=1e-4, atol=1e-6) for before in compared)
+
+
+@pytest.mark.parametrize("fails_at", [None, 1, 3, 4, 6, 7])
+def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
+    model = trained_network()
+    model.blurred_features.copy_(feature_maps(model, blur(torch.cat(network_images()))).mean((0, 2, 3)))
+    model.train().backbone[0].eval()
+    model.backbone[4].weight.requires_grad_(False)
+    state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    draws, usual, seen = torch.get_rng_state(), faithfulness.explain, []
+
+    def watched(*args):
+        changed = {
+            name.split(".")[0]
+            for name, tensor in model.state_dict().items()
+            if not torch.allclose(tensor.float(), state[name].float())
+        }
+        seen.append(changed)
+        assert (
+            all(module.training for module in model.modules()) is False
+            and [module.training for module in model.modules()] == modes
+        )
+        if len(seen) > 3:
+            with faithfulness.eval_mode(model), torch.no_grad():
+                assert torch.allclose(model.embed(torch.cat(network_images())).mean(0), model.mean_embedding, atol=1e-5)
+            assert not torch.allclose(model.head[0].weight, state["head.0.weight"])
+        if len(seen) == fails_at:
+            raise KeyError("broken")
+        return usual(*args)
+
+    monkeypatch.setattr(faithfulness, "explain", watched)
+    threshold = model.threshold
+    if fails_at:
+        with pytest.raises(KeyError, match="broken"):
+            randomisation_check(model, *network_images())
+    else:
+        randomisation_check(model, *network_images(), seed=0)  # the seed the network was made with
+        assert (
+            seen
+            == [set()] * 3
+            + [{"head", "mean_embedding"}] * 2
+            + [{"head", "backbone", "mean_embedding", "blurred_features"}] * 2
+        )
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes and model.threshold == threshold
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == [
+        "backbone.4.weight"
+    ]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(module.momentum == 0.1 for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+@pytest.fixture
+def judged():
+    torch.manual_seed(0)
+    model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+    batch1, batch2 = torch.randn(2, 6, 3, 16, 24)
+    distance = explain(model, batch1, batch2).distance
+    model.margin = 2 * float(distance.median() * 1.0001)  # half of the pairs are similar
+    return explain(model, batch1, batch2), Interventions.on(model, batch1, batch2)
+
+
+def test_the_check_table_counts_moves_in_the_right_direction(judged, monkeypatch):
+    explanation, interventions = judged
+    similar = explanation.is_similar[:, None].expand(-1, 2)
+    changes = {"factual": torch.where(similar, -1.0, 1.0), "counterfactual": torch.where(similar, -1.0, 1.0)}
+    changes["factual"][explanation.is_similar.nonzero()[0]] = torch.nan  # a pair without evidence
+    result = type("Result", (), {})
+    monkeypatch.setattr(
+        "utils.evaluate.faithfulness.check",
+        lambda i, e, kind, rng: (
+            setattr(result, "effect", changes[kind]),
+            setattr(result, "random", -changes[kind]),
+            result,
+        )[2],
+    )
+    table = check_table(interventions, explanation, seed=0).set_index(["maps", "decision"])
+    assert table.right.to_dict() == {
+        ("factual", "similar"): 1,
+        ("factual", "dissimilar"): 0,
+        ("counterfactual", "similar"): 0,
+        ("counterfactual", "dissimilar"): 1,
+    }
+    assert table["random"].tolist() == (1 - table.right).tolist() and table.change.tolist() == [-1, 1, -1, 1]
+    assert table.number.tolist() == [
+        2 * int(explanation.is_similar.sum()) - 2,
+        *[
+            2 * int(n)
+            for n in ((~explanation.is_similar).sum(), explanation.is_similar.sum(), (~explanation.is_similar).sum())
+        ],
+    ]
+
+
+def test_rankings_are_compared_from_the_untouched_to_the_wholly_blurred_image(judged):
+    explanation, interventions = judged
+    rankings = compare_rankings(interventions, explanation)
+    assert list(rankings) == ["factual map", "centred Gaussian", "random"]
+    everything = torch.ones(6, 2, 16, 24, dtype=torch.bool)
+    ends = [interventions.before.mean().item(), interventions.without(everything).mean().item()]
+    for drawn in rankings.values():
+        assert drawn["deletion"][[0, -1]].tolist() == pytest.approx(ends, abs=1e-5)
+        assert drawn["insertion"][[-1, 0]].tolist() == pytest.approx(ends, abs=1e-5)
+    assert len({tuple(drawn["deletion"].round(6)) for drawn in rankings.values()}) == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_batch_size_bounds_what_is_embedded_at_once_and_changes_nothing(to_black, batch_size):
+    toy, times = Toy(), 3
+    interventions = Interventions.on(toy, IMAGES1.repeat(times, 1, 1, 1), IMAGES2.repeat(times, 1, 1, 1), batch_size)
+    maps = maps_of("A", 3 * times)
+    result = check(interventions, explanation_of(maps, maps), "factual", np.random.default_rng(0))
+    curve = curves(interventions, maps + maps_of("B", 3 * times))["deletion"]
+    expected = torch.tensor(WITHOUT["A"])
+    assert torch.allclose(result.effect, (expected - torch.tensor(BEFORE)[:, None]).repeat(times, 1), atol=1e-5)
+    assert curve[1] == pytest.approx(np.mean(WITHOUT["all"]), abs=1e-5)
+    assert max(toy.seen) == min(batch_size, 9) and sum(toy.seen) == 9 * 2 * (1 + 2 + 2 * faithfulness.STEPS + 2)
+
+
+def test_the_network_is_left_as_found():
+    model = trained_network().train()
+    model.head.eval()
+    modes, state = [module.training for module in model.modules()], copy.deepcopy(model.state_dict())
+    interventions = Interventions.on(model, *network_images())
+    maps = torch.rand(PAIRS, 2, *SIZE)
+    check(interventions, explanation_of(maps, maps), "factual", np.random.default_rng(0))
+    curves(interventions, maps)
+    with torch.no_grad():
+        z1, z2 = (model.eval().embed(images) for images in network_images())
+    distance = (z1 - z2).norm(dim=1)
+    sign = torch.where(distance < model.margin / 2, -1, 1)
+    assert torch.allclose(interventions.before, sign * (distance / model.margin - 0.5), atol=1e-5)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters()) and not interventions.before.requires_grad
+    model.train().head.eval()
+    assert [module.training for module in model.modules()] == modes

@@ -1,0 +1,148 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy import SIZE, boxes
+
+from utils.evaluate.localisation import (
+    centred_gaussian,
+    energy_ratio,
+    iou_at_half,
+    load_masks,
+    localisation_table,
+    pointing_game,
+)
+from utils.images.frame import Frame
+from utils.images.pairs import Pairs
+
+
+@pytest.mark.parametrize(
+    ("peak", "hit"),
+    [
+        ((10, 20), True), ((11, 21), True),  # on the object
+        ((5, 20), True), ((10, 15), True), ((14, 25), True), ((7, 16), True),  # 5 pixels away: above, beside, 3 and 4
+        ((4, 20), False), ((10, 14), False), ((17, 21), False), ((6, 16), False), ((14, 26), False),  # 6 and more
+    ],
+)  # fmt: skip
+def test_pointing_game_by_hand(peak, hit):
+    masks = boxes((slice(10, 12), slice(20, 22)), size=(30, 60)).bool()
+    maps = boxes(peak, size=(30, 60))
+    assert pointing_game(maps, masks).tolist() == [hit]  # tolerance 60 / 12 = 5 pixels
+    assert pointing_game(maps.mT, masks.mT).tolist() == [hit]
+
+
+def test_an_empty_map_points_at_nothing():
+    assert pointing_game(torch.zeros(1, *SIZE), torch.ones(1, *SIZE, dtype=torch.bool)).tolist() == [False]
+
+
+def random_maps_and_masks(n=20, size=(9, 13)):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(n, *size, generator=generator)
+    return maps, torch.rand(n, *size, generator=generator) > torch.linspace(0.5, 0.99, n)[:, None, None]
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1 / 13, 1 / 12, 1.5 / 13])
+def test_pointing_game_equals_a_double_loop(tolerance):
+    maps, masks = random_maps_and_masks()
+    expected = []
+    for m, mask in zip(maps.tolist(), masks.tolist()):
+        pixels = [(y, x) for y in range(9) for x in range(13)]
+        peak = max(pixels, key=lambda p: m[p[0]][p[1]])
+        expected.append(any(mask[y][x] and math.dist(peak, (y, x)) <= tolerance * 13 + 1e-9 for y, x in pixels))
+    assert set(expected) == {True, False}
+    assert pointing_game(maps, masks, tolerance).tolist() == expected
+
+
+OBJECT = (slice(0, 6), slice(0, 10))  # 60 of 960 pixels: 1/16 of the image
+
+
+@pytest.mark.parametrize(
+    ("maps", "ratio", "iou"),
+    [
+        (torch.ones(1, *SIZE), 1, 1 / 16),
+        (boxes(OBJECT), 16, 1),
+        (boxes((slice(0, 6), slice(0, 5))), 16, 0.5),
+        (boxes((slice(0, 6), slice(5, 15))), 8, 30 / 90),
+        (boxes((slice(12, 14), slice(0, 9))), 0, 0),
+        (boxes((slice(0, 6), slice(0, 5))) + 0.5 * boxes(OBJECT), 16, 0.5),  # 0.5 is a third of the maximum: below half
+        (boxes((slice(0, 6), slice(0, 5))) + boxes(OBJECT), 16, 1),  # exactly half belongs to it
+        (boxes(), math.nan, 0),
+    ],
+)
+def test_energy_and_iou_by_hand(maps, ratio, iou):
+    masks = boxes(OBJECT).bool()
+    assert energy_ratio(maps, masks).tolist() == pytest.approx([ratio], nan_ok=True)
+    assert iou_at_half(maps, masks).tolist() == pytest.approx([iou])
+
+
+def test_energy_and_iou_equal_loops():
+    maps, masks = random_maps_and_masks()
+    for m, mask, ratio, iou in zip(
+        maps.tolist(), masks.tolist(), energy_ratio(maps, masks).tolist(), iou_at_half(maps, masks).tolist()
+    ):
+        pixels = [(v, o) for row, objects in zip(m, mask) for v, o in zip(row, objects)]
+        half = max(v for v, _ in pixels) / 2
+        assert ratio == pytest.approx(
+            sum(v for v, o in pixels if o) / sum(v for v, _ in pixels) / (sum(o for _, o in pixels) / 117)
+        )
+        assert iou == pytest.approx(sum(v >= half and o for v, o in pixels) / sum(v >= half or o for v, o in pixels))
+
+
+@pytest.mark.parametrize("size", [(9, 13), (8, 5)])
+def test_centred_gaussian(size):
+    maps = centred_gaussian(3, size)
+    middle = [(side - 1) / 2 for side in size]
+    assert maps.shape == (3, *size) and torch.equal(maps[0], maps[2])
+    assert torch.allclose(maps, maps.flip(1)) and torch.allclose(maps, maps.flip(2))
+    for y, x in np.ndindex(*size):  # distance from the middle in standard deviations, a quarter of the side each
+        z = [(i - m) / (side - 1) / 0.25 for i, m, side in zip((y, x), middle, size)]
+        assert maps[0, y, x].item() == pytest.approx(math.exp(-(z[0] ** 2 + z[1] ** 2) / 2), rel=1e-5)
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Two images of 20 x 10 pixels with a mask on the right half, one without a mask."""
+    folder = tmp_path / "Shapes_masks" / "a"
+    folder.mkdir(parents=True)
+    half = np.zeros((10, 20), dtype=np.uint8)
+    half[:, 10:] = 255
+    for name in ("1.png", "2.png", "2_intruder.png"):
+        Image.fromarray(half[:, ::-1] if "intruder" in name else half).save(folder / name)
+    return tmp_path / "Shapes"
+
+
+def test_masks_come_at_the_networks_size_and_are_empty_where_there_is_none(masks):
+    found = load_masks(masks, ["a/1.jpg", "a/3.jpg", "a/2.jpg"], Frame((4, 6)))
+    right = torch.tensor([False] * 3 + [True] * 3).expand(4, 6)
+    assert torch.equal(found, torch.stack([right, torch.zeros(4, 6, dtype=torch.bool), right]))
+    assert torch.equal(load_masks(masks, ["a/1.jpg", "a/2.jpg"], Frame((4, 6)), "_intruder")[1], ~right)
+    assert (
+        load_masks(masks, ["a/3.jpg"], Frame((4, 6))) is None
+        and load_masks(masks.parent / "Other", ["a/1.jpg"], Frame((4, 6))) is None
+    )
+
+
+def test_masks_are_padded_as_their_images_are(masks):
+    found = load_masks(masks, ["a/1.jpg"], Frame((8, 8), "pad"))  # 20 x 10 pixels: rows 2 to 5
+    expected = torch.zeros(1, 8, 8, dtype=torch.bool)
+    expected[0, 2:6, 4:] = True
+    assert torch.equal(found, expected)
+
+
+def test_localisation_counts_both_images_of_rightly_decided_pairs_only():
+    masks = torch.zeros(3, 12, 12, dtype=torch.bool)
+    masks[:, :, 6:] = True
+    pairs = Pairs(np.array([0, 1, 0, 1]), np.array([1, 2, 2, 0]), np.array([0, 0, 1, 1]))
+    maps = torch.zeros(4, 2, 12, 12)
+    maps[..., 0] = 1  # the wrong edge
+    maps[0, 0] = masks[0].float()
+    maps[2] = masks[:2].float()
+    table = localisation_table({"ours": maps}, masks, pairs, np.array([True, True, True, False])).set_index(
+        ["maps", "pairs"]
+    )
+    assert table.loc[("ours", "similar"), ["pointing", "energy", "IoU", "number"]].tolist() == [0.25, 0.5, 0.25, 4]
+    assert table.loc[("ours", "dissimilar"), ["pointing", "energy", "IoU", "number"]].tolist() == [1, 2, 1, 2]
+    assert table.loc[("random", "similar"), "energy"] == pytest.approx(1, abs=0.1)
+    assert set(table.index.get_level_values(0)) == {"ours", "centred Gaussian", "random"}

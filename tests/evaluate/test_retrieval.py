@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from utils.evaluate.retrieval import retrieval_scores
+
+COLUMNS = ["recall@1", "recall@5", "recall@10", "mAP", "MAP@R"]
+
+
+def naive(embeddings, labels):
+    """Class of the query, and its scores, one query and one neighbour after the other."""
+    z = embeddings.double().numpy()
+    rows = []
+    for query in range(len(z)):
+        others = [i for i in range(len(z)) if i != query]
+        others.sort(key=lambda i: (np.sqrt(((z[i] - z[query]) ** 2).sum()), labels[i] == labels[query]))
+        hits = [labels[i] == labels[query] for i in others]
+        wanted = sum(hits)
+        if wanted == 0:
+            continue
+        found, precision = 0, []
+        for rank, hit in enumerate(hits, start=1):
+            found += hit
+            precision.append(found / rank if hit else 0)
+        rows.append(
+            (
+                labels[query],
+                [
+                    any(hits[:1]),
+                    any(hits[:5]),
+                    any(hits[:10]),
+                    sum(precision) / wanted,
+                    sum(precision[:wanted]) / wanted,
+                ],
+            )
+        )
+    return rows
+
+
+def test_four_images_on_a_line_by_hand():
+    table = retrieval_scores(torch.tensor([[0.0], [1.0], [3.0], [9.0]]), ["a", "b", "a", "b"])
+    # 0: b a b;  1: a a b;  3: b a b;  9: a b a
+    assert list(table.index) == ["a", "b", "all"] and table.queries.tolist() == [2, 2, 4]
+    assert table.loc["all", "recall@1"] == 0 and table.loc["all", "recall@5"] == 1  # more than there are
+    assert table["mAP"].tolist() == pytest.approx(
+        [(1 / 2 + 1 / 2) / 2, (1 / 3 + 1 / 2) / 2, (1 / 2 + 1 / 2 + 1 / 3 + 1 / 2) / 4]
+    )
+    assert table["MAP@R"].tolist() == [0, 0, 0]
+
+
+def test_map_at_r_stops_at_r_by_hand():
+    table = retrieval_scores(torch.tensor([[0.0], [1.0], [2.1], [4.0], [100.0]]), ["a", "a", "b", "a", "b"])
+    # a at 0: a b a b;  a at 1: a b a b;  a at 4: b a a b;  b at 2.1: a a a b;  b at 100: a b a a
+    assert table.loc["a", "MAP@R"] == pytest.approx((1 / 2 + 1 / 2 + 1 / 2 / 2) / 3)
+    assert table.loc["a", "mAP"] == pytest.approx(((1 + 2 / 3) / 2 + (1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 3)
+    assert table.loc["b", "mAP"] == pytest.approx((1 / 4 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize("scale", [3, 1000], ids=["ties", "few ties"])
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_scores_equal_a_naive_loop(scale, chunk):
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(["rose"] * 14 + ["aster"] * 3 + ["lily"] * 20 + ["lonely"] + ["pair"] * 2)
+    embeddings = (
+        torch.from_numpy(rng.integers(0, scale, (40, 2)))[:, :1].float()
+        if scale == 3
+        else torch.from_numpy(rng.random((40, 3))).float()
+    )
+    rows = naive(embeddings, labels)
+    table = retrieval_scores(embeddings, labels, chunk)
+    assert list(table.index) == ["aster", "lily", "pair", "rose", "all"]
+    for name in table.index:
+        scores = [score for label, score in rows if name in (label, "all")]
+        assert table.loc[name, "queries"] == len(scores)
+        assert table.loc[name, COLUMNS].tolist() == pytest.approx(np.mean(scores, axis=0).tolist())
+
+
+def test_map_is_scikit_learns_average_precision():
+    rng = np.random.default_rng(0)
+    labels, embeddings = np.array(["a", "b", "c"] * 10), torch.from_numpy(rng.random((30, 4)))
+    expected = []
+    for query in range(30):
+        others = np.arange(30) != query
+        distance = np.linalg.norm(embeddings.numpy() - embeddings[query].numpy(), axis=1)
+        expected.append(average_precision_score((labels == labels[query])[others], -distance[others]))
+    assert retrieval_scores(embeddings, labels).loc["all", "mAP"] == pytest.approx(np.mean(expected))
+
+
+def test_separate_classes_are_found_wholly():
+    table = retrieval_scores(torch.tensor([[0.0], [1.0], [50.0], [51.0], [0.5]]), ["a", "a", "b", "b", "a"])
+    assert (table[COLUMNS] == 1).all(axis=None)
+
+
+def test_a_collapsed_network_finds_nothing_whatever_the_order_of_the_images():
+    labels = np.array(["a"] * 12 + ["b"] * 12)
+    for order in (np.arange(24), np.random.default_rng(0).permutation(24)):
+        table = retrieval_scores(torch.zeros(24, 2), labels[order])
+        assert (table[["recall@1", "recall@5", "recall@10"]] == 0).all(axis=None)
+
+
+def test_embeddings_stay_as_they_are():
+    embeddings = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    before = embeddings.clone()
+    retrieval_scores(embeddings, list("aabbab"))
+    assert torch.equal(embeddings, before)

@@ -1,0 +1,272 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn import metrics
+from torch import nn
+
+from utils.config import Config
+from utils.evaluate.scores import (
+    SplitDistances,
+    bootstrap_intervals,
+    class_similarity,
+    embed_images,
+    measure_split,
+    pair_distances,
+    score_pairs,
+    score_table,
+    telling_pairs,
+)
+from utils.images.frame import Frame
+from utils.images.pairs import Pairs
+from utils.Siamese import SiameseNetwork
+
+
+def test_the_surest_decisions_and_the_worst_mistakes():
+    dissimilarity = np.array([0.1, 0.4, 0.9, 0.0, 0.5, 1.7, 0.45, 0.55, 2.0, 0.2])
+    label = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 1])
+    assert {
+        title: list(found) for title, found in telling_pairs(dissimilarity, label, threshold=0.5, count=2).items()
+    } == {
+        "rightly called similar": [3, 0],
+        "rightly called dissimilar": [5, 7],
+        "wrongly called similar": [9, 6],
+        "wrongly called dissimilar": [8, 2],
+    }
+    assert not len(telling_pairs(dissimilarity[:4], label[:4], 0.5)["wrongly called similar"])
+
+
+def test_scores_of_six_pairs_by_hand():
+    scores = score_pairs(np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]), np.array([0, 0, 0, 1, 1, 1]), threshold=0.5)
+    assert scores.confusion.tolist() == [[2, 1], [1, 2]]  # 0.5 is not below 0.5
+    assert (scores.accuracy, scores.threshold) == (pytest.approx(4 / 6), 0.5)
+    assert scores.auc == pytest.approx(8 / 9)  # only 0.3 against 0.5 is out of order
+    assert scores.average_precision == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
+    assert scores.balanced_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2) and scores.f1 == pytest.approx(
+        2 * 2 / (2 * 2 + 1 + 1)
+    )
+    assert scores.as_dict() == {**vars(scores), "confusion": [[2, 1], [1, 2]]}
+
+
+def test_the_table_of_scores_says_each_with_its_interval():
+    pairs = Pairs(np.array([0, 1, 2, 0, 1, 2]), np.zeros(6, int), np.array([0, 0, 0, 1, 1, 1]))
+    split = SplitDistances(None, None, None, pairs, np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]))
+    table = score_table(split, {"configured": 0.5, "low": 0.25}, seed=0)
+    assert list(table.index) == ["configured, 0.500", "low, 0.250"]
+    assert list(table.columns) == ["accuracy", "balanced accuracy", "F1", "AUC", "average precision"]
+    for threshold, row, accuracy in ((0.5, table.iloc[0], 4 / 6), (0.25, table.iloc[1], 5 / 6)):
+        low, high = bootstrap_intervals(split.dissimilarity, pairs, threshold, seed=0)["accuracy"]
+        assert row.accuracy == f"{accuracy:.3f} ({low:.3f}-{high:.3f})" and row.AUC.startswith("0.889 (")
+
+
+@pytest.mark.parametrize("values", [5, 1000], ids=["ties", "few ties"])
+def test_auc_is_the_share_of_rightly_ordered_pairs_with_ties_as_half(values):
+    rng = np.random.default_rng(0)
+    label, dissimilarity = rng.integers(0, 2, 40), rng.integers(0, values, 40) / values * 3
+    points = [
+        (d > s) + 0.5 * (d == s) for s, d in itertools.product(dissimilarity[label == 0], dissimilarity[label == 1])
+    ]
+    assert score_pairs(dissimilarity, label, 0.5).auc == pytest.approx(np.mean(points))
+
+
+def test_balanced_accuracy_and_f1_of_unequal_kinds_by_hand():
+    scores = score_pairs(np.array([0.1, 0.2, 0.3, 0.9, 0.8]), np.array([0, 0, 0, 0, 1]), threshold=0.5)
+    assert (scores.accuracy, scores.balanced_accuracy) == (pytest.approx(4 / 5), pytest.approx((3 / 4 + 1) / 2))
+    assert scores.f1 == pytest.approx(2 / (2 + 1))  # one hit, one false alarm
+    assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).f1 == 0
+
+
+def test_a_confusion_always_has_two_kinds():
+    assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).confusion.tolist() == [[1, 0], [1, 0]]
+
+
+def resampled(dissimilarity, pairs, threshold, seed, resamples):
+    """The scores of every resample by scikit-learn, its pairs written out one after the other."""
+    images = np.unique(pairs.first)
+    draws = np.random.default_rng(seed).multinomial(len(images), np.full(len(images), 1 / len(images)), resamples)
+    scores = []
+    for counts in draws:
+        chosen = [
+            p
+            for image, count in zip(images, counts)
+            for _ in range(count)
+            for p in np.flatnonzero(pairs.first == image)
+        ]
+        label, values = pairs.label[chosen], dissimilarity[chosen]
+        if len(set(label)) == 2:
+            called = values >= threshold
+            scores.append(
+                [
+                    metrics.accuracy_score(label, called),
+                    metrics.balanced_accuracy_score(label, called),
+                    metrics.f1_score(label, called),
+                    metrics.roc_auc_score(label, values),
+                    metrics.average_precision_score(label, values),
+                ]
+            )
+    return np.array(scores)
+
+
+def balanced_accuracy(dissimilarity, label, threshold):
+    called = dissimilarity >= threshold
+    return (called[label == 1].mean() + (~called)[label == 0].mean()) / 2
+
+
+@pytest.mark.parametrize("values", [4, 1000], ids=["ties", "few ties"])
+@pytest.mark.parametrize("both_together", [True, False], ids=["three pairs an image", "one pair an image"])
+def test_intervals_are_those_of_written_out_resamples(values, both_together):
+    rng = np.random.default_rng(0)
+    first = np.tile([7, 3, 9, 5, 11, 0, 2, 4], 3) if both_together else np.arange(24)
+    label = np.repeat([0, 1], [8, 16] if both_together else [21, 3])
+    pairs = Pairs(first, np.zeros(24, int), label)
+    dissimilarity = rng.integers(0, values, 24) / values + 0.25 * label
+    scores = resampled(dissimilarity, pairs, 0.5, seed=1, resamples=90)
+    assert (len(scores) < 90) == (not both_together)  # some resamples have one kind only
+    intervals = bootstrap_intervals(dissimilarity, pairs, 0.5, seed=1, resamples=90)
+    assert list(intervals) == ["accuracy", "balanced_accuracy", "f1", "auc", "average_precision"]
+    assert np.allclose(np.transpose(list(intervals.values())), np.percentile(scores, [2.5, 97.5], axis=0))
+
+
+def test_intervals_hold_the_score_repeat_with_the_seed_and_do_not_depend_on_how_pairs_are_ordered():
+    rng = np.random.default_rng(0)
+    pairs = Pairs(np.tile(np.arange(150), 2), np.zeros(300, int), np.repeat([0, 1], 150))
+    dissimilarity = rng.random(300) + 0.3 * pairs.label
+    intervals, scores = (
+        bootstrap_intervals(dissimilarity, pairs, 0.6, seed=0),
+        score_pairs(dissimilarity, pairs.label, 0.6),
+    )
+    assert all(
+        low < getattr(scores, name) < high and 0.02 < high - low < 0.2 for name, (low, high) in intervals.items()
+    )
+    order = rng.permutation(300)
+    shuffled = bootstrap_intervals(dissimilarity[order], Pairs(*(column[order] for column in pairs)), 0.6, seed=0)
+    assert all(shuffled[name] == pytest.approx(interval) for name, interval in intervals.items())
+    assert bootstrap_intervals(dissimilarity, pairs, 0.6, seed=1) != intervals
+
+
+def test_intervals_need_both_kinds():
+    with pytest.raises(ValueError, match="similar and dissimilar"):
+        bootstrap_intervals(np.array([0.1, 0.2]), Pairs(np.arange(2), np.arange(2), np.zeros(2, int)), 0.5, seed=0)
+
+
+def test_class_similarity_equals_a_naive_loop_and_leaves_self_similarity_out():
+    labels = pd.Series(["b", "a", "b", "lonely", "a", "a"], index=[9, 8, 7, 6, 5, 4])
+    similarity = np.random.default_rng(0).random((6, 6))
+    table = class_similarity(similarity, labels)
+    assert list(table.index) == list(table.columns) == ["a", "b", "lonely"]
+    for one, other in itertools.product(table.index, repeat=2):
+        values = [
+            similarity[i, j]
+            for i in range(6)
+            for j in range(6)
+            if i != j and labels.iloc[i] == one and labels.iloc[j] == other
+        ]
+        assert table.loc[one, other] == pytest.approx(np.mean(values)) if values else np.isnan(table.loc[one, other])
+    assert np.isnan(table.loc["lonely", "lonely"]) and table.isna().sum().sum() == 1
+
+
+def test_pair_distances_by_hand():
+    pairs = Pairs(np.array([0, 2]), np.array([1, 2]), np.array([1, 0]))
+    assert pair_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), pairs).tolist() == pytest.approx(
+        [5, 0], abs=1e-5
+    )
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+
+
+def test_batches_embed_as_single_images_in_order(model):
+    images = torch.randint(0, 256, (7, 3, 16, 24), dtype=torch.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = torch.cat([model.embed(((image / 255 - mean) / std)[None]) for image in images])
+    embeddings = embed_images(model.train(), images, batch_size=3)
+    assert torch.allclose(embeddings, expected, atol=1e-5) and not embeddings.requires_grad
+    assert len(expected.unique(dim=0)) == 7
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_embedding_leaves_mixed_modes_and_statistics_as_found(model, fails):
+    model.train()
+    model.backbone[1].eval()
+    modes = [module.training for module in model.modules()]
+    images = torch.zeros(4, 3 if not fails else 5, 16, 24, dtype=torch.uint8)
+    if fails:
+        with pytest.raises(RuntimeError):
+            embed_images(model, images)
+    else:
+        embed_images(model, images)
+    assert [module.training for module in model.modules()] == modes
+    assert all(module.num_batches_tracked == 0 for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_a_split_is_measured_in_the_networks_frame(model, tmp_path):
+    files = [f"{label}/{i}.png" for label in "ab" for i in range(2)]
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (10, 20), "white").save(tmp_path / file)
+    model.frame, model.info = Frame((16, 24), "pad", (0, 0, 0)), {"config": {"seed": 3}}
+    config = Config(
+        dataset="d",
+        data_path=tmp_path,
+        checkpoints_path=tmp_path,
+        outputs_path=tmp_path,
+        hyperparameters={"verbose": False},
+    )
+    images = measure_split(
+        model, pd.DataFrame({"file": files, "label": list("aabb"), "split": "test"}), "test", config
+    ).images
+    assert (images[..., 8:16] == 255).all() and not images[..., :8].any() and not images[..., 16:].any()
+
+
+def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(model, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(f"{label}/{i}.png", label, "valid" if i == 5 else "test") for label in "ab" for i in range(6)]
+    for file, label, _ in rows:
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(tmp_path / file)
+    config = Config(
+        dataset="d",
+        data_path=tmp_path,
+        checkpoints_path=tmp_path,
+        outputs_path=tmp_path,
+        hyperparameters={"batch_size": 4, "verbose": False},
+    )
+    model.info, model.margin = {"config": {"seed": 3}}, 0.002
+    seen = []
+    model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+
+    measured = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", config)
+
+    assert [tuple(shape) for shape in seen] == [
+        (4, 3, 16, 24),
+        (4, 3, 16, 24),
+        (2, 3, 16, 24),
+    ]  # the network's size, not the configuration's
+    assert measured.images.shape == (10, 3, 16, 24) and torch.allclose(
+        embed_images(model, measured.images), measured.embeddings, atol=1e-6
+    )
+    assert measured.labels.tolist() == ["a"] * 5 + ["b"] * 5
+    first, second, label = measured.pairs
+    assert (
+        len(label) == 20
+        and ((measured.labels[first] != measured.labels[second]) == label).all()
+        and (first != second).all()
+    )
+    z = measured.embeddings.double().numpy()
+    assert np.allclose(
+        measured.dissimilarity,
+        [np.linalg.norm(z[i] - z[j]) / 0.002 for i, j in zip(first, second)],
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    assert measured.dissimilarity.max() > 1  # not clipped
+    other = config.model_copy(update={"seed": 7})  # the network was trained and calibrated with its own seed
+    again = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", other)
+    assert all(np.array_equal(*columns) for columns in zip(measured.pairs, again.pairs))

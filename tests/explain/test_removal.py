@@ -1,0 +1,149 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from toy import (
+    BEFORE,
+    IMAGES1,
+    IMAGES2,
+    PATCHES,
+    SIZE,
+    WITHOUT,
+    A,
+    B,
+    Toy,
+    boxes,
+    maps_of,
+    toy_image,
+)
+
+from utils.explain import removal  # TODO
+from utils.explain.removal import Interventions, blur, moved, removable_share, top_region
+
+
+def test_top_region_equals_a_sort_with_ties_in_reading_order():
+    maps = torch.randint(4, (3, 2, 5, 7), generator=torch.Generator().manual_seed(0)).float()
+    for share, count in [(0, 0), (0.1, 4), (0.2, 7), (1 / 3, 12), (0.9, 32), (1, 35)]:
+        regions = top_region(maps, share)
+        assert regions.shape == maps.shape and regions.dtype == torch.bool
+        for values, region in zip(maps.view(6, 35).tolist(), regions.view(6, 35).tolist()):
+            strongest = sorted(range(35), key=lambda i: (-values[i], i))[:count]
+            assert [i for i, chosen in enumerate(region) if chosen] == sorted(strongest)
+
+
+def test_moved_regions_are_seeded_shifts_of_their_own_each():
+    regions = torch.rand(5, 2, 6, 7, generator=torch.Generator().manual_seed(0)) > 0.7
+    untouched = regions.clone()
+    first, again, other = (moved(regions, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other) and torch.equal(regions, untouched)
+    shifts = []
+    for region, result in zip(regions.flatten(0, 1).numpy(), first.flatten(0, 1).numpy()):
+        shifts.append(
+            [(dy, dx) for dy in range(6) for dx in range(7) if (np.roll(region, (dy, dx), (0, 1)) == result).all()]
+        )
+        assert len(shifts[-1]) == 1
+    assert len({shift[0] for shift in shifts}) > 5
+
+
+def test_moved_regions_get_everywhere():
+    places = moved(boxes((3, 4), size=(4, 6)).expand(500, 2, 4, 6), np.random.default_rng(0)).sum((0, 1))
+    assert abs(places / 1000 - 1 / 24).max() < 4 * math.sqrt(1 / 24 * 23 / 24 / 1000)  # binomial
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (16, 16), (16, 200), (200, 16)])
+def test_blur_equals_scipys(size):
+    images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
+    sigma, result = max(size) / 8, blur(images)
+    reach = [min(2 * max(size) // 8, side - 1) for side in size]
+    expected = gaussian_filter(images.double(), sigma, mode="mirror", radius=reach, axes=(2, 3))
+    assert result.dtype == torch.float32 and abs(result.numpy() - expected).max() < 1e-5
+    for image, blurred in zip(images, result):
+        assert torch.allclose(blur(image[None])[0], blurred, atol=1e-6)
+
+
+def test_blur_keeps_a_colour_and_takes_small_shapes_away():
+    colour = torch.tensor([0.2, -1.5, 3.0]).view(1, 3, 1, 1).expand(1, 3, *SIZE)
+    assert torch.allclose(blur(colour), colour, atol=1e-5)
+    shape = boxes((slice(10, 14), slice(18, 22))).expand(1, 3, *SIZE)  # 4 pixels wide: a tenth of the image
+    assert blur(shape).max() < 1 / 8 and blur(shape).mean() == pytest.approx(shape.mean().item(), rel=0.1)
+    large = boxes((slice(None), slice(20, None))).expand(1, 3, *SIZE)
+    assert blur(large)[..., 0].max() < 0.05 and blur(large)[..., -1].min() > 0.95
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return Toy()
+
+
+@pytest.fixture
+def to_black(monkeypatch):
+    monkeypatch.setattr(removal, "blur", torch.zeros_like)
+
+
+@pytest.mark.parametrize("patch", WITHOUT)
+def test_margins_by_hand(toy, to_black, patch):
+    interventions = Interventions.on(toy, IMAGES1, IMAGES2)
+    untouched = IMAGES1.clone(), IMAGES2.clone()
+    assert torch.allclose(interventions.before, torch.tensor(BEFORE), atol=1e-5)
+    assert torch.allclose(interventions.without(maps_of(patch).bool()), torch.tensor(WITHOUT[patch]), atol=1e-5)
+    for side, images in enumerate([IMAGES1, IMAGES2]):
+        changed = images * (1 - PATCHES[patch])
+        assert torch.allclose(interventions.margin(changed, side), torch.tensor(WITHOUT[patch])[:, side], atol=1e-5)
+    assert torch.equal(IMAGES1, untouched[0]) and torch.equal(IMAGES2, untouched[1])
+
+
+def test_margins_follow_the_networks_margin_and_threshold(to_black):
+    toy = Toy()
+    toy.margin, toy.threshold = 4.0, 0.7  # distances 0.4, 2.5, 8: similar, similar, dissimilar
+    interventions = Interventions.on(toy, IMAGES1, IMAGES2)
+    assert interventions.before.tolist() == pytest.approx([0.7 - 0.1, 0.7 - 0.625, 2 - 0.7])
+
+
+def naive_margins(regions):
+    """Margins (N, 2) by loops: one image of each pair with its region blurred by scipy."""
+    result = np.zeros((len(regions), 2))
+    for n, side in np.ndindex(*result.shape):
+        z = []
+        for k, images in enumerate([IMAGES1, IMAGES2]):
+            red = images[n, 0].double().numpy()
+            if k == side:
+                red = np.where(regions[n, side], gaussian_filter(red, 5, mode="mirror", radius=10), red)
+            z.append(red[A].mean() + red[B].mean())
+        distance = abs(z[0] - z[1])
+        result[n, side] = 0.5 - distance / 2 if n == 0 else distance / 2 - 0.5
+    return result
+
+
+def test_margins_equal_a_naive_loop_with_the_real_blur(toy):
+    regions = torch.rand(3, 2, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.4
+    margins = Interventions.on(toy, IMAGES1, IMAGES2).without(regions)
+    assert abs(margins.numpy() - naive_margins(regions.numpy())).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("patch", "shares"),
+    [("A", [0.8, 0.5, 0.1]), ("B", [0.2, 0.5, 0.9]), ("all", [0.8, 0.5, 0.1]), ("elsewhere", [0, 0, 0])],
+)
+@pytest.mark.parametrize("mean", [0.0, -3.0])
+def test_removable_share_by_hand(to_black, monkeypatch, patch, shares, mean):
+    toy = Toy()  # of an image's z, A holds these parts: 8 of 10, 5 of 10, 1 of 10
+    toy.mean[:], toy.std[:] = 0, 1 / 255
+    toy.mean_embedding.fill_(mean)
+    images = torch.stack([toy_image(8, 2), toy_image(5, 5), toy_image(1, 9)]).to(torch.uint8)
+    monkeypatch.setattr(removal, "own_evidence", lambda model, batch: PATCHES[patch].expand(len(batch), -1, -1))
+    if patch == "all":  # the strongest tenth in reading order: rows 0 to 2, where three quarters of B lie
+        shares = [0.75 * 0.2, 0.75 * 0.5, 0.75 * 0.9]
+    for image, share in zip(images, shares):
+        assert removable_share(toy, image[None]) == pytest.approx(share * 10 / (10 - mean), abs=1e-5)
+    assert removable_share(toy, images, batch_size=2) == pytest.approx(sorted(shares)[1] * 10 / (10 - mean), abs=1e-5)
+
+
+@pytest.mark.parametrize(("mean", "share"), [(9.0, 1.0), (11.0, 0.0)])
+def test_removable_share_stays_between_nothing_and_all(to_black, monkeypatch, mean, share):
+    toy = Toy()
+    toy.mean[:], toy.std[:] = 0, 1 / 255
+    toy.mean_embedding.fill_(mean)  # z goes from 10 to 2: past the mean, or away from it
+    monkeypatch.setattr(removal, "own_evidence", lambda model, batch: PATCHES["A"].expand(len(batch), -1, -1))
+    assert removable_share(toy, toy_image(8, 2)[None].to(torch.uint8)) == share

@@ -1,0 +1,122 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from utils.evaluate.scores import score_pairs
+from utils.figures.plots import (
+    plot_class_counts,
+    plot_class_similarity,
+    plot_confusion,
+    plot_curves,
+    plot_distances,
+    plot_embedding,
+    plot_interventions,
+    plot_learning_curves,
+    plot_reliability,
+)
+
+DISSIMILARITY, LABEL = np.array([0.1, 0.3, 0.7, 0.4, 0.9, 1.4]), np.array([0, 0, 0, 1, 1, 1])
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_class_counts_are_the_lengths_of_the_bars():
+    table = pd.DataFrame(
+        {"label": ["a"] * 6 + ["b"] * 4, "split": ["train", "train", "train", "valid", "test", "test"] + ["train"] * 4}
+    )
+    axis = plot_class_counts(table).axes[0]
+    lengths = {name: [bar.get_width() for bar in bars] for name, bars in zip(legend(axis), axis.containers)}
+    assert lengths == {"train": [3, 4], "valid": [1, 0], "test": [2, 0]}
+
+
+def test_a_split_without_images_still_has_its_colour():
+    axis = plot_class_counts(pd.DataFrame({"label": ["a", "b"], "split": ["train", "test"]})).axes[0]
+    assert legend(axis) == ["train", "valid", "test"]
+
+
+def test_learning_curves_mark_the_epoch_with_the_highest_auc():
+    history = pd.DataFrame(
+        {
+            "epoch": [1, 2, 3],
+            "train_loss": [3, 2, 1],
+            "valid_loss": [3, 2, 2],
+            "valid_accuracy": [0.5, 0.6, 0.7],
+            "valid_auc": [0.5, 0.9, 0.8],
+        }
+    )
+    right = plot_learning_curves(history).axes[1]
+    star = next(line for line in right.lines if line.get_marker() == "*")
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 0.9)
+    assert "kept: epoch 2" in legend(right)
+
+
+def test_confusion_shows_the_counts_truth_by_decision():
+    figure = plot_confusion(
+        score_pairs(DISSIMILARITY, LABEL, 0.5), score_pairs(DISSIMILARITY, LABEL, 0.35), titles=("a: ", "b: ")
+    )
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [
+        ["2", "1", "1", "2"],
+        ["2", "1", "0", "3"],
+    ]
+    assert [axis.get_title() for axis in figure.axes] == ["a: accuracy 0.667", "b: accuracy 0.833"]
+
+
+def test_histogram_counts_every_pair_also_beyond_the_margin():
+    axis = plot_distances(DISSIMILARITY, LABEL, {"configured": 0.5}).axes[0]
+    assert [sum(bar.get_height() for bar in bars) for bars in axis.containers] == [3, 3]
+    assert "configured: 0.50" in legend(axis)
+
+
+def test_curves_name_the_area_that_a_loop_over_pairs_gives():
+    similar, dissimilar = DISSIMILARITY[LABEL == 0], DISSIMILARITY[LABEL == 1]
+    auc = np.mean([b > a for a in similar for b in dissimilar])
+    left, right = plot_curves(DISSIMILARITY, LABEL).axes
+    assert legend(left)[0] == f"AUC {auc:.3f}"
+    assert right.lines[1].get_ydata()[0] == 0.5  # chance: the share of dissimilar pairs
+
+
+def test_reliability_shows_the_share_of_one_class_among_pairs_of_like_estimate():
+    estimates = {
+        "similarity": np.array([0.11, 0.13, 0.16, 0.72, 0.78, 1.0]),
+        "probability": np.array([0.0, 0.51, 0.52, 0.54, 0.55, 0.58]),
+    }
+    upper, lower = plot_reliability(estimates, np.array([1, 1, 0, 0, 1, 0])).axes
+    _, similarity, probability = upper.lines
+    assert similarity.get_xdata() == pytest.approx([0.4 / 3, 0.75, 1.0]) and similarity.get_ydata() == pytest.approx(
+        [1 / 3, 1 / 2, 1]
+    )
+    assert probability.get_xdata() == pytest.approx([0, 2.7 / 5]) and probability.get_ydata() == pytest.approx(
+        [0, 3 / 5]
+    )
+    brier = (0.11**2 + 0.13**2 + 0.84**2 + 0.28**2 + 0.78**2 + 0) / 6
+    assert legend(upper)[0] == f"similarity: Brier {brier:.3f}" and len(legend(upper)) == 2
+    assert max(lower.patches[0].get_xy()[:, 1]) == 3 and max(lower.patches[1].get_xy()[:, 1]) == 5
+
+
+def test_interventions_show_each_ranking_with_its_area():
+    rankings = {
+        "map": {"deletion": np.array([1.0, 0, 0]), "insertion": np.array([0.0, 1, 1])},
+        "random": {"deletion": np.array([1, 0.5, 0]), "insertion": np.array([0, 0.5, 1])},
+    }
+    deletion, insertion = plot_interventions(rankings).axes
+    assert legend(deletion) == ["map: area 0.25", "random: area 0.50"]
+    assert legend(insertion) == ["map: area 0.75", "random: area 0.50"]
+    assert deletion.lines[0].get_xdata().tolist() == [0, 50, 100]
+
+
+def test_class_similarity_and_embedding_show_every_class():
+    names = [f"class {k}" for k in range(13)]
+    axis = plot_class_similarity(pd.DataFrame(np.eye(13), names, names)).axes[0]
+    assert len(axis.texts) == 13 * 13
+    embeddings = torch.randn(26, 4, generator=torch.Generator().manual_seed(0))
+    assert legend(plot_embedding(embeddings, names * 2).axes[0]) == names

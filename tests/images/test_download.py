@@ -1,0 +1,251 @@
+"""`download_public` against a real HTTP server on this machine, with a tiny archive in place of the public one."""
+
+import io
+import shutil
+import socket
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from utils.config import UserError
+from utils.images import download
+from utils.images.download import COMMIT, DownloadError, download_public
+
+MEMBERS = {
+    "Repo-1234567/README.md": b"read me",
+    "Repo-1234567/Data/README.txt": b"about the data",
+    "Repo-1234567/Data/Flowers/": b"",
+    "Repo-1234567/Data/Flowers/README.txt": b"where they come from",
+    "Repo-1234567/Data/Flowers/Daisy/1.jpg": b"daisy one" * 50,
+    "Repo-1234567/Data/Flowers/Daisy/2.JPG": b"daisy two" * 50,
+    "Repo-1234567/Data/Flowers/Rose/1.jpg": b"rose" * 50,
+    "Repo-1234567/Data/Flowers_extra/Rose/2.jpg": b"not a member of the set",
+    "Repo-1234567/Data/AirBnB/bedroom/1.jpg": b"bedroom",
+}
+
+
+def make_zip(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as zipped:
+        for name, content in members.items():
+            zipped.writestr(name, content)
+    return buffer.getvalue()
+
+
+class Server:
+    """Answers with `body`, `cut` bytes short of what it announced, or with the error `status`, or not at all."""
+
+    def __init__(self):
+        self.body, self.cut, self.status, self.requests = make_zip(MEMBERS), 0, 200, []
+        self.silent = self.chunked = False
+        self.released = threading.Event()
+        state = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                state.requests.append(self.path)
+                if state.silent:
+                    state.released.wait(10)
+                elif state.status != 200:
+                    self.send_error(state.status)
+                else:
+                    self.send_response(200)
+                    if state.chunked:  # as GitHub sends its archives: in one chunk here, and an empty one as the end
+                        self.send_header("Transfer-Encoding", "chunked")
+                        answer = b"%x\r\n%s\r\n0\r\n\r\n" % (len(state.body), state.body)
+                    else:
+                        self.send_header("Content-Length", str(len(state.body)))
+                        answer = state.body
+                    self.end_headers()
+                    self.wfile.write(answer[: len(answer) - state.cut])
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/archive"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.released.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "PUBLIC_SETS", {"Flowers": 3, "AirBnB": 1})
+    server = Server()
+    yield server
+    server.close()
+
+
+def files(root):
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def archive_in(root):
+    return root / ".downloads" / f"Grad_CAM_Siamese-{COMMIT}.zip"
+
+
+def refused(server, root, name="Flowers"):
+    """The message of the expected error: one line, and nothing unfinished left on the disk."""
+    with pytest.raises(DownloadError) as caught:
+        download_public(name, root, server.url)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    assert not list(root.rglob("*.part"))
+    return message
+
+
+def test_the_set_lands_complete_and_alone(server, tmp_path, capsys):
+    folder = download_public("Flowers", tmp_path / "Data", server.url)
+    assert folder == tmp_path / "Data" / "Flowers"
+    assert files(folder) == {"README.txt", "Daisy/1.jpg", "Daisy/2.JPG", "Rose/1.jpg"}
+    assert (folder / "Rose/1.jpg").read_bytes() == b"rose" * 50
+    assert {path.name for path in folder.parent.iterdir()} == {".downloads", "Flowers"}
+    assert files(folder.parent / ".downloads") == {f"Grad_CAM_Siamese-{COMMIT}.zip"}
+    assert set(server.requests) == {f"/archive/{COMMIT}.zip"}
+    out, err = capsys.readouterr()
+    assert "Unpacking Data/Flowers: 100%" in err and "4/4" in err
+    assert str(archive_in(folder.parent)) in out and "delete" in out
+
+
+def test_the_archive_is_downloaded_once(server, tmp_path, capsys):
+    download_public("Flowers", tmp_path, server.url)
+    asked = len(server.requests)
+    capsys.readouterr()
+    assert download_public("Flowers", tmp_path, server.url) == tmp_path / "Flowers"
+    assert "already" in capsys.readouterr().out
+    download_public("AirBnB", tmp_path, server.url)
+    assert files(tmp_path / "AirBnB") == {"bedroom/1.jpg"}
+    shutil.rmtree(tmp_path / "Flowers")
+    download_public("Flowers", tmp_path, server.url)
+    assert len(server.requests) == asked
+
+
+def test_a_broken_archive_or_an_interrupted_run_is_no_obstacle(server, tmp_path):
+    archive_in(tmp_path).parent.mkdir()
+    archive_in(tmp_path).write_bytes(server.body[:200])
+    archive_in(tmp_path).with_suffix(".part").write_bytes(server.body[:200])
+    (tmp_path / ".Flowers.part" / "Daisy").mkdir(parents=True)
+    (tmp_path / ".Flowers.part" / "Daisy" / "old.jpg").touch()
+    download_public("Flowers", tmp_path, server.url)
+    assert server.requests
+    assert files(tmp_path / "Flowers") == {"README.txt", "Daisy/1.jpg", "Daisy/2.JPG", "Rose/1.jpg"}
+
+
+def test_a_run_stopped_while_unpacking_leaves_no_half_set(server, tmp_path, monkeypatch):
+    copied = []
+
+    def copy_until_stopped(source, target):
+        if copied:
+            raise KeyboardInterrupt
+        copied.append(target.write(source.read()))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copyfileobj", copy_until_stopped)
+        download_public("Flowers", tmp_path, server.url)
+    assert copied and {path.name for path in tmp_path.iterdir()} == {".downloads"}
+
+
+@pytest.mark.parametrize("cut", [1, 150, 1000])
+def test_a_transfer_cut_short_is_noticed_and_forgotten(server, tmp_path, cut):
+    server.cut = cut
+    assert "ended early" in refused(server, tmp_path)
+    assert files(tmp_path) == set()
+    server.cut = 0
+    download_public("Flowers", tmp_path, server.url)
+
+
+def test_an_archive_of_unannounced_length(server, tmp_path):
+    server.chunked, server.cut = True, 150
+    assert "the connection to" in refused(server, tmp_path)
+    assert files(tmp_path) == set()
+    server.cut = 0
+    download_public("Flowers", tmp_path, server.url)
+
+
+def test_an_archive_with_flipped_bits_is_removed(server, tmp_path):
+    archive_in(tmp_path).parent.mkdir()
+    archive_in(tmp_path).write_bytes(server.body.replace(b"daisy two", b"daisy 2wo", 1))
+    assert "damaged" in refused(server, tmp_path)
+    assert files(tmp_path) == set()
+    download_public("Flowers", tmp_path, server.url)
+
+
+@pytest.mark.parametrize("status, waiting_helps", [(403, True), (404, False), (429, True), (503, True)])
+def test_refusals_say_the_code_and_the_way_out(server, tmp_path, status, waiting_helps):
+    server.status = status
+    message = refused(server, tmp_path)
+    assert f"HTTP {status}" in message and ("wait" in message) == waiting_helps
+    assert download.REPOSITORY in message and str(tmp_path / "Flowers") in message
+    assert files(tmp_path) == set()
+
+
+def test_no_connection(server, tmp_path):
+    with socket.socket() as unused:  # bound but not listening: connections are refused
+        unused.bind(("127.0.0.1", 0))
+        server.url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        message = refused(server, tmp_path)
+    assert "the connection to" in message and "refused" in message and download.REPOSITORY in message
+
+
+def test_a_connection_reset_half_way(server, tmp_path, monkeypatch):
+    def reset(url, root, filename):
+        root.mkdir()
+        (root / filename).write_bytes(server.body[:200])
+        raise ConnectionResetError("Connection reset by peer")
+
+    monkeypatch.setattr(download, "download_url", reset)
+    assert "the connection to" in refused(server, tmp_path)
+    assert files(tmp_path) == set()
+
+
+def test_a_silent_server_is_given_up_on(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    server.silent = True
+    message = refused(server, tmp_path)
+    assert "the connection to" in message and "timed out" in message
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_wrong_number_of_images_leaves_no_set(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(download.PUBLIC_SETS, "Flowers", 4)
+    message = refused(server, tmp_path)
+    assert "3 images" in message and "instead of 4" in message
+    assert not (tmp_path / "Flowers").exists()
+
+
+@pytest.mark.parametrize("path", ["../escaped.jpg", "Daisy/../../../escaped.jpg", "/{root}/escaped.jpg"])
+def test_a_member_that_points_outside_is_refused(server, tmp_path, path):
+    root = tmp_path / "a" / "b"
+    members = MEMBERS | {"Repo-1234567/Data/Flowers/" + path.format(root=tmp_path): b"x"}
+    server.body = make_zip(members)
+    assert "unsafe path" in refused(server, root)
+    assert not any("escaped" in path for path in files(tmp_path))
+    assert not (root / "Flowers").exists()
+
+
+def test_a_folder_of_the_user_is_left_alone(server, tmp_path):
+    (tmp_path / "Flowers" / "Mine").mkdir(parents=True)
+    (tmp_path / "Flowers" / "Mine" / "a.jpg").write_bytes(b"mine")
+    message = refused(server, tmp_path)
+    assert "1 images instead of 3" in message and "move it away" in message
+    assert files(tmp_path) == {"Flowers/Mine/a.jpg"} and not server.requests
+
+
+def test_a_disk_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "Data").write_text("a file where the folder should be")
+    with pytest.raises(DownloadError, match="cannot write to"):
+        download_public("Flowers", tmp_path / "Data", server.url)
+
+
+def test_an_unknown_name_lists_the_known_ones(server, tmp_path):
+    message = refused(server, tmp_path, "Cars")
+    assert "Cars" in message and "Flowers, AirBnB" in message
+    assert issubclass(DownloadError, UserError)

@@ -1,0 +1,147 @@
+"""Twins: against naive double loops and small drawn pictures."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from utils.images import duplicates
+from utils.images.duplicates import (
+    MOST_BITS,
+    Fingerprint,
+    exact_groups,
+    fingerprints,
+    join,
+    near_duplicates,
+    twin_groups,
+)
+
+
+def picture(seed, size=(80, 60)):
+    """A smooth picture of its own for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def prints_of(bits):
+    return [Fingerprint(f"file {i}".encode(), row, (1, 1)) for i, row in enumerate(bits)]
+
+
+def naive_groups(count, linked):
+    """Every image's first relative, by passing the smallest position on until nothing changes."""
+    groups = list(range(count))
+    while True:
+        spread = [min(groups[j] for j in range(count) if i == j or linked(i, j)) for i in range(count)]
+        if spread == groups:
+            return groups
+        groups = spread
+
+
+def test_the_same_picture_in_other_clothes_is_found(tmp_path):
+    original = picture(0)
+    original.save(tmp_path / "0.png")
+    original.save(tmp_path / "1.jpg", quality=60)
+    original.resize((160, 120)).save(tmp_path / "2.png")
+    original.convert("L").save(tmp_path / "3.png")
+    original.point(lambda value: value * 0.8).save(tmp_path / "4.png")
+    original.filter(ImageFilter.GaussianBlur(1)).save(tmp_path / "5.png")
+    for seed in range(6, 16):
+        picture(seed).save(tmp_path / f"{seed}.png")
+    paths = sorted(tmp_path.iterdir(), key=lambda path: int(path.stem))
+    assert near_duplicates(paths, 2, verbose=False).tolist() == [0] * 6 + list(range(6, 16))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_are_the_connected_components_of_close_hashes(seed):
+    rng = np.random.default_rng(seed)
+    bits = rng.random((4, 256)) < 0.5
+    bits = bits[rng.integers(0, 4, 40)] ^ (
+        rng.random((40, 256)) < rng.uniform(0, 0.15, (40, 1))
+    )  # between 0 and about 70 bits apart
+    expected = naive_groups(40, lambda i, j: (bits[i] != bits[j]).sum() <= MOST_BITS)
+    assert max(np.bincount(expected)) <= 20 and len(set(expected)) < 40  # not a trivial case
+    assert twin_groups(prints_of(bits)).tolist() == expected
+
+
+def test_the_threshold_is_met_to_the_bit_and_chains_hold_together():
+    bits = np.zeros((8, 256), bool)
+    bits[1, :MOST_BITS] = True
+    bits[2, : 2 * MOST_BITS] = True  # twin of 1, not of 0
+    bits[3, : 3 * MOST_BITS + 1] = True  # a bit too far from 2
+    bits[4:] = np.random.default_rng(0).random((4, 256)) < 0.5
+    assert twin_groups(prints_of(bits)).tolist() == [0, 0, 0, 3, 4, 5, 6, 7]
+
+
+def test_twins_are_found_across_chunks(monkeypatch):
+    monkeypatch.setattr(duplicates, "CHUNK", 7)
+    bits = np.random.default_rng(0).random((50, 256)) < 0.5
+    bits[[9, 33, 48]] = bits[2]
+    expected = np.arange(50)
+    expected[[9, 33, 48]] = 2
+    assert twin_groups(prints_of(bits)).tolist() == expected.tolist()
+
+
+def test_flat_pictures_are_twins_only_as_copies(tmp_path):
+    for index, grey in enumerate([200, 200, 10, 90, 160, 240]):
+        Image.new("RGB", (40, 40), (grey,) * 3).save(tmp_path / f"{index}.png")
+    noise = np.random.default_rng(0).integers(120, 123, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "6.png")
+    for seed in range(7, 10):
+        picture(seed).save(tmp_path / f"{seed}.png")
+    prints = fingerprints(sorted(tmp_path.iterdir()), verbose=False)
+    assert [known.bits is None for known in prints] == [True] * 7 + [False] * 3
+    assert twin_groups(prints).tolist() == [0, 0, *range(2, 10)]
+
+
+def test_a_set_of_pictures_that_the_hash_cannot_tell_apart_is_left_alone():
+    bits = np.zeros((10, 256), bool)
+    bits[np.arange(10), np.arange(10)] = True
+    prints = prints_of(bits)
+    prints[7] = prints[2]
+    assert twin_groups(prints).tolist() == [0, 1, 2, 3, 4, 5, 6, 2, 8, 9]
+
+
+def test_copies_are_twins_even_where_they_are_most_of_the_set():
+    prints = prints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
+    assert twin_groups([prints[0], prints[1], prints[1], prints[1]]).tolist() == [0, 1, 1, 1]
+
+
+def test_exact_groups_compare_contents():
+    prints = [Fingerprint(content, None, (1, 1)) for content in (b"x", b"y", b"x", b"z", b"y")]
+    assert exact_groups([*prints, None, None]).tolist() == [0, 1, 0, 3, 1, 5, 6]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_join_is_the_naive_merge(seed):
+    rng = np.random.default_rng(seed)
+    before = join(np.arange(30), *rng.integers(0, 30, (2, 8)))
+    links = rng.integers(0, 30, (2, 6))
+    pairs = set(zip(*links.tolist())) | set(zip(*links[::-1].tolist()))
+    expected = naive_groups(30, lambda i, j: before[i] == before[j] or (i, j) in pairs)
+    assert join(before, *links).tolist() == expected
+
+
+def test_files_are_read_once_until_they_change(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{seed}.png" for seed in range(5)]
+    for seed, path in enumerate(paths):
+        picture(seed).save(path)
+    opened, read = [], duplicates.read_image
+    monkeypatch.setattr(duplicates, "read_image", lambda path: opened.append(path) or read(path))
+    near_duplicates(paths, 3, verbose=False)
+    near_duplicates(paths, 3, verbose=False)
+    assert sorted(opened) == paths
+    picture(0).save(paths[1])
+    os.utime(paths[1], ns=(1, 1))
+    assert near_duplicates(paths, 3, verbose=False).tolist() == [0, 0, 2, 3, 4]
+    assert sorted(opened) == sorted([*paths, paths[1]])
+
+
+def test_what_cannot_be_read_has_no_fingerprint_and_no_twin(tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes()[:2000])
+    paths = [*sorted(tmp_path.iterdir()), tmp_path / "gone.png"]
+    prints = fingerprints(paths, verbose=False)
+    assert prints[0].size == (80, 60) and prints[1:] == [None, None, None]
+    assert twin_groups(prints).tolist() == [0, 1, 2, 3] and twin_groups([None, None]).tolist() == [0, 1]

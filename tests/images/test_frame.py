@@ -1,0 +1,114 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from samples import break_file, make_files, noise
+
+from utils.config import ImageOptions
+from utils.images import frame  # TODO
+from utils.images.augmentation import Augmentation
+from utils.images.frame import Frame, load_images, to_uint8
+from utils.images.reading import DataError, read_image
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_to_uint8_is_channels_height_width(mode):
+    tensor = to_uint8(noise(20, 50).convert(mode), Frame((8, 12)))
+    assert tensor.shape == (3, 8, 12) and tensor.dtype == torch.uint8 and tensor.is_contiguous()
+
+
+def test_to_uint8_puts_each_pixel_in_its_place():
+    quarters = np.zeros((40, 80, 3), np.uint8)  # red above, green right, blue below left
+    quarters[:20, :, 0], quarters[:, 40:, 1], quarters[20:, :40, 2] = 255, 255, 255
+    tensor = to_uint8(Image.fromarray(quarters), Frame((4, 6)))
+    assert tensor[0, 0, 0] == 255 and tensor[0, 3].max() == 0
+    assert tensor[1, :, 5].min() == 255 and tensor[1, :, 0].max() == 0
+    assert tensor[2, 3, 0] == 255 and tensor[2, 0].max() == 0
+
+
+def test_to_uint8_at_the_same_size_changes_nothing():
+    assert torch.equal(to_uint8(noise(), Frame((6, 10))), torch.from_numpy(np.asarray(noise()).copy()).permute(2, 0, 1))
+
+
+SIZES = [(10, 6), (6, 10), (7, 7), (301, 57), (13, 640), (1, 1), (2000, 3), (3, 2000)]  # width, height
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_stretching_is_one_resize_to_the_whole_frame(size):
+    image, frame = noise(size[1], size[0]), Frame((9, 14))
+    assert np.array_equal(to_uint8(image, frame).permute(1, 2, 0), image.resize((14, 9), Image.Resampling.BILINEAR))
+    assert frame.box(size) == (slice(0, 9), slice(0, 14))
+
+
+@pytest.mark.parametrize(
+    "size, frame, rows, columns",
+    [
+        ((200, 100), (64, 64), (16, 48), (0, 64)),
+        ((100, 200), (64, 64), (0, 64), (16, 48)),
+        ((50, 50), (64, 64), (0, 64), (0, 64)),
+        ((10, 10), (40, 60), (0, 40), (10, 50)),
+        ((30, 20), (40, 60), (0, 40), (0, 60)),
+        ((30, 10), (65, 65), (21, 43), (0, 65)),  # 21.67 rows: 22, and 21 above them, 22 below
+        ((2000, 3), (64, 64), (31, 32), (0, 64)),
+        ((3, 2000), (64, 64), (0, 64), (31, 32)),
+        ((1, 1), (16, 17), (0, 16), (0, 16)),
+    ],
+)
+def test_a_padded_image_fills_the_middle_of_the_frame(size, frame, rows, columns):
+    assert Frame(frame, "pad").box(size) == (slice(*rows), slice(*columns))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("frame", [(64, 64), (33, 50), (50, 33)])
+def test_padding_agrees_with_pillow_but_for_rounding(size, frame):
+    image = noise(size[1], size[0])
+    framed = to_uint8(image, Frame(frame, "pad", (0.1, 0.2, 0.3))).permute(1, 2, 0).numpy()
+    rows, columns = Frame(frame, "pad").box(size)
+    inside = np.zeros(frame, dtype=bool)
+    inside[rows, columns] = True
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    assert np.array_equal(
+        framed[inside].reshape(height, width, 3), image.resize((width, height), Image.Resampling.BILINEAR)
+    )
+    assert (framed[~inside] == [26, 51, 76]).all()  # 25.5, 51 and 76.5, halves to the even number
+    if min(size) > 3:  # Pillow would make thinner ones vanish
+        assert np.abs(np.subtract((width, height), ImageOps.contain(image, frame[::-1]).size)).max() <= 1
+    assert abs(rows.start - (frame[0] - rows.stop)) <= 1 and abs(columns.start - (frame[1] - columns.stop)) <= 1
+
+
+def test_a_turned_photograph_is_padded_as_it_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    noise(20, 40).save(tmp_path / "a.png", exif=exif)
+    expected = to_uint8(read_image(tmp_path / "a.png"), Frame((16, 16), "pad"))
+    assert torch.equal(to_uint8(Image.open(tmp_path / "a.png"), Frame((16, 16), "pad")), expected)
+    assert len(set(map(tuple, expected[:, :, 0].T.tolist()))) == 1  # blank at the left: it stands upright
+
+
+def test_what_padding_fills_in_is_what_augmentation_fills_in():
+    mean = (0.3, 0.6, 0.9)
+    framed = to_uint8(noise(10, 40), Frame((16, 16), "pad", mean))
+    options = ImageOptions(RandomErasing=1, HorizontalFlip=0, normalization={"mean": mean})
+    erased = Augmentation(options, seed=0)(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    assert set(map(tuple, erased[0].flatten(1).T.tolist())) == {(0, 0, 0), tuple(framed[:, 0, 0].tolist())}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
+def test_load_images_decodes_each_file_once_and_keeps_the_order(tmp_path, monkeypatch, num_workers):
+    paths, opened = [tmp_path / f"{i}.png" for i in range(30)], []
+    for i, path in enumerate(paths):
+        Image.new("RGB", (5, 4), (i, 2 * i, 3 * i)).save(path)
+    monkeypatch.setattr(frame, "read_image", lambda path: opened.append(path) or read_image(path))
+    images = load_images(paths[::-1], Frame((2, 3)), num_workers, verbose=False)
+    assert images.shape == (30, 3, 2, 3) and images.dtype == torch.uint8
+    assert images[:, :, 1, 2].tolist() == [[i, 2 * i, 3 * i] for i in reversed(range(30))]
+    assert Counter(opened) == dict.fromkeys(paths, 1)
+
+
+def test_load_images_names_the_bad_file(tmp_path):
+    make_files(tmp_path, ["1.png", "2.png", "3.png"])
+    break_file(tmp_path / "2.png", 0.5)
+    with pytest.raises(DataError, match="2.png: not a readable image"):
+        load_images(sorted(tmp_path.iterdir()), Frame((4, 4)), 2, verbose=False)

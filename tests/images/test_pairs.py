@@ -1,0 +1,118 @@
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from samples import generator
+from scipy.stats import chisquare
+
+from utils.images.pairs import Pairs, evaluation_pairs, evenly, image_batches, make_pairs, pair_batches, some_pairs
+from utils.images.reading import DataError
+
+LABELS = {
+    "unsorted strings": ["rose", "daisy", "rose", "tulip", "daisy", "rose", "rose", "tulip"],
+    "integers": [3, 1, 1, 3, 2, 2, 2, 9, 9],
+    "an image alone in its class": ["b", "a", "lonely", "a", "b", "b"],
+    "one class of singles beside one of many": [1, 0, 0, 0],
+    "a table's column": pd.Series(["x", "y", "x", "y"], index=[7, 3, 5, 1]),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_pairs_follow_the_papers_rule(labels, rounds):
+    labels = list(labels)
+    pairs = make_pairs(labels, generator(), rounds)
+    with_partner = [i for i in range(len(labels)) if labels.count(labels[i]) > 1]
+    for wanted in (0, 1):
+        assert Counter(pairs.first[pairs.label == wanted].tolist()) == dict.fromkeys(with_partner, rounds)
+    assert len(pairs.first) == len(pairs.second) == len(pairs.label) == 2 * rounds * len(with_partner)
+    for first, second, label in zip(*pairs, strict=True):
+        assert first != second
+        assert (labels[first] != labels[second]) == label
+
+
+def test_every_possible_partner_is_equally_likely():
+    labels = ["b", "a", "c", "a", "b", "a", "lonely", "b", "a"]
+    pairs = make_pairs(labels, generator(1), rounds=3000)
+    for anchor in (i for i in range(9) if labels[i] in "ab"):
+        for wanted in (0, 1):
+            possible = [i for i in range(9) if i != anchor and (labels[i] != labels[anchor]) == wanted]
+            counts = Counter(pairs.second[(pairs.first == anchor) & (pairs.label == wanted)].tolist())
+            assert set(counts) == set(possible)
+            assert len(possible) == 1 or chisquare([counts[i] for i in possible]).pvalue > 1e-4
+
+
+def test_partners_change_from_round_to_round():
+    pairs = make_pairs(["a"] * 50 + ["b"] * 50, generator(), rounds=2)
+    similar = pairs.second[pairs.label == 0].reshape(2, 100)
+    assert (similar[0] == similar[1]).mean() < 0.2
+
+
+@pytest.mark.parametrize("labels", [["a", "a", "a"], ["a", "b", "c"], ["a"]])
+def test_labels_without_both_kinds_of_pairs_are_refused(labels):
+    with pytest.raises(DataError, match="two classes, one of them with two images"):
+        make_pairs(labels, generator())
+
+
+def test_evaluation_pairs_depend_on_the_seed_alone():
+    labels = ["a", "b", "c"] * 20
+    first, again, other = (evaluation_pairs(labels, seed) for seed in (3, 3, 4))
+    assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
+    assert not np.array_equal(first.second, other.second)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 7, 16, 64, 1000])
+@pytest.mark.parametrize("count", [2, 3, 33, 64, 65])
+def test_image_batches_hold_every_image_once(count, batch_size):
+    labels = generator(5).integers(0, 3, count)
+    batches = image_batches(labels, batch_size, generator())
+    assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+    *full, last = map(len, batches)
+    assert set(full) <= {batch_size} and 2 <= last <= batch_size + 1
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c", "d"] * 10, [0] * 10 + [1] * 30, [i // 2 for i in range(40)]])
+@pytest.mark.parametrize("batch_size", [3, 4, 8])
+def test_small_batches_hold_a_similar_pair(labels, batch_size):
+    for seed in range(20):
+        for batch in image_batches(labels, batch_size, generator(seed))[:-1]:
+            assert max(Counter(labels[i] for i in batch).values()) > 1
+
+
+def test_image_batches_are_mixed_anew_but_repeatable():
+    first, again, other = (
+        np.concatenate(image_batches([0, 1] * 20, 8, generator(seed))).tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    partners = {frozenset(first[i : i + 2]) for i in range(0, 40, 2)} & {
+        frozenset(other[i : i + 2]) for i in range(0, 40, 2)
+    }
+    assert len(partners) < 10  # the couples themselves are drawn anew
+
+
+@pytest.mark.parametrize("count, most, chosen", [(10, 4, [0, 3, 6, 9]), (3, 60, [0, 1, 2]), (5, 2, [0, 4])])
+def test_an_even_choice_spans_all(count, most, chosen):
+    assert evenly(count, most).tolist() == chosen
+
+
+@pytest.mark.parametrize("batch_size, sizes", [(4, [4, 4, 2]), (5, [5, 5]), (50, [10])])
+def test_pair_batches_hold_every_pair_once_and_whole(batch_size, sizes):
+    pairs = Pairs(np.arange(10), np.arange(10) + 100, np.arange(10) % 2)
+    batches = pair_batches(pairs, batch_size, generator())
+    assert [len(batch.label) for batch in batches] == sizes
+    rows = [row for batch in batches for row in zip(*batch, strict=True)]
+    assert sorted(rows) == list(zip(*pairs, strict=True)) and rows != sorted(rows)
+    again = pair_batches(pairs, batch_size, generator())
+    assert all(np.array_equal(x.first, y.first) for x, y in zip(batches, again, strict=True))
+
+
+def test_some_pairs_are_evenly_chosen_and_few_pairs_are_kept():
+    pairs = Pairs(np.arange(200), np.arange(200) + 1, np.repeat([0, 1], 100))
+    chosen = some_pairs(pairs, 60)
+    assert len(chosen.label) == 60 and (chosen.label == 0).sum() == 30
+    assert (chosen.second == chosen.first + 1).all() and np.diff(chosen.first).max() <= 4
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(some_pairs(Pairs(*(column[:5] for column in pairs))), (column[:5] for column in pairs))
+    )

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from PIL import Image
+from samples import break_file, noise
+
+from utils.images.reading import DataError, read_image
+
+
+@pytest.mark.parametrize(
+    "orientation, stored",
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a)),
+        (7, lambda a: np.rot90(a.transpose(1, 0, 2), 2)),
+        (8, lambda a: np.rot90(a, -1)),
+    ],
+)
+def test_a_camera_that_was_turned(tmp_path, orientation, stored):
+    upright = np.asarray(noise())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored(upright))).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), upright)
+
+
+RED, WHITE, PINK = (255, 0, 0), (255, 255, 255), (255, 127, 127)
+
+
+RED, WHITE, PINK = (255, 0, 0), (255, 255, 255), (255, 127, 127)
+
+
+RED, WHITE, PINK = (255, 0, 0), (255, 255, 255), (255, 127, 127)
+
+
+def two_by_one(mode, first, second):
+    image = Image.new(mode, (2, 1))
+    image.putpixel((0, 0), first)
+    image.putpixel((1, 0), second)
+    return image
+
+
+def palette_image(transparency):
+    image = two_by_one("P", 0, 1)
+    image.putpalette([*RED, 0, 0, 255])
+    image.info["transparency"] = transparency
+    return image
+
+
+@pytest.mark.parametrize(
+    "image, suffix, expected",
+    [
+        (two_by_one("RGB", RED, WHITE), "png", [RED, WHITE]),
+        (two_by_one("RGBA", (*RED, 255), (0, 255, 0, 0)), "png", [RED, WHITE]),
+        (two_by_one("RGBA", (*RED, 128), (0, 0, 0, 0)), "png", [PINK, WHITE]),
+        (two_by_one("LA", (100, 255), (100, 0)), "png", [(100,) * 3, WHITE]),
+        (palette_image(1), "gif", [RED, WHITE]),
+        (palette_image(bytes([128, 0])), "png", [PINK, WHITE]),
+        (two_by_one("L", 0, 77), "png", [(0,) * 3, (77,) * 3]),
+        (two_by_one("1", 0, 1), "png", [(0,) * 3, WHITE]),
+        (two_by_one("CMYK", (0, 255, 255, 0), (0, 0, 0, 0)), "tif", [RED, WHITE]),
+        (Image.fromarray(np.array([[0, 65535]], np.uint16)), "png", [(0,) * 3, WHITE]),
+        (Image.fromarray(np.array([[128 * 256, 1000]], np.uint16)), "tif", [(128,) * 3, (3,) * 3]),
+    ],
+)
+def test_every_kind_of_image_becomes_rgb_on_white(tmp_path, image, suffix, expected):
+    image.save(tmp_path / f"a.{suffix}")
+    read = read_image(tmp_path / f"a.{suffix}")
+    assert read.mode == "RGB"
+    assert np.abs(np.asarray(read)[0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_damaged_file_is_named(tmp_path, suffix, share):
+    path = tmp_path / f"cut.{suffix}"
+    break_file(path, share)
+    with pytest.raises(DataError, match="not a readable image") as caught:
+        read_image(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_an_image_that_is_gone_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such image") as caught:
+        read_image(tmp_path / "gone.png")
+    assert str(caught.value).startswith(str(tmp_path / "gone.png"))

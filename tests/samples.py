@@ -1,0 +1,36 @@
+"""Images and folders to test with."""
+
+import numpy as np
+from PIL import Image
+
+from utils.images.reading import SUFFIXES
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def noise(height=6, width=10, seed=0):
+    return Image.fromarray(generator(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def make_files(root, names):
+    """An image for every name; those whose suffix is no image's are text."""
+    for seed, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(seed=seed).save(path) if path.suffix.lower() in SUFFIXES else path.write_text("text")
+
+
+def break_file(path, share):
+    noise(60, 60).save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def twins_in(folder):
+    """Classes a and b of 20 images each; a chain of three twins in a, two with conflicting labels, the rest alone."""
+    make_files(folder, [f"{label}/x_{i}_{label}.png" for label in "ab" for i in range(20)])
+    picture = noise(12, 16, seed=99)
+    for index, name in enumerate(["a/x_0_a", "a/x_7_a", "a/x_13_a"]):
+        picture.resize((64 << index, 48 << index), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    (folder / "b/x_5_b.png").write_bytes((folder / "a/x_5_a.png").read_bytes())

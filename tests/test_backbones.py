@@ -1,0 +1,130 @@
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from utils.backbones import ModelError, backbone_blocks
+from utils.Siamese import SiameseNetwork
+
+FAMILIES = [
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "densenet121",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "squeezenet1_1",
+    "shufflenet_v2_x0_5",
+    "mnasnet0_5",
+    "regnet_y_400mf",
+    "alexnet",
+    "googlenet",
+    "inception_v3",
+]
+
+
+def original(name):
+    options = (
+        dict(aux_logits=False, init_weights=False, transform_input=True)
+        if name in ("googlenet", "inception_v3")
+        else {}
+    )
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None, **options).eval()
+
+
+def map_before_pooling(classifier, batch, monkeypatch):
+    """What the classifier's own forward pass hands to its (last) pooling over all positions."""
+    seen = []
+    pool, mean = nn.functional.adaptive_avg_pool2d, torch.Tensor.mean
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(nn.functional, "adaptive_avg_pool2d", lambda x, size: (seen.append(x), pool(x, size))[1])
+        patch.setattr(torch.Tensor, "mean", lambda x, *args: (seen.append(x), mean(x, *args))[1])
+        classifier(batch)
+    return seen[-1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_blocks_give_the_feature_map_that_the_classifier_pools(name, monkeypatch):
+    classifier = original(name)
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*backbone_blocks(name)).eval()
+    batch = torch.randn(1, 3, *((80, 96) if name == "inception_v3" else (64, 96)))
+    with torch.no_grad():
+        features = blocks(batch)
+        if name.startswith("squeezenet"):  # classifies every position first
+            features = classifier.classifier[:3](features)
+    expected = map_before_pooling(classifier, batch, monkeypatch)
+    assert expected.std() > 0 and torch.allclose(features, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fine", "final"),
+    [
+        ("Conv4", (64, 96), (64, 16, 24), (64, 8, 12)),
+        ("Conv4", (96, 96), (64, 24, 24), (64, 12, 12)),
+        ("MobileNet", (224, 224), (96, 14, 14), (1280, 7, 7)),
+        ("MobileNet", (96, 96), (24, 24, 24), (1280, 3, 3)),
+        ("resnet18", (224, 224), (256, 14, 14), (512, 7, 7)),
+        ("resnet18", (64, 128), (64, 16, 32), (512, 2, 4)),
+        ("densenet121", (64, 64), (128, 16, 16), (1024, 2, 2)),
+    ],
+)
+def test_the_fine_map_has_196_positions_and_more_than_the_final_one(name, size, fine, final):
+    network = SiameseNetwork(name, image_size=size).eval()
+    with torch.no_grad():
+        image = torch.rand(1, 3, *size)
+        assert network.backbone[: network.fine_block + 1](image).shape[1:] == fine
+        assert network.backbone(image).shape[1:] == final
+        assert network.embed(image).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    "failure", [URLError("no route"), ConnectionResetError("no route"), RuntimeError("no route\nat all")]
+)
+def test_a_failed_download_names_the_ways_out(failure, monkeypatch):
+    def get_model(*args, **kwargs):
+        raise failure
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    with pytest.raises(ModelError, match="resnet18.*no route.*`weights: path`.*`pretrained: False`") as caught:
+        SiameseNetwork("resnet18", pretrained=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mnasnet0_5", "densenet121", "googlenet"])
+def test_weights_file_fills_the_backbone_exactly(name, tmp_path, monkeypatch):
+    classifier = original(name)
+    with torch.no_grad():
+        for tensor in classifier.state_dict().values():
+            tensor.add_(1 if tensor.dtype == torch.long else 0.01)
+    state = classifier.state_dict()
+    if name == "densenet121":  # as published: norm.1 for the module norm1
+        state = {
+            key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in key else key: t
+            for key, t in state.items()
+        }
+    torch.save(state, tmp_path / "weights.pth")
+    monkeypatch.delattr(torchvision.models.WeightsEnum, "get_state_dict")  # would download
+    blocks = nn.Sequential(*backbone_blocks(name, pretrained=True, weights=tmp_path / "weights.pth"))
+    assert len(blocks.state_dict()) > 50
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(blocks.state_dict().values(), classifier.state_dict().values())
+    )
+
+
+def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    (tmp_path / "garbage.pth").write_bytes(b"<html>403 Forbidden</html>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for file, message in (
+        ("resnet18.pth", "is for another backbone"),
+        ("garbage.pth", "not a file of weights"),
+        ("empty.pth", "not a file of weights"),
+    ):
+        with pytest.raises(ModelError, match=f"weights: .*{file}.*{message}") as caught:
+            backbone_blocks("resnet34", weights=tmp_path / file)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,73 @@
+import pytest
+from samples import twins_in
+
+from utils import __main__ as command_line
+from utils.images.download import DownloadError
+
+
+def test_download_by_name(monkeypatch):
+    asked = []
+    monkeypatch.setattr(command_line, "download_public", asked.append)
+    command_line.main(["download", "Flowers"])
+    assert asked == ["Flowers"]
+
+
+def test_audit_by_name(tmp_path, monkeypatch, capsys):
+    twins_in(tmp_path / "Data" / "Mine")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yml").write_text("datasets: {Mine: {hyperparameters: {verbose: False}}}")
+    command_line.main(["audit", "Mine", "--config", "mine.yml"])
+    printed = capsys.readouterr().out
+    assert "Conflicting labels:\n  a/x_5_a.png  b/x_5_b.png\n" in printed
+    assert "Near duplicates:\n  a/x_0_a.png  a/x_13_a.png  a/x_7_a.png\n" in printed
+
+
+@pytest.mark.parametrize("name, words", [("Mine", "no such folder"), ("Cars", "no block named 'Cars'")])
+def test_a_failed_audit_is_one_line_and_an_exit_code(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yml").write_text("datasets: {Mine: {}}")
+    with pytest.raises(SystemExit, match=words) as caught:
+        command_line.main(["audit", name])
+    assert "\n" not in caught.value.code
+
+
+def test_download_lists_the_names_it_knows(capsys):
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["download", "Cars"])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and "Traceback" not in error
+    assert all(name in error.splitlines()[-1] for name in ("Cars", "AirBnB", "Flowers", "Skin_cancer"))
+
+
+def test_a_failed_download_is_one_line_and_an_exit_code(monkeypatch, capsys):
+    def fail(name):
+        raise DownloadError(f"{name}: HTTP 429; wait and try again")
+
+    monkeypatch.setattr(command_line, "download_public", fail)
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["download", "Flowers"])
+    assert caught.value.code == "Flowers: HTTP 429; wait and try again"  # Python prints it to stderr and exits with 1
+
+
+def test_train_by_name_without_a_name_and_with_another_configuration(tmp_path, colour_folder, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(command_line, "train_and_report", trained.append)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yml").write_text("dataset: First\ndatasets: {First: {}, Colours: {}}")
+    (tmp_path / "mine.yml").write_text("dataset: Mine\nseed: 7")
+    for arguments in (["train"], ["train", "Colours"], ["train", "--config", "mine.yml"]):
+        command_line.main(arguments)
+    assert [(config.dataset, config.seed) for config in trained] == [("First", 42), ("Colours", 42), ("Mine", 7)]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_names_the_commands_and_their_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(arguments)
+    shown = capsys.readouterr().out
+    wanted = (
+        ("download", "audit", "train", "config.yml")
+        if len(arguments) == 1
+        else ("name", "--config FILE", "checkpoints/")
+    )
+    assert caught.value.code == 0 and all(word in shown for word in wanted)

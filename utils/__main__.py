@@ -1,0 +1,55 @@
+"""The command line: `python -m utils COMMAND`. Everything else is done in the notebooks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from utils.config import UserError, load_config
+from utils.evaluate.audit import audit, report
+from utils.images.download import PUBLIC_SETS, download_public
+from utils.training import train_and_report
+
+EPILOG = """A dataset is a folder Data/NAME with a sub-folder of images for each class, and a block NAME under
+`datasets:` in config.yml. After training, the notebooks 02_Inference and 03_Evaluate explain and evaluate the network."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils",
+        description="Explainable image similarity from the command line.",
+        epilog=EPILOG,
+    )
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", title="commands")
+    download = commands.add_parser(
+        "download",
+        help="fetch one of the paper's public image sets into Data/",
+        description="Fetch one of the paper's public image sets into Data/. A set that is there already stays.",
+    )
+    download.add_argument("name", choices=sorted(PUBLIC_SETS), help="which set")
+    for command, text in (
+        ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),
+        ("train", "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"),
+    ):
+        parsed = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        parsed.add_argument("name", nargs="?", help="the dataset; without it, the one that the configuration names")
+        parsed.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    try:
+        if options.command == "download":
+            download_public(options.name)
+        elif options.command == "audit":
+            print(report(audit(load_config(options.config, options.name))))
+        else:
+            train_and_report(load_config(options.config, options.name))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

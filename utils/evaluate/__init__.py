@@ -1,0 +1,1 @@
+"""Evaluation: the data, the network's scores, and whether its explanations hold."""

@@ -1,0 +1,150 @@
+"""What is wrong with a folder of images, before a network learns it: unreadable files, duplicates, conflicting labels,
+tiny classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from utils.config import Config
+from utils.dataset import prepare_folder, scan, split_sizes
+from utils.images.duplicates import exact_groups, fingerprints, twin_groups
+from utils.images.frame import Frame, sides
+from utils.images.reading import DataError
+
+STRETCH = 1.5  # from here on, fitting an image into `image.size` visibly changes shapes
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Findings about one dataset; files are relative to its folder, with their class in front.
+
+    Attributes:
+        unreadable: image files that cannot be read.
+        skipped: other files that are left out, each with the reason.
+        copies: groups of files of the same content.
+        groups: groups of near duplicates, copies among them; those with conflicting labels first, then the largest.
+        tiny: classes too small for two validation and two test images.
+        sizes: width and height of the readable images, int (N, 2).
+        frame: what the configuration fits them into.
+    """
+
+    unreadable: tuple[str, ...]
+    skipped: tuple[str, ...]
+    copies: tuple[tuple[str, ...], ...]
+    groups: tuple[tuple[str, ...], ...]
+    tiny: tuple[str, ...]
+    sizes: np.ndarray
+    frame: Frame
+
+    @property
+    def conflicting(self) -> tuple[tuple[str, ...], ...]:
+        """The groups whose images are in different classes."""
+        return tuple(group for group in self.groups if is_conflicting(group))
+
+    def table(self) -> pd.DataFrame:
+        """A row for each kind of finding: `finding`, `number`, `what to do`."""
+        fitted = np.array([sides(self.frame.box(size))[::-1] for size in self.sizes])
+        ratios = self.sizes[:, 0] / self.sizes[:, 1]
+        stretch = ratios / (fitted[:, 0] / fitted[:, 1])
+        small = (self.sizes < fitted).any(axis=1)
+        shorter, spread = self.sizes.min(axis=1), f"{ratios.min():.2f} to {ratios.max():.2f}"
+        rows = [
+            ("unreadable images", len(self.unreadable), "delete or replace them"),
+            (
+                "other files that are skipped",
+                len(self.skipped),
+                "images among them: into a class folder, as JPEG or PNG",
+            ),
+            ("groups of identical files", len(self.copies), "keep one of each"),
+            (
+                "groups of near duplicates, identical files included",
+                len(self.groups),
+                "delete what you do not need; each stays in one split",
+            ),
+            (
+                "of these, groups with conflicting labels",
+                len(self.conflicting),
+                "look at them; keep the image in its right class",
+            ),
+            ("classes too small to validate and test", len(self.tiny), f"add images: {', '.join(self.tiny)}"),
+            (
+                f"images smaller than image.size (shorter sides {shorter.min()} to {shorter.max()} pixels)",
+                int(small.sum()),
+                "reduce image.size if they are many",
+            ),
+            (
+                f"images stretched more than {STRETCH} times (width / height {spread})",
+                int((np.maximum(stretch, 1 / stretch) > STRETCH).sum()),
+                "give image.size the ratio of most images, or set image.fit: pad",
+            ),
+        ]
+        rows = [(finding, number, advice if number else "nothing") for finding, number, advice in rows]
+        return pd.DataFrame(rows, columns=["finding", "number", "what to do"])
+
+
+def is_conflicting(group: tuple[str, ...]) -> bool:
+    """Whether the files of a group are in different class folders."""
+    return len({file.split("/")[0] for file in group}) > 1
+
+
+def audit(config: Config) -> Audit:
+    """Look at every file of the configured dataset.
+
+    Raises:
+        DataError: no such folder, fewer than two classes with images, or none that can be read.
+    """
+    prepare_folder(config)
+    table, notes = scan(config.data_path)
+    options = config.hyperparameters
+    prints = fingerprints([config.data_path / file for file in table.file], options.num_workers, options.verbose)
+    if not any(prints):
+        raise DataError(f"{config.data_path}: none of its {len(prints)} images can be read; copy them anew")
+    damaged = [file for file, known in zip(table.file, prints) if known is None]
+    unreadable = [note.split(": not readable")[0] for note in notes if ": not readable" in note]
+    counts = table.label.value_counts(sort=False)
+    return Audit(
+        unreadable=tuple(sorted(unreadable + damaged)),
+        skipped=tuple(note for note in notes if ": not readable" not in note),
+        copies=_named(exact_groups(prints), table.file),
+        groups=_named(twin_groups(prints), table.file),
+        tiny=tuple(
+            label
+            for label, count in counts.items()
+            if min(split_sizes(count, config.test_size, config.valid_size).values()) < 2
+        ),
+        sizes=np.array([known.size for known in prints if known is not None]).reshape(-1, 2),
+        frame=Frame(config.image.size, config.image.fit),
+    )
+
+
+def _named(groups: np.ndarray, files: pd.Series) -> tuple[tuple[str, ...], ...]:
+    """Groups of two and more, as file names."""
+    members = [tuple(part) for _, part in files.groupby(groups) if len(part) > 1]
+    return tuple(sorted(members, key=lambda group: (not is_conflicting(group), -len(group), group)))
+
+
+def report(found: Audit) -> str:
+    """The table, and the files behind it, as plain text."""
+    table = found.table()
+    width = table.finding.str.len().max()
+    parts = [
+        "\n".join(
+            f"{finding:{width}}  {number:6}  {advice}" for finding, number, advice in table.itertuples(index=False)
+        )
+    ]
+    lists = {
+        "Unreadable": [(file,) for file in found.unreadable],
+        "Skipped": [(note,) for note in found.skipped],
+        "Identical files": found.copies,
+        "Conflicting labels": found.conflicting,
+        "Near duplicates": [group for group in found.groups if not is_conflicting(group)],
+    }
+    parts += [
+        f"{title}:\n" + "\n".join("  " + "  ".join(group) for group in groups)
+        for title, groups in lists.items()
+        if groups
+    ]
+    return "\n\n".join(parts)

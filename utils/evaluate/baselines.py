@@ -1,0 +1,141 @@
+"""What is reached without training: distances of pairs by descriptors that know nothing of the classes."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import imagehash
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2 import functional
+
+from utils.backbones import ModelError, backbone_blocks
+from utils.config import Config
+from utils.evaluate.calibration import calibrate_threshold
+from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
+from utils.images.pairs import Pairs
+from utils.machine import seeded
+from utils.Siamese import SiameseNetwork
+
+
+def perceptual_hashes(images: torch.Tensor) -> np.ndarray:
+    """The signs of the low frequencies of each image in grey (Zauner, 2010): uint8 (N, 3, H, W) -> bool (N, 64)."""
+    return np.stack([imagehash.phash(Image.fromarray(image.permute(1, 2, 0).numpy())).hash.ravel() for image in images])
+
+
+def colour_histograms(images: torch.Tensor) -> np.ndarray:
+    """Share of the pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991): uint8 (N, 3, H, W) -> (N, 512)."""
+    counts = []
+    for image in images:
+        red, green, blue = image.flatten(1).numpy().astype(int) // 32
+        counts.append(np.bincount(64 * red + 8 * green + blue, minlength=512) / red.size)
+    return np.stack(counts)
+
+
+def small_pixels(images: torch.Tensor, side: int = 32) -> np.ndarray:
+    """Each image shrunk to `side` x `side`, its pixels in a row: uint8 (N, 3, H, W) -> (N, 3 `side`^2) in [0, 1]."""
+    small = [
+        functional.resize(part, [side, side], antialias=True) for part in images.split(64)
+    ]  # in parts: it may work in float
+    return torch.cat(small).flatten(1).numpy() / 255
+
+
+@torch.no_grad()
+def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: torch.Tensor, batch_size: int) -> np.ndarray:
+    """Final feature map of `backbone` averaged over positions, images normalised as for `model`: uint8 (N, 3, H, W) ->
+    (N, C).
+
+    The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them.
+    """
+    backbone = backbone.to(model.mean.device).eval()
+    return (
+        torch.cat([backbone(model.normalize(batch)).float().mean((2, 3)).cpu() for batch in images.split(batch_size)])
+        .double()
+        .numpy()
+    )
+
+
+def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Number of bits that differ: 2 x (P, K) -> (P,)."""
+    return (a != b).sum(axis=1).astype(float)
+
+
+def hellinger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`||sqrt(a) - sqrt(b)|| / sqrt(2)` of distributions, in [0, 1]: 2 x (P, K) -> (P,)."""
+    return euclidean(np.sqrt(a), np.sqrt(b)) / np.sqrt(2)
+
+
+def euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`||a - b||`: 2 x (P, K) -> (P,)."""
+    return np.linalg.norm(a - b, axis=1)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`1 - <a, b> / (||a|| ||b||)`, in [0, 2]; 1 where one is zero everywhere: 2 x (P, K) -> (P,)."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return 1 - (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)
+
+
+def baseline_distances(
+    images: torch.Tensor, pairs: Pairs, model: SiameseNetwork, config: Config
+) -> dict[str, np.ndarray]:
+    """Distances of pairs by each training-free method; every image is described once, however many pairs it is in.
+
+    Args:
+        images: uint8 (N, 3, H, W), those that `pairs` count.
+        model: gives the backbone's name, the normalisation and the device; its own weights play no part.
+        config: whether and from where the backbone has pretrained weights; the seed of the random ones.
+
+    Returns:
+        Method -> distances, shape (P,): perceptual hash (Hamming), colour histogram (Hellinger), pixels at 32 px
+        (Euclidean), and the pooled features of the untrained backbone and, where its weights are at hand, of the
+        pretrained one (cosine).
+    """
+    methods = {
+        "perceptual hash": (perceptual_hashes(images), hamming),
+        "colour histogram": (colour_histograms(images), hellinger),
+        "pixels at 32 px": (small_pixels(images), euclidean),
+    }
+    for name, backbone in _backbones(model.architecture["backbone_model"], config).items():
+        methods[name] = (pooled_features(model, backbone, images, config.hyperparameters.batch_size), cosine)
+    return {
+        name: distance(vectors[pairs.first], vectors[pairs.second]) for name, (vectors, distance) in methods.items()
+    }
+
+
+def _backbones(name: str, config: Config) -> dict[str, nn.Module]:
+    with seeded(config.seed):
+        backbones = {"untrained backbone": nn.Sequential(*backbone_blocks(name))}
+        if config.pretrained or config.weights is not None:
+            with suppress(ModelError):  # no download possible here, or weights of another backbone: one row less
+                blocks = backbone_blocks(name, config.pretrained, config.weights)
+                backbones["pretrained backbone"] = nn.Sequential(*blocks)
+    return backbones
+
+
+def compare_methods(valid: SplitDistances, test: SplitDistances, model: SiameseNetwork, config: Config) -> pd.DataFrame:
+    """The trained network and the training-free methods on the same test pairs.
+
+    Each method's threshold is calibrated on its own distances of the validation pairs.
+
+    Returns:
+        A row per method, the trained network first: `AUC` with its 95 % interval from `AUC low` to `AUC high`,
+            `accuracy` at the
+        calibrated threshold, and `average precision`.
+    """
+    calibration, distances = (
+        {"trained network": split.dissimilarity, **baseline_distances(split.images, split.pairs, model, config)}
+        for split in (valid, test)
+    )
+    rows = {}
+    for name, values in distances.items():
+        threshold = calibrate_threshold(calibration[name], valid.pairs.label)
+        scores = score_pairs(values, test.pairs.label, threshold)
+        low, high = bootstrap_intervals(values, test.pairs, threshold, config.seed)["auc"]
+        rows[name] = (scores.auc, low, high, scores.accuracy, scores.average_precision)
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["AUC", "AUC low", "AUC high", "accuracy", "average precision"]
+    )

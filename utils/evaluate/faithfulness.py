@@ -1,0 +1,185 @@
+"""Are the maps true of the network? Checks by intervention, deletion and insertion curves, randomised weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import auc
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from tqdm.auto import tqdm
+
+from utils.evaluate.localisation import centred_gaussian
+from utils.explain.removal import Interventions, blurred_features, embed_in_parts, moved, pixel_ranks, strongest_region
+from utils.Grad_CAM import Explanation, explain
+from utils.images.pairs import KINDS
+from utils.machine import seeded
+from utils.Siamese import SiameseNetwork, eval_mode
+
+STEPS = 10  # of a deletion or insertion curve
+
+
+@dataclass(frozen=True)
+class Check:
+    """Change of the decision's margin by blurring a region in each image of N pairs, shape (N, 2), NaN where the map is
+    empty.
+
+    `effect`: the map's strongest region; `random`: a region of the same shape at a random place, which may overlap the
+    former.
+    """
+
+    effect: torch.Tensor
+    random: torch.Tensor
+
+
+def check(interventions: Interventions, explanation: Explanation, kind: str, rng: np.random.Generator) -> Check:
+    """Blur the top tenth of the `factual` maps (the margin should fall) or the `counterfactual` maps (it should rise).
+
+    Only where there is evidence: of a map with less than a tenth of positive pixels, these.
+
+    Example:
+        >>> result = check(interventions, explanation, "factual", rng)
+        >>> share_right = (result.effect < 0).float().mean()  # an empty map's NaN counts as wrong
+    """
+    maps = getattr(explanation, kind)
+    regions = strongest_region(maps)
+    before = interventions.before[:, None]
+    empty = explanation.empty[:, :, ("factual", "counterfactual").index(kind)]
+    changes = (interventions.without(chosen) - before for chosen in (regions, moved(regions, rng)))
+    return Check(*(torch.where(empty, torch.nan, change) for change in changes))
+
+
+def curves(interventions: Interventions, maps: torch.Tensor, verbose: bool = False) -> dict[str, np.ndarray]:
+    """Deletion and insertion curves (Petsiuk et al., 2018) of the decision's margin.
+
+    Args:
+        maps: what ranks the pixels, shape (N, 2, H, W); ties in reading order.
+
+    Returns:
+        `deletion`: mean margin after blurring the strongest 0, 10, ... 100 % of one image's pixels (a good map falls
+        fast); `insertion`: after sharpening them in the blurred image (rises fast). Each of shape (STEPS + 1,).
+    """
+    shares = np.linspace(0, 1, STEPS + 1)
+    rows = []
+    ranks = pixel_ranks(maps)
+    for share in tqdm(shares, desc="Deleting and inserting", disable=not verbose):
+        region = ranks < round(share * maps.shape[-2:].numel())
+        rows.append([interventions.without(chosen).mean().item() for chosen in (region, ~region)])
+    return dict(zip(("deletion", "insertion"), np.array(rows).T))
+
+
+def area_under(curve: np.ndarray) -> float:
+    """Area under a curve over the share of pixels, from 0 to 1 (trapezoids)."""
+    return float(auc(np.linspace(0, 1, len(curve)), curve))
+
+
+def randomisation_check(
+    model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str = "contrast", seed: int = 0
+) -> dict[str, float]:
+    """Rank correlation of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018).
+
+    A map that hardly changes when the network forgets what it learnt does not explain the network. The maps compared
+    show the evidence for the decisions of the trained network: a random one decides otherwise, and a mere change of
+    sign would look like forgetting. Batch statistics, the mean embedding and the activations of blurred images are
+    taken anew from the
+    images: with those of other weights, activations vanish within a deep backbone. The network is left as found.
+
+    Returns:
+        Mean Spearman correlation for a random `head`, and for a random `head and backbone`; `none` is 1 by definition.
+    """
+    batch, threshold = torch.cat([batch1, batch2]).to(model.mean.device), model.threshold
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    similar = explain(model, batch1, batch2, method).is_similar
+    result = {"none": 1.0}
+    try:
+        before = _evidence_for(similar, model, batch1, batch2, method)
+        for name, parts in (("head", (model.head,)), ("head and backbone", (model.head, model.backbone))):
+            _reset(parts, seed)
+            with eval_mode(model):
+                for part in parts:
+                    update_bn([batch], part)
+            model.mean_embedding.copy_(embed_in_parts(model, batch, 64).mean(0))
+            model.blurred_features.copy_(blurred_features(model, batch))
+            result[name] = rank_correlation(before, _evidence_for(similar, model, batch1, batch2, method))
+    finally:
+        model.threshold = threshold
+        model.load_state_dict(state)
+    return result
+
+
+def _evidence_for(
+    similar: torch.Tensor, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str
+) -> torch.Tensor:
+    """Signed maps (N, 2, h, w) for given decisions, bool of shape (N,); leaves another threshold in the model."""
+    raw = []
+    for model.threshold in (math.inf, -math.inf):
+        raw.append(explain(model, batch1, batch2, method).raw)
+    return torch.where(similar[:, None, None, None], *raw)
+
+
+def _reset(parts: Iterable[nn.Module], seed: int) -> None:
+    """Random weights, drawn on the CPU, so that they are the same for every device."""
+    with seeded(seed):
+        for part in (
+            parts
+        ):  # the head first: in the network's own order, training's seed would give the weights it started from
+            device = next(part.parameters()).device
+            for module in part.cpu().modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+            part.to(device)
+
+
+def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
+    """Mean Spearman correlation of corresponding maps (N, 2, h, w); pairs of maps of which one is constant are left
+    out."""
+    ranks1, ranks2 = (_centred_ranks(maps.cpu().flatten(0, 1).flatten(1)) for maps in (maps1, maps2))
+    vary = ranks1.any(1) & ranks2.any(1)
+    return float(F.cosine_similarity(ranks1[vary], ranks2[vary], dim=1).mean())  # NaN if none is left
+
+
+def _centred_ranks(rows: torch.Tensor) -> torch.Tensor:
+    """Ranks within each row (N, P) about their mean; equals share theirs (in half steps, which are exact)."""
+    ordered = rows.contiguous().sort(dim=1).values
+    ranks = torch.searchsorted(ordered, rows.contiguous()) + torch.searchsorted(ordered, rows.contiguous(), right=True)
+    return (ranks - rows.shape[1]).double()
+
+
+def check_table(interventions: Interventions, explanation: Explanation, seed: int) -> pd.DataFrame:
+    """Whether blurring a map's strongest tenth moves the decision's margin as it should: down for factual, up for
+    counterfactual.
+
+    Returns:
+        One row per kind of map and decision: `right` and `random`, the shares of interventions that moved it so with
+            the map's
+        region and with the same region at a random place, `change` and `random change` of the margin, and the `number`
+        of maps. Maps without evidence are left out.
+    """
+    rng = np.random.default_rng(seed)
+    similar = explanation.is_similar.cpu()
+    rows = []
+    for kind, wanted in (("factual", -1), ("counterfactual", 1)):
+        result = check(interventions, explanation, kind, rng)
+        for decision, chosen in zip(KINDS, (similar, ~similar)):
+            effect, random = (change.cpu()[chosen] for change in (result.effect, result.random))
+            effect, random = effect[~effect.isnan()], random[~effect.isnan()]
+            shares = (float((wanted * change > 0).float().mean()) for change in (effect, random))
+            rows.append((kind, decision, *shares, float(effect.mean()), float(random.mean()), len(effect)))
+    return pd.DataFrame(rows, columns=["maps", "decision", "right", "random", "change", "random change", "number"])
+
+
+def compare_rankings(
+    interventions: Interventions, explanation: Explanation, verbose: bool = False
+) -> dict[str, dict[str, np.ndarray]]:
+    """Deletion and insertion curves of the factual maps beside a centred Gaussian and a random ranking."""
+    factual = explanation.factual
+    random = torch.rand(factual.shape, generator=torch.Generator().manual_seed(0)).to(factual.device)
+    centre = centred_gaussian(1, tuple(factual.shape[2:])).expand(factual.shape).to(factual.device)
+    rankings = {"factual map": factual, "centred Gaussian": centre, "random": random}
+    return {name: curves(interventions, maps, verbose) for name, maps in rankings.items()}

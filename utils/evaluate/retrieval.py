@@ -1,0 +1,59 @@
+"""Retrieval: every image of a split looks for its class among all the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+RECALL_AT = (1, 5, 10)
+
+
+def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int = 256) -> pd.DataFrame:
+    """Recall@k, mAP and MAP@R with every image as a query against all others, nearest embedding first.
+
+    For a query with R other images of its class, `hit(i)` whether the i-th nearest is one of them, and `P(i)` the share
+    of hits
+    among the i nearest: recall@k is whether there is a hit among the k nearest; AP the mean of P(i) over all hits; and
+        AP@R
+    the sum of P(i) over the hits among the R nearest, divided by R (MAP@R; Musgrave et al., 2020). Of equally near
+    images those of other classes come first, so that a network that maps all images to one point gains nothing.
+
+    Args:
+        embeddings: shape (N, D).
+        labels: class of each image, shape (N,). Images alone in their class are no queries, but are searched.
+        chunk: queries at a time, which bounds the memory by a few matrices of shape (`chunk`, N).
+
+    Returns:
+        A row per class and the last, "all", for all queries together: the number of `queries`, and the means of
+        `recall@1`, `recall@5`, `recall@10`, `mAP` and `MAP@R`, in [0, 1].
+    """
+    labels = np.asarray(labels)
+    names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    queries = np.flatnonzero(counts[codes] >= 2)
+    parts = [
+        _query_scores(embeddings, codes, queries[start : start + chunk]) for start in range(0, len(queries), chunk)
+    ]
+    scores = pd.DataFrame(np.concatenate(parts), columns=[*(f"recall@{k}" for k in RECALL_AT), "mAP", "MAP@R"])
+    means = scores.groupby(labels[queries]).mean()
+    table = pd.concat([means, scores.mean().to_frame("all").T])
+    table.insert(0, "queries", [*counts[np.isin(names, means.index)], len(queries)])
+    return table
+
+
+def _query_scores(embeddings: torch.Tensor, codes: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Recall@k for each k, AP and AP@R of every query, shape (Q, 5)."""
+    distance = torch.cdist(embeddings[queries], embeddings, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+    distance[np.arange(len(queries)), queries] = np.inf  # the query itself comes last, and is dropped there
+    same = codes[queries, None] == codes
+    same[np.arange(len(queries)), queries] = True
+    order = np.lexsort((same, distance))[:, :-1]
+    hit = np.take_along_axis(same, order, axis=1)
+    rank = np.arange(1, hit.shape[1] + 1)
+    precision = hit * hit.cumsum(axis=1) / rank
+    wanted = hit.sum(axis=1)
+    recall = [hit[:, :k].any(axis=1) for k in RECALL_AT]
+    within = (precision * (rank <= wanted[:, None])).sum(axis=1)
+    return np.stack([*recall, precision.sum(axis=1) / wanted, within / wanted], axis=1)

@@ -1,0 +1,223 @@
+"""Scores of a trained network: embeddings once per image, then everything from distances of pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
+from tqdm.auto import tqdm
+
+from utils.config import Config
+from utils.dataset import load_split
+from utils.images.pairs import Pairs, evaluation_pairs
+from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
+
+
+@torch.no_grad()
+def embed_images(
+    model: SiameseNetwork, images: torch.Tensor, batch_size: int = 64, verbose: bool = False
+) -> torch.Tensor:
+    """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; modes are left as found."""
+    batches = tqdm(images.split(batch_size), desc="Embedding images", disable=not verbose)
+    with eval_mode(model):
+        return torch.cat([model.embed(model.normalize(batch)).float().cpu() for batch in batches])
+
+
+def pair_distances(embeddings: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Raw distances D of pairs, shape (P,)."""
+    return embedding_distance(embeddings[pairs.first], embeddings[pairs.second])
+
+
+@dataclass(frozen=True)
+class SplitDistances:
+    """A split as the network sees it.
+
+    Its `images`, uint8 (N, 3, H, W), their `embeddings` (N, D) and `labels` (N,), its fixed `pairs`, and their
+    `dissimilarity` (P,): D / margin, not clipped at 1, so that pairs beyond the margin still have an order.
+    """
+
+    images: torch.Tensor
+    embeddings: torch.Tensor
+    labels: np.ndarray
+    pairs: Pairs
+    dissimilarity: np.ndarray
+
+
+def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config: Config) -> SplitDistances:
+    """Embed every image of a split once and measure its fixed pairs.
+
+    Args:
+        table: `file`, `label`, `split`, as in `split.csv`.
+        config: where the images lie; frame and seed are the network's own.
+    """
+    images, labels = load_split(table, split, config, model.frame)
+    embeddings = embed_images(model, images, config.hyperparameters.batch_size, config.hyperparameters.verbose)
+    pairs = evaluation_pairs(labels, model.info["config"]["seed"])
+    return SplitDistances(images, embeddings, labels, pairs, (pair_distances(embeddings, pairs) / model.margin).numpy())
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """How well dissimilarities separate dissimilar from similar pairs at one threshold.
+
+    `f1` and `average_precision` are those of "dissimilar". `confusion[i, j]`: number of pairs of kind i called kind j;
+    0 similar, 1 dissimilar.
+    """
+
+    threshold: float
+    accuracy: float
+    balanced_accuracy: float
+    f1: float
+    auc: float
+    average_precision: float
+    confusion: np.ndarray
+
+    def as_dict(self) -> dict:
+        return {**vars(self), "confusion": self.confusion.tolist()}
+
+
+def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) -> PairScores:
+    """Accuracy, balanced accuracy and F1 at a threshold ("similar" iff dissimilarity < threshold); AUC and average
+    precision.
+
+    Args:
+        dissimilarity: shape (P,), any scale that rises with D; unclipped values rank ties at the clip rightly.
+        label: 0 similar, 1 dissimilar, shape (P,); both must occur.
+    """
+    called = (dissimilarity >= threshold).astype(int)
+    confusion = confusion_matrix(label, called, labels=[0, 1])
+    return PairScores(
+        threshold=float(threshold),
+        accuracy=float(np.trace(confusion) / confusion.sum()),
+        balanced_accuracy=float(balanced_accuracy_score(label, called)),
+        f1=float(f1_score(label, called)),
+        auc=float(roc_auc_score(label, dissimilarity)),
+        average_precision=float(average_precision_score(label, dissimilarity)),
+        confusion=confusion,
+    )
+
+
+def score_table(split: SplitDistances, thresholds: dict[str, float], seed: int) -> pd.DataFrame:
+    """The scores of a split's pairs with their 95 % intervals, in words.
+
+    Args:
+        thresholds: name -> value.
+
+    Returns:
+        A row per threshold, a column per score; entries such as "0.912 (0.880-0.941)".
+    """
+    rows = {}
+    for name, threshold in thresholds.items():
+        scores = vars(score_pairs(split.dissimilarity, split.pairs.label, threshold))
+        intervals = bootstrap_intervals(split.dissimilarity, split.pairs, threshold, seed)
+        title = {"auc": "AUC", "f1": "F1"}
+        rows[f"{name}, {threshold:.3f}"] = {
+            title.get(score, score.replace("_", " ")): f"{scores[score]:.3f} ({low:.3f}-{high:.3f})"
+            for score, (low, high) in intervals.items()
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def bootstrap_intervals(
+    dissimilarity: np.ndarray, pairs: Pairs, threshold: float, seed: int, resamples: int = 1000
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals (Efron & Tibshirani, 1993) of the scores of `score_pairs`: name -> (low, high).
+
+    Images are resampled, not pairs: all pairs that start from an image are drawn together, as they are not independent.
+    Resamples without pairs of both kinds are left out.
+
+    Args:
+        dissimilarity: of the `pairs`, shape (P,), any scale that rises with D.
+        threshold: a pair is similar iff its dissimilarity lies below.
+
+    Raises:
+        ValueError: all pairs are of one kind.
+    """
+    if len(np.unique(pairs.label)) < 2:
+        raise ValueError("scores need similar and dissimilar pairs")
+    rng = np.random.default_rng(seed)
+    images, image = np.unique(pairs.first, return_inverse=True)
+    order = np.argsort(dissimilarity)
+    values, starts = np.unique(dissimilarity[order], return_index=True)
+    image, label = image[order], pairs.label[order]
+    parts = []
+    for size in np.diff([*range(0, resamples, 100), resamples]):  # bounds the memory
+        drawn = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size)[
+            :, image
+        ]  # how often each pair is in
+        similar, dissimilar = (np.add.reduceat(drawn * (label == kind), starts, axis=1) for kind in (0, 1))
+        both = similar.any(1) & dissimilar.any(1)
+        parts.append(_scores_of_counts(similar[both], dissimilar[both], values >= threshold))
+    low, high = np.quantile(np.concatenate(parts, axis=1), [0.025, 0.975], axis=1)
+    return {
+        name: (float(a), float(b))
+        for name, a, b in zip(("accuracy", "balanced_accuracy", "f1", "auc", "average_precision"), low, high)
+    }
+
+
+def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """Accuracy, balanced accuracy, F1, AUC and average precision of R resamples at once, shape (5, R).
+
+    Args:
+        similar, dissimilar: number of pairs at each of V rising dissimilarities, shape (R, V).
+        called: which of these are called dissimilar, shape (V,).
+    """
+    negatives, positives = similar.sum(1), dissimilar.sum(1)
+    false_alarms, hits = similar[:, called].sum(1), dissimilar[:, called].sum(1)
+    nearer = similar.cumsum(1) - similar / 2  # similar pairs below each value, ties as half
+    found, alarms = (counts[:, ::-1].cumsum(1)[:, ::-1] for counts in (dissimilar, similar))  # at or above each value
+    precision = found / np.maximum(found + alarms, 1)
+    return np.stack(
+        [
+            (hits + negatives - false_alarms) / (negatives + positives),
+            (hits / positives + 1 - false_alarms / negatives) / 2,
+            2 * hits / (hits + false_alarms + positives),
+            (dissimilar * nearer).sum(1) / (negatives * positives),
+            (dissimilar * precision).sum(1) / positives,
+        ]
+    )
+
+
+def class_similarity(similarity: np.ndarray, labels: pd.Series) -> pd.DataFrame:
+    """Mean similarity between the images of every two classes, an image's similarity to itself left out.
+
+    Args:
+        similarity: all images against all, shape (N, N).
+        labels: class of each image, shape (N,).
+    """
+    labels = np.asarray(labels)
+    off_diagonal = np.where(np.eye(len(labels), dtype=bool), np.nan, similarity)
+    names = np.unique(labels)
+    means = [[_mean(off_diagonal[np.ix_(labels == a, labels == b)]) for b in names] for a in names]
+    return pd.DataFrame(means, names, names)
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def telling_pairs(
+    dissimilarity: np.ndarray, label: np.ndarray, threshold: float, count: int = 3
+) -> dict[str, np.ndarray]:
+    """The surest right decisions and the worst mistakes of both kinds: title -> at most `count` positions, worst or
+    surest first.
+
+    Args:
+        dissimilarity: D / margin, not clipped, shape (P,); the farther from the threshold, the surer.
+        label: 0 similar, 1 dissimilar, shape (P,).
+    """
+    galleries = {}
+    for title, decision, truth in (
+        ("rightly called similar", 0, 0),
+        ("rightly called dissimilar", 1, 1),
+        ("wrongly called similar", 0, 1),
+        ("wrongly called dissimilar", 1, 0),
+    ):
+        found = np.flatnonzero(((dissimilarity >= threshold) == decision) & (label == truth))
+        sureness = np.abs(dissimilarity[found] - threshold)
+        galleries[title] = found[np.argsort(-sureness, kind="stable")[:count]]
+    return galleries

@@ -1,0 +1,1 @@
+"""Explanations: what a region does to an embedding, and to a decision."""

@@ -1,0 +1,199 @@
+"""Figures made of numbers: class counts, learning curves, and how a network scores on pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from sklearn.calibration import calibration_curve
+from sklearn.decomposition import PCA
+from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_curve
+
+import utils.figures.style  # noqa: F401
+from utils.dataset import SPLITS
+from utils.early_stopping import best_epoch
+from utils.evaluate.calibration import brier_scores
+from utils.evaluate.faithfulness import area_under
+from utils.evaluate.scores import PairScores, score_pairs
+from utils.images.pairs import KINDS
+
+COLOURS = sns.color_palette("colorblind")
+
+
+def plot_class_counts(table: pd.DataFrame) -> Figure:
+    """Images per class and split, of a table with the columns `label` and `split`."""
+    counts = pd.crosstab(table.label, table.split).reindex(columns=list(SPLITS), fill_value=0)
+    figure, axis = plt.subplots(figsize=(6, 0.35 * len(counts) + 1), layout="constrained")
+    counts.plot.barh(stacked=True, ax=axis, color=COLOURS[:3], width=0.75)
+    axis.invert_yaxis()
+    axis.set(xlabel="images", ylabel="")
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    sns.despine(ax=axis)
+    return figure
+
+
+def plot_learning_curves(history: pd.DataFrame) -> Figure:
+    """Loss and validation scores by epoch; the epoch that was kept is marked."""
+    best = history.iloc[best_epoch(history) - 1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+    for column, colour in zip(("train_loss", "valid_loss"), COLOURS):
+        left.plot(history.epoch, history[column], "o-", ms=3, color=colour, label=column.replace("_", " "))
+    for column, colour in zip(("valid_auc", "valid_accuracy"), COLOURS[2:]):
+        right.plot(
+            history.epoch,
+            history[column],
+            "o-",
+            ms=3,
+            color=colour,
+            label=column.replace("_", " ").replace("auc", "AUC"),
+        )
+    right.plot(best.epoch, best.valid_auc, "*", ms=13, color="black", label=f"kept: epoch {best.epoch:.0f}")
+    for axis, name in ((left, "contrastive loss"), (right, "score")):
+        axis.axvline(best.epoch, color="grey", lw=0.8, ls=":")
+        axis.set(xlabel="epoch", ylabel=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(frameon=False, fontsize=8)
+        sns.despine(ax=axis)
+    return figure
+
+
+def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure:
+    """Confusion matrices of pairs, one for each threshold."""
+    figure, axes = plt.subplots(1, len(scores), figsize=(3.2 * len(scores), 2.9), layout="constrained", squeeze=False)
+    for axis, score, title in zip(axes[0], scores, titles):
+        ConfusionMatrixDisplay(score.confusion, display_labels=KINDS).plot(ax=axis, cmap="Blues", colorbar=False)
+        axis.set_title(f"{title}accuracy {score.accuracy:.3f}", fontsize=9)
+        axis.set(xlabel="decision", ylabel="truth")
+        axis.set_yticklabels(KINDS, rotation=90, va="center")
+    return figure
+
+
+def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dict[str, float]) -> Figure:
+    """Histogram of the dissimilarity of similar and of dissimilar pairs, with the thresholds drawn in.
+
+    Args:
+        dissimilarity: D / margin, not clipped, shape (P,).
+        label: 0 similar, 1 dissimilar, shape (P,).
+        thresholds: name -> value.
+    """
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    bins = np.linspace(0, max(1.0, dissimilarity.max()), 41)
+    for kind, name in enumerate(KINDS):
+        axis.hist(dissimilarity[label == kind], bins, alpha=0.6, color=COLOURS[kind], label=f"{name} pairs")
+    for (name, value), style in zip(thresholds.items(), ("-", "--")):
+        axis.axvline(value, color="black", lw=1, ls=style, label=f"{name}: {value:.2f}")
+    axis.set(xlabel="distance / margin (the margin itself is 1)", ylabel="pairs")
+    axis.legend(frameon=False, fontsize=8)
+    sns.despine(ax=axis)
+    return figure
+
+
+def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
+    """ROC and precision-recall curves of "dissimilar", with chance level."""
+    score = score_pairs(dissimilarity, label, threshold=0.5)
+    false_alarms, hits, _ = roc_curve(label, dissimilarity)
+    precision, recall, _ = precision_recall_curve(label, dissimilarity)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.1), layout="constrained")
+    left.plot(false_alarms, hits, color=COLOURS[0], lw=2, label=f"AUC {score.auc:.3f}")
+    left.plot([0, 1], [0, 1], color="grey", lw=1, ls=":", label="chance")
+    left.set(xlabel="similar pairs called dissimilar", ylabel="dissimilar pairs found", title="ROC")
+    right.plot(recall, precision, color=COLOURS[0], lw=2, label=f"average precision {score.average_precision:.3f}")
+    right.axhline(label.mean(), color="grey", lw=1, ls=":", label="chance")
+    right.set(xlabel="dissimilar pairs found (recall)", ylabel="precision", ylim=(0, 1.03), title="precision-recall")
+    for axis in (left, right):
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+        sns.despine(ax=axis)
+    return figure
+
+
+def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Figure:
+    """Reliability diagram: of the pairs given about the same estimate, which share is of one class? Below, how many
+    they are.
+
+    Args:
+        estimates: name -> estimate of "same class" in [0, 1], shape (P,); a reliable one follows the diagonal.
+        label: 0 similar, 1 dissimilar, shape (P,).
+    """
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(4.2, 4.4), layout="constrained", sharex=True, height_ratios=(3, 1)
+    )
+    upper.plot([0, 1], [0, 1], color="grey", lw=1, ls=":")
+    brier = brier_scores(estimates, label)
+    for (name, values), style, colour in zip(estimates.items(), ("o-", "s--"), COLOURS):
+        share, mean = calibration_curve(label == 0, values, n_bins=10)
+        upper.plot(mean, share, style, ms=4, color=colour, label=f"{name}: Brier {brier[name]:.3f}")
+        lower.hist(values, np.linspace(0, 1, 11), histtype="step", lw=1.5, ls=style[1:], color=colour)
+    upper.set(ylabel="pairs of one class (share)")
+    upper.legend(frameon=False, fontsize=8)
+    lower.set(xlabel='estimate of "same class"', ylabel="pairs")
+    for axis in (upper, lower):
+        sns.despine(ax=axis)
+    return figure
+
+
+def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Deletion and insertion curves of several rankings: ranking -> {`deletion`, `insertion`} -> (steps,)."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
+    for axis, kind, wanted in zip(axes, ("deletion", "insertion"), ("should fall fast", "should rise fast")):
+        for (name, pair), style, colour in zip(curves.items(), ("-", "--", ":", "-."), COLOURS):
+            share = np.linspace(0, 100, len(pair[kind]))
+            axis.plot(share, pair[kind], style, color=colour, lw=2, label=f"{name}: area {area_under(pair[kind]):.2f}")
+        axis.axhline(0, color="grey", lw=0.8)
+        verb = "blurred" if kind == "deletion" else "sharpened"
+        axis.set(xlabel=f"pixels {verb}, strongest first (%)", title=f"{kind}: {wanted}")
+        axis.legend(frameon=False, fontsize=8)
+        sns.despine(ax=axis)
+    axes[0].set_ylabel("margin of the decision")
+    return figure
+
+
+def plot_class_similarity(similarity: pd.DataFrame) -> Figure:
+    """Mean similarity between classes as a heatmap."""
+    side = 0.5 * len(similarity)
+    figure, axis = plt.subplots(figsize=(side + 2.6, side + 1.4), layout="constrained")
+    sns.heatmap(
+        similarity,
+        vmin=0,
+        vmax=1,
+        cmap="viridis",
+        annot=True,
+        fmt=".2f",
+        annot_kws={"fontsize": 8},
+        square=True,
+        ax=axis,
+        cbar_kws={"label": "mean similarity"},
+    )
+    axis.tick_params(labelsize=8)
+    return figure
+
+
+def plot_embedding(embeddings: torch.Tensor, labels: Sequence[str]) -> Figure:
+    """Embeddings on their two principal axes, coloured by class; distances are to scale."""
+    pca = PCA(2)
+    plane = pca.fit_transform(embeddings.numpy())
+    figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    many = len(set(labels)) > 10
+    palette = sns.color_palette("husl", len(set(labels))) if many else "colorblind"
+    sns.scatterplot(
+        x=plane[:, 0],
+        y=plane[:, 1],
+        hue=np.asarray(labels),
+        style=np.asarray(labels) if not many else None,
+        palette=palette,
+        s=28,
+        ax=axis,
+    )
+    share = 100 * pca.explained_variance_ratio_
+    axis.set(
+        xlabel=f"principal axis 1 ({share[0]:.0f} % of variance)",
+        ylabel=f"principal axis 2 ({share[1]:.0f} %)",
+        aspect="equal",
+    )
+    axis.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
+    sns.despine(ax=axis)
+    return figure

@@ -1,0 +1,137 @@
+"""The paper's public image sets, fetched from its authors' repository.
+
+One zip archive holds all three sets. It is downloaded once, into `Data/.downloads`, and each set is unpacked from
+it on request. A set appears under its final name only when it is complete, so an interrupted run can be repeated.
+"""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import socket
+import ssl
+import urllib.error
+import zipfile
+import zlib
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.utils import download_url
+from tqdm.auto import tqdm
+
+from utils.config import UserError
+
+REPOSITORY = "https://github.com/ioannislivieris/Grad_CAM_Siamese"
+COMMIT = "ee2107a"
+PUBLIC_SETS = {"Flowers": 4317, "Skin_cancer": 2800, "AirBnB": 864}  # name: number of images
+TIMEOUT = 60  # seconds without a byte
+
+
+class DownloadError(UserError):
+    """A public image set could not be fetched; the message says what to do next."""
+
+
+def download_public(name: str, data_root: Path | str = "Data", base_url: str = f"{REPOSITORY}/archive") -> Path:
+    """Put the public set `name` at `data_root/name`, one folder per class, and return that folder.
+
+    Nothing is done where the complete set is there already, and the archive is downloaded only where it is missing.
+
+    Raises:
+        DownloadError: unknown name, another folder in the way, no connection, a refusal by the server, a broken
+            archive, an unexpected number of images, or a disk that cannot be written. No half set is left behind.
+    """
+    if name not in PUBLIC_SETS:
+        raise DownloadError(f"unknown public set {name!r}; choose one of {', '.join(PUBLIC_SETS)}")
+    expected, root = PUBLIC_SETS[name], Path(data_root).expanduser()
+    final, partial = root / name, root / f".{name}.part"
+    archive = root / ".downloads" / f"{REPOSITORY.rsplit('/', 1)[-1]}-{COMMIT}.zip"
+    by_hand = f"download it by hand from {REPOSITORY} and put its folder Data/{name} at {final}"
+    if final.exists():
+        if (found := _count_images(final)) != expected:
+            raise DownloadError(f"{final} holds {found} images instead of {expected}; move it away and run this again")
+        print(f"{final}: all {expected} images are there already")
+        return final
+    try:
+        if not zipfile.is_zipfile(archive):
+            _fetch(f"{base_url}/{COMMIT}.zip", archive, by_hand)
+        _unpack(archive, f"Data/{name}", partial)
+        if (found := _count_images(partial)) != expected:
+            raise DownloadError(
+                f"{archive} has {found} images of {name} instead of {expected}; "
+                f"delete it and run this again, or {by_hand}"
+            )
+        partial.rename(final)
+    except OSError as error:
+        raise DownloadError(
+            f"cannot write to {root} ({error}); free some space there or check its permissions, then run this again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{final}: {expected} images. The archive {archive} has the other sets too; delete it if you need no more")
+    return final
+
+
+def _count_images(folder: Path) -> int:
+    return sum(path.suffix.lower() in IMG_EXTENSIONS for path in folder.rglob("*"))
+
+
+def _fetch(url: str, archive: Path, by_hand: str) -> None:
+    """Download `url` to `archive`, which appears only when it is a whole zip file."""
+    partial = archive.with_suffix(".part")
+    partial.unlink(missing_ok=True)  # download_url takes any file of that name for a finished download
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # download_url sets none: it would wait for a silent server for ever
+    print(f"Downloading {url}")
+    try:
+        download_url(url, partial.parent, partial.name)
+        if not zipfile.is_zipfile(partial):  # download_url does not notice that a transfer was cut short
+            raise DownloadError(
+                f"the download ended early ({partial.stat().st_size} bytes came, not a whole zip "
+                f"file); run this again, or {by_hand}"
+            )
+        partial.replace(archive)
+    except urllib.error.HTTPError as error:
+        wait = "" if error.code == 404 else "wait some minutes and run this again, or "
+        raise DownloadError(f"HTTP {error.code} ({error.reason}) from {url}; {wait}{by_hand}") from error
+    except (
+        urllib.error.URLError,
+        ConnectionError,
+        TimeoutError,
+        ssl.SSLError,
+        http.client.HTTPException,
+        RecursionError,
+    ) as error:  # the last is how download_url says "too many redirects"
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise DownloadError(
+            f"the connection to {url} failed ({reason}); check the network and proxy settings and run "
+            f"this again, or {by_hand}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+        partial.unlink(missing_ok=True)
+
+
+def _unpack(archive: Path, inner: str, folder: Path) -> None:
+    """Write what `archive` holds under `<its top folder>/<inner>/` to `folder`, emptied first, and nowhere else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    folder = folder.resolve()
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = [
+                (info, path.removeprefix(f"{inner}/"))
+                for info in zipped.infolist()
+                if not info.is_dir() and (path := info.filename.partition("/")[2]).startswith(f"{inner}/")
+            ]
+            for info, path in tqdm(members, desc=f"Unpacking {inner}", unit="file"):
+                target = folder / path
+                if not target.resolve().is_relative_to(folder):
+                    raise zipfile.BadZipFile(f"unsafe path {info.filename}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with zipped.open(info) as source, open(target, "wb") as copy:
+                    shutil.copyfileobj(source, copy)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        archive.unlink()
+        raise DownloadError(
+            f"the archive {archive} is damaged ({error}) and was removed; run this again to download a fresh one"
+        ) from error

@@ -1,0 +1,83 @@
+"""The frame that every image is fitted into before the network sees it, and images as uint8 tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from utils.config import Normalization
+from utils.images.reading import DataError, read_image, to_rgb
+
+Box = tuple[slice, slice]  # rows and columns of a frame; `maps[box]` cuts them out
+WHOLE: Box = (slice(None), slice(None))
+
+
+class Frame(NamedTuple):
+    """What every image is fitted into before the network sees it.
+
+    `size` is (height, width). `fit` is `stretch`, which gives up the aspect ratio, as in the paper, or `pad`, which
+    keeps it and fills the rest with the colour of the normalisation's `mean`.
+    """
+
+    size: tuple[int, int]
+    fit: str = "stretch"
+    mean: tuple[float, float, float] = Normalization().mean
+
+    def box(self, image_size: tuple[int, int]) -> Box:
+        """The part of the frame that an image of (width, height) pixels fills: all of it, or as much as its aspect
+        ratio allows, in the middle."""
+        filled = self.size
+        if self.fit == "pad":
+            scale = min(side / own for side, own in zip(self.size, image_size[::-1]))
+            filled = [max(1, round(scale * own)) for own in image_size[::-1]]
+        starts = [(side - part) // 2 for side, part in zip(self.size, filled)]
+        return tuple(slice(start, start + part) for start, part in zip(starts, filled))
+
+
+def sides(box: Box) -> tuple[int, int]:
+    """Height and width of a box."""
+    return tuple(part.stop - part.start for part in box)
+
+
+def mean_colour(mean: Sequence[float]) -> list[int]:
+    """The mean of a normalisation as RGB in 0-255: (nearly) zero for the network."""
+    return [round(255 * channel) for channel in mean]
+
+
+def to_uint8(image: Image.Image, frame: Frame) -> torch.Tensor:
+    """Fit an image into a frame; uint8 of shape (3, H, W)."""
+    image = to_rgb(image)
+    box = frame.box(image.size)
+    pixels = np.empty((*frame.size, 3), dtype=np.uint8)
+    pixels[:] = mean_colour(frame.mean)
+    pixels[box] = image.resize(sides(box)[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def load_images(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True) -> torch.Tensor:
+    """Decode every image once, in `num_workers` threads, and fit it into a frame: uint8 of shape (N, 3, H, W), kept in
+    memory.
+
+    Raises:
+        DataError: images that cannot be read, a line each.
+    """
+    images = torch.empty(len(paths), 3, *frame.size, dtype=torch.uint8)
+
+    def fill(position: int) -> str | None:
+        try:
+            images[position] = to_uint8(read_image(paths[position]), frame)
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        results = tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose)
+        if problems := [problem for problem in results if problem]:  # all at once, not one a run
+            raise DataError("\n".join(problems))
+    return images

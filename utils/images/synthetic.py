@@ -1,0 +1,156 @@
+"""The built-in dataset: small scenes in which the texture of one disc decides the class.
+
+Everything else is drawn alike for all classes: the colours, the disc's place and size, the background and the
+plain clutter on it. So an explanation has a right answer, the disc, and its mask is kept for every image.
+
+Every fifth scene has an intruder: a smaller disc with another class's texture, with a mask of its own. It speaks
+    against
+"similar" when the partner is of the scene's class, and against "dissimilar" when the partner is of the intruder's: the
+right answer for a counterfactual explanation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFilter
+from tqdm.auto import tqdm
+
+SYNTHETIC = "Synthetic"
+CLASSES = ("checks", "dots", "rings", "spokes", "stripes")
+IMAGES_PER_CLASS = 200
+INTRUDER_EVERY = 5  # scenes
+SEED = 2023
+
+
+class Scene(NamedTuple):
+    """An RGB image and masks of its size, 255 on an object, 0 elsewhere; `intruder` is None where there is none."""
+
+    image: Image.Image
+    mask: Image.Image
+    intruder: Image.Image | None
+
+
+def ensure_synthetic(data_path: Path, verbose: bool = True, images_per_class: int | None = None) -> None:
+    """Generate the dataset, of `IMAGES_PER_CLASS` or another number of scenes, into `data_path`, and the masks beside
+    it, unless it is complete already."""
+    missing = [
+        (label, index)
+        for index in range(images_per_class or IMAGES_PER_CLASS)
+        for label in range(len(CLASSES))
+        if not all(path.exists() for path in scene_files(data_path, label, index))
+    ]
+    for label, index in tqdm(missing, desc="Drawing synthetic scenes", disable=not (verbose and missing)):
+        drawn = scene(label, np.random.default_rng([SEED, label, index]), intruder_class(label, index))
+        for picture, path in zip(drawn, scene_files(data_path, label, index)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+
+
+def scene_files(data_path: Path, label: int, index: int) -> list[Path]:
+    """Where a scene's image, its mask and, if it has one, its intruder's mask lie."""
+    name = CLASSES[label]
+    masks = data_path.with_name(f"{data_path.name}_masks") / name
+    files = [data_path / name / f"{name}_{index:03d}.png", masks / f"{name}_{index:03d}.png"]
+    return files if intruder_class(label, index) is None else [*files, masks / f"{name}_{index:03d}_intruder.png"]
+
+
+def intruder_class(label: int, index: int) -> int | None:
+    """Class of the intruder in scene `index` of a class, both as positions in `CLASSES`; the other classes take
+    turns."""
+    turn, rest = divmod(index, INTRUDER_EVERY)
+    return None if rest else (label + 1 + turn % (len(CLASSES) - 1)) % len(CLASSES)
+
+
+def scene(label: int, rng: np.random.Generator, intruder: int | None = None) -> Scene:
+    """Draw one scene of 96-160 px a side.
+
+    Args:
+        label: position in `CLASSES`.
+        rng: source of everything that varies.
+        intruder: class of a second, smaller disc, as a position in `CLASSES`; `None` for no such disc.
+    """
+    height, width = rng.integers(96, 161, 2)
+    canvas = _background(height, width, rng)
+    for _ in range(rng.integers(3, 7)):
+        shape = _clutter_shape(height, width, rng)
+        canvas[shape] = _shaded(rng.uniform(60, 220, 3), shape, rng)[shape]
+    radius = min(height, width) * rng.uniform(0.15, 0.19)
+    place = _place(height, width, radius, rng)
+    masks = [_draw_disc(canvas, CLASSES[label], *place, radius, rng), None]
+    if intruder is not None:
+        small = radius * rng.uniform(0.5, 0.65)
+        other = place
+        while np.hypot(other[0] - place[0], other[1] - place[1]) < radius + small + 3:
+            other = _place(height, width, small, rng)
+        masks[1] = _draw_disc(canvas, CLASSES[intruder], *other, small, rng)
+    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5))
+    return Scene(image, *masks)
+
+
+def _place(height: int, width: int, radius: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Centre (y, x) of a disc that lies wholly inside the image."""
+    return rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
+
+
+def _draw_disc(
+    canvas: np.ndarray, name: str, y0: float, x0: float, radius: float, rng: np.random.Generator
+) -> Image.Image:
+    """Draw a class's disc onto `canvas`, float (H, W, 3) in 0-255, in two random colours; returns its mask."""
+    y, x = np.mgrid[: canvas.shape[0], : canvas.shape[1]]
+    disc = (y - y0) ** 2 + (x - x0) ** 2 <= radius**2
+    dark, light = _two_colours(rng)
+    ink = _texture(name, y - y0, x - x0, radius, rng)[..., None]
+    canvas[disc] = (ink * dark + (1 - ink) * light)[disc]
+    return Image.fromarray((255 * disc).astype(np.uint8))
+
+
+def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Soft patches of random muted colours, float (H, W, 3) in 0-255."""
+    coarse = rng.uniform(90, 190, (*rng.integers(3, 8, 2), 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=float).copy()
+
+
+def _clutter_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A disc, ellipse or turned rectangle somewhere, bool (H, W)."""
+    y, x = np.mgrid[:height, :width]
+    y, x = y - rng.uniform(0, height), x - rng.uniform(0, width)
+    angle = rng.uniform(0, np.pi)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    a, b = min(height, width) * rng.uniform(0.06, 0.22, 2)
+    return (u / a) ** 2 + (v / b) ** 2 <= 1 if rng.random() < 0.5 else (abs(u) <= a) & (abs(v) <= b)
+
+
+def _shaded(colour: np.ndarray, shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A colour that gets lighter or darker from one side to the other, float (H, W, 3)."""
+    y, x = np.mgrid[: shape.shape[0], : shape.shape[1]]
+    slope = rng.uniform(-0.6, 0.6, 2)
+    return colour + (slope[0] * (y - y.mean()) + slope[1] * (x - x.mean()))[..., None]
+
+
+def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two random colours that differ clearly in brightness."""
+    while True:
+        dark, light = rng.uniform(0, 255, (2, 3))
+        if light.mean() - dark.mean() > 110:
+            return dark, light
+
+
+def _texture(name: str, y: np.ndarray, x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Ink, 0 or 1, of a class's texture around the disc's centre; half of the area on average, a quarter under dots."""
+    angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    wave = 2 * np.pi / (radius * rng.uniform(0.5, 0.65))  # one period, as a share of the radius
+    if name == "stripes":
+        value = np.sin(wave * u + phase)
+    elif name == "checks":
+        value = np.sin(0.75 * wave * u + phase) * np.sin(0.75 * wave * v)
+    elif name == "dots":
+        value = np.cos(wave * u + phase) + np.cos(wave * v) - 0.6
+    elif name == "rings":
+        value = np.sin(wave * np.hypot(x, y) + phase)
+    else:  # spokes
+        value = np.sin(rng.integers(5, 8) * np.arctan2(y, x) + phase)
+    return (value > 0).astype(float)
