@@ -25,7 +25,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from benchmarks.questions import changed
-from utils.config import Config, load_config
+from utils.config import load_config
 from utils.dataset import load_split, prepare_split, read_split
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.localisation import load_masks, localisation_table
@@ -34,6 +34,7 @@ from utils.explain.evidence import embed_feature_maps, feature_maps, local_mean
 from utils.Grad_CAM import explain_pairs
 from utils.images.pairs import Pairs, evaluation_pairs, some_pairs
 from utils.machine import keep_freed_memory
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 from utils.training import Trainer, make_optimizer, make_scheduler, train
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from benchmarks.questions import add_set_option, changed
-from utils.config import Config, load_config
+from utils.config import load_config
 from utils.dataset import read_split
 from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings, randomisation_check
 from utils.evaluate.localisation import load_masks, localisation_table, pointing_game
@@ -27,6 +27,7 @@ from utils.explain.removal import Interventions
 from utils.Grad_CAM import explain_pairs
 from utils.images.pairs import KINDS, Pairs, some_pairs
 from utils.images.synthetic import CLASSES, ensure_synthetic, intruder_class
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 from utils.training import train
 

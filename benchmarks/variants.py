@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from benchmarks.localisation import intruders_that_matter
-from utils.config import Config
 from utils.dataset import load_split, read_split
 from utils.evaluate.localisation import energy_ratio, load_masks, pointing_game
 from utils.evaluate.scores import embed_images, measure_split
@@ -26,6 +25,7 @@ from utils.explain.deeplift import from_reference
 from utils.explain.evidence import local_mean
 from utils.explain.removal import Interventions, blur, strongest_region
 from utils.images.pairs import KINDS, some_pairs
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork, eval_mode
 
 

@@ -21,6 +21,15 @@ from utils.Siamese import (
 )
 
 
+@pytest.mark.parametrize(
+    ("distance", "label", "loss"),
+    [(0.0, 0, 0.0), (1.0, 0, 0.5), (3.0, 0, 4.5), (0.0, 1, 2.0), (0.5, 1, 1.125), (2.0, 1, 0.0), (3.0, 1, 0.0)],
+)
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32, torch.bool])
+def test_contrastive_loss_of_one_pair(distance, label, loss, dtype):
+    assert ContrastiveLoss(margin=2.0)(torch.tensor([distance]), torch.tensor([label], dtype=dtype)).item() == loss
+
+
 def test_contrastive_loss_averages_and_depends_on_the_margin():
     assert ContrastiveLoss(margin=3.0)(torch.tensor([1.0, 0.5]), torch.tensor([0, 1])).item() == pytest.approx(
         (0.5 + 3.125) / 2

@@ -13,10 +13,10 @@ from benchmarks.architectures import (
     position_by_position,
 )
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
-from utils.config import Config
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
 from utils.images.pairs import Pairs
+from utils.settings import Config
 from utils.Siamese import ContrastiveLoss, SiameseNetwork
 
 ARCHITECTURE = {"backbone_model": "Conv4", "embedding_dim": 4, "image_size": (16, 16)}

@@ -8,13 +8,13 @@ from PIL import Image
 
 from utils import comparison
 from utils.comparison import Comparison, WhatIf, choose_pair, describe, images_to_compare, pair_folder
-from utils.config import Config
 from utils.explain.evidence import feature_maps
 from utils.explain.matching import region_similarity, strongest_matches
 from utils.explain.removal import blur
 from utils.Grad_CAM import Explanation, explain
 from utils.images.frame import Frame
 from utils.images.reading import DataError
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
 

@@ -9,7 +9,8 @@ import yaml
 from IPython.core.interactiveshell import InteractiveShell
 from pydantic import ValidationError
 
-from utils.config import SANDBOX, ConfigError, UserError, load_config
+from utils.config import SANDBOX, ConfigError, load_config
+from utils.settings import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,10 +6,10 @@ from PIL import Image
 from samples import generator, make_files, twins_in
 from scipy.stats import chisquare
 
-from utils.config import Config
 from utils.dataset import images_that_belong_together, load_split, prepare_split, read_split, scan, split_images
 from utils.images.frame import Frame
 from utils.images.reading import SUFFIXES, DataError
+from utils.settings import Config
 
 
 def test_scan_lists_the_images_and_says_what_it_skipped(tmp_path):

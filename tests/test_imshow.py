@@ -8,7 +8,6 @@ from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
 from utils.comparison import WhatIf
-from utils.config import Config
 from utils.evaluate.audit import audit
 from utils.explain.matching import Match
 from utils.Grad_CAM import Explanation
@@ -26,6 +25,7 @@ from utils.imshow import (
     show_twins,
     show_what_if,
 )
+from utils.settings import Config
 
 
 @pytest.fixture(autouse=True)

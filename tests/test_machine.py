@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.config import Config, ConfigError
 from utils.machine import choose_device
+from utils.settings import Config, ConfigError
 
 
 @pytest.fixture

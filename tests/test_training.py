@@ -9,10 +9,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from utils import training  # TODO
-from utils.config import Config
 from utils.dataset import prepare_split, read_split
 from utils.early_stopping import best_epoch
 from utils.explain.removal import blur
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 from utils.training import (
     HISTORY,

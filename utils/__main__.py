@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.config import UserError, load_config
+from utils.config import load_config
 from utils.evaluate.audit import audit, report
 from utils.images.download import PUBLIC_SETS, download_public
+from utils.settings import UserError
 from utils.training import train_and_report
 
 EPILOG = """A dataset is a folder Data/NAME with a sub-folder of images for each class, and a block NAME under
-`datasets:` in config.yml. After training, the notebooks 02_Inference and 03_Evaluate explain and evaluate the network."""
+`datasets:` in config.yml. After training, 02_Inference.ipynb explains the network and 03_Evaluate.ipynb scores it."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from utils.config import UserError
+from utils.settings import UserError
 
 ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50"}
 INCEPTIONS = ("googlenet", "inception_v3")

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from utils.config import Config
 from utils.dataset import read_split
 from utils.explain.evidence import embed_feature_maps, feature_maps
 from utils.explain.matching import Match, region_similarity, strongest_matches
@@ -21,6 +20,7 @@ from utils.Grad_CAM import Explanation, explain_features
 from utils.images.frame import WHOLE, Box, sides
 from utils.images.pairs import Pairs
 from utils.images.reading import SUFFIXES, DataError, read_image, shrink
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork, similarity_matrix
 
 

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from utils.config import Config
 from utils.images.duplicates import join, near_duplicates
 from utils.images.frame import Frame, load_images
 from utils.images.reading import SUFFIXES, DataError
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
+from utils.settings import Config
 
 SPLITS = ("train", "valid", "test")
 

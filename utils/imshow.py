@@ -19,13 +19,13 @@ from PIL import Image, ImageFilter
 
 import utils.figures.style  # noqa: F401
 from utils.comparison import WhatIf
-from utils.config import Config
 from utils.evaluate.audit import Audit, is_conflicting
 from utils.explain.matching import APART, Match
 from utils.explain.removal import BLUR
 from utils.Grad_CAM import Explanation
 from utils.images.frame import WHOLE, Box
 from utils.images.reading import read_image, shrink
+from utils.settings import Config
 
 # Brightness rises with the value: legible in print and to colour-blind readers. Its black end is left out, because
 # weak evidence would look like a shadow.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from utils.config import Config, ConfigError
+from utils.settings import Config, ConfigError
 
 
 @contextmanager

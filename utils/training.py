@@ -19,15 +19,17 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from utils.config import Config, UserError, load_config
-from utils.dataset import load_split, prepare_folder, prepare_split
+from utils.config import load_config
+from utils.dataset import load_split, prepare_split
 from utils.early_stopping import EarlyStopping, best_epoch
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.explain.removal import blurred_features, removable_share
 from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, evenly, image_batches, make_pairs, pair_batches
-from utils.machine import bfloat16_pays, choose_device, keep_freed_memory, seeded
+from utils.machine import bfloat16_pays, choose_device, keep_freed_memory
+from utils.models import build_model
+from utils.settings import Config, UserError
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, embedding_distance
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
@@ -238,24 +240,6 @@ def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
 
 
-def build_model(config: Config) -> SiameseNetwork:
-    """The untrained network of a configuration; random weights depend on its seed only."""
-    with seeded(config.seed):
-        return SiameseNetwork(
-            config.backbone_model,
-            config.pretrained,
-            config.pooling,
-            config.embedding_dim,
-            config.image.size,
-            config.weights,
-            config.margin,
-            config.threshold,
-            config.image.normalization.mean,
-            config.image.normalization.std,
-            config.image.fit,
-        )
-
-
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     options = config.hyperparameters
     settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
@@ -300,24 +284,6 @@ def train_and_report(config: Config) -> None:
         f"best epoch {best} of {len(history)}: validation AUC {history.valid_auc[best - 1]:.3f}; "
         f"{config.checkpoints_path / 'model.pth'}"
     )
-
-
-def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
-    """The network in `config.trained_path`, on the configured device and deciding at the configured threshold.
-
-    Returns:
-        The network, and a sentence that says which one it is. The built-in scenes are drawn, if they are missing.
-
-    Raises:
-        ConfigError, DataError, ModelError: each says what to mend.
-    """
-    model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
-    model.threshold = config.threshold
-    prepare_folder(config)
-    note = f"{config.dataset}: trained on {', '.join(model.info['classes'])}"
-    if config.trained_path != config.checkpoints_path:
-        note += ". You have not trained yet: this network comes with the project"
-    return model, note
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.config import Config
 from utils.evaluate.audit import audit, is_conflicting, report
 from utils.images.reading import DataError
+from utils.settings import Config
 
 
 def picture(seed, size=(60, 40)):

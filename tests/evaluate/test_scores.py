@@ -8,7 +8,6 @@ from PIL import Image
 from sklearn import metrics
 from torch import nn
 
-from utils.config import Config
 from utils.evaluate.scores import (
     SplitDistances,
     bootstrap_intervals,
@@ -22,6 +21,7 @@ from utils.evaluate.scores import (
 )
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.config import ImageOptions
 from utils.images.augmentation import Augmentation
+from utils.settings import ImageOptions
 
 STILL = dict(HorizontalFlip=0, VerticalFlip=0)
 

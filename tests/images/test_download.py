@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from utils.config import UserError
 from utils.images import download
 from utils.images.download import COMMIT, DownloadError, download_public
+from utils.settings import UserError
 
 MEMBERS = {
     "Repo-1234567/README.md": b"read me",

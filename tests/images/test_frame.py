@@ -6,11 +6,11 @@ import torch
 from PIL import Image, ImageOps
 from samples import break_file, make_files, noise
 
-from utils.config import ImageOptions
 from utils.images import frame  # TODO
 from utils.images.augmentation import Augmentation
 from utils.images.frame import Frame, load_images, to_uint8
 from utils.images.reading import DataError, read_image
+from utils.settings import ImageOptions
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from utils.config import Config
 from utils.dataset import prepare_folder, scan, split_sizes
 from utils.images.duplicates import exact_groups, fingerprints, twin_groups
 from utils.images.frame import Frame, sides
 from utils.images.reading import DataError
+from utils.settings import Config
 
 STRETCH = 1.5  # from here on, fitting an image into `image.size` visibly changes shapes
 

@@ -13,11 +13,11 @@ from torch import nn
 from torchvision.transforms.v2 import functional
 
 from utils.backbones import ModelError, backbone_blocks
-from utils.config import Config
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
 from utils.images.pairs import Pairs
 from utils.machine import seeded
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
 

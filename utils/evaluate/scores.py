@@ -10,9 +10,9 @@ import torch
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
 from tqdm.auto import tqdm
 
-from utils.config import Config
 from utils.dataset import load_split
 from utils.images.pairs import Pairs, evaluation_pairs
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from utils.config import ImageOptions
 from utils.images.frame import mean_colour
 from utils.machine import seeded
+from utils.settings import ImageOptions
 
 
 class Augmentation:

@@ -19,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import download_url
 from tqdm.auto import tqdm
 
-from utils.config import UserError
+from utils.settings import UserError
 
 REPOSITORY = "https://github.com/ioannislivieris/Grad_CAM_Siamese"
 COMMIT = "ee2107a"

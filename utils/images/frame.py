@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from utils.config import Normalization
 from utils.images.reading import DataError, read_image, to_rgb
+from utils.settings import Normalization
 
 Box = tuple[slice, slice]  # rows and columns of a frame; `maps[box]` cuts them out
 WHOLE: Box = (slice(None), slice(None))

@@ -1,0 +1,44 @@
+"""The network of a configuration: a new one, or the trained one."""
+
+from __future__ import annotations
+
+from utils.dataset import prepare_folder
+from utils.machine import choose_device, seeded
+from utils.settings import Config
+from utils.Siamese import SiameseNetwork
+
+
+def build_model(config: Config) -> SiameseNetwork:
+    """The untrained network of a configuration; random weights depend on its seed only."""
+    with seeded(config.seed):
+        return SiameseNetwork(
+            config.backbone_model,
+            config.pretrained,
+            config.pooling,
+            config.embedding_dim,
+            config.image.size,
+            config.weights,
+            config.margin,
+            config.threshold,
+            config.image.normalization.mean,
+            config.image.normalization.std,
+            config.image.fit,
+        )
+
+
+def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
+    """The network in `config.trained_path`, on the configured device and deciding at the configured threshold.
+
+    Returns:
+        The network, and a sentence that says which one it is. The built-in scenes are drawn, if they are missing.
+
+    Raises:
+        ConfigError, DataError, ModelError: each says what to mend.
+    """
+    model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
+    model.threshold = config.threshold
+    prepare_folder(config)
+    note = f"{config.dataset}: trained on {', '.join(model.info['classes'])}"
+    if config.trained_path != config.checkpoints_path:
+        note += ". You have not trained yet: this network comes with the project"
+    return model, note
