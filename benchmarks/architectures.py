@@ -168,7 +168,7 @@ class PseudoSiameseTrainer(Trainer):
 
 
 class TwoChannelTrainer(PseudoSiameseTrainer):
-    """A pass for every pair of `make_pairs`, drawn anew in every epoch."""
+    """A pass for every pair of `make_pairs`, redrawn in every epoch."""
 
     network = TwoChannel
 

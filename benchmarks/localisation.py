@@ -31,7 +31,7 @@ from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 from utils.training import train
 
-MATTERS = 0.05  # an intruder matters if blurring it makes the decision surer by this share of the margin
+MATTERS = 0.05  # an intruder matters if blurring it makes the decision stronger by this share of the margin
 
 
 class Setting(NamedTuple):
@@ -85,7 +85,7 @@ def public_procedure(model: SiameseNetwork, batch: torch.Tensor, pairs: Pairs) -
 
 def intruders_that_matter(model, batch, table, masks, kind, rng) -> tuple[np.ndarray, np.ndarray]:
     """Rightly decided pairs of a kind in which the intruder of image 1 speaks against the decision, and blurring it
-    makes the decision surer by `MATTERS`: positions of image 1 and image 2."""
+    makes the decision stronger by `MATTERS`: positions of image 1 and image 2."""
     labels = np.array([CLASSES.index(name) for name in table.label])
     kinds = np.array(
         [intruder_class(label, int(Path(file).stem.split("_")[1])) for label, file in zip(labels, table.file)],

@@ -76,7 +76,7 @@ def answers(question: str, config: Config) -> dict[str, dict[str, object]]:
 
 
 def changed(config: Config, settings: dict[str, object]) -> Config:
-    """A configuration with some dotted keys set anew, checked like a file's."""
+    """A configuration with some dotted keys changed, checked like a file's."""
     values = config.model_dump()
     for key, value in settings.items():
         *parents, last = key.split(".")

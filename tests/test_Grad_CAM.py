@@ -126,9 +126,8 @@ def test_maps_equal_plain_autograd_of_each_image(name, pooling, size, method):
         similar, raw = plain_autograd(model, name, pooling, batch1[n], batch2[n], method)
         assert explanation.is_similar[n] == similar
         assert np.allclose(explanation.raw[n], raw, rtol=1e-3, atol=1e-4 * abs(raw).max())
-        drawn = (
-            raw if method == "distance" else explanation.raw[n].numpy()
-        )  # dividing for secants may round by more than the bound below
+        # Dividing for secants may round by more than the bound below.
+        drawn = raw if method == "distance" else explanation.raw[n].numpy()
         for k in range(2):
             assert raw[k].any()
             for i, (maps, signed) in enumerate([(explanation.factual, drawn), (explanation.counterfactual, -drawn)]):
@@ -206,18 +205,16 @@ def test_shapes_and_ranges(model, method, resolution):
     )
     assert 0 <= e.similarity.min() and e.similarity.max() <= 1
     for k, maps in enumerate((e.factual, e.counterfactual)):
-        assert maps.min() >= 0 and torch.equal(
-            maps.amax((2, 3)), (~e.empty[:, :, k]).float()
-        )  # the strongest point is exactly 1
+        # The strongest point is exactly 1.
+        assert maps.min() >= 0 and torch.equal(maps.amax((2, 3)), (~e.empty[:, :, k]).float())
     assert not any(getattr(e, name).requires_grad for name in Explanation.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_identical_images_have_no_distance_evidence_and_say_so(model, method):
     image, _ = batches(n=1)
-    model.removable.fill_(
-        0.0
-    )  # a region's going is no step at all: `contrast` asks for the derivative of the distance, too
+    # A region's going is no step at all: `contrast` asks for the derivative of the distance, too.
+    model.removable.fill_(0.0)
     e = explain(model, image, image, method)
     assert e.is_similar.item() and e.similarity.item() == pytest.approx(1, abs=1e-5)
     assert (

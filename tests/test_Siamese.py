@@ -82,9 +82,8 @@ def test_gem_of_dead_and_negative_activations_has_a_finite_gradient():
     pooled = GeM()(activations)
     pooled.sum().backward()
     assert pooled[0].tolist() == pytest.approx([1e-6, 4 ** (1 / 3)])
-    assert torch.allclose(
-        activations.grad, torch.tensor([[[[0.0, 0.0]], [[4 / 2 / 4 ** (2 / 3), 0.0]]]])
-    )  # A^2 / (n p^2)
+    # A^2 / (n p^2).
+    assert torch.allclose(activations.grad, torch.tensor([[[[0.0, 0.0]], [[4 / 2 / 4 ** (2 / 3), 0.0]]]]))
 
 
 @pytest.fixture
@@ -183,9 +182,8 @@ def test_preprocess_pads_with_what_is_zero_for_the_network():
     assert framed.shape == (3, 20, 40) and torch.allclose(
         framed[:, :, 15:25], torch.tensor(white)[:, None, None].expand(3, 20, 10)
     )
-    assert (
-        framed[:, :, :15].abs().max() < 0.01 and framed[:, :, 25:].abs().max() < 0.01
-    )  # what rounding to 8 bits leaves
+    # What rounding to 8 bits leaves.
+    assert framed[:, :, :15].abs().max() < 0.01 and framed[:, :, 25:].abs().max() < 0.01
 
 
 def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_path):

@@ -116,9 +116,8 @@ def test_every_setting_of_a_question_is_a_valid_configuration(colour_folder, que
 
 
 def test_only_the_naive_split_parts_groups(colour_folder):
-    for number, file in enumerate(
-        sorted(colour_folder.rglob("*.png"))
-    ):  # two views of each thing: a_0, a_1, b_0, b_1, ...
+    # Two views of each thing: a_0, a_1, b_0, b_1, ...
+    for number, file in enumerate(sorted(colour_folder.rglob("*.png"))):
         file.rename(file.with_name(f"{'abcde'[number % 10 // 2]}_{number % 2}.png"))
     config = folder_config(colour_folder, group_pattern="^([a-e])")
 

@@ -162,8 +162,8 @@ def test_the_report_says_which_map_fails_its_own_check():
     )
     assert result.report(("a", "b")).splitlines() == [
         "a, factual region blurred: the decision gets weaker, as it should",
-        "a, counterfactual region blurred: the decision gets surer, as it should",
-        "b, factual region blurred: the decision gets surer, so do not trust this map",
+        "a, counterfactual region blurred: the decision gets stronger, as it should",
+        "b, factual region blurred: the decision gets stronger, so do not trust this map",
         "b, counterfactual region has no evidence to blur",
     ]
 

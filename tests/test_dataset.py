@@ -188,9 +188,8 @@ def test_large_groups_come_as_near_to_the_shares_as_they_can(size, expected):
 
 
 def test_groups_leave_something_to_train_on():
-    split = split_images(
-        table_of(a=4, b=100), 0.25, 0.25, 0, np.array([0, 1, 0, 3, 2, 5, 2] + list(range(7, 104)))
-    )  # a: two pairs
+    # a: two pairs.
+    split = split_images(table_of(a=4, b=100), 0.25, 0.25, 0, np.array([0, 1, 0, 3, 2, 5, 2] + list(range(7, 104))))
     assert "train" in set(split.split[split.label == "a"])
 
 
@@ -254,7 +253,7 @@ def test_a_pattern_that_matches_nothing_is_said(tmp_path):
     make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
     groups, notes = images_that_belong_together(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
     assert groups.tolist() == [0, 1, 2] and notes == [
-        "group_pattern: '(berlin)' is in no file name, so it groups nothing; mend it in config.yml"
+        "group_pattern: '(berlin)' is in no file name, so it groups nothing; correct it in config.yml"
     ]
 
 

@@ -1,10 +1,18 @@
 """The committed notebooks, and what they made under `pytest --nbval` (they are collected before this file)."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+
+from utils.config import SANDBOX, load_config
+from utils.dataset import read_split
+from utils.images.synthetic import CLASSES
+from utils.settings import SHIPPED
+from utils.Siamese import SiameseNetwork
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
@@ -68,3 +76,23 @@ def test_every_figure_is_saved_and_each_pair_has_its_folder(notebook_results):
     cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if "show_gallery" not in cell.source]
     shown = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
     assert shown in (len(figures), len(figures) + 1)  # the example pair may be the most similar one, too
+
+
+def test_a_clone_explains_two_images_before_any_training(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "tests" / "config.yml", tmp_path)
+    monkeypatch.setenv(SANDBOX, str(tmp_path))  # a place where nothing was trained and no scene drawn
+    notebook = nbformat.read(ROOT / "02_Inference.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "You have not trained yet: this network comes with the project" in printed
+    outputs = tmp_path / "outputs" / "Synthetic"
+    assert list(outputs.glob("pairs/*/explanation_contrast.png")) and (outputs / "compare" / "similarity.png").exists()
+
+
+def test_the_shipped_network_is_small_and_was_trained_as_config_says():
+    folder = SHIPPED / "Synthetic"
+    assert (folder / "model.pth").stat().st_size < 1_000_000
+    info = SiameseNetwork.load(folder / "model.pth").info
+    now = load_config(ROOT / "config.yml", "Synthetic").model_dump(mode="json")
+    assert info["config"] == now and load_config(folder / "config.yml").model_dump(mode="json") == now
+    assert set(read_split(folder / "split.csv").label) == set(info["classes"]) == set(CLASSES)

@@ -1,5 +1,4 @@
-"""Installing and running: the two lists of packages agree, name what the code imports, and nothing of the user's is in
-git."""
+"""Installing and running: the lists of packages agree and name what is imported; nothing of the user is in git."""
 
 import ast
 import json
@@ -27,6 +26,7 @@ PROVIDED_BY = {
     "sklearn": "scikit-learn",
     "IPython": "jupyter",  # through ipykernel
     "nbformat": "nbval",  # depends on it
+    "nbclient": "papermill",  # depends on it
     "packaging": "pytest",  # depends on it
 }
 # Used without an import.
@@ -90,7 +90,9 @@ def test_conda_brings_python_and_pip_only():
     assert set(environment()) == {"name", "channels", "dependencies"}
 
 
-@pytest.mark.parametrize("name", ["environment.yml", "requirements.txt", "config.yml", "Makefile", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["environment.yml", "requirements.txt", "requirements-dev.txt", "config.yml", "Makefile", ".ci/run"]
+)
 def test_files_of_the_set_up_are_plain_ascii_with_unix_line_ends(name):
     content = (ROOT / name).read_bytes()  # ASCII reads the same in every locale, 'gbk' included
     assert content.isascii() and b"\r" not in content and content.endswith(b"\n")
@@ -110,6 +112,13 @@ def test_this_environment_meets_the_requirements():
         for requirement in REQUIREMENTS
         if not requirement.specifier.contains(version(requirement.name), prereleases=True)
     ] == []
+
+
+def test_tools_for_developers_are_a_list_of_their_own_on_top():
+    first, *lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").split()
+    assert (first, lines[0]) == ("-r", "requirements.txt")
+    developers = {canonicalize_name(Requirement(line).name) for line in lines[1:]}
+    assert developers == {"ruff", "import-linter", "pre-commit", "coverage"} and not developers & NAMES
 
 
 def test_opencv_is_not_needed():
@@ -136,8 +145,14 @@ def recipe(target):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_make_test_checks_notebooks_and_tests():
-    assert re.search(r"\.venv/(bin|Scripts)/python -m pytest --nbval$", recipe("test"), re.MULTILINE)
+def test_make_test_checks_style_then_notebooks_and_tests():
+    steps = ["ruff check", "ruff format --check", "lint-imports", "-m pytest --nbval"]
+    places = [re.search(rf"^\.venv/(bin|Scripts)/.*{step}$", recipe("test"), re.MULTILINE).start() for step in steps]
+    assert places == sorted(places)
+
+
+def test_make_run_installs_nothing_for_developers():
+    assert "-r requirements.txt" in recipe("run") and "-dev" not in recipe("run")
 
 
 def test_make_run_executes_the_three_notebooks_in_order():
@@ -159,7 +174,8 @@ def git(*arguments):
 
 def test_no_images_or_results_are_in_git():
     tracked = git("ls-files", "Data", "checkpoints", "outputs").stdout.split("\n")
-    assert {Path(name).name for name in tracked if name} <= {"README.md", ".gitkeep"}
+    own = [name for name in tracked if name and not name.startswith("checkpoints/shipped/")]
+    assert {Path(name).name for name in own} == {"README.md", ".gitkeep"}
 
 
 @pytest.mark.parametrize(
@@ -170,6 +186,7 @@ def test_no_images_or_results_are_in_git():
         ("Data/data_for_compare/1.jpg", True),
         ("Data/.downloads/archive.zip", True),
         ("checkpoints/Mine/model.pth", True),
+        ("checkpoints/shipped/Synthetic/model.pth", False),
         ("outputs/Mine/metrics.json", True),
         (".venv/x", True),
         ("Data/README.md", False),

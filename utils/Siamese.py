@@ -85,7 +85,7 @@ class SiameseNetwork(nn.Module):
         embedding_dim: D, the length of an embedding.
         image_size: (height, width) in pixels that `preprocess` makes.
         weights: local file of weights for the backbone, as torchvision publishes them; instead of a download.
-        margin: distance at which two images count as wholly dissimilar.
+        margin: distance at which two images count as completely dissimilar.
         threshold: a pair is similar iff its dissimilarity lies below.
         mean, std: normalisation of the colour channels, on a scale of 0 to 1.
         fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.images.frame.Frame`.
@@ -132,9 +132,8 @@ class SiameseNetwork(nn.Module):
         self.pooling = GeM() if pooling == "gem" else AveragePooling()
         self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
         self.register_buffer("mean_embedding", torch.zeros(embedding_dim))  # of the training images
-        self.register_buffer(
-            "blurred_features", torch.zeros(shapes[self.fine_block][1])
-        )  # see explain.removal.blurred_features
+        # See explain.removal.blurred_features.
+        self.register_buffer("blurred_features", torch.zeros(shapes[self.fine_block][1]))
         self.register_buffer("removable", torch.ones(()))  # see explain.removal.removable_share
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

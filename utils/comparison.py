@@ -152,11 +152,11 @@ class WhatIf:
 
     def report(self, names: tuple[str, str]) -> str:
         """Whether each map passes its own check: without the factual region the decision should get weaker, without the
-        counterfactual one surer."""
+        counterfactual one stronger."""
         lines = []
         for image, name in enumerate(names):
             for kind, (word, sign) in enumerate((("factual", -1), ("counterfactual", 1))):
-                effect = ("weaker", "surer")[int(self.change[image, kind] > 0)]
+                effect = ("weaker", "stronger")[int(self.change[image, kind] > 0)]
                 passed = "as it should" if sign * self.change[image, kind] > 0 else "so do not trust this map"
                 said = (
                     "has no evidence to blur"

@@ -75,7 +75,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise ConfigError(
-            f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend that line or the one above"
+            f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); correct that line or the one above"
         ) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")

@@ -32,12 +32,11 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
     """
     if not data_path.is_dir():
         raise DataError(
-            f"{data_path}: no such folder; put the images into {data_path}/<class>/ or mend data_path in config.yml"
+            f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
         )
     rows, skipped = [], []
-    files = (
-        path for entry in data_path.iterdir() for path in (entry.rglob("*") if entry.is_dir() else [entry])
-    )  # a class may be a link
+    # A class may be a link.
+    files = (path for entry in data_path.iterdir() for path in (entry.rglob("*") if entry.is_dir() else [entry]))
     for path in sorted((path for path in files if path.is_file()), key=Path.as_posix):  # the same order on every system
         name = path.relative_to(data_path)
         if any(part.startswith(".") for part in name.parts):
@@ -80,7 +79,7 @@ def split_images(
     rest for validation (as in the paper), rounded; a class too small for a share of its own trains only.
 
     Args:
-        groups: for every image the number of its group, shape (N,); a group is never parted, so the shares are met
+        groups: for every image the number of its group, shape (N,); a group is never split up, so the shares are met
             as nearly as whole groups allow. `None`: every image stands alone.
     """
     rng = np.random.default_rng(seed)
@@ -104,10 +103,8 @@ def split_images(
     for group, name in place.items():
         if name == "train":
             training.update(members[group])
-    for (
-        name,
-        counts,
-    ) in missing.items():  # where no group fitted, the larger ones that come at least as near to the share
+    # Where no group fitted, the larger ones that come at least as near to the share.
+    for name, counts in missing.items():
 
         def gain(group: int) -> int:
             return sum(abs(counts[label]) - abs(counts[label] - size) for label, size in members[group].items())
@@ -129,7 +126,7 @@ def split_images(
 
 
 def images_that_belong_together(table: pd.DataFrame, config: Config) -> tuple[np.ndarray, list[str]]:
-    """The groups that no split parts: near duplicates, whatever their classes, and files of a class that agree in
+    """The groups that stay in one split: near duplicates, whatever their classes, and files of a class that agree in
     the part of their names that `group_pattern` captures.
 
     Returns:
@@ -159,7 +156,7 @@ def images_that_belong_together(table: pd.DataFrame, config: Config) -> tuple[np
         if not any(found):
             notes.append(
                 f"group_pattern: {config.group_pattern!r} is in no file name, so it groups nothing; "
-                "mend it in config.yml"
+                "correct it in config.yml"
             )
     return groups, notes
 

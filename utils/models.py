@@ -33,7 +33,7 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
         The network, and a sentence that says which one it is. The built-in scenes are drawn, if they are missing.
 
     Raises:
-        ConfigError, DataError, ModelError: each says what to mend.
+        ConfigError, DataError, ModelError: each says what to fix.
     """
     model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
     model.threshold = config.threshold

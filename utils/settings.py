@@ -22,7 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says what and how, in a line."""
+    """Something the user can fix; the message says what and how, in a line."""
 
     def _render_traceback_(self) -> list[str]:
         """IPython asks for this: a notebook shows the message instead of a traceback."""

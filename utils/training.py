@@ -54,7 +54,7 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
         One row per epoch: the columns `HISTORY`.
 
     Raises:
-        ConfigError, DataError, ModelError, TrainingError: each says what to mend.
+        ConfigError, DataError, ModelError, TrainingError: each says what to fix.
     """
     keep_freed_memory()
     cards = [config.gpu] if choose_device(config).type == "cuda" else []

@@ -43,9 +43,8 @@ def dirty(tmp_path):
     picture(5).resize((30, 20)).save(folder / "a/06.png")  # smaller
     picture(5).resize((60, 20)).save(folder / "a/07.png")  # smaller, and twice as wide for its height
     copy("b/03.png", "few/03.png")  # conflicting
-    (folder / "b/04.png").write_bytes(
-        (folder / "b/05.png").read_bytes()[:2000]
-    )  # cut short: opens, but cannot be decoded
+    # Cut short: opens, but cannot be decoded.
+    (folder / "b/04.png").write_bytes((folder / "b/05.png").read_bytes()[:2000])
     (folder / "b/06.png").write_text("no image")
     (folder / "b/notes.txt").write_text("text")
     return folder
@@ -69,6 +68,7 @@ def test_everything_is_found_once(dirty):
 def test_the_table_counts_and_advises(dirty):
     table = audit(config_for(dirty)).table()
     assert table.columns.tolist() == ["finding", "number", "what to do"]
+    # The last two: a/06 and a/07 are smaller, a/07 is stretched twice.
     assert table.number.tolist() == [
         2,
         1,
@@ -78,7 +78,7 @@ def test_the_table_counts_and_advises(dirty):
         1,
         2,
         1,
-    ]  # the last two: a/06 and a/07 are smaller, a/07 is stretched twice
+    ]
     assert table["what to do"][5] == "add images: few"
     assert "shorter sides 20 to 80 pixels" in table.finding[6] and "width / height 1.50 to 3.00" in table.finding[7]
 

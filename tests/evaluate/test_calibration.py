@@ -115,6 +115,5 @@ def test_calibrated_threshold_is_the_best_of_all_cuts(case, dtype, label):
 
 def test_calibrated_threshold_lies_midway():
     assert calibrate_threshold(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
-    assert calibrate_threshold(np.array([0.1, 0.8, 0.4, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(
-        0.85
-    )  # of equals, the highest
+    # Of equals, the highest.
+    assert calibrate_threshold(np.array([0.1, 0.8, 0.4, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.85)

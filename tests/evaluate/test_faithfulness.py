@@ -83,15 +83,13 @@ def test_a_map_beside_the_evidence_has_no_effect(toy, to_black, kind):
 
 
 def test_check_blurs_a_tenth_of_the_image(toy, to_black):
-    maps = (
-        torch.linspace(1, 0.001, H * W).view(SIZE).expand(3, 2, *SIZE)
-    )  # rows 0, 1 and 16 pixels of row 2: B down to there
+    # Rows 0, 1 and 16 pixels of row 2: B down to there.
+    maps = torch.linspace(1, 0.001, H * W).view(SIZE).expand(3, 2, *SIZE)
     result = check(
         Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), "factual", np.random.default_rng(0)
     )
-    b1, b2 = (
-        torch.tensor([[0.2, -1, -1], [-0.2, 0.5, 1]]) * 12 / 16
-    )  # lost; B is nearer to the partner's z than nothing is
+    # Lost; B is nearer to the partner's z than nothing is.
+    b1, b2 = torch.tensor([[0.2, -1, -1], [-0.2, 0.5, 1]]) * 12 / 16
     expected = torch.stack([b1 * torch.tensor([1, -1, -1]), b2 * torch.tensor([-1, 1, 1])], 1) / 2
     assert torch.allclose(result.effect, expected, atol=1e-5)
 
@@ -356,7 +354,7 @@ def test_the_check_table_counts_moves_in_the_right_direction(judged, monkeypatch
     ]
 
 
-def test_rankings_are_compared_from_the_untouched_to_the_wholly_blurred_image(judged):
+def test_rankings_are_compared_from_the_untouched_to_the_fully_blurred_image(judged):
     explanation, interventions = judged
     rankings = compare_rankings(interventions, explanation)
     assert list(rankings) == ["factual map", "centred Gaussian", "random"]

@@ -244,11 +244,12 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
 
     measured = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", config)
 
+    # The network's size, not the configuration's.
     assert [tuple(shape) for shape in seen] == [
         (4, 3, 16, 24),
         (4, 3, 16, 24),
         (2, 3, 16, 24),
-    ]  # the network's size, not the configuration's
+    ]
     assert measured.images.shape == (10, 3, 16, 24) and torch.allclose(
         embed_images(model, measured.images), measured.embeddings, atol=1e-6
     )

@@ -33,9 +33,8 @@ def naive_contributions(model, features, method):
     rest = model.backbone[split:]
     if method == "contrast":
         take_secants(model, split - 1, features.shape[2:])
-    jacobian = torch.autograd.functional.jacobian(lambda maps: model.embed_features(rest(maps))[0], features)[
-        :, 0
-    ]  # (D, C, h, w)
+    # (D, C, h, w).
+    jacobian = torch.autograd.functional.jacobian(lambda maps: model.embed_features(rest(maps))[0], features)[:, 0]
     if method == "distance":
         jacobian = jacobian.mean((2, 3), keepdim=True).expand_as(jacobian)
     z = model.embed_features(rest(features))[0].detach() - model.mean_embedding
@@ -56,9 +55,8 @@ def test_region_similarity_equals_a_naive_loop(model, images, method):
     whole = feature_maps(model, images, method) * 0
     whole[:, :8] = features
     (one, z1), (two, z2) = (naive_contributions(model, maps[None], method) for maps in whole)
-    assert torch.dot(z1, z2) == pytest.approx(
-        float(torch.einsum("dyx,dvu->", one, two)), rel=1e-3
-    )  # nothing is left out
+    # Nothing is left out.
+    assert torch.dot(z1, z2) == pytest.approx(float(torch.einsum("dyx,dvu->", one, two)), rel=1e-3)
     one, two = local_mean(one), local_mean(two)
     found = region_similarity(model, whole[:1], whole[1:], method)
     height, width = one.shape[1:]

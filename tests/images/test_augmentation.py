@@ -51,9 +51,8 @@ def test_erasing_sets_in_as_training_goes_on():
         Augmentation(ImageOptions(HorizontalFlip=0, RandomErasing=0.8), 0),
     )
     shares = [(augment(white, progress) != 255).flatten(1).any(1).float().mean().item() for progress in (0, 0.5, 1)]
-    assert (
-        shares[0] == 0 and 0.3 < shares[1] < 0.5 and 0.7 < shares[2] < 0.9
-    )  # 0.4 and 0.8 expected, 0.025 one standard deviation
+    # 0.4 and 0.8 expected, 0.025 one standard deviation.
+    assert shares[0] == 0 and 0.3 < shares[1] < 0.5 and 0.7 < shares[2] < 0.9
 
 
 @pytest.mark.parametrize("size", [(40, 40), (40, 80)])
@@ -113,9 +112,8 @@ def test_each_jitter_works_alone(key):
     assert (change <= 1) == (key in ("saturation", "hue"))  # grey has neither; 1 is rounding
     red = torch.zeros_like(IMAGES)
     red[:, 0] = 200
-    assert (augmented(red, **{key: 0.4}).argmax(1) > 0).any() == (
-        key == "hue"
-    )  # only a turned hue makes red another colour
+    # Only a turned hue makes red another colour.
+    assert (augmented(red, **{key: 0.4}).argmax(1) > 0).any() == (key == "hue")
 
 
 RANDOM = [

@@ -56,9 +56,8 @@ def test_the_same_picture_in_other_clothes_is_found(tmp_path):
 def test_groups_are_the_connected_components_of_close_hashes(seed):
     rng = np.random.default_rng(seed)
     bits = rng.random((4, 256)) < 0.5
-    bits = bits[rng.integers(0, 4, 40)] ^ (
-        rng.random((40, 256)) < rng.uniform(0, 0.15, (40, 1))
-    )  # between 0 and about 70 bits apart
+    # Between 0 and about 70 bits apart.
+    bits = bits[rng.integers(0, 4, 40)] ^ (rng.random((40, 256)) < rng.uniform(0, 0.15, (40, 1)))
     expected = naive_groups(40, lambda i, j: (bits[i] != bits[j]).sum() <= MOST_BITS)
     assert max(np.bincount(expected)) <= 20 and len(set(expected)) < 40  # not a trivial case
     assert twin_groups(prints_of(bits)).tolist() == expected

@@ -88,7 +88,7 @@ def test_image_batches_are_mixed_anew_but_repeatable():
     partners = {frozenset(first[i : i + 2]) for i in range(0, 40, 2)} & {
         frozenset(other[i : i + 2]) for i in range(0, 40, 2)
     }
-    assert len(partners) < 10  # the couples themselves are drawn anew
+    assert len(partners) < 10  # the couples themselves are drawn again
 
 
 @pytest.mark.parametrize("count, most, chosen", [(10, 4, [0, 3, 6, 9]), (3, 60, [0, 1, 2]), (5, 2, [0, 4])])

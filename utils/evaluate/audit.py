@@ -101,7 +101,7 @@ def audit(config: Config) -> Audit:
     options = config.hyperparameters
     prints = fingerprints([config.data_path / file for file in table.file], options.num_workers, options.verbose)
     if not any(prints):
-        raise DataError(f"{config.data_path}: none of its {len(prints)} images can be read; copy them anew")
+        raise DataError(f"{config.data_path}: none of its {len(prints)} images can be read; copy them again")
     damaged = [file for file, known in zip(table.file, prints) if known is None]
     unreadable = [note.split(": not readable")[0] for note in notes if ": not readable" in note]
     counts = table.label.value_counts(sort=False)

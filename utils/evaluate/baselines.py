@@ -37,9 +37,8 @@ def colour_histograms(images: torch.Tensor) -> np.ndarray:
 
 def small_pixels(images: torch.Tensor, side: int = 32) -> np.ndarray:
     """Each image shrunk to `side` x `side`, its pixels in a row: uint8 (N, 3, H, W) -> (N, 3 `side`^2) in [0, 1]."""
-    small = [
-        functional.resize(part, [side, side], antialias=True) for part in images.split(64)
-    ]  # in parts: it may work in float
+    # In parts: it may work in float.
+    small = [functional.resize(part, [side, side], antialias=True) for part in images.split(64)]
     return torch.cat(small).flatten(1).numpy() / 255
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, roc_curve
 
 
 def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:
-    """The threshold with the highest balanced accuracy (Youden's J), midway between the two pairs it parts.
+    """The threshold with the highest balanced accuracy (Youden's J), midway between the two pairs it separates.
 
     Of several equally good ones the highest; where nothing is gained by calling any pair dissimilar, just above all
     pairs.
@@ -47,7 +47,7 @@ class SameClassProbability:
         """Fit by maximum likelihood on pairs that the network has not been trained on.
 
         Instead of 1 and 0 the targets are (N + 1) / (N + 2) and 1 / (N + 2), N the number of pairs of each kind
-        (Platt's), so that pairs that are wholly separated give no infinite slope.
+        (Platt's), so that pairs that are fully separated give no infinite slope.
 
         Args:
             dissimilarity: D / margin, not clipped, shape (P,).
@@ -55,9 +55,8 @@ class SameClassProbability:
         """
         same = label == 0
         target = np.where(same, (same.sum() + 1) / (same.sum() + 2), 1 / ((~same).sum() + 2))
-        values = np.tile(dissimilarity, 2)[:, None].astype(
-            float
-        )  # every pair once as either kind, weighted by its target
+        # Every pair once as either kind, weighted by its target.
+        values = np.tile(dissimilarity, 2)[:, None].astype(float)
         kinds, weights = np.repeat([1, 0], len(label)), np.concatenate([target, 1 - target])
         curve = LogisticRegression(C=np.inf, tol=1e-8).fit(values, kinds, sample_weight=weights)
         return cls(float(curve.coef_[0, 0]), float(curve.intercept_[0]))

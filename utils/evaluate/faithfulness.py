@@ -87,8 +87,8 @@ def randomisation_check(
     A map that hardly changes when the network forgets what it learnt does not explain the network. The maps compared
     show the evidence for the decisions of the trained network: a random one decides otherwise, and a mere change of
     sign would look like forgetting. Batch statistics, the mean embedding and the activations of blurred images are
-    taken anew from the
-    images: with those of other weights, activations vanish within a deep backbone. The network is left as found.
+    measured again on the images: with those of other weights, activations vanish within a deep backbone. The network is
+        left as found.
 
     Returns:
         Mean Spearman correlation for a random `head`, and for a random `head and backbone`; `none` is 1 by definition.
@@ -126,9 +126,8 @@ def _evidence_for(
 def _reset(parts: Iterable[nn.Module], seed: int) -> None:
     """Random weights, drawn on the CPU, so that they are the same for every device."""
     with seeded(seed):
-        for part in (
-            parts
-        ):  # the head first: in the network's own order, training's seed would give the weights it started from
+        # The head first: in the network's own order, training's seed would give the weights it started from.
+        for part in parts:
             device = next(part.parameters()).device
             for module in part.cpu().modules():
                 if hasattr(module, "reset_parameters"):

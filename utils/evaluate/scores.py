@@ -145,9 +145,8 @@ def bootstrap_intervals(
     image, label = image[order], pairs.label[order]
     parts = []
     for size in np.diff([*range(0, resamples, 100), resamples]):  # bounds the memory
-        drawn = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size)[
-            :, image
-        ]  # how often each pair is in
+        # How often each pair is in.
+        drawn = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size)[:, image]
         similar, dissimilar = (np.add.reduceat(drawn * (label == kind), starts, axis=1) for kind in (0, 1))
         both = similar.any(1) & dissimilar.any(1)
         parts.append(_scores_of_counts(similar[both], dissimilar[both], values >= threshold))
@@ -203,11 +202,11 @@ def _mean(values: np.ndarray) -> float:
 def telling_pairs(
     dissimilarity: np.ndarray, label: np.ndarray, threshold: float, count: int = 3
 ) -> dict[str, np.ndarray]:
-    """The surest right decisions and the worst mistakes of both kinds: title -> at most `count` positions, worst or
-    surest first.
+    """The most confident correct decisions and the worst mistakes of both kinds: title -> at most `count` positions,
+    the most extreme first.
 
     Args:
-        dissimilarity: D / margin, not clipped, shape (P,); the farther from the threshold, the surer.
+        dissimilarity: D / margin, not clipped, shape (P,); the further from the threshold, the more confident.
         label: 0 similar, 1 dissimilar, shape (P,).
     """
     galleries = {}

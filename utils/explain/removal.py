@@ -24,7 +24,7 @@ class Interventions:
     """N pairs, each with the margin of its decision, ready for changes to one image at a time.
 
     The *margin* is how far the raw distance lies on the decision's side of the threshold, in units of the contrastive
-    margin: positive for the decision as made, larger when the decision gets surer.
+    margin: positive for the decision as made, larger when the decision gets stronger.
     """
 
     model: SiameseNetwork
@@ -84,12 +84,10 @@ def blur(batch: torch.Tensor) -> torch.Tensor:
     """Images (N, 3, H, W) out of focus: of the contrast of a shape an eighth of the image wide, an eighth is left."""
     height, width = batch.shape[2:]
     sigma = BLUR * max(height, width)
-    down, across = (
-        2 * min(int(2 * sigma), side - 1) + 1 for side in (height, width)
-    )  # the mirrored border must fit into the image
-    return gaussian_blur(
-        gaussian_blur(batch, [across, 1], [sigma] * 2), [1, down], [sigma] * 2
-    )  # one after the other: 40 times faster
+    # The mirrored border must fit into the image.
+    down, across = (2 * min(int(2 * sigma), side - 1) + 1 for side in (height, width))
+    # One after the other: 40 times faster.
+    return gaussian_blur(gaussian_blur(batch, [across, 1], [sigma] * 2), [1, down], [sigma] * 2)
 
 
 def top_region(maps: torch.Tensor, share: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from utils.settings import ImageOptions
 
 
 class Augmentation:
-    """The random transforms of the configuration, drawn anew for every image from the given seed.
+    """The random transforms of the configuration, drawn for every image by itself, from the given seed.
 
     Args:
         options: probabilities of the flips; `RandomRotationDegrees` turns by up to that angle either way, the corners

@@ -1,6 +1,6 @@
 """Images that show the same picture: copies of a file, and pictures saved again, resized or recoloured.
 
-A network that trained on one of them knows the other, so they must not be parted by a split.
+A network that trained on one of them knows the other, so they must not be separated by a split.
 """
 
 from __future__ import annotations

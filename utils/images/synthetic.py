@@ -91,7 +91,7 @@ def scene(label: int, rng: np.random.Generator, intruder: int | None = None) -> 
 
 
 def _place(height: int, width: int, radius: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Centre (y, x) of a disc that lies wholly inside the image."""
+    """Centre (y, x) of a disc that lies entirely inside the image."""
     return rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
 
 
