@@ -34,9 +34,10 @@ from utils.explain.evidence import embed_feature_maps, feature_maps, local_mean
 from utils.Grad_CAM import explain_pairs
 from utils.images.pairs import Pairs, evaluation_pairs, some_pairs
 from utils.machine import keep_freed_memory
+from utils.optimization import make_optimizer, make_scheduler
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
-from utils.training import Trainer, make_optimizer, make_scheduler, train
+from utils.training import Trainer, train
 
 COMPARED = 60  # images that are compared with each other against the clock
 

@@ -82,7 +82,7 @@ VARIANTS = [
 
 def block_of(model: SiameseNetwork, layer: str) -> int:
     """Number of blocks up to a layer's feature map."""
-    shapes = model._block_shapes()
+    shapes = model.block_shapes()
     if layer == "final":
         return len(shapes)
     positions = shapes[model.fine_block][2:].numel()

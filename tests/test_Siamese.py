@@ -220,10 +220,12 @@ def test_resnet_fine_map_is_the_output_of_layer3():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(backbone_model="resnet19"), "no convolutional network 'resnet19'"),
-        (dict(backbone_model="vit_b_16"), "no convolutional network 'vit_b_16'"),
-        (dict(backbone_model="swin_t"), "no convolutional network 'swin_t'"),
-        (dict(backbone_model="maxvit_t"), "no convolutional network 'maxvit_t'"),
+        (dict(backbone_model="resnet19"), "'resnet19' is no convolutional network"),
+        (dict(backbone_model="vit_b_16"), "'vit_b_16' is no convolutional network"),
+        (dict(backbone_model="swin_t"), "'swin_t' is no convolutional network"),
+        (dict(backbone_model="maxvit_t"), "'maxvit_t' is no convolutional network"),
+        (dict(backbone_model="vit_tiny_patch16_224"), "'vit_tiny_patch16_224' is no convolutional network"),
+        (dict(backbone_model="hrnet_w18_small"), "'hrnet_w18_small' is no convolutional network"),  # not one chain
         (dict(backbone_model="Conv4", pretrained=True), "pretrained: there are no ImageNet weights for Conv4"),
         (dict(backbone_model="Conv4", image_size=(4, 64)), r"image.size: \[4, 64\] is too small"),
         (dict(backbone_model="resnet18", image_size=(1, 1)), r"image.size: \[1, 1\] is too small"),
@@ -236,7 +238,7 @@ def test_backbones_that_cannot_be_used(arguments, message):
     assert "\n" not in str(caught.value) and ";" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["Conv4", "densenet121", "googlenet"])
+@pytest.mark.parametrize("name", ["Conv4", "densenet121", "googlenet", "EfficientNetLite0", "resnet26t"])
 def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
     network = SiameseNetwork(
         name,
@@ -247,11 +249,13 @@ def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
         threshold=0.4,
         mean=(0.1, 0.2, 0.3),
         std=(0.4, 0.5, 0.6),
+        normalize_embeddings=True,
     )
     network(torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48))  # moves the batch statistics
     network.mean_embedding.copy_(torch.arange(4.0))
     network.save(tmp_path / "model.pth", classes=["a", "b"], config={"seed": 1})
     monkeypatch.chdir(tmp_path)  # no config.yml here
+    monkeypatch.setattr("utils.backbones.files", None)  # no package of weights
 
     loaded = SiameseNetwork.load("model.pth")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8))
@@ -271,9 +275,31 @@ def test_a_checkpoint_knows_its_fit_and_one_from_before_there_was_a_choice_stret
     SiameseNetwork("Conv4", image_size=(16, 24), fit="pad", mean=(0.1, 0.2, 0.3)).save(tmp_path / "model.pth")
     assert SiameseNetwork.load(tmp_path / "model.pth").frame == ((16, 24), "pad", (0.1, 0.2, 0.3))
     checkpoint = torch.load(tmp_path / "model.pth", weights_only=True)
-    del checkpoint["architecture"]["fit"]
+    del checkpoint["architecture"]["fit"], checkpoint["architecture"]["normalize_embeddings"]
     torch.save(checkpoint, tmp_path / "model.pth")
-    assert SiameseNetwork.load(tmp_path / "model.pth").frame == ((16, 24), "stretch", (0.1, 0.2, 0.3))
+    old = SiameseNetwork.load(tmp_path / "model.pth")
+    assert old.frame == ((16, 24), "stretch", (0.1, 0.2, 0.3)) and not old.normalize_embeddings
+
+
+@pytest.mark.parametrize("margin", [2.0, 3.0])
+def test_normalised_embeddings_lie_a_margin_apart_at_a_right_angle(margin):
+    torch.manual_seed(0)
+    plain, normalised = (
+        SiameseNetwork("Conv4", image_size=(16, 16), margin=margin, normalize_embeddings=scaled).eval()
+        for scaled in (False, True)
+    )
+    normalised.load_state_dict(plain.state_dict())
+    batch = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(plain.embed(batch), dim=1) * margin / 2**0.5
+        assert torch.allclose(normalised.embed(batch), expected, atol=1e-6)
+        axes = torch.eye(4)[:2] * 7
+        normalised.head = nn.Identity()
+        z = normalised.embed_pooled(axes)
+    assert embedding_distance(z[0], z[1]).item() == pytest.approx(margin)
+    nothing = torch.zeros(1, 4, requires_grad=True)
+    normalised.embed_pooled(nothing).sum().backward()
+    assert nothing.grad.isfinite().all()
 
 
 def test_checkpoint_is_loaded_onto_the_device_asked_for(model, tmp_path):

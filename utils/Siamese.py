@@ -75,20 +75,22 @@ class SiameseNetwork(nn.Module):
     """Two images through one network; how far apart their embeddings lie says how alike they are.
 
     backbone `A = f(x)` -> pooling `p` -> head (256, ReLU, `embedding_dim`) -> embedding z. Raw distance
-    `D = ||z1 - z2||`, dissimilarity `d = min(D / margin, 1)`.
+    `D = ||z1 - z2||`, dissimilarity `d = min(D / margin, 1)`. Normalised embeddings lie on a sphere on which those at a
+    right angle, as unrelated ones tend to be, are a margin apart: `||z|| = margin / sqrt(2)`.
 
     Args:
-        backbone_model: `Conv4`, `MobileNet`, `ResNet50`, or any convolutional torchvision classifier by its
-            torchvision name (`resnet18`, `efficientnet_b0`, ...).
-        pretrained: start from torchvision's ImageNet weights (downloaded once).
+        backbone_model: `EfficientNetLite0`, `MobileNet`, `ResNet50`, `Conv4`, or any convolutional network of
+            torchvision or timm by its name there (`resnet18`, `convnext_atto`, ...).
+        pretrained: start from ImageNet weights; those of EfficientNetLite0 are installed, others are downloaded once.
         pooling: `gem` or `avg` (the paper's).
         embedding_dim: D, the length of an embedding.
         image_size: (height, width) in pixels that `preprocess` makes.
-        weights: local file of weights for the backbone, as torchvision publishes them; instead of a download.
+        weights: local file of weights for the backbone, as its library publishes them; instead of a download.
         margin: distance at which two images count as completely dissimilar.
         threshold: a pair is similar iff its dissimilarity lies below.
         mean, std: normalisation of the colour channels, on a scale of 0 to 1.
         fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.images.frame.Frame`.
+        normalize_embeddings: whether embeddings are scaled to one length.
 
     Raises:
         ModelError: unknown backbone, weights that cannot be downloaded, read or matched.
@@ -107,6 +109,7 @@ class SiameseNetwork(nn.Module):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         fit: str = "stretch",
+        normalize_embeddings: bool = False,
     ) -> None:
         super().__init__()
         if pooling not in ("gem", "avg"):
@@ -123,11 +126,13 @@ class SiameseNetwork(nn.Module):
             mean=tuple(mean),
             std=tuple(std),
             fit=fit,
+            normalize_embeddings=normalize_embeddings,
         )
+        self.normalize_embeddings = normalize_embeddings
         self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
         self.frame = Frame(self.image_size, fit, tuple(mean))
         self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights))
-        shapes = self._block_shapes()
+        shapes = self.block_shapes()
         self.fine_block = self._fine_block(shapes)
         self.pooling = GeM() if pooling == "gem" else AveragePooling()
         self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
@@ -140,7 +145,7 @@ class SiameseNetwork(nn.Module):
         self.info: dict[str, Any] = {}
         self.to(memory_format=torch.channels_last)
 
-    def _block_shapes(self) -> list[torch.Size]:
+    def block_shapes(self) -> list[torch.Size]:
         """Output shape (1, C, h, w) of every block of the backbone for one blank image (modes and statistics
         untouched)."""
         shapes, x = [], torch.zeros(1, 3, *self.image_size)
@@ -183,7 +188,15 @@ class SiameseNetwork(nn.Module):
 
     def embed_features(self, activations: torch.Tensor) -> torch.Tensor:
         """Final feature map (N, C, h, w) -> embeddings."""
-        return self.head(self.pooling(activations))
+        return self.embed_pooled(self.pooling(activations))
+
+    def embed_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Pooled features (N, C) -> embeddings."""
+        z = self.head(pooled)
+        if not self.normalize_embeddings:
+            return z
+        # Powers and a product, of which DeepLIFT's rescale rule knows the slopes, where F.normalize is one step to it.
+        return z * (2 / self.margin**2 * z.pow(2).sum(1, keepdim=True)).clamp(min=1e-12).pow(-0.5)
 
     def forward(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """Dissimilarity in [0, 1] of each image of `batch1` and its partner in `batch2`: 2 x (N, 3, H, W) -> (N,)."""

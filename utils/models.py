@@ -23,6 +23,7 @@ def build_model(config: Config) -> SiameseNetwork:
             config.image.normalization.mean,
             config.image.normalization.std,
             config.image.fit,
+            config.normalize_embeddings,
         )
 
 

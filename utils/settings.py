@@ -68,7 +68,8 @@ class ImageOptions(Section):
 
 
 class Hyperparameters(Section):
-    epochs: Count = 30
+    head_steps: Annotated[int, Field(ge=0)] = 300
+    epochs: Annotated[int, Field(ge=0)] = 30
     verbose: bool = True
     batch_size: Annotated[int, Field(ge=2)] = 64
     num_workers: Annotated[int, Field(ge=0)] = 2
@@ -112,6 +113,7 @@ class Config(Section):
     weights: Path | None = None
     pooling: Literal["gem", "avg"] = "gem"
     embedding_dim: Annotated[int, Field(ge=2)] = 16
+    normalize_embeddings: bool = False
     margin: Positive = 2.0
     threshold: Fraction = 0.5
     training_pairs: Literal["batch", "sampled"] = "batch"
@@ -147,6 +149,25 @@ class Config(Section):
                 "should have one pair of brackets ( ) around the part of the file name that images of one group share"
             )
         return pattern
+
+    @property
+    def transfer(self) -> bool:
+        """Whether the backbone starts from weights that others have trained."""
+        return self.pretrained or self.weights is not None
+
+    @property
+    def head_steps(self) -> int:
+        """Steps in which the head alone is trained; 0 for a backbone of random weights, whose features say nothing."""
+        return self.hyperparameters.head_steps if self.transfer else 0
+
+    @model_validator(mode="after")
+    def _something_is_trained(self):
+        if self.hyperparameters.epochs == 0 and self.head_steps == 0:
+            raise ValueError(
+                "hyperparameters.epochs: 0 trains nothing here; use 1 or more, "
+                "or pretrained: True with hyperparameters.head_steps above 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batches_hold_both_kinds(self):

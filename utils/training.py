@@ -6,6 +6,7 @@ python -m utils.training --dataset NAME
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -29,8 +30,10 @@ from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, evenly, image_batches, make_pairs, pair_batches
 from utils.machine import bfloat16_pays, choose_device, keep_freed_memory
 from utils.models import build_model
+from utils.optimization import make_optimizer, make_scheduler
 from utils.settings import Config, UserError
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, embedding_distance
+from utils.transfer import HEAD_RATE, early_blocks, embed_late, freeze, frozen_features
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
 
@@ -58,10 +61,8 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """
     keep_freed_memory()
     cards = [config.gpu] if choose_device(config).type == "cuda" else []
-    with (
-        memory_advice(config),
-        torch.random.fork_rng(cards),
-    ):  # stochastic depth and dropout draw from the global generators
+    # Stochastic depth and dropout draw from the global generators.
+    with memory_advice(config), torch.random.fork_rng(cards):
         torch.manual_seed(config.seed)
         return Trainer(config, prepare_split(config)[0] if table is None else table).run()
 
@@ -84,22 +85,46 @@ class Trainer:
         self.augment = Augmentation(config.image, config.seed)
         self.progress = 0.0
         self.loss = ContrastiveLoss(config.margin)
-        self.optimizer = make_optimizer(self.model, config)
         self.rng = np.random.default_rng(config.seed)
         self.steps_per_epoch = len(self.epoch_batches())
-        self.scheduler = make_scheduler(self.optimizer, config, self.steps_per_epoch)
+        self.head_epochs = math.ceil(config.head_steps / self.steps_per_epoch)
+        self.epochs = self.head_epochs + self.options.epochs
+        self.features: dict[str, torch.Tensor] = {}  # of the frozen backbone, while only the head is trained
+        self.frozen = 0  # first blocks of the backbone that stay as they are
+        self.start_head() if self.head_epochs else self.start_all()
+
+    def start_head(self) -> None:
+        """Epochs of the head alone."""
+        size, verbose = self.options.batch_size, self.options.verbose
+        augment = Augmentation(self.config.image, self.config.seed)
+        self.features["train"] = frozen_features(self.model, self.images["train"], augment, size, verbose)
+        self.features["valid"] = frozen_features(self.model, self.images["valid"], None, size, verbose)
+        self.optimizer = make_optimizer(self.model.head, self.config, HEAD_RATE)
+        steps = self.head_epochs * self.steps_per_epoch
+        self.scheduler = OneCycleLR(self.optimizer, HEAD_RATE, total_steps=steps, cycle_momentum=False)
+
+    def start_all(self) -> None:
+        """Epochs of the whole network or, where it starts from pretrained weights, of all but its first blocks."""
+        self.features = {}
+        if self.config.transfer:
+            self.frozen = early_blocks(self.model)
+            freeze(self.model, self.frozen)
+        self.optimizer = make_optimizer(self.model, self.config)
+        self.scheduler = make_scheduler(self.optimizer, self.config, self.steps_per_epoch)
 
     def run(self) -> pd.DataFrame:
         stopping = EarlyStopping(self.config.early_stopping.patience, self.config.early_stopping.min_delta, mode="max")
         history = []
-        with tqdm(
-            total=self.options.epochs * self.steps_per_epoch, desc="Training", disable=not self.options.verbose
-        ) as bar:
+        steps = self.epochs * self.steps_per_epoch
+        with tqdm(total=steps, desc="Training", disable=not self.options.verbose) as bar:
             try:
-                for epoch in range(1, self.options.epochs + 1):
+                for epoch in range(1, self.epochs + 1):
+                    if epoch == self.head_epochs + 1 and self.features:
+                        self.start_all()
                     history.append(self.run_epoch(epoch, bar))
                     self.keep(pd.DataFrame(history, columns=HISTORY))
-                    stopping.step(history[-1]["valid_auc"])
+                    if not self.features:  # the head's few steps are never stopped early
+                        stopping.step(history[-1]["valid_auc"])
                     if stopping.should_stop:
                         break
             except KeyboardInterrupt:
@@ -111,9 +136,11 @@ class Trainer:
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         start = time.perf_counter()
         rate = self.optimizer.param_groups[0]["lr"]
-        bar.set_description(f"Epoch {epoch}/{self.options.epochs}")
+        bar.set_description(f"Epoch {epoch}/{self.epochs}{', head alone' if self.features else ''}")
         self.model.train()
-        self.progress = (epoch - 1) / max(1, self.options.epochs - 1)
+        if self.config.transfer:
+            freeze(self.model, self.frozen)
+        self.progress = max(0, epoch - self.head_epochs - 1) / max(1, self.options.epochs - 1)
         losses, weights, sums = [], [], torch.zeros(self.config.embedding_dim)
         for batch in self.epoch_batches():
             loss, embeddings = self.step(batch)
@@ -166,14 +193,22 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device))
 
+    def embed(self, positions: np.ndarray) -> torch.Tensor:
+        """Embeddings (B, D) of training images, with gradients of what is trained in this epoch."""
+        if self.features:
+            views = self.rng.integers(len(self.features["train"]), size=len(positions))
+            return self.model.embed_pooled(self.features["train"][views, positions].to(self.device))
+        images = self.training_images(positions)
+        if self.frozen:
+            return embed_late(self.model, images, self.frozen).float()
+        with self.autocast():
+            return self.model.embed(images).float()
+
     def batch_loss(self, batch: np.ndarray | Pairs) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of a batch and the embeddings it comes from."""
         paired = isinstance(batch, Pairs)
         positions = np.concatenate([batch.first, batch.second]) if paired else batch
-        images = self.training_images(positions)
-        with self.autocast():
-            embeddings = self.model.embed(images)
-        embeddings = embeddings.float()
+        embeddings = self.embed(positions)
         if paired:
             loss = self.loss(embedding_distance(*embeddings.chunk(2)), torch.from_numpy(batch.label).to(self.device))
         else:
@@ -181,9 +216,12 @@ class Trainer:
         return loss, embeddings
 
     def validate(self) -> dict[str, float]:
-        distance = pair_distances(
-            embed_images(self.model, self.images["valid"], self.options.batch_size), self.valid_pairs
-        )
+        if self.features:
+            with torch.no_grad():
+                embeddings = self.model.embed_pooled(self.features["valid"][0].to(self.device)).cpu()
+        else:
+            embeddings = embed_images(self.model, self.images["valid"], self.options.batch_size)
+        distance = pair_distances(embeddings, self.valid_pairs)
         loss = self.loss(distance, torch.from_numpy(self.valid_pairs.label))
         dissimilarity = (distance / self.config.margin).numpy()
         scores = score_pairs(dissimilarity, self.valid_pairs.label, self.config.threshold)
@@ -194,9 +232,8 @@ class Trainer:
         """After every epoch: the history so far, the last network, and, if it is the best, everything that goes with
         it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if best_epoch(history) == len(
-            history
-        ):  # split and network change together: no network meets another one's test images
+        # Split and network change together: no network meets another one's test images.
+        if best_epoch(history) == len(history):
             self.save("model.pth")
             self.table.to_csv(self.folder / "split.csv", index=False)
             self.config.save(self.folder / "config.yml")
@@ -238,26 +275,6 @@ def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     """
     i, j = torch.triu_indices(len(labels), len(labels), offset=1).to(embeddings.device)
     return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
-
-
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    options = config.hyperparameters
-    settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
-    if options.optimizer == "SGD":
-        return torch.optim.SGD(model.parameters(), momentum=options.momentum, nesterov=options.nesterov, **settings)
-    return getattr(torch.optim, options.optimizer)(model.parameters(), **settings)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> OneCycleLR | ReduceLROnPlateau:
-    options = config.LRScheduler
-    if options.name == "OneCycle":
-        peak = config.hyperparameters.learning_rate
-        return OneCycleLR(
-            optimizer, peak, epochs=config.hyperparameters.epochs, steps_per_epoch=steps, cycle_momentum=False
-        )
-    return ReduceLROnPlateau(
-        optimizer, mode="max", factor=options.factor, patience=options.patience, min_lr=options.min_lr
-    )
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def test_the_slope_of_every_nonlinearity(function, x, reference, slope):
 WITH_PRODUCTS = ["regnet_y_400mf", "mobilenet_v3_small", "efficientnet_b0"]  # squeeze-and-excitation
 
 
-@pytest.mark.parametrize("pooling", ["gem", "avg"])
+@pytest.mark.parametrize(("pooling", "normalize"), [("gem", False), ("avg", False), ("gem", True)])
 @pytest.mark.parametrize(
     "backbone",
     [
@@ -65,12 +65,16 @@ WITH_PRODUCTS = ["regnet_y_400mf", "mobilenet_v3_small", "efficientnet_b0"]  # s
         "shufflenet_v2_x0_5",
         "regnet_x_400mf",
         "mnasnet0_5",
+        "EfficientNetLite0",
+        "resnet26t",  # of timm, as the next ones
+        "mobilenetv3_small_050",
+        "densenetblur121d",
         *WITH_PRODUCTS,
     ],
 )
-def test_what_positions_give_adds_up_to_the_difference(backbone, pooling):
+def test_what_positions_give_adds_up_to_the_difference(backbone, pooling, normalize):
     torch.manual_seed(0)
-    model = SiameseNetwork(backbone, pooling=pooling, image_size=(64, 64))
+    model = SiameseNetwork(backbone, pooling=pooling, image_size=(64, 64), normalize_embeddings=normalize)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0

@@ -3,6 +3,7 @@ would do."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,18 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-# Elementwise nonlinearities as torchvision's backbones, our pooling and our head call them.
+# Elementwise nonlinearities as the backbones of torchvision and timm, our pooling and our head call them.
 NONLINEAR = {
     F.relu,
+    F.relu6,
     F.hardtanh,
     F.silu,
     F.hardswish,
     F.hardsigmoid,
     F.gelu,
     torch.sigmoid,
+    torch.Tensor.sigmoid,
     torch.Tensor.clamp,
     torch.Tensor.pow,
 }
+BATCH_NORM = inspect.signature(F.batch_norm)
 
 
 def from_reference(
@@ -43,8 +47,9 @@ class RescaleRule(TorchFunctionMode):
     Where a nonlinearity f meets x, and meets r in the reference, its derivative is replaced by `(f(x) - f(r)) / (x -
     r)` (Shrikumar et al., 2017, section 3.5.2; by 0, and not the derivative, where x = r: nothing differs that could be
     passed on). Gradients become DeepLIFT's multipliers, and what they give to the elements of the input adds up: `sum
-    (dz/dx) (x - r) = z(x) - z(r)`. A product of two maps (squeeze-and-excitation) shares its difference evenly between
-    them. So the sum is exact in ResNet, MobileNet, EfficientNet, RegNet and DenseNet. All other functions keep their
+    (dz/dx) (x - r) = z(x) - z(r)`. A product of two maps (squeeze-and-excitation), or of an embedding and its inverse
+    length, shares its difference evenly between them. So the sum is exact in ResNet, MobileNet, EfficientNet, RegNet
+    and DenseNet. All other functions keep their
     derivative: maxima over places that differ in the reference (VGG, GoogLeNet), layer normalisation (ConvNeXt). There
     the sum holds only roughly.
     """
@@ -53,14 +58,13 @@ class RescaleRule(TorchFunctionMode):
         self, function: Callable, types: Any, arguments: tuple = (), options: dict | None = None
     ) -> Any:
         options = options or {}
-        if (
-            function is F.batch_norm
-            and not options["training"]
-            and options["weight"] is not None
-            and arguments[0].ndim == 4
-        ):
-            return _normalise(*arguments, options["weight"], options["bias"], options["eps"])
-        if function is torch.Tensor.mul and all(isinstance(x, torch.Tensor) and x.ndim == 4 for x in arguments):
+        if function is F.batch_norm:  # torchvision and timm name other arguments of it
+            given = BATCH_NORM.bind(*arguments, **options)
+            given.apply_defaults()
+            x, mean, variance, weight, bias, training, _, eps = given.args
+            if not training and weight is not None and x.ndim == 4:
+                return _normalise(x, mean, variance, weight, bias, eps)
+        if function is torch.Tensor.mul and all(isinstance(x, torch.Tensor) and x.ndim in (2, 4) for x in arguments):
             return _product(*arguments)
         if function not in NONLINEAR:
             return function(*arguments, **options)
