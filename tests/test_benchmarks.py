@@ -12,6 +12,7 @@ from benchmarks.architectures import (
     ordered_pairs,
     position_by_position,
 )
+from benchmarks.datasets import measure
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
@@ -139,3 +140,11 @@ def test_the_first_variant_is_contrast():
     assert variants.VARIANTS[0] == variants.Variant("contrast") and expected.any()
     drawn = torch.nn.functional.interpolate(expected, size=(24, 24), mode="bilinear")
     assert torch.allclose(found, drawn, rtol=1e-3, atol=1e-4 * float(drawn.abs().max()))
+
+
+def test_a_dataset_is_measured_on_the_images_that_were_held_out(colour_folder):
+    settings = {"hyperparameters.epochs": 8, "hyperparameters.learning_rate": 0.003, "hyperparameters.verbose": False}
+    config = changed(folder_config(colour_folder), settings | {"test_size": 0.3, "valid_size": 0.3})
+    measured = measure(config)
+    assert measured["test images"] == 6 and measured["AUC"] == measured["recall@1"] == measured["accuracy"] == 1
+    assert 0.5 < measured["AUC low"] <= measured["AUC high"] == 1 and measured["seconds"] > 0

@@ -27,6 +27,15 @@ def build_model(config: Config) -> SiameseNetwork:
         )
 
 
+def starting_point(config: Config) -> str:
+    """What the network knows before it is trained, in a sentence."""
+    if config.weights is not None:
+        return f"the weights in {config.weights}"
+    if config.pretrained:
+        return "ImageNet weights, which tell 1,000 kinds of things on photographs apart"
+    return "random weights, which know nothing: all is learnt from your images"
+
+
 def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     """The network in `config.trained_path`, on the configured device and deciding at the configured threshold.
 

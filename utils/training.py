@@ -254,12 +254,14 @@ class Trainer:
         embedding."""
         self.model = SiameseNetwork.load(self.folder / "model.pth", self.device)
         self.calibrated_threshold = self.model.info["calibrated_threshold"]
-        self.model.mean_embedding.copy_(embed_images(self.model, self.images["train"], self.options.batch_size).mean(0))
-        some = self.images["train"][evenly(len(self.images["train"]), 256)]
-        self.model.blurred_features.copy_(
-            blurred_features(self.model, self.model.normalize(some), self.options.batch_size)
-        )
-        self.model.removable.fill_(removable_share(self.model, some, self.options.batch_size))
+        images, size, verbose = self.images["train"], self.options.batch_size, self.options.verbose
+        self.model.mean_embedding.copy_(embed_images(self.model, images, size, verbose).mean(0))
+        some = images[evenly(len(images), 256)]
+        with tqdm(total=2, desc="Preparing explanations", disable=not verbose) as bar:
+            self.model.blurred_features.copy_(blurred_features(self.model, self.model.normalize(some), size))
+            bar.update()
+            self.model.removable.fill_(removable_share(self.model, some, size))
+            bar.update()
         self.save("model.pth")
 
 

@@ -1,0 +1,69 @@
+"""What a dataset's settings reach on images that took no part in training: the rows of README's table.
+
+    python -m benchmarks.datasets --dataset Flowers --seeds 3
+
+A seed draws the split, so every seed tests other images. Seconds are those of everything: reading, training, and what
+is measured after it for the explanations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from benchmarks.questions import add_set_option, changed, scratch
+from utils.config import load_config
+from utils.dataset import prepare_split
+from utils.evaluate.retrieval import retrieval_scores
+from utils.evaluate.scores import bootstrap_intervals, measure_split, score_pairs
+from utils.settings import Config
+from utils.Siamese import SiameseNetwork
+from utils.training import train
+
+
+def measure(config: Config) -> dict[str, float]:
+    """Train, and score the kept network on the test split; accuracy at the threshold calibrated on validation pairs."""
+    start = time.perf_counter()
+    table = prepare_split(config)[0]
+    history = train(config, table)
+    seconds = time.perf_counter() - start
+    model = SiameseNetwork.load(config.checkpoints_path / "model.pth")
+    test = measure_split(model, table, "test", config)
+    threshold = model.info["calibrated_threshold"]
+    scores = score_pairs(test.dissimilarity, test.pairs.label, threshold)
+    low, high = bootstrap_intervals(test.dissimilarity, test.pairs, threshold, config.seed)["auc"]
+    return {
+        "test images": len(test.labels),
+        "AUC": scores.auc,
+        "AUC low": low,
+        "AUC high": high,
+        "accuracy": scores.accuracy,
+        "recall@1": retrieval_scores(test.embeddings, test.labels)["recall@1"].iloc[-1],
+        "valid AUC": history.valid_auc.max(),
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset")
+    parser.add_argument("--config", default="config.yml", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    add_set_option(parser)
+    arguments = parser.parse_args()
+    base = changed(load_config(arguments.config, arguments.dataset), dict(arguments.set))
+    rows = []
+    for seed in tqdm(range(arguments.seeds), desc=base.dataset):
+        with scratch(changed(base, {"seed": seed})) as config:
+            rows.append(measure(config))
+    table = pd.DataFrame(rows, index=pd.Index(range(arguments.seeds), name="seed"))
+    table.loc["mean"] = table.mean()
+    print(f"{base.dataset}\n{table.round(3).to_string()}")
+
+
+if __name__ == "__main__":
+    main()
