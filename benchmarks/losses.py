@@ -33,8 +33,7 @@ from utils.images.pairs import evaluation_pairs, image_batches
 from utils.models import build_model
 from utils.optimization import make_optimizer
 from utils.settings import Config
-from utils.Siamese import ContrastiveLoss, SiameseNetwork
-from utils.training import all_pairs
+from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs
 from utils.transfer import HEAD_RATE, frozen_features
 
 PLAIN = "the same, embeddings not normalised"

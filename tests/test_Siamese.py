@@ -15,6 +15,7 @@ from utils.Siamese import (
     ContrastiveLoss,
     GeM,
     SiameseNetwork,
+    all_pairs,
     embedding_distance,
     eval_mode,
     similarity_matrix,
@@ -350,3 +351,11 @@ def test_an_interrupted_save_leaves_the_previous_checkpoint_whole(model, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         model.save(tmp_path / "model.pth", epoch=2)
     assert SiameseNetwork.load(tmp_path / "model.pth").info == {"epoch": 1}
+
+
+def test_all_pairs_equals_a_loop():
+    z, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 2, 1])
+    distance, kind = all_pairs(z, labels)
+    looped = [(torch.dist(z[i], z[j]).item(), int(labels[i] != labels[j])) for i in range(5) for j in range(i + 1, 5)]
+    assert distance.tolist() == pytest.approx([d for d, _ in looped], abs=1e-5)
+    assert kind.tolist() == [k for _, k in looped]

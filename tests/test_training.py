@@ -18,7 +18,7 @@ from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
-from utils.training import HISTORY, Trainer, TrainingError, all_pairs, train
+from utils.training import HISTORY, Trainer, TrainingError, train
 from utils.transfer import HEAD_RATE
 
 QUICK = {"epochs": 2, "batch_size": 8, "verbose": False, "num_workers": 0, "learning_rate": 0.003}
@@ -322,14 +322,6 @@ def test_training_takes_a_split_that_is_given(config):
     other = table.assign(split=table.split.replace({"test": "valid", "valid": "test"}))
     train(settings, other)
     assert read_split(settings.checkpoints_path / "split.csv").equals(other) and not other.equals(table)
-
-
-def test_all_pairs_equals_a_loop():
-    z, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 2, 1])
-    distance, kind = all_pairs(z, labels)
-    looped = [(torch.dist(z[i], z[j]).item(), int(labels[i] != labels[j])) for i in range(5) for j in range(i + 1, 5)]
-    assert distance.tolist() == pytest.approx([d for d, _ in looped], abs=1e-5)
-    assert kind.tolist() == [k for _, k in looped]
 
 
 @pytest.mark.parametrize(

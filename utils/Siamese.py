@@ -252,6 +252,20 @@ def embedding_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
     return (z1 - z2).square().sum(-1).add(1e-12).sqrt()
 
 
+def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every pair inside a batch, each once.
+
+    Args:
+        embeddings: shape (B, D).
+        labels: class of each image, shape (B,).
+
+    Returns:
+        Raw distances and pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,).
+    """
+    i, j = torch.triu_indices(len(labels), len(labels), offset=1).to(embeddings.device)
+    return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module's own mode back afterwards, also after an exception."""

@@ -32,7 +32,7 @@ from utils.machine import bfloat16_pays, choose_device, keep_freed_memory
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
 from utils.settings import Config, UserError
-from utils.Siamese import ContrastiveLoss, SiameseNetwork, embedding_distance
+from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance
 from utils.transfer import HEAD_RATE, early_blocks, embed_late, freeze, frozen_features
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
@@ -263,20 +263,6 @@ class Trainer:
             self.model.removable.fill_(removable_share(self.model, some, size))
             bar.update()
         self.save("model.pth")
-
-
-def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every pair inside a batch, each once.
-
-    Args:
-        embeddings: shape (B, D).
-        labels: class of each image, shape (B,).
-
-    Returns:
-        Raw distances and pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,).
-    """
-    i, j = torch.triu_indices(len(labels), len(labels), offset=1).to(embeddings.device)
-    return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
 
 
 @contextmanager
