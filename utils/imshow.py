@@ -97,9 +97,13 @@ def show_twins(audit: Audit, config: Config, most: int = 6) -> Figure | None:
             label, name = file.split("/", 1)
             axis.imshow(shrink(read_image(config.data_path / file), 256))
             title = f"{label} (conflicting)" if conflicting else label
-            name = name if len(name) <= 26 else f"…{name[-25:]}"
-            axis.set_title(f"{title}\n{name}", fontsize=8, color="firebrick" if conflicting else "black")
+            axis.set_title(f"{title}\n{_short(name)}", fontsize=8, color="firebrick" if conflicting else "black")
     return figure
+
+
+def _short(name: str, most: int = 26) -> str:
+    """The end of a long file name, which tells more than its start."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequence[str]) -> Figure:
@@ -184,7 +188,7 @@ def _rows_of_panels(
     size = (width, 2.4 * sum(heights) + titles)
     figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights})
     for row, name in zip(axes, names):
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(_short(name), fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)

@@ -28,10 +28,10 @@ def frozen_features(
 ) -> torch.Tensor:
     """What the backbone makes of uint8 images (N, 3, H, W), pooled, in eval mode: float (V, N, C) on the CPU.
 
-    V is 1, or `VIEWS` with `augment`: the first view is the images as they are, the others are augmented. Those are to
-    train on, and may be computed in bfloat16.
+    V is 1, or `VIEWS` where `augment` changes images: the first view is the images as they are, the others are
+    augmented. Features for training may be computed in bfloat16.
     """
-    device, rounds = model.mean.device, 1 if augment is None else VIEWS
+    device, rounds = model.mean.device, VIEWS if augment is not None and augment.transform else 1
     features: list[list[torch.Tensor]] = [[] for _ in range(rounds)]
     with eval_mode(model), tqdm(total=rounds * len(images), desc="Computing features", disable=not verbose) as bar:
         for view in range(rounds):
