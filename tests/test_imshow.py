@@ -270,3 +270,19 @@ def test_without_twins_there_is_no_figure(colour_folder):
         hyperparameters={"verbose": False},
     )
     assert show_twins(audit(config), config) is None
+
+
+def test_long_names_are_shortened_beside_their_panels():
+    explanation = Explanation(
+        distance=torch.ones(1),
+        similarity=torch.full((1,), 0.5),
+        is_similar=torch.tensor([False]),
+        factual=torch.zeros(1, 2, 8, 8),
+        counterfactual=torch.zeros(1, 2, 8, 8),
+        raw=torch.zeros(1, 2, 4, 4),
+        strength=torch.zeros(1, 2, 2),
+        empty=torch.ones(1, 2, 2, dtype=torch.bool),
+    )
+    image = Image.new("RGB", (8, 8))
+    figure = show_explanation((image, image), explanation, names=("a" * 30 + "b" * 10, "short"))
+    assert [figure.axes[k].get_ylabel() for k in (0, 3)] == ["…" + "a" * 15 + "b" * 10, "short"]

@@ -1,0 +1,48 @@
+import pytest
+
+from utils.models import build_model, load_trained, starting_point
+from utils.settings import SHIPPED, Config
+from utils.Siamese import ModelError
+
+
+def config_of(folder, dataset="Synthetic", **settings):
+    return Config(
+        dataset=dataset,
+        data_path=folder / dataset,
+        checkpoints_path=folder / "checkpoints",
+        outputs_path=folder / "outputs",
+        backbone_model="Conv4",
+        hyperparameters={"verbose": False},
+        device="cpu",
+        **settings,
+    )
+
+
+def test_before_training_the_shipped_network_stands_in_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.images.synthetic.IMAGES_PER_CLASS", 1)
+    config = config_of(tmp_path, threshold=0.3)
+    model, note = load_trained(config)
+    assert config.trained_path == SHIPPED / "Synthetic" and model.threshold == 0.3
+    assert note.startswith("Synthetic: trained on checks, dots") and "not trained yet" in note
+    assert (tmp_path / "Synthetic" / "dots" / "dots_000.png").is_file()
+
+
+def test_a_network_of_ones_own_is_preferred(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.images.synthetic.IMAGES_PER_CLASS", 1)
+    config = config_of(tmp_path)
+    config.checkpoints_path.mkdir()
+    build_model(config).save(config.checkpoints_path / "model.pth", classes=["a", "b"])
+    model, note = load_trained(config)
+    assert (note, model.info["classes"]) == ("Synthetic: trained on a, b", ["a", "b"])
+
+
+def test_without_either_the_notebook_that_trains_is_named(tmp_path):
+    with pytest.raises(ModelError, match="run 01_Train_Siamese_model.ipynb first"):
+        load_trained(config_of(tmp_path, dataset="Mine"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [({}, "random"), ({"pretrained": True}, "ImageNet"), ({"weights": __file__}, __file__)]
+)
+def test_what_a_network_starts_from(tmp_path, settings, words):
+    assert words in starting_point(config_of(tmp_path, **settings))
