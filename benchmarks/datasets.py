@@ -44,6 +44,7 @@ def measure(config: Config) -> dict[str, float]:
         "accuracy": scores.accuracy,
         "recall@1": retrieval_scores(test.embeddings, test.labels)["recall@1"].iloc[-1],
         "valid AUC": history.valid_auc.max(),
+        "valid AUC, head alone": history.valid_auc[: len(history) - config.hyperparameters.epochs].max(),
         "seconds": seconds,
     }
 
