@@ -198,18 +198,10 @@ def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_pat
     assert not torch.equal(network.preprocess(Image.fromarray(pixels[..., :3])), trained_on)
 
 
-def original(name):
-    options = (
-        dict(aux_logits=False, init_weights=False, transform_input=True)
-        if name in ("googlenet", "inception_v3")
-        else {}
-    )
-    torch.manual_seed(0)
-    return torchvision.models.get_model(name, weights=None, **options).eval()
-
-
 def test_resnet_fine_map_is_the_output_of_layer3():
-    classifier, network = original("resnet18"), SiameseNetwork("resnet18", image_size=(224, 224)).eval()
+    torch.manual_seed(0)
+    classifier = torchvision.models.resnet18(weights=None).eval()
+    network = SiameseNetwork("resnet18", image_size=(224, 224)).eval()
     network.backbone.load_state_dict(dict(zip(network.backbone.state_dict(), classifier.state_dict().values())))
     seen, batch = [], torch.rand(2, 3, 224, 224)
     classifier.layer3.register_forward_hook(lambda module, inputs, output: seen.append(output))

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from utils import training  # TODO
+from utils import training
 from utils.backbones import backbone_blocks
 from utils.dataset import prepare_split, read_split
 from utils.early_stopping import best_epoch

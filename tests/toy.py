@@ -2,7 +2,9 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from utils.Siamese import SiameseNetwork
@@ -80,3 +82,18 @@ def trained_network(name="Conv4", size=SIZE):
     for norm in norms:
         norm.momentum = 0.1
     return model
+
+
+def naive_margins(regions):
+    """Margins (N, 2) by loops: one image of each pair with its region blurred by scipy."""
+    result = np.zeros((len(regions), 2))
+    for n, side in np.ndindex(*result.shape):
+        z = []
+        for k, images in enumerate([IMAGES1, IMAGES2]):
+            red = images[n, 0].double().numpy()
+            if k == side:
+                red = np.where(regions[n, side], gaussian_filter(red, 5, mode="mirror", radius=10), red)
+            z.append(red[A].mean() + red[B].mean())
+        distance = abs(z[0] - z[1])
+        result[n, side] = 0.5 - distance / 2 if n == 0 else distance / 2 - 0.5
+    return result

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from utils.backbones import IMAGENET_MEAN, IMAGENET_STD, ModelError, backbone_blocks, brief
+from utils.backbones import IMAGENET_MEAN, IMAGENET_STD, ModelError, backbone_blocks, brief, eval_mode
 from utils.images.frame import Frame, to_uint8
 
 FINE = 14 * 14  # positions of a feature map that explanations need: stride 16 at 224 pixels (benchmarks/README.md)
@@ -264,19 +262,6 @@ def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     """
     i, j = torch.triu_indices(len(labels), len(labels), offset=1).to(embeddings.device)
     return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode back afterwards, also after an exception."""
-    changed = [module for module in model.modules() if module.training]
-    for module in changed:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.training = True
 
 
 def similarity_matrix(model: SiameseNetwork, embeddings: torch.Tensor) -> np.ndarray:

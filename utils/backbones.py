@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -29,6 +30,19 @@ class ModelError(UserError):
 def brief(error: Exception) -> str:
     """An error's first line, to be quoted in a message of ours."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode back afterwards, also after an exception."""
+    changed = [module for module in model.modules() if module.training]
+    for module in changed:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.training = True
 
 
 def backbone_blocks(name: str, pretrained: bool = False, weights: str | Path | None = None) -> list[nn.Module]:
@@ -114,14 +128,13 @@ def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.M
 
 def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]:
     """A classifier of timm and its blocks, which must do what its own forward pass does."""
-    model = timm.create_model(name)
-    if pretrained and name == ALIASES["EfficientNetLite0"]:
+    bundled = name == ALIASES["EfficientNetLite0"]
+    try:
+        model = timm.create_model(name, pretrained=pretrained and not bundled)
+    except Exception as error:  # its errors come from several libraries that fetch files
+        raise _no_weights(name, error) from None
+    if pretrained and bundled:
         _load_bundled(model)
-    elif pretrained:
-        try:
-            model = timm.create_model(name, pretrained=True)
-        except Exception as error:  # its errors come from several libraries that fetch files
-            raise _no_weights(name, error) from None
     children = dict(model.named_children())
     ends = [place for place, child in enumerate(children) if child in ENDS]
     blocks = list(_in_sequence(list(children.values())[: ends[0] if ends else None]))
@@ -136,17 +149,11 @@ def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]
 def _same_features(model: nn.Module, blocks: list[nn.Module]) -> bool:
     """Whether blocks in sequence give the feature map (N, C, h, w) of a timm network's own `forward_features`."""
     images = torch.rand(CHECKED, generator=torch.Generator().manual_seed(0))
-    sequence = nn.Sequential(*blocks)
-    modes = [(module, module.training) for module in (*model.modules(), sequence)]
     try:
-        with torch.no_grad():
-            model.eval(), sequence.eval()
-            expected, found = model.forward_features(images), sequence(images)
+        with eval_mode(model), torch.no_grad():
+            expected, found = model.forward_features(images), nn.Sequential(*blocks)(images)
     except Exception:  # a network that is no chain of blocks may fail in any way
         return False
-    finally:
-        for module, training in modes:
-            module.training = training
     return expected.ndim == 4 and expected.shape == found.shape and torch.allclose(expected, found, atol=1e-5)
 
 

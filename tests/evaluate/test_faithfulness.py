@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from torch import nn
 from toy import (
@@ -15,14 +14,13 @@ from toy import (
     PAIRS,
     SIZE,
     WITHOUT,
-    A,
-    B,
     H,
     Toy,
     W,
     boxes,
     explanation_of,
     maps_of,
+    naive_margins,
     network_images,
     toy_image,
     trained_network,
@@ -38,7 +36,7 @@ from utils.evaluate.faithfulness import (
     randomisation_check,
     rank_correlation,
 )
-from utils.explain import removal  # TODO
+from utils.explain import removal
 from utils.explain.evidence import feature_maps
 from utils.explain.removal import Interventions, blur, moved
 from utils.Grad_CAM import explain
@@ -133,21 +131,6 @@ def test_curves_of_the_deciding_patch_jump_at_the_first_step(toy, to_black):
     before, end = np.mean(BEFORE), np.mean(WITHOUT["all"])
     assert result["deletion"] == pytest.approx([before] + [end] * 10, abs=1e-5)
     assert result["insertion"] == pytest.approx([end] + [before] * 10, abs=1e-5)
-
-
-def naive_margins(regions):
-    """Margins (N, 2) by loops: one image of each pair with its region blurred by scipy."""
-    result = np.zeros((len(regions), 2))
-    for n, side in np.ndindex(*result.shape):
-        z = []
-        for k, images in enumerate([IMAGES1, IMAGES2]):
-            red = images[n, 0].double().numpy()
-            if k == side:
-                red = np.where(regions[n, side], gaussian_filter(red, 5, mode="mirror", radius=10), red)
-            z.append(red[A].mean() + red[B].mean())
-        distance = abs(z[0] - z[1])
-        result[n, side] = 0.5 - distance / 2 if n == 0 else distance / 2 - 0.5
-    return result
 
 
 def test_curves_equal_a_naive_loop(toy):

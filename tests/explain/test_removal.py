@@ -11,15 +11,14 @@ from toy import (
     PATCHES,
     SIZE,
     WITHOUT,
-    A,
-    B,
     Toy,
     boxes,
     maps_of,
+    naive_margins,
     toy_image,
 )
 
-from utils.explain import removal  # TODO
+from utils.explain import removal
 from utils.explain.removal import Interventions, blur, moved, removable_share, top_region
 
 
@@ -99,21 +98,6 @@ def test_margins_follow_the_networks_margin_and_threshold(to_black):
     toy.margin, toy.threshold = 4.0, 0.7  # distances 0.4, 2.5, 8: similar, similar, dissimilar
     interventions = Interventions.on(toy, IMAGES1, IMAGES2)
     assert interventions.before.tolist() == pytest.approx([0.7 - 0.1, 0.7 - 0.625, 2 - 0.7])
-
-
-def naive_margins(regions):
-    """Margins (N, 2) by loops: one image of each pair with its region blurred by scipy."""
-    result = np.zeros((len(regions), 2))
-    for n, side in np.ndindex(*result.shape):
-        z = []
-        for k, images in enumerate([IMAGES1, IMAGES2]):
-            red = images[n, 0].double().numpy()
-            if k == side:
-                red = np.where(regions[n, side], gaussian_filter(red, 5, mode="mirror", radius=10), red)
-            z.append(red[A].mean() + red[B].mean())
-        distance = abs(z[0] - z[1])
-        result[n, side] = 0.5 - distance / 2 if n == 0 else distance / 2 - 0.5
-    return result
 
 
 def test_margins_equal_a_naive_loop_with_the_real_blur(toy):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageOps
 from samples import break_file, make_files, noise
 
-from utils.images import frame  # TODO
+from utils.images import frame
 from utils.images.augmentation import Augmentation
 from utils.images.frame import Frame, load_images, to_uint8
 from utils.images.reading import DataError, read_image
