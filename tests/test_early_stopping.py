@@ -38,3 +38,9 @@ def test_another_mode_is_refused():
 )
 def test_the_best_epoch_has_the_highest_auc_then_the_lowest_loss(auc, loss, best):
     assert best_epoch(pd.DataFrame({"valid_auc": auc, "valid_loss": loss})) == best
+
+
+@pytest.mark.parametrize("first, best", [(1, 1), (2, 3), (3, 3), (4, 4), (9, 4)])
+def test_only_epochs_from_the_first_on_compete(first, best):
+    history = pd.DataFrame({"valid_auc": [0.9, 0.6, 0.8, 0.7], "valid_loss": [1, 1, 1, 1]})
+    assert best_epoch(history, first) == best

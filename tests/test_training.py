@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from utils import training
 from utils.backbones import backbone_blocks
 from utils.dataset import prepare_split, read_split
-from utils.early_stopping import best_epoch
 from utils.explain.removal import blur
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
@@ -198,8 +197,9 @@ def test_equal_aucs_are_decided_by_the_loss(config, monkeypatch):
     monkeypatch.setattr(Trainer, "validate", validate)
     settings = config({"epochs": 4})
     history = train(settings)
-    assert best_epoch(history) == 3
-    assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["calibrated_threshold"] == 0.5
+    assert len(history) == 4
+    kept = SiameseNetwork.load(settings.checkpoints_path / "model.pth").info
+    assert kept["epoch"] == 3 and kept["calibrated_threshold"] == 0.5
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
@@ -394,6 +394,25 @@ def test_transfer_repeats_bit_for_bit(config, tmp_path):
         train(config({"epochs": 1, "head_steps": 3, "batch_size": 4}, **settings))
     a, b = (weights_of(tmp_path / run / "last.pth") for run in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "aucs, kept", [([0.9, 0.8, 0.6, 0.7], 4), ([0.9, 0.8, 0.7, 0.6], 3), ([0.9, 0.8], 2), ([0.9, 0.8, 0.7], 3)]
+)
+def test_the_head_alone_is_kept_as_its_schedule_left_it(config, monkeypatch, aucs, kept):
+    """Three epochs of the head, however good its first ones looked; then those of fine-tuning compete with its last."""
+    scripted(monkeypatch, aucs)
+    run_epoch = Trainer.run_epoch
+
+    def interrupted(self, epoch, bar):
+        if epoch > len(aucs):
+            raise KeyboardInterrupt
+        return run_epoch(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
+    settings = config({"epochs": 1, "head_steps": 9, "batch_size": 4}, **PRETRAINED)
+    assert train(settings).valid_auc.tolist() == aucs
+    assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
 
 
 def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config):

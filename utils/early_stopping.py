@@ -45,9 +45,9 @@ class EarlyStopping:
         return self.epochs_without_improvement >= self.patience
 
 
-def best_epoch(history: pd.DataFrame) -> int:
-    """The epoch, from 1, with the highest `valid_auc`; among equals, as at 1.0, that with the lowest `valid_loss`."""
-    order = history.reset_index(drop=True).sort_values(
-        ["valid_auc", "valid_loss"], ascending=[False, True], kind="stable"
-    )
+def best_epoch(history: pd.DataFrame, first: int = 1) -> int:
+    """The epoch, of those from `first` on, with the highest `valid_auc`; among equals, as at 1.0, that with the lowest
+    `valid_loss`. Epochs count from 1; the last one if `first` is yet to come."""
+    candidates = history.reset_index(drop=True)[min(first, len(history)) - 1 :]
+    order = candidates.sort_values(["valid_auc", "valid_loss"], ascending=[False, True], kind="stable")
     return int(order.index[0]) + 1

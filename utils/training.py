@@ -46,8 +46,8 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """Train a network and leave `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`
     under `config.checkpoints_path`.
 
-    The best epoch has the highest validation AUC, and among equals the lowest loss. Nothing is written before the first
-    epoch ends. An interrupt (Ctrl-C, the notebook's stop button) ends training as if the last finished epoch had been
+    The best epoch has the highest validation AUC, and among equals the lowest loss; epochs of the head alone count as
+    one, the last. Nothing is written before the first epoch ends. An interrupt (Ctrl-C, the notebook's stop button) ends training as if the last finished epoch had been
     the last planned.
 
     Args:
@@ -233,7 +233,9 @@ class Trainer:
         it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # Split and network change together: no network meets another one's test images.
-        if best_epoch(history) == len(history):
+        # The head's schedule is kept to its end: on few validation images its best epoch is chance (benchmarks/README.md).
+        if best_epoch(history, first=self.head_epochs or 1) == len(history):
+            self.kept_epoch = len(history)
             self.save("model.pth")
             self.table.to_csv(self.folder / "split.csv", index=False)
             self.config.save(self.folder / "config.yml")
@@ -246,6 +248,7 @@ class Trainer:
             config=self.config.model_dump(mode="json"),
             classes=self.classes,
             calibrated_threshold=self.calibrated_threshold,
+            epoch=self.kept_epoch,
         )
 
     def finish(self) -> None:
@@ -284,11 +287,9 @@ def train_and_report(config: Config) -> None:
     for note in notes:
         print(note)
     history = train(config, table)
-    best = best_epoch(history)
-    print(
-        f"best epoch {best} of {len(history)}: validation AUC {history.valid_auc[best - 1]:.3f}; "
-        f"{config.checkpoints_path / 'model.pth'}"
-    )
+    path = config.checkpoints_path / "model.pth"
+    kept = SiameseNetwork.load(path).info["epoch"]
+    print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
 
 
 def main() -> None:

@@ -44,19 +44,19 @@ def test_a_split_without_images_still_has_its_colour():
     assert legend(axis) == ["train", "valid", "test"]
 
 
-def test_learning_curves_mark_the_epoch_with_the_highest_auc():
+def test_learning_curves_mark_the_epoch_that_was_kept():
     history = pd.DataFrame(
         {
             "epoch": [1, 2, 3],
             "train_loss": [3, 2, 1],
             "valid_loss": [3, 2, 2],
             "valid_accuracy": [0.5, 0.6, 0.7],
-            "valid_auc": [0.5, 0.9, 0.8],
+            "valid_auc": [0.5, 0.8, 0.9],
         }
     )
-    right = plot_learning_curves(history).axes[1]
+    right = plot_learning_curves(history, kept=2).axes[1]
     star = next(line for line in right.lines if line.get_marker() == "*")
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 0.9)
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 0.8)
     assert "kept: epoch 2" in legend(right)
 
 

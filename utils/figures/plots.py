@@ -16,7 +16,6 @@ from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_
 
 import utils.figures.style  # noqa: F401
 from utils.dataset import SPLITS
-from utils.early_stopping import best_epoch
 from utils.evaluate.calibration import brier_scores
 from utils.evaluate.faithfulness import area_under
 from utils.evaluate.scores import PairScores, score_pairs
@@ -37,9 +36,9 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_learning_curves(history: pd.DataFrame) -> Figure:
-    """Loss and validation scores by epoch; the epoch that was kept is marked."""
-    best = history.iloc[best_epoch(history) - 1]
+def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:
+    """Loss and validation scores by epoch; the epoch that was kept, counted from 1, is marked."""
+    best = history.iloc[kept - 1]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     for column, colour in zip(("train_loss", "valid_loss"), COLOURS):
         left.plot(history.epoch, history[column], "o-", ms=3, color=colour, label=column.replace("_", " "))

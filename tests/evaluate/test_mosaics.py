@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from toy import Toy, toy_image
+
+from utils.evaluate.mosaics import cell_slices, found_cells, make_mosaics, oracle_cells
+
+LABELS = np.array(["a"] * 6 + ["b"] * 5 + ["c"] * 2)
+
+
+def flat_images(height=8, width=12):
+    """Image i is all of value 10 i."""
+    return (torch.arange(len(LABELS)) * 10).byte().view(-1, 1, 1, 1).expand(-1, 3, height, width)
+
+
+def cells_of(mosaic):
+    """The numbers of the images in a mosaic of flat ones, by their corners."""
+    height, width = mosaic.shape[1:]
+    corners = [mosaic[0, y, x] for y in (0, height - 1) for x in (0, width - 1)]
+    return [int(value) // 10 for value in corners]
+
+
+def test_four_of_a_class_beside_one_of_it_among_three_others():
+    mosaics = make_mosaics(flat_images(), LABELS, 40, seed=0)
+    assert mosaics.first.shape == mosaics.second.shape == (40, 3, 8, 12) and mosaics.first.dtype == torch.uint8
+    classes = []
+    for first, second, cell in zip(mosaics.first, mosaics.second, mosaics.cell.tolist()):
+        one, two = cells_of(first), cells_of(second)
+        (label,) = set(LABELS[one])
+        assert len(set(one + two)) == 8  # no image twice
+        assert [LABELS[i] == label for i in two] == [k == cell for k in range(4)]
+        classes.append(label)
+    assert classes == ["a", "b"] * 20  # c has too few
+    assert set(mosaics.cell.tolist()) == {0, 1, 2, 3}
+
+
+def test_cells_tile_a_mosaic_of_odd_sides():
+    seen = np.zeros((7, 9), dtype=int)
+    for number, part in enumerate(cell_slices((7, 9)), start=1):
+        seen[part] += number
+    assert (seen[:3, :4] == 1).all() and (seen[:3, 4:] == 2).all() and (seen[3:, :4] == 3).all()
+    assert (seen[3:, 4:] == 4).all()
+    first = make_mosaics(flat_images(7, 9), LABELS, 1, seed=0).first[0]
+    assert first[0].unique().numel() == 4  # nothing blank, nothing mixed
+
+
+def test_the_seed_decides():
+    one, again, other = (make_mosaics(flat_images(), LABELS, 5, seed).second for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("labels", [["a"] * 4 + ["b"] * 4, ["a"] * 9 + ["b"] * 2])
+def test_too_few_images_make_none(labels):
+    assert make_mosaics(torch.zeros(len(labels), 3, 4, 4).byte(), np.array(labels), 3, seed=0) is None
+
+
+def test_a_map_finds_the_cell_of_its_largest_sum():
+    maps = torch.zeros(4, 6, 8)
+    maps[0, 1, 1], maps[1, 0, 7], maps[2, 5, 0], maps[3, 3, 4] = 1, 1, 1, 1
+    maps[3, 0, :] = -1
+    assert found_cells(maps).tolist() == [0, 1, 2, 3]
+    many = torch.zeros(1, 6, 8)
+    many[0, :3, :4], many[0, 5, 7] = 0.2, 1.0  # 12 times 0.2 against once 1
+    assert found_cells(many).tolist() == [0]
+
+
+def test_the_oracle_is_the_cell_whose_blurring_takes_the_pair_apart():
+    # z is the mean red of a patch in the first cell (B) and of one on the border of the third and fourth (A).
+    first, second = (
+        torch.stack([toy_image(1.6, 2), toy_image(1.6, 0.3)]),
+        torch.stack([toy_image(0.2, 3), toy_image(1.6, 0.3)]),
+    )
+    result = oracle_cells(Toy(), first, second)
+    assert result[0] == 0  # without B, z falls from 3.2 to below 1, and the partner's is 3.6
+    assert result[1] in (1, 3)  # patch A: rows 8 to 12 of 24, columns 20 to 24 of 40
