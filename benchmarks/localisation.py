@@ -21,8 +21,8 @@ from utils.dataset import read_split
 from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings, randomisation_check
 from utils.evaluate.localisation import load_masks, localisation_table, pointing_game
 from utils.evaluate.scores import measure_split, score_pairs
-from utils.explain.evidence import feature_maps
-from utils.explain.matching import region_similarity, strongest_matches
+from utils.explain.matching import strongest_matches
+from utils.explain.occlusion import region_effects
 from utils.explain.removal import Interventions
 from utils.Grad_CAM import explain_pairs
 from utils.images.pairs import KINDS, Pairs, some_pairs
@@ -31,6 +31,7 @@ from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 from utils.training import train
 
+METHODS = ("occlusion", "contrast", "distance")
 MATTERS = 0.05  # an intruder matters if blurring it makes the decision stronger by this share of the margin
 
 
@@ -127,10 +128,10 @@ def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
 
 def matches_on_objects(model, batch, pairs, masks, right, most=60) -> float:
     """Share of rightly decided similar pairs whose strongest match joins the two deciding objects."""
-    features, hits = feature_maps(model, batch), []
+    hits = []
     for k in np.flatnonzero(right & (pairs.label == 0))[:most]:
         ends = pairs.first[k], pairs.second[k]
-        best = strongest_matches(region_similarity(model, *(features[[i]] for i in ends)), 1)[0]
+        best = strongest_matches(region_effects(model, batch[list(ends)]).interaction(0, 1), 1)[0]
         at = [[int(share * side) for share, side in zip(place, masks.shape[1:])] for place in best[:2]]
         points = torch.zeros(2, *masks.shape[1:])
         for point, (y, x) in zip(points, at):
@@ -146,10 +147,8 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     batch = model.normalize(test.images)
     auc = score_pairs(test.dissimilarity, test.pairs.label, 0.5).auc
     pairs = some_pairs(test.pairs, 200)
-    explanations = {
-        method: explain_pairs(model, batch, pairs.first, pairs.second, method) for method in ("contrast", "distance")
-    }
-    right = (explanations["contrast"].is_similar.numpy()) == (pairs.label == 0)
+    explanations = {method: explain_pairs(model, batch, pairs.first, pairs.second, method) for method in METHODS}
+    right = (explanations["occlusion"].is_similar.numpy()) == (pairs.label == 0)
     maps = {method: explanation.factual for method, explanation in explanations.items()}
     maps["public procedure"] = public_procedure(model, batch, pairs)
     masks = load_masks(config.data_path, rows.file, model.frame)
@@ -167,7 +166,7 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     areas = pd.DataFrame(
         [
             {"ranking": name, "deletion": area_under(pair["deletion"]), "insertion": area_under(pair["insertion"])}
-            for name, pair in compare_rankings(interventions, explanations["contrast"]).items()
+            for name, pair in compare_rankings(interventions, explanations["occlusion"]).items()
         ]
     )
     matching = matches_on_objects(model, batch, pairs, masks, right)

@@ -52,7 +52,7 @@ def losses(classes: int, dimensions: int) -> dict[str, Loss]:
         "MultiSimilarity": MultiSimilarityLoss(),
         "ProxyAnchor": ProxyAnchorLoss(classes, dimensions),
         "SupCon": SupConLoss(),
-        # The losses of open-metric-learning's examples, which itself (4.0) wants numpy < 2 and does not install beside us.
+        # As in open-metric-learning's examples; that library (4.0) wants numpy < 2 and does not install beside us.
         "all triplets, margin 0.1": TripletMarginLoss(margin=0.1),
     }
 

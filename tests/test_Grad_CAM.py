@@ -247,7 +247,9 @@ def test_own_evidence_is_what_an_image_has_in_common_with_itself(model):
     model.threshold = 2.0
     maps = own_evidence(model, image)
     assert maps.shape == (PAIRS, 24, 40) and maps.amax((1, 2)).min() > 0
-    assert torch.allclose(maps / maps.amax((1, 2), keepdim=True), explain(model, image, image).factual[:, 0], atol=1e-4)
+    assert torch.allclose(
+        maps / maps.amax((1, 2), keepdim=True), explain(model, image, image, "contrast").factual[:, 0], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -277,7 +279,7 @@ def test_a_map_without_evidence_is_flagged_for_its_image_only(model, method):
 def test_faint_or_huge_evidence_still_peaks_at_one_or_is_flagged(model, scale, monkeypatch):
     usual = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: (usual(*args, **options)[0].sign() * scale,))
-    e = explain(model, *batches())
+    e = explain(model, *batches(), "contrast")
     peaks = torch.stack([e.factual, e.counterfactual], 2).amax((3, 4))
     assert torch.equal(peaks, (~e.empty).float())
 
@@ -285,7 +287,7 @@ def test_faint_or_huge_evidence_still_peaks_at_one_or_is_flagged(model, scale, m
 def test_feature_maps_of_one_row_are_explained():
     model = SiameseNetwork("MobileNet", image_size=(16, 64))
     batch = torch.randn(2, 3, 16, 64, generator=torch.Generator().manual_seed(0))
-    e = explain(model, batch[:1], batch[1:])
+    e = explain(model, batch[:1], batch[1:], "contrast")
     assert e.raw.shape == (1, 2, 8, 32) and torch.isfinite(e.counterfactual).all()
 
 

@@ -135,7 +135,7 @@ def test_the_first_variant_is_contrast():
     model.mean_embedding.copy_(model.embed(batch).mean(0).detach() / 2)
     model.blurred_features.copy_(blurred_features(model, batch))
     model.removable.fill_(0.7)
-    expected = explain(model, batch[first], batch[second]).raw
+    expected = explain(model, batch[first], batch[second], "contrast").raw
     found = variants.signed_maps(model, variants.VARIANTS[0], None, batch, first, second)
     assert variants.VARIANTS[0] == variants.Variant("contrast") and expected.any()
     drawn = torch.nn.functional.interpolate(expected, size=(24, 24), mode="bilinear")

@@ -8,9 +8,9 @@ from PIL import Image
 
 from utils import comparison
 from utils.comparison import Comparison, WhatIf, choose_pair, describe, images_to_compare, pair_folder
-from utils.explain.evidence import feature_maps
-from utils.explain.matching import region_similarity, strongest_matches
-from utils.explain.removal import blur
+from utils.explain.matching import strongest_matches
+from utils.explain.occlusion import LOOKS, WINDOWS, RegionEffects, region_effects
+from utils.explain.removal import Interventions, blur
 from utils.Grad_CAM import Explanation, explain
 from utils.images.frame import Frame
 from utils.images.reading import DataError
@@ -40,18 +40,18 @@ def paths(tmp_path):
 # ------------------------------------------------------------------------------------------ comparison
 
 
-@pytest.mark.parametrize("method", ["contrast", "distance"])
-def test_n_images_cost_n_passes_and_pairs_cost_none(model, paths, method):
-    first, last = [], []
-    model.backbone[0].register_forward_hook(lambda module, inputs, output: first.append(len(inputs[0])))
-    model.backbone[model.fine_block].register_forward_hook(lambda module, inputs, output: last.append(len(inputs[0])))
-    compared = Comparison(model, paths, method)
-    for i in range(4):
-        compared.explain(i, i + 1)
-    assert sum(first) == sum(last) == 5
+def test_each_image_is_measured_once_when_it_is_first_explained(model, paths):
+    passes, regions = [], sum(count**2 for _, count in WINDOWS) + LOOKS
+    model.backbone[0].register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    compared = Comparison(model, paths)
+    assert sum(passes) == 5
+    for i, j in [(0, 1), (1, 2), (2, 0), (1, 1)]:
+        compared.explain(i, j)
+        compared.matches(i, j)
+    assert sum(passes) == 5 + 3 * (regions + 2)
 
 
-@pytest.mark.parametrize("method", ["contrast", "distance"])
+@pytest.mark.parametrize("method", ["occlusion", "contrast", "distance"])
 def test_a_pair_is_explained_as_grad_cam_does(model, paths, method):
     compared = Comparison(model, paths, method)
     batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])
@@ -86,8 +86,7 @@ def test_originals_are_kept_and_extremes_are_pairs_of_different_images(model, pa
 def test_matches_are_those_of_the_pairs_regions(model, paths):
     compared = Comparison(model, paths)
     batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])
-    one, two = feature_maps(model, batch[[1]]), feature_maps(model, batch[[3]])
-    expected = strongest_matches(region_similarity(model, one, two))
+    expected = strongest_matches(region_effects(model, batch[[1, 3]]).interaction(0, 1))
     found = compared.matches(1, 3)
     assert found and [match[:2] for match in found] == [match[:2] for match in expected]
 
@@ -119,7 +118,7 @@ def test_matches_of_padded_images_lie_on_the_images(padding, monkeypatch):
     similarity[1, 0, 3, 5] = 8  # image with blank
     similarity[1, 0, 3, 2] = 3
     similarity[2, 5, 0, 3] = 2
-    monkeypatch.setattr(comparison, "region_similarity", lambda *arguments, **options: similarity)
+    monkeypatch.setattr(RegionEffects, "interaction", lambda *arguments: similarity)
     found = padding.matches(0, 1)
     assert [match.strength for match in found] == [3, 2]
     # centres at row 6 of 5 to 11 and column 2 of 0 to 24; row 14 of 0 to 16 and column 10, just left of 11 to 13
@@ -152,6 +151,27 @@ def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, 
             assert result.change[image, kind] == pytest.approx(stronger, abs=1e-5)
 
 
+def test_what_if_takes_regions_away_in_other_ways_too(model, paths):
+    compared = Comparison(model, paths)
+    result = compared.what_if(0, 1)
+    before = Interventions.on(model, compared.batch[[0]], compared.batch[[1]]).before
+    side = torch.where(compared.explain(0, 1).is_similar, -1.0, 1.0)
+    for name, change in result.others.items():
+        for image, kind in np.ndindex(2, 2):
+            pair = [compared.batch[0].clone(), compared.batch[1].clone()]
+            for c in range(3):
+                plane = pair[image][c].clone()
+                shifted = torch.cat([plane[8:], plane[:8]])
+                shifted = torch.cat([shifted[:, 12:], shifted[:, :12]], dim=1)
+                instead = plane.mean() if "mean colour" in name else shifted
+                pair[image][c] = torch.where(result.regions[image, kind], instead, plane)
+            with torch.no_grad():
+                distance = (model.embed(pair[0][None]) - model.embed(pair[1][None])).norm()
+            expected = side * (distance / model.margin - model.threshold) - before
+            assert change[image, kind] == pytest.approx(float(expected), abs=1e-3)
+    assert len(result.others) == 2
+
+
 def test_the_report_says_which_map_fails_its_own_check():
     result = WhatIf(
         0.8,
@@ -159,11 +179,14 @@ def test_the_report_says_which_map_fails_its_own_check():
         np.array([[-0.1, 0.1], [0.1, -0.1]]),
         torch.zeros(2, 2, 4, 4),
         np.array([[False, False], [False, True]]),
+        others={"filled": np.array([[-0.1, -0.1], [0.1, 0.1]]), "covered": np.array([[0.1, -0.1], [-0.1, 0.1]])},
     )
     assert result.report(("a", "b")).splitlines() == [
-        "a, factual region blurred: the decision gets weaker, as it should",
-        "a, counterfactual region blurred: the decision gets stronger, as it should",
-        "b, factual region blurred: the decision gets stronger, so do not trust this map",
+        "a, factual region blurred: similarity 0.80 → 0.00, the decision gets weaker, as it should; "
+        "but not if it is covered",
+        "a, counterfactual region blurred: similarity 0.80 → 0.00, the decision gets stronger, as it should; "
+        "but not if it is filled or covered",
+        "b, factual region blurred: similarity 0.80 → 0.00, the decision gets stronger, so do not trust this map",
         "b, counterfactual region has no evidence to blur",
     ]
 
@@ -292,3 +315,18 @@ def test_every_pair_has_a_folder_of_its_own(config):
     assert folders[0].name.startswith("rose-1__rose-2__")
     assert all(folder.parent == config.outputs_path / "pairs" and len(folder.name) < 150 for folder in folders)
     folders[-1].mkdir(parents=True)  # a long name still makes a folder
+
+
+def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(model, paths):
+    compared = Comparison(model, paths)
+    pair, score = compared.paper(0, 3)
+    expected = explain(model, compared.batch[[0]], compared.batch[[3]], "distance")
+    assert torch.allclose(pair["explanation"].factual, expected.factual) and -1 <= score <= 1
+    effects = region_effects(model, compared.batch[[0, 3]])
+    sign = 1 if expected.is_similar.item() else -1
+    scores = []
+    for image in (0, 1):
+        large = torch.nn.functional.interpolate(expected.raw[:, [image]], (16, 24), mode="bilinear")[0, 0] * sign
+        sums = [float(large[a:b, c:d].sum()) for a, b, c, d in effects.regions[image].tolist()]
+        scores.append(np.corrcoef(sums, effects.on_pairs([0], [1])[0, image])[0, 1])
+    assert score == pytest.approx(np.mean(scores), abs=1e-3)

@@ -59,9 +59,9 @@ def test_without_evidence_the_image_shows_plainly(wide):
     assert np.array_equal(overlay(wide, torch.zeros(7, 7)), np.asarray(wide))
 
 
-def test_full_evidence_is_the_colormaps_top_at_full_opacity_in_rgb(wide):
+def test_full_evidence_is_the_colormaps_top_at_full_opacity_on_grey(wide):
     top = 255 * np.array(COLORMAP(1.0)[:3])
-    expected = (1 - OPACITY) * np.asarray(wide, dtype=float) + OPACITY * top
+    expected = (1 - OPACITY) * np.asarray(wide.convert("L"), dtype=float)[..., None] + OPACITY * top
     assert np.abs(overlay(wide, np.ones((7, 7))) - expected).max() <= 0.5
     assert top[0] > top[2]  # yellow, not blue
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from utils.dataset import read_split
-from utils.explain.evidence import embed_feature_maps, feature_maps
-from utils.explain.matching import Match, region_similarity, strongest_matches
-from utils.explain.removal import Interventions, strongest_region
-from utils.Grad_CAM import Explanation, explain_features
+from utils.explain.matching import Match, strongest_matches
+from utils.explain.occlusion import RegionEffects, correlation, region_effects, region_sums
+from utils.explain.removal import OTHERS, Interventions, embed_in_parts, strongest_region
+from utils.Grad_CAM import Explanation, explain, explain_effects
 from utils.images.frame import WHOLE, Box, sides
 from utils.images.pairs import Pairs
 from utils.images.reading import SUFFIXES, DataError, read_image, shrink
@@ -39,7 +39,7 @@ class Comparison:
         similarity: all images against all, shape (N, N), 1 on the diagonal.
     """
 
-    def __init__(self, model: SiameseNetwork, paths: Sequence[Path], method: str = "contrast") -> None:
+    def __init__(self, model: SiameseNetwork, paths: Sequence[Path], method: str = "occlusion") -> None:
         self.model, self.paths, self.method = model, list(paths), method
         self.names = [path.stem for path in self.paths]
         self.images, self.boxes, batch = [], [], []
@@ -49,15 +49,36 @@ class Comparison:
             self.boxes.append(model.frame.box(image.size))
             batch.append(model.preprocess(image))
         self.batch = torch.stack(batch)
-        self.features = torch.cat([feature_maps(model, part, method) for part in self.batch.split(16)])
-        with torch.no_grad():
-            self.embeddings = embed_feature_maps(model, self.features, method)
+        self.embeddings = embed_in_parts(model, self.batch, 16)
+        self.effects: dict[int, RegionEffects] = {}  # of the images explained so far
         self.similarity = similarity_matrix(model, self.embeddings)
 
     def explain(self, first: int, second: int) -> Explanation:
         """The explanation of one pair, by position; its maps have the network's image size."""
-        chosen = self.features[[first]], self.features[[second]]
-        return explain_features(self.model, *chosen, image_size=self.model.image_size, method=self.method)
+        if self.method != "occlusion":
+            return explain(self.model, self.batch[[first]], self.batch[[second]], self.method)
+        return explain_effects(self.model, self.effects_of(first, second), [0], [1], self.model.image_size)
+
+    def paper(self, first: int, second: int) -> tuple[dict, float]:
+        """The paper's Grad-CAM of a pair, as `pair` gives it, and how well it predicts the measured effects of regions:
+        the mean correlation over both images, NaN where a map is empty."""
+        explanation = explain(self.model, self.batch[[first]], self.batch[[second]], "distance")
+        effects = self.effects_of(first, second)
+        towards = explanation.raw[0] * (1 if explanation.is_similar[0] else -1)
+        predicted = region_sums(towards, effects.regions, self.model.image_size)
+        measured = effects.on_pairs([0], [1])[0]
+        pair = self.pair(first, second) | {"explanation": explanation}
+        return pair, float(correlation(predicted, measured).mean())
+
+    def effects_of(self, first: int, second: int) -> RegionEffects:
+        """What regions of two images do; of each image measured once, however many pairs it is in."""
+        for i in (first, second):
+            if i not in self.effects:
+                self.effects[i] = region_effects(self.model, self.batch[[i]])
+        pair = self.effects[first], self.effects[second]
+        return RegionEffects(
+            **{field.name: torch.cat([getattr(one, field.name) for one in pair]) for field in fields(RegionEffects)}
+        )
 
     def pair(self, first: int, second: int) -> dict:
         """The `images`, `explanation`, `names` and `boxes` of one pair, as `show_explanation` takes them."""
@@ -78,9 +99,8 @@ class Comparison:
     def matches(self, first: int, second: int) -> list[Match]:
         """The strongest matching regions of one pair; their places are shares of the images' sides, not of the
         frame's."""
-        chosen = self.features[[first]], self.features[[second]]
         boxes = self.boxes[first], self.boxes[second]
-        similarity = region_similarity(self.model, *chosen, method=self.method).cpu()
+        similarity = self.effects_of(first, second).interaction(0, 1).cpu()
         inside = [self._inside(box, similarity.shape[:2]) for box in boxes]
         similarity *= inside[0][:, :, None, None] & inside[1]
         return [
@@ -100,13 +120,24 @@ class Comparison:
         return tuple(min(max(pixel / side, 0.0), 1.0) for pixel, side in zip(pixels, sides(box)))
 
     def what_if(self, first: int, second: int) -> WhatIf:
-        """Blur the strongest tenth of each map of a pair, one at a time, and compare again."""
+        """Take the strongest tenth of each map of a pair away, one at a time, by blurring and in other ways, and
+        compare again."""
         explanation = self.explain(first, second)
         interventions = Interventions.on(self.model, self.batch[[first]], self.batch[[second]])
         maps = torch.stack([explanation.factual[0], explanation.counterfactual[0]], dim=1)
         regions = strongest_region(maps)
         margins = torch.stack([interventions.without(regions[None, :, kind])[0] for kind in (0, 1)], dim=1)
         changes = (margins - interventions.before).cpu().numpy()
+        others = {
+            name: np.stack(
+                [
+                    (interventions.without(regions[None, :, kind], removal)[0] - interventions.before).cpu().numpy()
+                    for kind in (0, 1)
+                ],
+                axis=1,
+            )
+            for name, removal in OTHERS.items()
+        }
         distance = interventions.sign.cpu() * margins.cpu() + self.model.threshold
         return WhatIf(
             float(explanation.similarity[0]),
@@ -115,6 +146,7 @@ class Comparison:
             regions,
             explanation.empty[0].cpu().numpy(),
             boxes=(self.boxes[first], self.boxes[second]),
+            others=others,
         )
 
 
@@ -141,6 +173,7 @@ class WhatIf:
         regions: the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size.
         empty: maps without evidence, for which there is nothing to blur.
         boxes: the part of the network's frame that each image fills.
+        others: as `change`, by other removals, by their names.
     """
 
     before: float
@@ -149,21 +182,28 @@ class WhatIf:
     regions: torch.Tensor
     empty: np.ndarray
     boxes: tuple[Box, Box] = (WHOLE, WHOLE)
+    others: dict[str, np.ndarray] = field(default_factory=dict)
 
     def report(self, names: tuple[str, str]) -> str:
-        """Whether each map passes its own check: without the factual region the decision should get weaker, without the
-        counterfactual one stronger."""
+        """What each map's strongest region does to the similarity, and whether the map passes its own check: without
+        the factual region the decision should get weaker, without the counterfactual one stronger, however it is taken
+        away."""
         lines = []
         for image, name in enumerate(names):
             for kind, (word, sign) in enumerate((("factual", -1), ("counterfactual", 1))):
                 effect = ("weaker", "stronger")[int(self.change[image, kind] > 0)]
                 passed = "as it should" if sign * self.change[image, kind] > 0 else "so do not trust this map"
-                said = (
-                    "has no evidence to blur"
-                    if self.empty[image, kind]
-                    else f"blurred: the decision gets {effect}, {passed}"
+                if self.empty[image, kind]:
+                    lines.append(f"{name}, {word} region has no evidence to blur")
+                    continue
+                line = (
+                    f"{name}, {word} region blurred: similarity {self.before:.2f} → {self.after[image, kind]:.2f}, "
+                    f"the decision gets {effect}, {passed}"
                 )
-                lines.append(f"{name}, {word} region {said}")
+                differ = [other for other, change in self.others.items() if sign * change[image, kind] <= 0]
+                if differ and passed == "as it should":
+                    line += f"; but not if it is {' or '.join(differ)}"
+                lines.append(line)
         return "\n".join(lines)
 
 

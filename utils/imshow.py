@@ -21,7 +21,7 @@ import utils.figures.style  # noqa: F401
 from utils.comparison import WhatIf
 from utils.evaluate.audit import Audit, is_conflicting
 from utils.explain.matching import APART, Match
-from utils.explain.removal import BLUR
+from utils.explain.removal import BLUR, strongest_region
 from utils.Grad_CAM import Explanation
 from utils.images.frame import WHOLE, Box
 from utils.images.reading import read_image, shrink
@@ -31,6 +31,7 @@ from utils.settings import Config
 # weak evidence would look like a shadow.
 COLORMAP = ListedColormap(plt.get_cmap("inferno")(np.linspace(0.3, 1, 256)), name="evidence")
 OPACITY = 0.9  # of the strongest evidence
+DRAINED = 0.15  # evidence from which on the image under it is grey
 MOST_TWINS = 5  # of a group of near duplicates
 MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
 
@@ -42,7 +43,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarray:
-    """A map in colour on its image; opacity follows the evidence, so where there is none the image shows plainly.
+    """A map in colour on its image, which turns grey under it; where there is no
+    evidence the image shows plainly.
 
     Args:
         image: the original, of any size (H, W).
@@ -58,9 +60,12 @@ def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarra
     if values.ndim != 2 or not (values.min() >= 0 and values.max() <= 1 + 1e-6):
         raise ValueError(f"a map of shape (h, w) with values in [0, 1] is needed, got shape {values.shape}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     values = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
     colour = 255 * COLORMAP(values[..., 0])[..., :3]
     alpha = OPACITY * values**0.7  # so that half the evidence is clearly seen
+    drained = np.clip(values / DRAINED, 0, 1)  # colour on colour would hide both
+    pixels = (1 - drained) * pixels + drained * grey
     return np.rint((1 - alpha) * pixels + alpha * colour).clip(0, 255).astype(np.uint8)
 
 
@@ -141,6 +146,7 @@ def show_explanation(
         axes[row, 0].imshow(image)
         for column, kind in enumerate(("factual", "counterfactual")):
             axes[row, column + 1].imshow(_explained(image, explanation, index, row, kind, boxes[row]))
+            _outline(axes[row, column + 1], image, getattr(explanation, kind)[index, row], boxes[row])
             if explanation.empty[index, row, column]:
                 _write_inside(axes[row, column + 1], "no such evidence")
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
@@ -156,6 +162,14 @@ def _explained(image: Image.Image, explanation: Explanation, index: int, row: in
     """One image of a pair under one of its maps, as strong as its evidence is beside the pair's strongest."""
     strength = explanation.strength[index, row, ("factual", "counterfactual").index(kind)]
     return overlay(image, getattr(explanation, kind)[index, row][box] * strength)
+
+
+def _outline(axis: Axes, image: Image.Image, heatmap: torch.Tensor, box: Box) -> None:
+    """A thin line around a map's strongest tenth, which is what the checks take away."""
+    inside = strongest_region(heatmap)[box].cpu().numpy()
+    region = np.asarray(Image.fromarray(inside).resize(image.size, Image.Resampling.NEAREST), dtype=float)
+    if 0 < region.mean() < 1:
+        axis.contour(region, levels=[0.5], colors="white", linewidths=0.7)
 
 
 def show_gallery(pairs: Sequence[dict], title: str) -> Figure:

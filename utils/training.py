@@ -47,8 +47,8 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     under `config.checkpoints_path`.
 
     The best epoch has the highest validation AUC, and among equals the lowest loss; epochs of the head alone count as
-    one, the last. Nothing is written before the first epoch ends. An interrupt (Ctrl-C, the notebook's stop button) ends training as if the last finished epoch had been
-    the last planned.
+    one, the last. Nothing is written before the first epoch ends. An interrupt (Ctrl-C, the notebook's stop button)
+    ends training as if the last finished epoch had been the last planned.
 
     Args:
         table: a split that `prepare_split` made of the same data before; `None`: it is made here.
@@ -233,7 +233,8 @@ class Trainer:
         it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # Split and network change together: no network meets another one's test images.
-        # The head's schedule is kept to its end: on few validation images its best epoch is chance (benchmarks/README.md).
+        # The head's schedule is kept to its end: its best epoch on few validation images is chance
+        # (benchmarks/README.md).
         if best_epoch(history, first=self.head_epochs or 1) == len(history):
             self.kept_epoch = len(history)
             self.save("model.pth")

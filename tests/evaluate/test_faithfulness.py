@@ -220,10 +220,10 @@ def test_maps_forget_with_the_network(name, size, method):
 @pytest.mark.parametrize("signed", [False, True])
 def test_maps_that_ignore_the_network_are_found_out(monkeypatch, signed):
     """Also if they take their sign from the decision, which changes."""
-    usual, fixed = faithfulness.explain, torch.randn(PAIRS, 2, 6, 10)
+    usual, every = faithfulness.explain, torch.randn(PAIRS, 2, 6, 10)
 
     def edges(model, *args):
-        similar = usual(model, *args).is_similar
+        similar, fixed = usual(model, *args).is_similar, every[: len(args[0])]
         return SimpleNamespace(
             is_similar=similar, raw=fixed * torch.where(similar, -1, 1)[:, None, None, None] if signed else fixed
         )
@@ -245,7 +245,7 @@ def test_the_maps_before_are_those_of_the_networks_own_decisions(monkeypatch, me
     assert len(compared) == 2 and all(torch.allclose(before, expected, rtol=1e-4, atol=1e-6) for before in compared)
 
 
-@pytest.mark.parametrize("fails_at", [None, 1, 3, 4, 6, 7])
+@pytest.mark.parametrize("fails_at", [None, 1, 2, 3, 4, 5, 6])
 def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
     model = trained_network()
     model.blurred_features.copy_(feature_maps(model, blur(torch.cat(network_images()))).mean((0, 2, 3)))
@@ -265,7 +265,7 @@ def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
             all(module.training for module in model.modules()) is False
             and [module.training for module in model.modules()] == modes
         )
-        if len(seen) > 3:
+        if len(seen) > 2:
             with faithfulness.eval_mode(model), torch.no_grad():
                 assert torch.allclose(model.embed(torch.cat(network_images())).mean(0), model.mean_embedding, atol=1e-5)
             assert not torch.allclose(model.head[0].weight, state["head.0.weight"])
@@ -282,7 +282,7 @@ def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
         randomisation_check(model, *network_images(), seed=0)  # the seed the network was made with
         assert (
             seen
-            == [set()] * 3
+            == [set()] * 2
             + [{"head", "mean_embedding"}] * 2
             + [{"head", "backbone", "mean_embedding", "blurred_features"}] * 2
         )

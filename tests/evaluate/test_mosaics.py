@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from toy import Toy, toy_image
 
-from utils.evaluate.mosaics import cell_slices, found_cells, make_mosaics, oracle_cells
+from utils.evaluate.mosaics import Mosaics, cell_slices, found_cells, make_mosaics, mosaic_scores, oracle_cells
 
 LABELS = np.array(["a"] * 6 + ["b"] * 5 + ["c"] * 2)
 
@@ -73,3 +75,15 @@ def test_the_oracle_is_the_cell_whose_blurring_takes_the_pair_apart():
     result = oracle_cells(Toy(), first, second)
     assert result[0] == 0  # without B, z falls from 3.2 to below 1, and the partner's is 3.6
     assert result[1] in (1, 3)  # patch A: rows 8 to 12 of 24, columns 20 to 24 of 40
+
+
+def test_scores_count_the_cells_that_evidence_for_similar_finds():
+    mosaics = Mosaics(*(torch.zeros(2, 3, 24, 40, dtype=torch.uint8) for _ in range(2)), torch.tensor([1, 2]))
+    raw = torch.zeros(2, 2, 4, 4)
+    raw[0, 1, 0, 3] = 1  # decided similar: the evidence is for it
+    raw[1, 1, 3, 0] = -1  # decided dissimilar: what speaks against speaks for similar
+    explained = SimpleNamespace(is_similar=torch.tensor([True, False]), raw=raw)
+    other = SimpleNamespace(is_similar=torch.tensor([True, True]), raw=raw)
+    table = mosaic_scores(Toy(), mosaics, {"maps": explained, "wrong sign": other})["finds the cell"]
+    assert table["maps"] == 1 and table["wrong sign"] == 0.5 and table["chance"] == 0.25
+    assert table.index.tolist() == ["maps", "wrong sign", "oracle", "chance"]

@@ -20,7 +20,7 @@ from utils.explain.removal import Interventions, blurred_features, embed_in_part
 from utils.Grad_CAM import Explanation, explain
 from utils.images.pairs import KINDS
 from utils.machine import seeded
-from utils.Siamese import SiameseNetwork, eval_mode
+from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 STEPS = 10  # of a deletion or insertion curve
 
@@ -80,7 +80,7 @@ def area_under(curve: np.ndarray) -> float:
 
 
 def randomisation_check(
-    model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str = "contrast", seed: int = 0
+    model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str = "occlusion", seed: int = 0
 ) -> dict[str, float]:
     """Rank correlation of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018).
 
@@ -95,7 +95,8 @@ def randomisation_check(
     """
     batch, threshold = torch.cat([batch1, batch2]).to(model.mean.device), model.threshold
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    similar = explain(model, batch1, batch2, method).is_similar
+    z1, z2 = embed_in_parts(model, batch, 64).chunk(2)
+    similar = (model.dissimilarity(embedding_distance(z1, z2)) < threshold).cpu()
     result = {"none": 1.0}
     try:
         before = _evidence_for(similar, model, batch1, batch2, method)
@@ -117,10 +118,12 @@ def _evidence_for(
     similar: torch.Tensor, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str
 ) -> torch.Tensor:
     """Signed maps (N, 2, h, w) for given decisions, bool of shape (N,); leaves another threshold in the model."""
-    raw = []
-    for model.threshold in (math.inf, -math.inf):
-        raw.append(explain(model, batch1, batch2, method).raw)
-    return torch.where(similar[:, None, None, None], *raw)
+    maps: dict[int, torch.Tensor] = {}
+    for model.threshold, chosen in ((math.inf, similar), (-math.inf, ~similar)):
+        if chosen.any():
+            raw = explain(model, batch1[chosen], batch2[chosen], method).raw
+            maps |= dict(zip(chosen.nonzero()[:, 0].tolist(), raw))
+    return torch.stack([maps[k] for k in range(len(similar))])
 
 
 def _reset(parts: Iterable[nn.Module], seed: int) -> None:

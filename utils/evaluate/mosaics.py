@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import resize
 
 from utils.explain.removal import Interventions
+from utils.Grad_CAM import Explanation
 from utils.Siamese import SiameseNetwork
 
 CELLS = 4  # of a mosaic, 2 x 2
@@ -89,3 +91,21 @@ def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tenso
         changed[(..., *part)] = interventions.blurred[1][(..., *part)]
         distances.append(interventions.sign * interventions.margin(changed, side=1))
     return torch.stack(distances, dim=1).argmax(1).cpu()
+
+
+def mosaic_scores(model: SiameseNetwork, mosaics: Mosaics, explanations: dict[str, Explanation]) -> pd.DataFrame:
+    """The share of mosaics in which maps of evidence for "similar" find the class's cell.
+
+    Args:
+        explanations: of `mosaics.first` and `mosaics.second`, by the names of the methods.
+
+    Returns:
+        A row per method, then the oracle, which is what the network itself sees, and chance.
+    """
+    found = {
+        name: found_cells(torch.where(e.is_similar, 1, -1)[:, None, None] * e.raw[:, 1])
+        for name, e in explanations.items()
+    }
+    found["oracle"] = oracle_cells(model, model.normalize(mosaics.first), model.normalize(mosaics.second))
+    shares = {name: float((cells == mosaics.cell).float().mean()) for name, cells in found.items()}
+    return pd.DataFrame({"finds the cell": shares | {"chance": 1 / CELLS}})

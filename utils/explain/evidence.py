@@ -25,7 +25,7 @@ def split_at(model: SiameseNetwork, method: str) -> int:
         ValueError: unknown method.
     """
     if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        raise ValueError(f"method must be one of {('occlusion', *METHODS)}, got {method!r}")
     return model.fine_block + 1 if method == "contrast" else len(model.backbone)
 
 

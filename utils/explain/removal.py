@@ -6,6 +6,7 @@ of a similar pair leaves two images that are alike again, which would hide the e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +64,15 @@ class Interventions:
     def _margin(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
         return self.sign * (embedding_distance(z1, z2) / self.model.margin - self.model.threshold)
 
-    def without(self, regions: torch.Tensor) -> torch.Tensor:
-        """Margins (N, 2) after blurring a region (N, 2, H, W) of each image, the partner untouched."""
+    def without(
+        self, regions: torch.Tensor, removal: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Margins (N, 2) after taking a region (N, 2, H, W) of each image away, the partner untouched: by blurring, or
+        by what another removal makes of the images (N, 3, H, W)."""
+        instead = self.blurred if removal is None else tuple(removal(batch) for batch in self.images)
         return torch.stack(
             [
-                self.margin(torch.where(regions[:, side, None], self.blurred[side], self.images[side]), side)
+                self.margin(torch.where(regions[:, side, None], instead[side], self.images[side]), side)
                 for side in (0, 1)
             ],
             dim=1,
@@ -88,6 +93,21 @@ def blur(batch: torch.Tensor) -> torch.Tensor:
     down, across = (2 * min(int(2 * sigma), side - 1) + 1 for side in (height, width))
     # One after the other: 40 times faster.
     return gaussian_blur(gaussian_blur(batch, [across, 1], [sigma] * 2), [1, down], [sigma] * 2)
+
+
+def mean_colour(batch: torch.Tensor) -> torch.Tensor:
+    """Each image (N, 3, H, W) all in its mean colour."""
+    return batch.mean((2, 3), keepdim=True).expand_as(batch)
+
+
+def elsewhere(batch: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) moved by half their sides, going on at the opposite border: another part of the image."""
+    return batch.roll((batch.shape[2] // 2, batch.shape[3] // 2), (2, 3))
+
+
+# Two other ways for a region to go than by blurring: the first asks again what its absence does, the second what
+# something else in its place does.
+OTHERS = {"filled with the mean colour": mean_colour, "covered by another part of the image": elsewhere}
 
 
 def top_region(maps: torch.Tensor, share: float) -> torch.Tensor:

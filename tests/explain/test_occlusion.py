@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from toy import SIZE, network_images, trained_network
+
+from utils.explain import occlusion
+from utils.explain.occlusion import CLOSER, GRID, LOOKS, WINDOWS, region_effects, spread, windows
+from utils.explain.removal import blur
+from utils.Grad_CAM import LEAST, explain, explain_pairs
+
+REGIONS = sum(count**2 for _, count in WINDOWS) + LOOKS
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    monkeypatch.setattr(occlusion, "bfloat16_pays", lambda device: False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained_network()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return torch.cat(network_images())
+
+
+def test_effects_equal_a_loop_that_covers_and_runs_the_whole_network_for_one_pair(model, batch):
+    effects = region_effects(model, batch[:2])
+    assert effects.regions.shape == (2, REGIONS, 4) and effects.density.shape == (2, GRID, GRID, 6)
+    measured = effects.on_pairs([0], [1])[0]
+    with torch.no_grad():
+        whole = (model.embed(batch[:2]).double().diff(dim=0) ** 2).sum()
+        for image in (0, 1):
+            for r in range(0, REGIONS, 7):
+                top, bottom, left, right = effects.regions[image, r]
+                changed = batch[:2].clone()
+                changed[image, :, top:bottom, left:right] = blur(batch[[image]])[0, :, top:bottom, left:right]
+                without = (model.embed(changed).double().diff(dim=0) ** 2).sum()
+                assert float(measured[image, r]) == pytest.approx(float(without - whole), abs=2e-4)
+
+
+def test_what_is_measured_does_not_depend_on_the_batch_size(model, batch):
+    one, other = region_effects(model, batch[:2], batch_size=7), region_effects(model, batch[:2], batch_size=64)
+    assert torch.equal(one.regions, other.regions) and torch.allclose(one.delta, other.delta, atol=1e-5)
+
+
+def test_in_bfloat16_it_is_nearly_the_same(model, batch, monkeypatch):
+    exact = region_effects(model, batch[:1]).maps([0], [0])
+    monkeypatch.setattr(occlusion, "bfloat16_pays", lambda device: True)
+    rough = region_effects(model, batch[:1]).maps([0], [0])
+    assert np.corrcoef(exact.flatten(), rough.flatten())[0, 1] > 0.95
+
+
+def test_a_thousand_pairs_of_twenty_images_cost_twenty_images(model, monkeypatch):
+    images = torch.randn(20, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    seen = []
+    monkeypatch.setattr(
+        model.backbone[0], "forward", lambda x, f=model.backbone[0].forward: seen.append(len(x)) or f(x)
+    )
+    first, second = np.random.default_rng(0).integers(20, size=(2, 1000))
+    explanation = explain_pairs(model, images, first, second)
+    assert len(explanation.distance) == 1000 and sum(seen) == 20 * (REGIONS + 2)  # without, and the whole image twice
+    alone = explain(model, images[first[[7]]], images[second[[7]]])
+    assert torch.allclose(alone.raw[0], explanation.raw[7], atol=1e-5)
+
+
+def test_windows_cover_the_image_from_border_to_border():
+    for size in ((24, 40), (64, 64), (5, 200)):
+        for side, count in (*WINDOWS, CLOSER):
+            found = windows(side, count, size)
+            assert found.shape == (count**2, 4) and found[:, ::2].min() == 0
+            assert found[:, 1].max() == size[0] and found[:, 3].max() == size[1]
+            height, width = (found[:, 1] - found[:, 0]).unique(), (found[:, 3] - found[:, 2]).unique()
+            assert height.tolist() == [max(1, round(side * size[0]))]
+            assert width.tolist() == [max(1, round(side * size[1]))]
+
+
+def test_no_window_is_a_cell_of_the_grids_that_maps_are_judged_by():
+    cells = {(k / n, (k + 1) / n) for n in (3, 5) for k in range(n)}
+    for side, count in (*WINDOWS, CLOSER):
+        assert all(abs(side - (end - start)) > 0.005 for start, end in cells), (side, count)
+
+
+def test_density_equals_gaussian_process_regression_on_single_positions():
+    """The same by matrices over all positions, without the products of rows and columns."""
+    size, generator = (48, 64), torch.Generator().manual_seed(0)
+    regions = torch.tensor([[0, 12, 0, 16], [6, 30, 10, 40], [0, 48, 0, 64], [20, 21, 7, 50]])
+    effects = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    centres = (np.arange(GRID) + 0.5) / GRID
+    y, x = (axis.ravel() for axis in np.meshgrid(centres, centres, indexing="ij"))
+    kernel = np.exp(-((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2) / (2 * occlusion.REACH**2))
+    cover = np.zeros((4, GRID, GRID))
+    for r, (top, bottom, left, right) in enumerate(regions.tolist()):
+        for i in range(GRID):
+            for j in range(GRID):
+                overlaps = [
+                    max(0, min(end, (k + 1) * side / GRID) - max(start, k * side / GRID)) * GRID / side
+                    for k, start, end, side in ((i, top, bottom, 48), (j, left, right, 64))
+                ]
+                cover[r, i, j] = overlaps[0] * overlaps[1]
+    cover = cover.reshape(4, -1)
+    covariance = cover @ kernel @ cover.T
+    covariance += np.diag(np.diag(covariance)) * occlusion.SCATTER
+    expected = kernel @ cover.T @ np.linalg.solve(covariance, effects.numpy())
+    assert np.allclose(spread(regions, effects, size).reshape(-1, 3), expected, atol=1e-10)
+
+
+def test_an_additive_effect_is_found_where_it_is():
+    """Of windows whose effects are sums over one small square, most of the density lies in it and around."""
+    size = (64, 64)
+    regions = torch.cat([windows(*w, size) for w in (*WINDOWS, CLOSER)])
+    square = (40, 48, 16, 24)
+    overlap = [
+        max(0, min(b, square[1]) - max(a, square[0])) * max(0, min(d, square[3]) - max(c, square[2]))
+        for a, b, c, d in regions.tolist()
+    ]
+    density = spread(regions, torch.tensor(overlap, dtype=torch.float64)[:, None], size)[..., 0]
+    peak = divmod(int(density.argmax()), GRID)
+    assert 20 <= peak[0] < 24 and 8 <= peak[1] < 12
+    assert density[16:28, 4:16].sum() > 0.7 * density.clamp(min=0).sum()
+
+
+def test_the_closer_look_goes_where_the_windows_found_most(model):
+    image = torch.zeros(1, 3, 64, 64)
+    image[:, :, 40:56, 8:24] = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 3
+    closer = region_effects(trained_network(size=(64, 64)), image).regions[0, -LOOKS:].float()
+    centres = torch.stack([closer[:, :2].mean(1), closer[:, 2:].mean(1)])
+    assert (centres[0] - 48).abs().median() < 16 and (centres[1] - 16).abs().median() < 16
+
+
+def test_interaction_is_what_two_removals_have_in_common(model, batch):
+    effects = region_effects(model, batch[:2])
+    interaction = effects.interaction(0, 1)
+    assert interaction.shape == (GRID // 2,) * 4
+    one, two = (effects.density[i, ..., :-1].unfold(0, 2, 2).unfold(1, 2, 2).mean((3, 4)) for i in (0, 1))
+    assert float(interaction[3, 5, 7, 2]) == pytest.approx(float(2 * one[3, 5] @ two[7, 2]), rel=1e-4, abs=1e-9)
+
+
+def test_weak_evidence_counts_as_none(model, batch):
+    raw = explain(model, batch[:1], batch[1:2]).raw[0]
+    for values in raw.abs():
+        assert values.max() > 0 and values[values > 0].min() >= LEAST * values.max() and (values == 0).any()
+
+
+def test_a_blank_image_has_no_evidence(model):
+    e = explain(model, torch.zeros(1, 3, *SIZE), torch.zeros(1, 3, *SIZE))
+    assert e.empty.all() and not e.raw.any() and torch.isfinite(e.factual).all()

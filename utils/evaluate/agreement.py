@@ -1,0 +1,86 @@
+"""Do maps predict what happens? Their sums over cells against what really happens when a cell is taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from utils.explain.occlusion import correlation, effect_on_distance, embeddings_without, region_sums, windows
+from utils.explain.removal import OTHERS, blur
+from utils.Grad_CAM import Explanation
+from utils.Siamese import SiameseNetwork, eval_mode
+
+GRID = 5  # cells along each side
+REMOVALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"blurred": blur, **OTHERS}
+
+
+@torch.no_grad()
+def cell_effects(
+    model: SiameseNetwork, batch: torch.Tensor, removals: dict[str, torch.Tensor], grid: int = GRID
+) -> dict[str, torch.Tensor]:
+    """What taking each of `grid` x `grid` cells of N images away does to their embeddings.
+
+    Args:
+        batch: preprocessed, (N, 3, H, W).
+        removals: by their names, what stands in a cell when it is gone: images of the same shape.
+
+    Returns:
+        By the same names, `z(x) - z(x without the cell)`, shape (N, grid^2, D), cells in reading order.
+    """
+    cells = windows(1 / grid, grid, tuple(batch.shape[2:]))
+    nothing = torch.zeros(1, 4, dtype=torch.long)
+    effects: dict[str, list[torch.Tensor]] = {name: [] for name in removals}
+    with eval_mode(model), tqdm(total=len(removals) * len(batch), desc="Taking cells away", delay=2) as bar:
+        for k, image in enumerate(batch):
+            whole = embeddings_without(model, image, image, nothing)
+            for name, instead in removals.items():
+                effects[name].append(whole - embeddings_without(model, image, instead[k], cells))
+                bar.update()
+    return {name: torch.stack(parts) for name, parts in effects.items()}
+
+
+def agreement_table(
+    model: SiameseNetwork,
+    batch: torch.Tensor,
+    first: Sequence[int],
+    second: Sequence[int],
+    explanations: dict[str, Explanation],
+    grid: int = GRID,
+) -> pd.DataFrame:
+    """How well maps predict what taking a cell of one image away does to the squared distance.
+
+    Args:
+        batch: preprocessed images (N, 3, H, W); `first` and `second` are positions in it, (P,).
+        explanations: of these pairs, by the names of the methods.
+
+    Returns:
+        A row per method and a column per removal: the mean over images and pairs of the correlation over the cells. The
+        last row is what knowing the effects of blurring the very same cells would reach, a ceiling for all maps that
+        are made by blurring.
+    """
+    used = sorted({*map(int, first), *map(int, second)})
+    ends = [[used.index(int(i)) for i in side] for side in (first, second)]
+    images = batch[used].to(model.mean.device)
+    deltas = cell_effects(model, images, {name: removal(images) for name, removal in REMOVALS.items()}, grid)
+    with eval_mode(model), torch.no_grad():
+        z = torch.cat([model.embed(part) for part in images.split(32)])
+    sides = list(zip(ends, reversed(ends)))
+    true = {
+        name: torch.cat([effect_on_distance(delta[i], z[i] - z[j]) for i, j in sides]) for name, delta in deltas.items()
+    }
+    cells = windows(1 / grid, grid, tuple(batch.shape[2:]))
+    rows = {}
+    for method, explanation in explanations.items():
+        towards = torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
+        maps = torch.cat([towards[:, 0], towards[:, 1]])
+        rows[method] = region_sums(maps, cells.expand(len(maps), -1, -1), tuple(batch.shape[2:]))
+    rows["ceiling: the same cells, blurred"] = true["blurred"]
+    scores = {
+        method: {name: float(np.nanmean(correlation(found, effect).cpu())) for name, effect in true.items()}
+        for method, found in rows.items()
+    }
+    return pd.DataFrame.from_dict(scores, orient="index")

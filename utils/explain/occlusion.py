@@ -1,0 +1,196 @@
+"""What happens to an embedding when the network does not see a region: measured once per image, for any partner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from utils.explain.removal import blur
+from utils.machine import bfloat16_pays
+from utils.Siamese import SiameseNetwork, eval_mode
+
+# Chosen by measurement on photographs and scenes, see benchmarks/README.md.
+WINDOWS = ((0.35, 6), (0.21, 9))  # side of a window as a share of the image's, and how many fit along each side
+CLOSER = (0.125, 15)  # the same for a closer look,
+LOOKS = 48  # of which so many are taken, where the windows before found most
+GRID = 32  # positions of a map along each side
+REACH = 0.06  # over which effects are taken to be alike, as a share of the sides
+ROUNDING = 1e-5  # of an embedding's length
+SCATTER = 1.0  # variance with which effects of windows fail to add up, as a share of their own
+
+
+@dataclass(frozen=True)
+class RegionEffects:
+    """What R regions of each of N images do to their embeddings.
+
+    Attributes:
+        embeddings: z(x), shape (N, D).
+        regions: top, bottom, left and right in pixels, the second and fourth excluded, shape (N, R, 4).
+        delta: `z(x) - z(x without R)`, shape (N, R, D).
+        density: delta, and behind it `|delta|^2`, spread over the image: shape (N, GRID, GRID, D + 1), so that its sum
+            over a region is about what the region does.
+    """
+
+    embeddings: torch.Tensor
+    regions: torch.Tensor
+    delta: torch.Tensor
+    density: torch.Tensor
+
+    def on_pairs(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
+        """What every region does to the squared distance of P pairs if it goes, shape (P, 2, R), exactly:
+        `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2 = |delta_R|^2 - 2 <delta_R, z1 - z2>`. Above 0, the region speaks
+        for "similar"."""
+        ends = self._ends(first, second)
+        return torch.stack([effect_on_distance(self.delta[i], away) for i, away in ends], dim=1)
+
+    def maps(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
+        """The same, spread over the images: shape (P, 2, GRID, GRID)."""
+        parts = [(self.density[i], away) for i, away in self._ends(first, second)]
+        return torch.stack([d[..., -1] - 2 * torch.einsum("phwd,pd->phw", d[..., :-1], v) for d, v in parts], dim=1)
+
+    def _ends(self, first: Sequence[int], second: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For image 1 and image 2 of P pairs: its positions (P,), and its embedding less its partner's (P, D)."""
+        i, j = (torch.as_tensor(side, device=self.delta.device) for side in (first, second))
+        return [(a, self.embeddings[a] - self.embeddings[b]) for a, b in ((i, j), (j, i))]
+
+    def interaction(self, first: int, second: int) -> torch.Tensor:
+        """What two positions of a pair have in common, shape (h, w, h, w), half of GRID.
+
+        Removing R from image 1 and Q from image 2 changes the squared distance by both effects, less `2 <delta_R,
+        delta_Q>`: above 0 where the two take the embeddings in one direction, that is, match.
+        """
+        one, two = (F.avg_pool2d(self.density[i, ..., :-1].permute(2, 0, 1), 2).flatten(1) for i in (first, second))
+        return (2 * one.T @ two).unflatten(0, (GRID // 2, GRID // 2)).unflatten(2, (GRID // 2, GRID // 2))
+
+
+def effect_on_distance(delta: torch.Tensor, away: torch.Tensor) -> torch.Tensor:
+    """What effects on embeddings (P, R, D) do to the squared distance of pairs whose embeddings are `away` (P, D) from
+    each other: `|delta|^2 - 2 <delta, away>`, (P, R)."""
+    return delta.square().sum(2) - 2 * torch.einsum("prd,pd->pr", delta, away)
+
+
+@torch.no_grad()
+def region_effects(model: SiameseNetwork, batch: torch.Tensor, batch_size: int = 32) -> RegionEffects:
+    """Look at each image without one region after the other (occlusion, Zeiler & Fergus 2014; for similarity, Dong et
+    al. 2019). A region is taken away by blurring it.
+
+    First come windows all over the image, then smaller ones where these did most. On a CPU that gains from it, the
+    network computes in bfloat16.
+
+    Args:
+        batch: preprocessed images (N, 3, H, W), on any device.
+        batch_size: images that pass through the network at once.
+    """
+    batch = batch.to(model.mean.device)
+    size = tuple(batch.shape[2:])
+    coarse, fine = (torch.cat([windows(*w, size) for w in kind]) for kind in (WINDOWS, (CLOSER,)))
+    total = len(batch) * (1 + len(coarse) + LOOKS)
+    found = []
+    with eval_mode(model), tqdm(total=total, desc="Looking without regions", delay=2) as bar:
+        for image, blurred in zip(batch, blur(batch)):
+            (whole,) = embeddings_without(model, image, blurred, torch.zeros(1, 4, dtype=torch.long), batch_size)
+            regions, delta = (
+                coarse,
+                _beyond_rounding(whole - embeddings_without(model, image, blurred, coarse, batch_size), whole),
+            )
+            bar.update(1 + len(coarse))
+            chosen = fine[_most_effect(fine, spread(coarse, delta, size), size)]
+            regions = torch.cat([regions, chosen])
+            closer = whole - embeddings_without(model, image, blurred, chosen, batch_size)
+            delta = torch.cat([delta, _beyond_rounding(closer, whole)])
+            bar.update(LOOKS)
+            both = torch.cat([delta, delta.square().sum(1, keepdim=True)], dim=1)
+            found.append((regions, delta, spread(regions, both, size)))
+        embeddings = torch.cat([model.embed(part) for part in batch.split(batch_size)])
+    regions, delta, density = (torch.stack(parts) for parts in zip(*found))
+    return RegionEffects(embeddings, regions.to(delta.device), delta, density)
+
+
+def windows(side: float, count: int, image_size: tuple[int, int]) -> torch.Tensor:
+    """Windows evenly spread over the image, `count` along each side: (count^2, 4), as `RegionEffects.regions`."""
+    extents = []
+    for pixels in image_size:
+        length = max(1, round(side * pixels))
+        start = torch.linspace(0, pixels - length, count).round().long()
+        extents.append(torch.stack([start, start + length], dim=1))
+    rows, columns = extents
+    return torch.cat([rows.repeat_interleave(count, 0), columns.repeat(count, 1)], dim=1)
+
+
+def embeddings_without(
+    model: SiameseNetwork, image: torch.Tensor, instead: torch.Tensor, regions: torch.Tensor, batch_size: int = 32
+) -> torch.Tensor:
+    """Embeddings (R, D) of an image (3, H, W) that shows another one, such as itself blurred, in one of the regions
+    (R, 4) at a time; by a network in eval mode."""
+    device, parts = image.device, []
+    for some in regions.split(batch_size):
+        changed = image.expand(len(some), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        for x, (top, bottom, left, right) in zip(changed, some.tolist()):
+            x[:, top:bottom, left:right] = instead[:, top:bottom, left:right]
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
+            maps = model.backbone(changed)
+        parts.append(model.embed_features(maps.float()))
+    return torch.cat(parts)
+
+
+def region_sums(maps: torch.Tensor, regions: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """What maps (N, h, w) hold in regions (N, R, 4) of images of a size in pixels, shape (N, R)."""
+    large = F.interpolate(maps[:, None].double(), image_size, mode="bilinear", align_corners=False)[:, 0]
+    sums = F.pad(large.cumsum(1).cumsum(2), (1, 0, 1, 0))
+    top, bottom, left, right = regions.to(maps.device).unbind(2)
+    n = torch.arange(len(maps), device=maps.device)[:, None]
+    return sums[n, bottom, right] - sums[n, top, right] - sums[n, bottom, left] + sums[n, top, left]
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Pearson's, of each row of two matrices (N, R), shape (N,); NaN for a row without variation."""
+    a, b = (x.double() - x.double().mean(1, keepdim=True) for x in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
+def _beyond_rounding(delta: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Effects (R, D) without those that are no more than the rounding of an embedding (D,)."""
+    return torch.where(delta.norm(dim=1, keepdim=True) > ROUNDING * whole.norm(), delta, 0)
+
+
+def spread(regions: torch.Tensor, effects: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """The most likely density (GRID, GRID, K) of which the effects (R, K) of regions (R, 4) are sums.
+
+    Gaussian-process regression (Rasmussen & Williams 2006, Eq. 2.25) on sums: with C the share of each position that a
+    region covers, and k a Gaussian kernel of length `REACH`, `density = k C^T (C k C^T + scatter)^-1 effects`. Effects
+    of regions do not quite add up; that is the scatter, in proportion to a region's own prior variance, so that large
+    windows do not outvote small ones. Kernel and cover are products of those along rows and columns.
+    """
+    kernel = _kernel().to(effects.device)
+    rows, columns = (
+        _cover(regions[:, 2 * k : 2 * k + 2], pixels).to(effects.device) for k, pixels in enumerate(image_size)
+    )
+    smooth_rows, smooth_columns = rows @ kernel, columns @ kernel
+    covariance = (smooth_rows @ rows.T) * (smooth_columns @ columns.T)
+    covariance.diagonal().mul_(1 + SCATTER)
+    weights = torch.linalg.solve(covariance, effects.to(covariance.dtype))
+    return torch.einsum("rh,rw,rk->hwk", smooth_rows, smooth_columns, weights).to(effects.dtype)
+
+
+def _kernel() -> torch.Tensor:
+    centres = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
+    return torch.exp(-(centres[:, None] - centres).square() / (2 * REACH**2))
+
+
+def _cover(extents: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Share of each of GRID positions along a side of so many pixels that extents (R, 2) cover, (R, GRID)."""
+    edges = torch.linspace(0, pixels, GRID + 1, dtype=torch.float64)
+    starts, ends = extents.cpu().double().T[..., None]
+    overlap = torch.minimum(ends, edges[1:]) - torch.maximum(starts, edges[:-1])
+    return overlap.clamp(min=0) * GRID / pixels
+
+
+def _most_effect(regions: torch.Tensor, density: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """The `LOOKS` regions (R, 4) over which a density (GRID, GRID, D) sums to most, positions in reading order."""
+    rows, columns = (_cover(regions[:, 2 * k : 2 * k + 2], pixels).to(density) for k, pixels in enumerate(image_size))
+    size = torch.einsum("rh,rw,hwk->rk", rows, columns, density).norm(dim=1)
+    return size.topk(LOOKS).indices.sort().values.cpu()
