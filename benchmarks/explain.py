@@ -1,4 +1,5 @@
-"""What an explanation costs, as a multiple of one backbone forward pass of the two images, in one run beside its peers.
+"""What an explanation costs, in one run beside its peers: by gradients, as a multiple of one backbone forward pass of
+the two images; by occlusion, in seconds.
 
 pip install -r benchmarks/requirements.txt
 python -m benchmarks.explain
@@ -9,11 +10,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerGradCam
+from captum.attr import FeatureAblation, LayerGradCam, Occlusion
 from pytorch_grad_cam import GradCAM
 from torch import nn
 
-from utils.Grad_CAM import explain
+from utils.explain.occlusion import region_effects
+from utils.Grad_CAM import explain, explain_effects
 from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork
 
@@ -78,6 +80,54 @@ def grad_cam_maps(model: SiameseNetwork) -> Callable:
     return run
 
 
+def captum_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor) -> dict[str, Callable]:
+    """Captum's Occlusion by 9 x 9 windows of a quarter of the side, and FeatureAblation of 9 x 9 cells, both images of
+    one pair, each for this partner only."""
+    wrapped, side = DistanceToPartner(model), batch1.shape[-1]
+    window, step = side // 4, (side - side // 4) // 8
+    edges = torch.arange(side) * 9 // side
+    cells = (edges[:, None] * 9 + edges).expand(1, 1, -1, -1)
+
+    def run(attribute: Callable) -> None:
+        for image, partner in ((batch1, batch2), (batch2, batch1)):
+            with torch.no_grad():
+                wrapped.partner = model.embed(partner)
+                attribute(image)
+
+    window_options = {"sliding_window_shapes": (3, window, window), "strides": (3, step, step)}
+    return {
+        "captum Occlusion": lambda: run(
+            lambda x: Occlusion(wrapped).attribute(x, target=0, perturbations_per_eval=32, **window_options)
+        ),
+        "captum FeatureAblation": lambda: run(
+            lambda x: FeatureAblation(wrapped).attribute(x, target=0, perturbations_per_eval=32, feature_mask=cells)
+        ),
+    }
+
+
+def occlusion_costs(backbone: str) -> None:
+    """Seconds of one pair, with the images that pass through the network, and of a further pair of known images."""
+    torch.manual_seed(0)
+    model = SiameseNetwork(backbone).eval()
+    one, two = torch.randn(2, 1, 3, 224, 224).unbind()
+    passes: list[int] = []
+    hook = model.backbone[0].register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    runs = {"occlusion (ours)": lambda: explain(model, one, two)} | captum_occlusions(model, one, two)
+    counts = {}
+    for name, run in runs.items():
+        passes.clear()
+        run()
+        counts[name] = sum(passes)
+    hook.remove()
+    for name, run in runs.items():
+        took = seconds(run)
+        print(f"{backbone:<18} {name:<24} {counts[name]:>6} {took:>8.2f} {1000 * took / counts[name]:>8.1f}")
+    effects = region_effects(model, torch.cat([one, two]))
+    further = seconds(lambda: effects.maps([0], [1]))
+    drawn = seconds(lambda: explain_effects(model, effects, [0], [1], (224, 224)))
+    print(f"{backbone:<18} a further pair: {1000 * further:.2f} ms, drawn at 224 px {1000 * drawn:.2f} ms")
+
+
 def seconds(run: Callable, least: float = 4.0) -> float:
     """Best time of repeated runs, the first left out: the least disturbed one."""
     run()
@@ -114,6 +164,9 @@ def main() -> None:
             lambda: grad_cam(batch1, batch2),
         ]
         print(f"{backbone:<10} {count:>5} {1000 * unit:>10.1f}", *(f"{seconds(run) / unit:>8.2f}x" for run in runs))
+    print(f"\n{'backbone':<18} {'one pair':<24} {'passes':>6} {'seconds':>8} {'ms/pass':>8}")
+    for backbone in ("EfficientNetLite0", "ResNet50"):
+        occlusion_costs(backbone)
 
 
 if __name__ == "__main__":

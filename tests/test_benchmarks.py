@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import variants
+from benchmarks import trust, variants
 from benchmarks.architectures import (
     PseudoSiamese,
     Siamese,
@@ -14,6 +14,7 @@ from benchmarks.architectures import (
 )
 from benchmarks.datasets import measure
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
+from utils.explain import occlusion
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
 from utils.images.pairs import Pairs
@@ -148,3 +149,21 @@ def test_a_dataset_is_measured_on_the_images_that_were_held_out(colour_folder):
     measured = measure(config)
     assert measured["test images"] == 6 and measured["AUC"] == measured["recall@1"] == measured["accuracy"] == 1
     assert 0.5 < measured["AUC low"] <= measured["AUC high"] == 1 and measured["seconds"] > 0
+
+
+def test_patches_of_other_images_are_averaged_over_their_effects(monkeypatch):
+    monkeypatch.setattr(occlusion, "bfloat16_pays", lambda device: False)
+    torch.manual_seed(0)
+    model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+    batch, others = torch.randn(2, 3, 16, 24), torch.randn(2, 3, 16, 24)
+    effects = trust.true_effects(model, batch, others, [0], [1], grid=2)
+    expected = []
+    with torch.no_grad():
+        before = (model.embed(batch[:1]) - model.embed(batch[1:])).square().sum()
+        for other in others:
+            changed = batch[1:].clone()
+            changed[0, :, 8:, :12] = other[:, 8:, :12]
+            expected.append((model.embed(batch[:1]) - model.embed(changed)).square().sum() - before)
+    found = effects["2 patches of other images"]
+    assert found.shape == (2, 4) and len(effects) == 4
+    assert found[1, 2].item() == pytest.approx(np.mean(expected), abs=1e-6)  # image 2, third cell

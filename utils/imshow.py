@@ -32,6 +32,7 @@ from utils.settings import Config
 COLORMAP = ListedColormap(plt.get_cmap("inferno")(np.linspace(0.3, 1, 256)), name="evidence")
 OPACITY = 0.9  # of the strongest evidence
 DRAINED = 0.15  # evidence from which on the image under it is grey
+FAINT = 0.15  # of the pair's strongest evidence: a weaker map is hardly seen, and not outlined
 MOST_TWINS = 5  # of a group of near duplicates
 MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
 
@@ -146,7 +147,8 @@ def show_explanation(
         axes[row, 0].imshow(image)
         for column, kind in enumerate(("factual", "counterfactual")):
             axes[row, column + 1].imshow(_explained(image, explanation, index, row, kind, boxes[row]))
-            _outline(axes[row, column + 1], image, getattr(explanation, kind)[index, row], boxes[row])
+            if explanation.strength[index, row, column] > FAINT:
+                _outline(axes[row, column + 1], image, getattr(explanation, kind)[index, row], boxes[row])
             if explanation.empty[index, row, column]:
                 _write_inside(axes[row, column + 1], "no such evidence")
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
@@ -228,9 +230,9 @@ def show_what_if(
             region = Image.fromarray(inside.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
             axis.imshow(Image.composite(blurred, image, region))
             axis.contour(np.asarray(region, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
-            axis.set_title(
-                f"{kind} region blurred\nsimilarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}", fontsize=9
-            )
+            change = f"similarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}"
+            nothing = f"no {kind} evidence\nnothing to blur"
+            axis.set_title(nothing if what_if.empty[row, column] else f"{kind} region blurred\n{change}", fontsize=9)
     return figure
 
 

@@ -1,0 +1,101 @@
+"""Do the maps of a trained network predict what happens without a region, also in ways they were not measured by?
+
+    python -m benchmarks.trust checkpoints/Flowers --pairs 24
+
+On test pairs of the checkpoint's own split: agreement with cells of 5 x 5 and 3 x 3 that are blurred, filled with the
+mean colour, covered by another part of the image, or by six patches of other photographs (mean effect); checks; areas
+under deletion and insertion curves; mosaics.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.questions import add_set_option, changed
+from utils.config import load_config
+from utils.dataset import load_split, read_split
+from utils.evaluate.agreement import REMOVALS, cell_effects
+from utils.evaluate.faithfulness import area_under, check_table, compare_rankings
+from utils.evaluate.mosaics import make_mosaics, mosaic_scores
+from utils.explain.occlusion import correlation, effect_on_distance, region_sums, windows
+from utils.explain.removal import Interventions
+from utils.Grad_CAM import Explanation, explain, explain_pairs
+from utils.images.pairs import evaluation_pairs, some_pairs
+from utils.Siamese import SiameseNetwork
+
+METHODS = ("occlusion", "contrast", "distance")
+PATCHES = 6
+
+
+def true_effects(model, batch, others, first, second, grid) -> dict[str, torch.Tensor]:
+    """What taking cells away does to the squared distance: (2P, grid^2) by each removal, images 1 first."""
+    removals = {name: removal(batch) for name, removal in REMOVALS.items()}
+    removals |= {f"patch {k}": other.expand_as(batch) for k, other in enumerate(others)}
+    with torch.no_grad():
+        z = torch.cat([model.embed(part) for part in batch.split(16)])
+    sides = ((first, second), (second, first))
+    effects = {
+        name: torch.cat([effect_on_distance(delta[i], z[i] - z[j]) for i, j in sides])
+        for name, delta in cell_effects(model, batch, removals, grid).items()
+    }
+    patches = [effects.pop(f"patch {k}") for k in range(len(others))]
+    return effects | {f"{len(others)} patches of other images": torch.stack(patches).mean(0)}
+
+
+def agreement(effects: dict[str, torch.Tensor], explanations: dict[str, Explanation], size, grid) -> pd.DataFrame:
+    cells = windows(1 / grid, grid, size)
+    found = {}
+    for method, explanation in explanations.items():
+        towards = torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
+        maps = torch.cat([towards[:, 0], towards[:, 1]])
+        found[method] = region_sums(maps, cells.expand(len(maps), -1, -1), size)
+    found |= {f"ceiling: the same cells, {name}": effect for name, effect in effects.items()}
+    return pd.DataFrame(
+        {name: {m: float(np.nanmean(correlation(f, e))) for m, f in found.items()} for name, e in effects.items()}
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="with model.pth, split.csv and config.yml")
+    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--mosaics", type=int, default=24)
+    add_set_option(parser)
+    arguments = parser.parse_args()
+    config = changed(load_config(arguments.folder / "config.yml"), dict(arguments.set))
+    model = SiameseNetwork.load(arguments.folder / "model.pth")
+    images, labels = load_split(read_split(arguments.folder / "split.csv"), "test", config, model.frame)
+    pairs = some_pairs(evaluation_pairs(labels, config.seed), arguments.pairs)
+    used = sorted({*pairs.first.tolist(), *pairs.second.tolist()})
+    first, second = ([used.index(i) for i in side] for side in (pairs.first, pairs.second))
+    batch = model.normalize(images[used])
+    explanations = {method: explain_pairs(model, batch, first, second, method) for method in METHODS}
+    rest = sorted(set(range(len(images))) - set(used))
+    others = model.normalize(images[np.random.default_rng(0).choice(rest, PATCHES, replace=False)])
+    print(f"{arguments.folder}: {len(first)} pairs of {len(used)} test images")
+    for grid in (5, 3):
+        effects = true_effects(model, batch, others, first, second, grid)
+        table = agreement(effects, explanations, model.image_size, grid)
+        print(f"\n{grid} x {grid} cells\n", table.round(2).to_string())
+    interventions = Interventions.on(model, batch[first], batch[second], 16)
+    for method, explanation in explanations.items():
+        print(f"\n{method}\n", check_table(interventions, explanation, config.seed).round(2).to_string(index=False))
+        curves = compare_rankings(interventions, explanation)
+        for name, pair in curves.items():
+            if method == METHODS[0] or name == "factual map":
+                areas = ", ".join(f"{kind} {area_under(curve):.3f}" for kind, curve in pair.items())
+                print(f"{name}: {areas}")
+    mosaics = make_mosaics(images, np.asarray(labels), arguments.mosaics, config.seed)
+    if mosaics is not None:
+        one, two = model.normalize(mosaics.first), model.normalize(mosaics.second)
+        maps = {method: explain(model, one, two, method) for method in METHODS}
+        print("\nmosaics\n", mosaic_scores(model, mosaics, maps).round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
