@@ -20,7 +20,7 @@ LOOKS = 48  # of which so many are taken, where the windows before found most
 GRID = 32  # positions of a map along each side
 REACH = 0.06  # over which effects are taken to be alike, as a share of the sides
 ROUNDING = 1e-5  # of an embedding's length
-SCATTER = 1.0  # variance with which effects of windows fail to add up, as a share of their own
+SCATTER = 2.0  # variance with which effects of windows fail to add up, as a share of their own
 
 
 @dataclass(frozen=True)
