@@ -67,7 +67,7 @@ def test_every_figure_is_saved_and_each_pair_has_its_folder(notebook_results):
         "roc_precision_recall.png",
         "class_similarity.png",
     } <= figures
-    pairs = [path for path in outputs.glob("pairs/*") if (path / "explanation_contrast.png").exists()]
+    pairs = [path for path in outputs.glob("pairs/*") if (path / "explanation.png").exists()]
     assert len(pairs) >= 2
     assert any(name.startswith("galleries/rightly") for name in figures)
     figures = {
@@ -86,7 +86,7 @@ def test_a_clone_explains_two_images_before_any_training(tmp_path, monkeypatch):
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "You have not trained yet: this network comes with the project" in printed
     outputs = tmp_path / "outputs" / "Synthetic"
-    assert list(outputs.glob("pairs/*/explanation_contrast.png")) and (outputs / "compare" / "similarity.png").exists()
+    assert list(outputs.glob("pairs/*/explanation.png")) and (outputs / "compare" / "similarity.png").exists()
 
 
 def test_the_shipped_network_is_small_and_was_trained_as_config_says():

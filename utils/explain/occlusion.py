@@ -138,17 +138,18 @@ def embeddings_without(
 
 
 def region_sums(maps: torch.Tensor, regions: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """What maps (N, h, w) hold in regions (N, R, 4) of images of a size in pixels, shape (N, R)."""
-    large = F.interpolate(maps[:, None].double(), image_size, mode="bilinear", align_corners=False)[:, 0]
+    """What maps (N, h, w) hold in regions (N, R, 4) of images of a size in pixels, shape (N, R), on the CPU."""
+    large = F.interpolate(maps[:, None].cpu().double(), image_size, mode="bilinear", align_corners=False)[:, 0]
     sums = F.pad(large.cumsum(1).cumsum(2), (1, 0, 1, 0))
-    top, bottom, left, right = regions.to(maps.device).unbind(2)
-    n = torch.arange(len(maps), device=maps.device)[:, None]
+    top, bottom, left, right = regions.cpu().unbind(2)
+    n = torch.arange(len(maps))[:, None]
     return sums[n, bottom, right] - sums[n, top, right] - sums[n, bottom, left] + sums[n, top, left]
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Pearson's, of each row of two matrices (N, R), shape (N,); NaN for a row without variation."""
-    a, b = (x.double() - x.double().mean(1, keepdim=True) for x in (a, b))
+    a, b = (x.cpu().double() for x in (a, b))
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
@@ -165,15 +166,14 @@ def spread(regions: torch.Tensor, effects: torch.Tensor, image_size: tuple[int, 
     of regions do not quite add up; that is the scatter, in proportion to a region's own prior variance, so that large
     windows do not outvote small ones. Kernel and cover are products of those along rows and columns.
     """
-    kernel = _kernel().to(effects.device)
-    rows, columns = (
-        _cover(regions[:, 2 * k : 2 * k + 2], pixels).to(effects.device) for k, pixels in enumerate(image_size)
-    )
+    # On the CPU, whatever the device: it takes double precision, which Apple's GPUs lack, and next to no time.
+    kernel = _kernel()
+    rows, columns = (_cover(regions[:, 2 * k : 2 * k + 2], pixels) for k, pixels in enumerate(image_size))
     smooth_rows, smooth_columns = rows @ kernel, columns @ kernel
     covariance = (smooth_rows @ rows.T) * (smooth_columns @ columns.T)
     covariance.diagonal().mul_(1 + SCATTER)
-    weights = torch.linalg.solve(covariance, effects.to(covariance.dtype))
-    return torch.einsum("rh,rw,rk->hwk", smooth_rows, smooth_columns, weights).to(effects.dtype)
+    weights = torch.linalg.solve(covariance, effects.cpu().double())
+    return torch.einsum("rh,rw,rk->hwk", smooth_rows, smooth_columns, weights).to(effects)
 
 
 def _kernel() -> torch.Tensor:
