@@ -13,18 +13,16 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from benchmarks.questions import add_set_option, changed
 from utils.config import load_config
 from utils.dataset import load_split, read_split
-from utils.evaluate.agreement import REMOVALS, cell_effects
+from utils.evaluate.agreement import REMOVALS, effects_on_pairs, mean_correlations
 from utils.evaluate.faithfulness import area_under, check_table, compare_rankings
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
-from utils.explain.occlusion import correlation, effect_on_distance, region_sums, windows
 from utils.explain.removal import Interventions
-from utils.Grad_CAM import Explanation, explain, explain_pairs
+from utils.Grad_CAM import explain, explain_pairs
 from utils.images.pairs import evaluation_pairs, some_pairs
 from utils.Siamese import SiameseNetwork
 
@@ -36,28 +34,9 @@ def true_effects(model, batch, others, first, second, grid) -> dict[str, torch.T
     """What taking cells away does to the squared distance: (2P, grid^2) by each removal, images 1 first."""
     removals = {name: removal(batch) for name, removal in REMOVALS.items()}
     removals |= {f"patch {k}": other.expand_as(batch) for k, other in enumerate(others)}
-    with torch.no_grad():
-        z = torch.cat([model.embed(part) for part in batch.split(16)])
-    sides = ((first, second), (second, first))
-    effects = {
-        name: torch.cat([effect_on_distance(delta[i], z[i] - z[j]) for i, j in sides])
-        for name, delta in cell_effects(model, batch, removals, grid).items()
-    }
+    effects = effects_on_pairs(model, batch, first, second, removals, grid)
     patches = [effects.pop(f"patch {k}") for k in range(len(others))]
     return effects | {f"{len(others)} patches of other images": torch.stack(patches).mean(0)}
-
-
-def agreement(effects: dict[str, torch.Tensor], explanations: dict[str, Explanation], size, grid) -> pd.DataFrame:
-    cells = windows(1 / grid, grid, size)
-    found = {}
-    for method, explanation in explanations.items():
-        towards = torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
-        maps = torch.cat([towards[:, 0], towards[:, 1]])
-        found[method] = region_sums(maps, cells.expand(len(maps), -1, -1), size)
-    found |= {f"ceiling: the same cells, {name}": effect for name, effect in effects.items()}
-    return pd.DataFrame(
-        {name: {m: float(np.nanmean(correlation(f, e))) for m, f in found.items()} for name, e in effects.items()}
-    )
 
 
 def main() -> None:
@@ -80,7 +59,7 @@ def main() -> None:
     print(f"{arguments.folder}: {len(first)} pairs of {len(used)} test images")
     for grid in (5, 3):
         effects = true_effects(model, batch, others, first, second, grid)
-        table = agreement(effects, explanations, model.image_size, grid)
+        table = mean_correlations(effects, explanations, effects, model.image_size, grid)
         print(f"\n{grid} x {grid} cells\n", table.round(2).to_string())
     interventions = Interventions.on(model, batch[first], batch[second], 16)
     for method, explanation in explanations.items():

@@ -44,8 +44,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarray:
-    """A map in colour on its image, which turns grey under it; where there is no
-    evidence the image shows plainly.
+    """A map in colour on its image, which turns grey under it; where there is no evidence the image shows plainly.
 
     Args:
         image: the original, of any size (H, W).
@@ -142,7 +141,7 @@ def show_explanation(
     similar = bool(explanation.is_similar[index])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
     images = tuple(shrink(image) for image in images)
-    figure, axes = _rows_of_panels(images, names, columns=3, width=8.4, titles=0.6)
+    figure, axes = _rows_of_panels(images, names, columns=3, width=7.2, titles=0.6)
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, kind in enumerate(("factual", "counterfactual")):
@@ -152,7 +151,7 @@ def show_explanation(
             if explanation.empty[index, row, column]:
                 _write_inside(axes[row, column + 1], "no such evidence")
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=9)
     figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)
     bar = figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=axes, shrink=0.6, aspect=30, pad=0.02)
     bar.set_label("evidence, as a share of the pair's strongest", fontsize=8)

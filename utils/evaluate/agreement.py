@@ -43,6 +43,47 @@ def cell_effects(
     return {name: torch.stack(parts) for name, parts in effects.items()}
 
 
+@torch.no_grad()
+def effects_on_pairs(
+    model: SiameseNetwork,
+    batch: torch.Tensor,
+    first: Sequence[int],
+    second: Sequence[int],
+    removals: dict[str, torch.Tensor],
+    grid: int = GRID,
+) -> dict[str, torch.Tensor]:
+    """What taking cells of one image of a pair away does to the squared distance: by each of the `removals` of
+    `cell_effects`, (2P, grid^2), those of images 1 first."""
+    with eval_mode(model):
+        z = torch.cat([model.embed(part) for part in batch.split(32)])
+    sides = ((first, second), (second, first))
+    return {
+        name: torch.cat([effect_on_distance(delta[i], z[i] - z[j]) for i, j in sides])
+        for name, delta in cell_effects(model, batch, removals, grid).items()
+    }
+
+
+def mean_correlations(
+    effects: dict[str, torch.Tensor],
+    explanations: dict[str, Explanation],
+    ceilings: dict[str, torch.Tensor],
+    image_size: tuple[int, int],
+    grid: int = GRID,
+) -> pd.DataFrame:
+    """The mean correlation of maps' sums over cells, and of `ceilings` (2P, grid^2), with `effects_on_pairs`: a row per
+    method, then per ceiling, and a column per removal."""
+    cells = windows(1 / grid, grid, image_size)
+    found = {}
+    for method, explanation in explanations.items():
+        towards = torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
+        maps = torch.cat([towards[:, 0], towards[:, 1]])
+        found[method] = region_sums(maps, cells.expand(len(maps), -1, -1), image_size)
+    found |= {f"ceiling: the same cells, {name}": effect for name, effect in ceilings.items()}
+    return pd.DataFrame(
+        {name: {m: float(np.nanmean(correlation(f, e))) for m, f in found.items()} for name, e in effects.items()}
+    )
+
+
 def agreement_table(
     model: SiameseNetwork,
     batch: torch.Tensor,
@@ -63,24 +104,9 @@ def agreement_table(
         are made by blurring.
     """
     used = sorted({*map(int, first), *map(int, second)})
-    ends = [[used.index(int(i)) for i in side] for side in (first, second)]
+    ends = ([used.index(int(i)) for i in side] for side in (first, second))
     images = batch[used].to(model.mean.device)
-    deltas = cell_effects(model, images, {name: removal(images) for name, removal in REMOVALS.items()}, grid)
-    with eval_mode(model), torch.no_grad():
-        z = torch.cat([model.embed(part) for part in images.split(32)])
-    sides = list(zip(ends, reversed(ends)))
-    true = {
-        name: torch.cat([effect_on_distance(delta[i], z[i] - z[j]) for i, j in sides]) for name, delta in deltas.items()
-    }
-    cells = windows(1 / grid, grid, tuple(batch.shape[2:]))
-    rows = {}
-    for method, explanation in explanations.items():
-        towards = torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
-        maps = torch.cat([towards[:, 0], towards[:, 1]])
-        rows[method] = region_sums(maps, cells.expand(len(maps), -1, -1), tuple(batch.shape[2:]))
-    rows["ceiling: the same cells, blurred"] = true["blurred"]
-    scores = {
-        method: {name: float(np.nanmean(correlation(found, effect).cpu())) for name, effect in true.items()}
-        for method, found in rows.items()
-    }
-    return pd.DataFrame.from_dict(scores, orient="index")
+    removals = {name: removal(images) for name, removal in REMOVALS.items()}
+    effects = effects_on_pairs(model, images, *ends, removals, grid)
+    ceiling = {"blurred": effects["blurred"]}
+    return mean_correlations(effects, explanations, ceiling, tuple(batch.shape[2:]), grid)

@@ -168,7 +168,7 @@ def spread(regions: torch.Tensor, effects: torch.Tensor, image_size: tuple[int, 
     """
     # On the CPU, whatever the device: it takes double precision, which Apple's GPUs lack, and next to no time.
     kernel = _kernel()
-    rows, columns = (_cover(regions[:, 2 * k : 2 * k + 2], pixels) for k, pixels in enumerate(image_size))
+    rows, columns = _covers(regions, image_size)
     smooth_rows, smooth_columns = rows @ kernel, columns @ kernel
     covariance = (smooth_rows @ rows.T) * (smooth_columns @ columns.T)
     covariance.diagonal().mul_(1 + SCATTER)
@@ -181,6 +181,11 @@ def _kernel() -> torch.Tensor:
     return torch.exp(-(centres[:, None] - centres).square() / (2 * REACH**2))
 
 
+def _covers(regions: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_cover` of regions (R, 4) along rows and along columns."""
+    return _cover(regions[:, :2], image_size[0]), _cover(regions[:, 2:], image_size[1])
+
+
 def _cover(extents: torch.Tensor, pixels: int) -> torch.Tensor:
     """Share of each of GRID positions along a side of so many pixels that extents (R, 2) cover, (R, GRID)."""
     edges = torch.linspace(0, pixels, GRID + 1, dtype=torch.float64)
@@ -191,6 +196,6 @@ def _cover(extents: torch.Tensor, pixels: int) -> torch.Tensor:
 
 def _most_effect(regions: torch.Tensor, density: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
     """The `LOOKS` regions (R, 4) over which a density (GRID, GRID, D) sums to most, positions in reading order."""
-    rows, columns = (_cover(regions[:, 2 * k : 2 * k + 2], pixels).to(density) for k, pixels in enumerate(image_size))
+    rows, columns = (cover.to(density) for cover in _covers(regions, image_size))
     size = torch.einsum("rh,rw,hwk->rk", rows, columns, density).norm(dim=1)
     return size.topk(LOOKS).indices.sort().values.cpu()
