@@ -200,7 +200,7 @@ def _rows_of_panels(
 ) -> tuple[Figure, np.ndarray]:
     """Empty panels without ticks, a named row for each image, as high as its aspect ratio asks; sizes in inches."""
     heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
-    size = (width, 2.4 * sum(heights) + titles)
+    size = (width, 2.1 * sum(heights) + titles)
     figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights})
     for row, name in zip(axes, names):
         row[0].set_ylabel(_short(name), fontsize=9)
@@ -220,7 +220,7 @@ def show_what_if(
 ) -> Figure:
     """Each image with its factual and with its counterfactual region blurred, and what that does to the similarity."""
     images = tuple(shrink(image) for image in images)
-    figure, axes = _rows_of_panels(images, names, columns=2, width=5.6, titles=1.0)
+    figure, axes = _rows_of_panels(images, names, columns=2, width=4.9, titles=1.0)
     for row, image in enumerate(images):
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
         for column, kind in enumerate(("factual", "counterfactual")):
