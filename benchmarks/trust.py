@@ -3,8 +3,9 @@
     python -m benchmarks.trust checkpoints/Flowers --pairs 24
 
 On test pairs of the checkpoint's own split: agreement with cells of 5 x 5 and 3 x 3 that are blurred, filled with the
-mean colour, covered by another part of the image, or by six patches of other photographs (mean effect); checks; areas
-under deletion and insertion curves; mosaics.
+mean colour, covered by another part of the image, or by six patches of other photographs (mean effect), also of
+Grad-CAM's variants by layer and weights; how far effects add up; checks; areas under deletion and insertion curves;
+mosaics.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from utils.dataset import load_split, read_split
 from utils.evaluate.agreement import REMOVALS, effects_on_pairs, mean_correlations
 from utils.evaluate.faithfulness import area_under, check_table, compare_rankings
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
-from utils.explain.removal import Interventions
+from utils.explain.occlusion import correlation, region_sums, windows
+from utils.explain.removal import Interventions, blur
 from utils.Grad_CAM import explain, explain_pairs
 from utils.images.pairs import evaluation_pairs, some_pairs
-from utils.Siamese import SiameseNetwork
+from utils.Siamese import SiameseNetwork, eval_mode
 
 METHODS = ("occlusion", "contrast", "distance")
 PATCHES = 6
@@ -37,6 +39,43 @@ def true_effects(model, batch, others, first, second, grid) -> dict[str, torch.T
     effects = effects_on_pairs(model, batch, first, second, removals, grid)
     patches = [effects.pop(f"patch {k}") for k in range(len(others))]
     return effects | {f"{len(others)} patches of other images": torch.stack(patches).mean(0)}
+
+
+# How a gradient g weighs feature maps A, each of shape (C, h, w): Selvaraju et al. 2017; Draelos & Carin 2020; Fu et
+# al. 2020.
+WEIGHTS = {
+    "Grad-CAM": lambda g, a: g.mean((1, 2), keepdim=True) * a,
+    "HiResCAM": lambda g, a: g * a,
+    "XGrad-CAM": lambda g, a: (g * a).sum((1, 2), keepdim=True) / a.sum((1, 2), keepdim=True).clamp(min=1e-6) * a,
+}
+
+
+def cam_variants(model, batch, first, second) -> dict[str, torch.Tensor]:
+    """Maps (2P, h, w) of `-D^2` by Grad-CAM and its relatives, images 1 first, at the last layer of every resolution
+    from the fine map's on."""
+    shapes = [shape[2:] for shape in model.block_shapes()]
+    ends = [i for i, shape in enumerate(shapes) if i == len(shapes) - 1 or shapes[i + 1] != shape]
+    found: dict[str, list[torch.Tensor]] = {}
+    with eval_mode(model), torch.no_grad():
+        z = torch.cat([model.embed(part) for part in batch.split(32)])
+        for i, j in [*zip(first, second), *zip(second, first)]:
+            for layer in (end for end in ends if end >= model.fine_block):
+                a = model.backbone[: layer + 1](batch[[i]]).requires_grad_()
+                with torch.enable_grad():
+                    closeness = -(model.embed_features(model.backbone[layer + 1 :](a)) - z[j]).square().sum()
+                (g,) = torch.autograd.grad(closeness, a)
+                for name, weigh in WEIGHTS.items():
+                    key = f"{name}, {'x'.join(map(str, shapes[layer]))}"
+                    found.setdefault(key, []).append(weigh(g[0], a.detach()[0]).sum(0))
+    return {name: torch.stack(maps) for name, maps in found.items()}
+
+
+def additivity(model, batch, first, second) -> float:
+    """The mean correlation of what blurring the four quarters of an image does to the squared distance with the sums
+    of what blurring the four cells inside each does: 1 if effects added up. No map could serve both sizes better."""
+    small, large = (effects_on_pairs(model, batch, first, second, {"": blur(batch)}, grid)[""] for grid in (4, 2))
+    sums = small.unflatten(1, (2, 2, 2, 2)).sum((2, 4)).flatten(1)
+    return float(correlation(sums, large).nanmean())
 
 
 def main() -> None:
@@ -54,13 +93,19 @@ def main() -> None:
     first, second = ([used.index(i) for i in side] for side in (pairs.first, pairs.second))
     batch = model.normalize(images[used])
     explanations = {method: explain_pairs(model, batch, first, second, method) for method in METHODS}
+    variants = cam_variants(model, batch, first, second)
     rest = sorted(set(range(len(images))) - set(used))
     others = model.normalize(images[np.random.default_rng(0).choice(rest, PATCHES, replace=False)])
     print(f"{arguments.folder}: {len(first)} pairs of {len(used)} test images")
     for grid in (5, 3):
         effects = true_effects(model, batch, others, first, second, grid)
         table = mean_correlations(effects, explanations, effects, model.image_size, grid)
+        cells = windows(1 / grid, grid, model.image_size)
+        for name, maps in variants.items():
+            sums = region_sums(maps, cells.expand(len(maps), -1, -1), model.image_size)
+            table.loc[name] = [float(correlation(sums, effect).nanmean()) for effect in effects.values()]
         print(f"\n{grid} x {grid} cells\n", table.round(2).to_string())
+    print(f"\nsums over cells of 4 x 4 against whole quarters: {additivity(model, batch, first, second):.2f}")
     interventions = Interventions.on(model, batch[first], batch[second], 16)
     for method, explanation in explanations.items():
         print(f"\n{method}\n", check_table(interventions, explanation, config.seed).round(2).to_string(index=False))

@@ -167,3 +167,32 @@ def test_patches_of_other_images_are_averaged_over_their_effects(monkeypatch):
     found = effects["2 patches of other images"]
     assert found.shape == (2, 4) and len(effects) == 4
     assert found[1, 2].item() == pytest.approx(np.mean(expected), abs=1e-6)  # image 2, third cell
+
+
+def test_grad_cam_among_its_variants_is_the_papers():
+    torch.manual_seed(0)
+    model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(32, 32)).eval()
+    batch = torch.randn(3, 3, 32, 32)
+    found = trust.cam_variants(model, batch, [0, 1], [2, 2])
+    paper = explain(model, batch[[0, 1]], batch[[2, 2]], "distance")
+    towards = torch.where(paper.is_similar, 1, -1)[:, None, None, None] * paper.raw
+    expected = torch.cat([towards[:, 0], towards[:, 1]])
+    finest, last = (model.block_shapes()[i][2] for i in (model.fine_block, -1))
+    assert {f"{name}, {side}x{side}" for name in trust.WEIGHTS for side in (finest, last)} <= set(found)
+    torch.testing.assert_close(found[f"Grad-CAM, {last}x{last}"], expected, rtol=1e-4, atol=1e-7)
+    a, g = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0, 1.0]]])
+    assert [weigh(g, a).tolist() for weigh in trust.WEIGHTS.values()] == [[[[1.5, 4.5]]], [[[2, 3]]], [[[1.25, 3.75]]]]
+
+
+def test_effects_that_add_up_are_called_additive(monkeypatch):
+    cells = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    quarters = torch.zeros(2, 4)
+    for row in range(4):
+        for column in range(4):
+            quarters[:, row // 2 * 2 + column // 2] += cells[:, row * 4 + column]
+    effects = {4: cells, 2: quarters}
+    monkeypatch.setattr(trust, "effects_on_pairs", lambda *a: {"": effects[a[-1]]})
+    batch = torch.zeros(2, 3, 8, 8)
+    assert trust.additivity(None, batch, [0], [1]) == pytest.approx(1)
+    effects[2] = quarters.flip(1)
+    assert trust.additivity(None, batch, [0], [1]) < 0.9

@@ -70,14 +70,15 @@ class Comparison:
         pair = self.pair(first, second) | {"explanation": explanation}
         return pair, float(correlation(predicted, measured).mean())
 
-    def effects_of(self, first: int, second: int) -> RegionEffects:
-        """What regions of two images do; of each image measured once, however many pairs it is in."""
-        for i in (first, second):
-            if i not in self.effects:
-                self.effects[i] = region_effects(self.model, self.batch[[i]])
-        pair = self.effects[first], self.effects[second]
+    def effects_of(self, *images: int) -> RegionEffects:
+        """What regions of some images do, in their order; of each image measured once, however many pairs it is in."""
+        missing = [i for i in dict.fromkeys(images) if i not in self.effects]
+        if missing:
+            found = region_effects(self.model, self.batch[missing])
+            self.effects |= {i: found.of([k]) for k, i in enumerate(missing)}
+        parts = [self.effects[i] for i in images]
         return RegionEffects(
-            **{field.name: torch.cat([getattr(one, field.name) for one in pair]) for field in fields(RegionEffects)}
+            **{field.name: torch.cat([getattr(one, field.name) for one in parts]) for field in fields(RegionEffects)}
         )
 
     def pair(self, first: int, second: int) -> dict:
@@ -159,6 +160,7 @@ def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, 
     ends = [(pairs.first[k], pairs.second[k]) for k in chosen]
     needed = sorted({image for pair in ends for image in pair})
     compared = Comparison(model, [paths[i] for i in needed])
+    compared.effects_of(*range(len(needed)))  # of all in one go, under one progress bar
     return [compared.pair(needed.index(i), needed.index(j)) for i, j in ends]
 
 

@@ -40,6 +40,11 @@ class RegionEffects:
     delta: torch.Tensor
     density: torch.Tensor
 
+    def of(self, images: Sequence[int]) -> RegionEffects:
+        """Those of some of the images, by position."""
+        chosen = list(images)
+        return RegionEffects(self.embeddings[chosen], self.regions[chosen], self.delta[chosen], self.density[chosen])
+
     def on_pairs(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
         """What every region does to the squared distance of P pairs if it goes, shape (P, 2, R), exactly:
         `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2 = |delta_R|^2 - 2 <delta_R, z1 - z2>`. Above 0, the region speaks
