@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from utils.backbones import IMAGENET_MEAN, IMAGENET_STD, ModelError, backbone_blocks, brief, eval_mode
+from utils.files import replacing
 from utils.images.frame import Frame, to_uint8
 
 FINE = 14 * 14  # positions of a feature map that explanations need: stride 16 at 224 pixels (benchmarks/README.md)
@@ -219,9 +221,10 @@ class SiameseNetwork(nn.Module):
                 "torchvision": str(torchvision.__version__),
             },
         }
-        partial = Path(path).with_suffix(".partial")
-        torch.save(checkpoint, partial)
-        partial.replace(path)  # an interrupted save leaves the previous checkpoint whole
+        whole = io.BytesIO()  # torch's own writer reports a full disk as an error of its own
+        torch.save(checkpoint, whole)
+        with replacing(path) as file:
+            file.write_bytes(whole.getbuffer())
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SiameseNetwork:

@@ -22,6 +22,7 @@ from utils.comparison import WhatIf
 from utils.evaluate.audit import Audit, is_conflicting
 from utils.explain.matching import APART, Match
 from utils.explain.removal import BLUR, strongest_region
+from utils.files import replacing
 from utils.Grad_CAM import Explanation
 from utils.images.frame import WHOLE, Box
 from utils.images.reading import read_image, shrink
@@ -40,7 +41,8 @@ MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure, making its folder, at 200 dpi with tight margins."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200, bbox_inches="tight")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=200, bbox_inches="tight")
 
 
 def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarray:

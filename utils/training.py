@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,11 +27,13 @@ from utils.early_stopping import EarlyStopping, best_epoch
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.explain.removal import blurred_features, removable_share
+from utils.files import replacing
 from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, evenly, image_batches, make_pairs, pair_batches
 from utils.machine import bfloat16_pays, choose_device, keep_freed_memory
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
+from utils.resuming import fingerprints, put_back, state_of, unfinished
 from utils.settings import Config, UserError
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance
 from utils.transfer import HEAD_RATE, early_blocks, embed_late, freeze, frozen_features
@@ -47,8 +50,9 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     under `config.checkpoints_path`.
 
     The best epoch has the highest validation AUC, and among equals the lowest loss; epochs of the head alone count as
-    one, the last. Nothing is written before the first epoch ends. An interrupt (Ctrl-C, the notebook's stop button)
-    ends training as if the last finished epoch had been the last planned.
+    one, the last. Nothing is written before the first epoch ends. A run that was killed goes on after its last finished
+    epoch, and ends as if nothing had happened; it starts anew if its settings or images changed. An interrupt (Ctrl-C,
+    the notebook's stop button) leaves the best network so far, ready for use; the next run goes on, too.
 
     Args:
         table: a split that `prepare_split` made of the same data before; `None`: it is made here.
@@ -85,13 +89,21 @@ class Trainer:
         self.augment = Augmentation(config.image, config.seed)
         self.progress = 0.0
         self.loss = ContrastiveLoss(config.margin)
+        self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta, mode="max")
+        self.history: list[dict[str, float]] = []  # a row per finished epoch
+        self.kept_epoch = 0
         self.rng = np.random.default_rng(config.seed)
         self.steps_per_epoch = len(self.epoch_batches())
         self.head_epochs = math.ceil(config.head_steps / self.steps_per_epoch)
         self.epochs = self.head_epochs + self.options.epochs
         self.features: dict[str, torch.Tensor] = {}  # of the frozen backbone, while only the head is trained
         self.frozen = 0  # first blocks of the backbone that stay as they are
-        self.start_head() if self.head_epochs else self.start_all()
+        self.data = fingerprints(table, self.images)
+        stopped = unfinished(self.folder / "last.pth", config.model_dump(mode="json"), self.data)
+        finished = len(stopped["info"]["run"]["history"]) if stopped else 0
+        self.start_head() if finished < self.head_epochs else self.start_all()
+        if stopped:
+            put_back(self, stopped)
 
     def start_head(self) -> None:
         """Epochs of the head alone."""
@@ -113,25 +125,25 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, self.config, self.steps_per_epoch)
 
     def run(self) -> pd.DataFrame:
-        stopping = EarlyStopping(self.config.early_stopping.patience, self.config.early_stopping.min_delta, mode="max")
-        history = []
-        steps = self.epochs * self.steps_per_epoch
-        with tqdm(total=steps, desc="Training", disable=not self.options.verbose) as bar:
+        steps, done, interrupted = self.epochs * self.steps_per_epoch, len(self.history), False
+        initial = done * self.steps_per_epoch
+        with tqdm(total=steps, initial=initial, desc="Training", disable=not self.options.verbose) as bar:
             try:
-                for epoch in range(1, self.epochs + 1):
+                for epoch in range(done + 1, self.epochs + 1):
+                    if self.stopping.should_stop:
+                        break
                     if epoch == self.head_epochs + 1 and self.features:
                         self.start_all()
-                    history.append(self.run_epoch(epoch, bar))
-                    self.keep(pd.DataFrame(history, columns=HISTORY))
+                    self.history.append(self.run_epoch(epoch, bar))
                     if not self.features:  # the head's few steps are never stopped early
-                        stopping.step(history[-1]["valid_auc"])
-                    if stopping.should_stop:
-                        break
+                        self.stopping.step(self.history[-1]["valid_auc"])
+                    self.keep(pd.DataFrame(self.history, columns=HISTORY))
             except KeyboardInterrupt:
-                if not history:
+                if not self.kept_epoch:
                     raise
-        self.finish()
-        return pd.DataFrame(history, columns=HISTORY)
+                interrupted = True
+        self.finish(interrupted)
+        return pd.DataFrame(self.history, columns=HISTORY)
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         start = time.perf_counter()
@@ -238,21 +250,25 @@ class Trainer:
         if best_epoch(history, first=self.head_epochs or 1) == len(history):
             self.kept_epoch = len(history)
             self.save("model.pth")
-            self.table.to_csv(self.folder / "split.csv", index=False)
-            self.config.save(self.folder / "config.yml")
-        self.save("last.pth")
-        history.to_csv(self.folder / "history.csv", index=False)
+            with replacing(self.folder / "split.csv") as file:
+                self.table.to_csv(file, index=False)
+            with replacing(self.folder / "config.yml") as file:
+                self.config.save(file)
+        with replacing(self.folder / "history.csv") as file:
+            history.to_csv(file, index=False)
+        self.save("last.pth", run=state_of(self))  # at the end: what a run goes on from is never ahead of the rest
 
-    def save(self, name: str) -> None:
+    def save(self, name: str, **info: Any) -> None:
         self.model.save(
             self.folder / name,
             config=self.config.model_dump(mode="json"),
             classes=self.classes,
             calibrated_threshold=self.calibrated_threshold,
             epoch=self.kept_epoch,
+            **info,
         )
 
-    def finish(self) -> None:
+    def finish(self, interrupted: bool = False) -> None:
         """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
         its last epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an
         embedding."""
@@ -267,6 +283,12 @@ class Trainer:
             self.model.removable.fill_(removable_share(self.model, some, size))
             bar.update()
         self.save("model.pth")
+        if interrupted:
+            done = f"{self.folder}: stopped after epoch {len(self.history)} of {self.epochs}"
+            print(f"{done}, the best network so far is ready; train again to go on from there")
+            return
+        last = SiameseNetwork.load(self.folder / "last.pth")
+        last.save(self.folder / "last.pth", **{key: value for key, value in last.info.items() if key != "run"})
 
 
 @contextmanager

@@ -1,0 +1,130 @@
+import signal
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.kills import configurations, difference, train_killed
+from benchmarks.questions import changed
+from utils.dataset import prepare_split
+from utils.resuming import fingerprints
+from utils.Siamese import SiameseNetwork
+from utils.training import Trainer, train
+
+needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Two configurations, trained without a disturbance."""
+    found = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes that are killed
+    for name, config in configurations(tmp_path_factory.mktemp("kills")).items():
+        config = changed(config, {"checkpoints_path": config.checkpoints_path / name.split()[0]})
+        train(config)
+        found[name] = config
+    yield found
+    torch.set_num_threads(threads)
+
+
+def elsewhere(config, folder):
+    return changed(config, {"checkpoints_path": folder / "again"})
+
+
+@needs_sigkill
+@pytest.mark.parametrize(
+    "network, event, count",
+    [("random weights", "step", 6), ("random weights", "write", 4), ("pretrained", "step", 11)],
+    ids=["within an epoch", "between two files", "fine-tuning"],
+)
+def test_a_killed_run_ends_as_if_nothing_had_happened(alone, tmp_path, capsys, network, event, count):
+    again = elsewhere(alone[network], tmp_path)
+    train_killed(again, event, count)
+    train(again)
+    assert difference(alone[network].checkpoints_path, again.checkpoints_path) is None
+    if event == "step":  # otherwise it may have died before it could remember
+        assert "training goes on from there" in capsys.readouterr().out
+
+
+def interrupted(monkeypatch, config, epoch):
+    """Train until Ctrl-C is pressed in this epoch."""
+    run_epoch = Trainer.run_epoch
+
+    def stop(self, number, bar):
+        if number == epoch:
+            raise KeyboardInterrupt
+        return run_epoch(self, number, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_epoch", stop)
+        return train(config)
+
+
+@pytest.mark.parametrize("network, epoch", [("random weights", 3), ("pretrained", 2), ("pretrained", 4)])
+def test_an_interrupted_run_is_usable_and_goes_on(alone, tmp_path, monkeypatch, capsys, network, epoch):
+    again = elsewhere(alone[network], tmp_path)
+    assert len(interrupted(monkeypatch, again, epoch)) == epoch - 1
+    assert "train again to go on from there" in capsys.readouterr().out
+    assert SiameseNetwork.load(again.checkpoints_path / "model.pth").mean_embedding.any()
+    calls = []
+    run_epoch = Trainer.run_epoch
+    monkeypatch.setattr(Trainer, "run_epoch", lambda self, n, bar: calls.append(n) or run_epoch(self, n, bar))
+    train(again)
+    assert f"stopped after epoch {epoch - 1}; training goes on" in capsys.readouterr().out
+    assert calls[0] == epoch
+    assert difference(alone[network].checkpoints_path, again.checkpoints_path) is None
+
+
+def test_a_finished_run_starts_anew(alone, tmp_path, capsys):
+    again = elsewhere(alone["random weights"], tmp_path)
+    histories = [train(again).drop(columns="seconds") for _ in range(2)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    assert len(histories[0]) == 4 and not capsys.readouterr().out
+    assert "run" not in SiameseNetwork.load(again.checkpoints_path / "last.pth").info
+
+
+@pytest.mark.parametrize(
+    "key, value, goes_on",
+    [("hyperparameters.epochs", 3, False), ("seed", 1, False), ("hyperparameters.num_workers", 1, True)],
+)
+def test_other_settings_start_anew_and_are_named(alone, tmp_path, monkeypatch, capsys, key, value, goes_on):
+    again = elsewhere(alone["random weights"], tmp_path)
+    interrupted(monkeypatch, again, 3)
+    capsys.readouterr()
+    Trainer(changed(again, {key: value}), prepare_split(again)[0])
+    told = capsys.readouterr().out
+    assert ("goes on" in told) == goes_on and (f"anew, as {key} changed" in told) != goes_on
+
+
+@pytest.mark.parametrize("change", ["pixels", "label", "new"])
+def test_other_images_start_anew_and_are_named(alone, tmp_path, monkeypatch, capsys, change):
+    again = elsewhere(alone["random weights"], tmp_path)
+    interrupted(monkeypatch, again, 3)
+    capsys.readouterr()
+    table = prepare_split(again)[0]
+    row = table.index[table.split == "train"][0]
+    if change == "pixels":
+        image = again.data_path / table.file[row]
+        before = image.read_bytes()
+        image.write_bytes((again.data_path / table.file[table.split == "valid"].iloc[0]).read_bytes())
+    elif change == "label":
+        table.loc[row, "label"] = table.label[table.label != table.label[row]].iloc[0]
+    else:
+        file = table.file[row]
+        table = table.drop(row)
+    Trainer(again, table)
+    if change == "pixels":
+        image.write_bytes(before)
+    name = file if change == "new" else table.file[row]
+    assert f"starts anew, as {name} changed" in capsys.readouterr().out
+
+
+def test_fingerprints_tell_pixels_apart():
+    table = pd.DataFrame({"file": ["a", "b", "c"], "label": ["x", "x", "y"], "split": ["train", "train", "test"]})
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    before = fingerprints(table, {"train": images})
+    assert before["a"] == before["b"] and before["c"] == ["y", "test", None]
+    images[1, 2, 3, 3] = 1
+    after = fingerprints(table, {"train": images})
+    assert after["a"] == before["a"] and after["b"] != before["b"]

@@ -1,0 +1,100 @@
+"""A training run that was killed goes on: what it has to remember, and when it may."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+if TYPE_CHECKING:
+    from utils.training import Trainer
+
+# Settings that leave the result as it is.
+INCONSEQUENTIAL = {
+    "hyperparameters.num_workers",
+    "hyperparameters.verbose",
+    "LRScheduler.verbose",
+    "outputs_path",
+    "compare_path",
+}
+
+
+def fingerprints(table: pd.DataFrame, images: dict[str, torch.Tensor]) -> dict[str, list]:
+    """Of every file of a split its label, its split and, of those that training sees, a checksum of its pixels.
+
+    Args:
+        images: by split, uint8 of shape (N, 3, H, W), in the table's order.
+    """
+    sums = {
+        file: zlib.crc32(image.numpy().tobytes())
+        for split, stack in images.items()
+        for file, image in zip(table.file[table.split == split], stack)
+    }
+    return {row.file: [row.label, row.split, sums.get(row.file)] for row in table.itertuples()}
+
+
+def unfinished(path: Path, settings: dict[str, Any], data: dict[str, list]) -> dict[str, Any] | None:
+    """The checkpoint `last.pth` of a run that was stopped, if its settings and data are those of now; prints whether
+    that run goes on.
+
+    Args:
+        settings: of the configuration, as plain values.
+        data: `fingerprints`.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        run = checkpoint["info"]["run"]
+    except Exception:  # none there, finished, or another version's: nothing to go on with
+        return None
+    before, now = (dict(_flat(values)) for values in (checkpoint["info"]["config"], settings))
+    changed = [key for key in {**now, **before} if before.get(key) != now.get(key) and key not in INCONSEQUENTIAL]
+    changed = changed or [f for f in {**data, **run["data"]} if run["data"].get(f) != data.get(f)]
+    if changed:
+        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        print(f"{path}: a run that was stopped; training starts anew, as {changed[0]}{others} changed")
+        return None
+    print(f"{path}: a run that was stopped after epoch {len(run['history'])}; training goes on from there")
+    return checkpoint
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """What a run has to remember beside the network's weights, as plain values and tensors."""
+    return {
+        "history": trainer.history,
+        "data": trainer.data,
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.scheduler.state_dict(),
+        "stopping": vars(trainer.stopping),
+        "kept_epoch": trainer.kept_epoch,
+        "generators": [trainer.rng.bit_generator.state, trainer.augment.rng.bit_generator.state],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
+    }
+
+
+def put_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Bring a trainer that is about to start back to where `state_of` was taken."""
+    run = checkpoint["info"]["run"]
+    trainer.model.load_state_dict(checkpoint["state_dict"])
+    trainer.history, trainer.kept_epoch = run["history"], run["kept_epoch"]
+    if len(trainer.history) != trainer.head_epochs:  # fine-tuning begins with an optimizer of its own
+        trainer.optimizer.load_state_dict(run["optimizer"])
+        trainer.scheduler.load_state_dict(run["scheduler"])
+    vars(trainer.stopping).update(run["stopping"])
+    for generator, state in zip((trainer.rng, trainer.augment.rng), run["generators"]):
+        generator.bit_generator.state = state
+    torch.set_rng_state(run["torch"])
+    if run["cuda"] is not None and trainer.device.type == "cuda":
+        torch.cuda.set_rng_state(run["cuda"], trainer.device)
