@@ -70,6 +70,7 @@ class ImageOptions(Section):
 class Hyperparameters(Section):
     head_steps: Annotated[int, Field(ge=0)] = 300
     epochs: Annotated[int, Field(ge=0)] = 30
+    additivity: NotNegative = 0.0
     verbose: bool = True
     batch_size: Annotated[int, Field(ge=2)] = 64
     num_workers: Annotated[int, Field(ge=0)] = 2

@@ -26,6 +26,7 @@ from utils.dataset import load_split, prepare_split
 from utils.early_stopping import EarlyStopping, best_epoch
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
+from utils.explain.additivity import SHARE, halved_boxes, surplus, without_halves
 from utils.explain.removal import blurred_features, removable_share
 from utils.files import replacing
 from utils.images.augmentation import Augmentation
@@ -111,6 +112,16 @@ class Trainer:
         augment = Augmentation(self.config.image, self.config.seed)
         self.features["train"] = frozen_features(self.model, self.images["train"], augment, size, verbose)
         self.features["valid"] = frozen_features(self.model, self.images["valid"], None, size, verbose)
+        if self.options.additivity:
+            some = self.images["train"][evenly(len(self.images["train"]), -(-len(self.images["train"]) // 4))]
+            boxes = halved_boxes(len(some), self.model.image_size, np.random.default_rng(self.config.seed))
+            self.features["whole"] = frozen_features(self.model, some, None, size, verbose)
+            self.features["halves"] = torch.stack(
+                [
+                    frozen_features(self.model, changed, None, size, verbose)[0]
+                    for changed in without_halves(some, boxes).chunk(3)
+                ]
+            )
         self.optimizer = make_optimizer(self.model.head, self.config, HEAD_RATE)
         steps = self.head_epochs * self.steps_per_epoch
         self.scheduler = OneCycleLR(self.optimizer, HEAD_RATE, total_steps=steps, cycle_momentum=False)
@@ -188,10 +199,10 @@ class Trainer:
         return [batch for _ in range(rounds) for batch in image_batches(self.labels["train"], size, self.rng)]
 
     def step(self, batch: np.ndarray | Pairs) -> tuple[float, torch.Tensor]:
-        """One update of the weights; returns the loss and the batch's embeddings."""
-        loss, embeddings = self.batch_loss(batch)
+        """One update of the weights; returns the contrastive loss and the batch's embeddings."""
+        loss, apart, embeddings = self.batch_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + self.options.additivity * apart).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_norm)
         self.optimizer.step()
         if isinstance(self.scheduler, OneCycleLR):
@@ -205,27 +216,44 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device))
 
-    def embed(self, positions: np.ndarray) -> torch.Tensor:
-        """Embeddings (B, D) of training images, with gradients of what is trained in this epoch."""
+    def embed(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Embeddings (B, D) of training images, with gradients of what is trained in this epoch; and how far effects of
+        regions of some of them are from adding up."""
         if self.features:
             views = self.rng.integers(len(self.features["train"]), size=len(positions))
-            return self.model.embed_pooled(self.features["train"][views, positions].to(self.device))
+            embeddings = self.model.embed_pooled(self.features["train"][views, positions].to(self.device))
+            if not self.options.additivity:
+                return embeddings, 0.0
+            whole, halves = self.features["whole"][0], self.features["halves"]
+            some = self.rng.choice(len(whole), min(-(-len(positions) // SHARE), len(whole)), replace=False)
+            ends = self.model.embed_pooled(torch.cat([whole[some], *halves[:, some]]).to(self.device))
+            return embeddings, surplus(ends[: len(some)], ends[len(some) :])
         images = self.training_images(positions)
+        if not self.options.additivity:
+            return self.embed_batch(images), 0.0
+        some = self.rng.choice(len(images), -(-len(images) // SHARE), replace=False)
+        boxes = halved_boxes(len(some), self.model.image_size, self.rng)
+        embeddings = self.embed_batch(torch.cat([images, without_halves(images[some], boxes)]))
+        embeddings, changed = embeddings.split([len(images), 3 * len(some)])
+        return embeddings, surplus(embeddings[some], changed)
+
+    def embed_batch(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings (N, D) of preprocessed images, with gradients."""
         if self.frozen:
             return embed_late(self.model, images, self.frozen).float()
         with self.autocast():
             return self.model.embed(images).float()
 
-    def batch_loss(self, batch: np.ndarray | Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of a batch and the embeddings it comes from."""
+    def batch_loss(self, batch: np.ndarray | Pairs) -> tuple[torch.Tensor, torch.Tensor | float, torch.Tensor]:
+        """The contrastive loss of a batch, how far effects of regions are from adding up, and its embeddings."""
         paired = isinstance(batch, Pairs)
         positions = np.concatenate([batch.first, batch.second]) if paired else batch
-        embeddings = self.embed(positions)
+        embeddings, apart = self.embed(positions)
         if paired:
             loss = self.loss(embedding_distance(*embeddings.chunk(2)), torch.from_numpy(batch.label).to(self.device))
         else:
             loss = self.loss(*all_pairs(embeddings, self.labels["train"][positions].to(self.device)), balanced=True)
-        return loss, embeddings
+        return loss, apart, embeddings
 
     def validate(self) -> dict[str, float]:
         if self.features:
