@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from utils.files import replacing
@@ -41,6 +43,22 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_the_old_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert SiameseNetwork.load(path).info["number"] == 1 and list(tmp_path.iterdir()) == [path]
     assert torch.load(path, weights_only=True)["info"] == {"number": 1}
+
+
+def test_a_disk_that_turns_read_only_is_said_in_a_line(tmp_path, monkeypatch):
+    path = tmp_path / "history.csv"
+    path.write_text("old")
+
+    def refuse(*args, **options):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", refuse)
+        patch.setattr(Path, "unlink", refuse)  # Linux refuses it even where there is no such file
+        message = r"cannot be written \(Read-only file system\); make room"
+        with pytest.raises(UserError, match=message), replacing(path) as file:
+            file.write_text("new")
+    assert path.read_text() == "old"
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.kills import configurations, difference, train_killed
+from benchmarks.kills import configurations, difference, train_killed, watched
 from benchmarks.questions import changed
+from utils import training
 from utils.dataset import prepare_split
 from utils.resuming import fingerprints
 from utils.Siamese import SiameseNetwork
@@ -74,6 +75,75 @@ def test_an_interrupted_run_is_usable_and_goes_on(alone, tmp_path, monkeypatch, 
     assert f"stopped after epoch {epoch - 1}; training goes on" in capsys.readouterr().out
     assert calls[0] == epoch
     assert difference(alone[network].checkpoints_path, again.checkpoints_path) is None
+
+
+@needs_sigkill
+def test_a_run_of_the_head_alone_that_was_killed_while_finishing_finishes(alone, tmp_path, capsys):
+    one_cycle = {"LRScheduler.name": "OneCycle", "hyperparameters.epochs": 0}  # as config.yml has it for one's own data
+    undisturbed = changed(elsewhere(alone["pretrained"], tmp_path / "undisturbed"), one_cycle)
+    with watched() as counts:
+        train(undisturbed)
+    again = changed(elsewhere(alone["pretrained"], tmp_path), one_cycle)
+    train_killed(again, "write", counts["write"] - 1)
+    train(again)
+    assert "training goes on from there" in capsys.readouterr().out
+    assert difference(undisturbed.checkpoints_path, again.checkpoints_path) is None
+
+
+def test_a_run_goes_on_with_its_own_best_network_whatever_was_written_since(alone, tmp_path, monkeypatch):
+    """The second epoch is the best; before the run goes on, another run has replaced `model.pth`."""
+    again, other = (elsewhere(alone["random weights"], tmp_path / name) for name in ("one", "other"))
+
+    def validate(self):
+        self.calibrated_threshold = 0.5
+        auc = [0.6, 0.9, 0.7, 0.8][len(self.history)]
+        return {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": auc}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    train(other)
+    interrupted(monkeypatch, again, 4)
+    stranger = SiameseNetwork.load(again.checkpoints_path / "model.pth")
+    stranger.head[0].weight.data.zero_()
+    stranger.save(again.checkpoints_path / "model.pth", epoch=1)
+    train(again)
+    assert SiameseNetwork.load(again.checkpoints_path / "model.pth").info["epoch"] == 2
+    assert difference(other.checkpoints_path, again.checkpoints_path) is None
+
+
+@pytest.mark.parametrize("file", ["last.pth", "model.pth", "history.csv"])
+def test_an_interrupt_between_the_files_of_an_epoch_loses_nothing(alone, tmp_path, monkeypatch, capsys, file):
+    again = elsewhere(alone["random weights"], tmp_path)
+    replacing, pressed = training.replacing, []
+
+    def press(path):
+        if path.name == file and not pressed:
+            pressed.append(path)
+            raise KeyboardInterrupt
+        return replacing(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "replacing", press)
+        patch.setattr("utils.Siamese.replacing", press)
+        history = train(again)
+    assert pressed and len(history) == 1 and "stopped after epoch 1 of 4" in capsys.readouterr().out
+    assert len(pd.read_csv(again.checkpoints_path / "history.csv")) == 1
+    train(again)
+    assert difference(alone["random weights"].checkpoints_path, again.checkpoints_path) is None
+
+
+def test_an_interrupt_while_finishing_says_how_to_go_on(alone, tmp_path, monkeypatch, capsys):
+    again = elsewhere(alone["random weights"], tmp_path)
+
+    def press(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "blurred_features", press)
+        with pytest.raises(KeyboardInterrupt):
+            train(again)
+    assert "train again to finish" in capsys.readouterr().out
+    train(again)
+    assert difference(alone["random weights"].checkpoints_path, again.checkpoints_path) is None
 
 
 def test_a_finished_run_starts_anew(alone, tmp_path, capsys):

@@ -48,6 +48,7 @@ def unfinished(path: Path, settings: dict[str, Any], data: dict[str, list]) -> d
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         run = checkpoint["info"]["run"]
+        run["best"]  # an earlier version had none
     except Exception:  # none there, finished, or another version's: nothing to go on with
         return None
     before, now = (dict(_flat(values)) for values in (checkpoint["info"]["config"], settings))
@@ -70,14 +71,15 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """What a run has to remember beside the network's weights, as plain values and tensors."""
+    """What a run has to remember beside the network's weights, its best network's among it, as plain values and
+    tensors."""
     return {
         "history": trainer.history,
         "data": trainer.data,
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
         "stopping": vars(trainer.stopping),
-        "kept_epoch": trainer.kept_epoch,
+        "best": trainer.best,
         "generators": [trainer.rng.bit_generator.state, trainer.augment.rng.bit_generator.state],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
@@ -88,8 +90,9 @@ def put_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Bring a trainer that is about to start back to where `state_of` was taken."""
     run = checkpoint["info"]["run"]
     trainer.model.load_state_dict(checkpoint["state_dict"])
-    trainer.history, trainer.kept_epoch = run["history"], run["kept_epoch"]
-    if len(trainer.history) != trainer.head_epochs:  # fine-tuning begins with an optimizer of its own
+    trainer.history, trainer.best = run["history"], run["best"]
+    # Fine-tuning begins with an optimizer of its own, and a run that only has to finish needs none.
+    if len(trainer.history) not in (trainer.head_epochs, trainer.epochs):
         trainer.optimizer.load_state_dict(run["optimizer"])
         trainer.scheduler.load_state_dict(run["scheduler"])
     vars(trainer.stopping).update(run["stopping"])

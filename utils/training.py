@@ -92,7 +92,8 @@ class Trainer:
         self.loss = ContrastiveLoss(config.margin)
         self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta, mode="max")
         self.history: list[dict[str, float]] = []  # a row per finished epoch
-        self.kept_epoch = 0
+        self.best: dict[str, Any] = {}  # epoch, calibrated_threshold and state_dict of the best epoch so far
+        self.written = 0  # epochs that `last.pth` knows
         self.rng = np.random.default_rng(config.seed)
         self.steps_per_epoch = len(self.epoch_batches())
         self.head_epochs = math.ceil(config.head_steps / self.steps_per_epoch)
@@ -102,9 +103,13 @@ class Trainer:
         self.data = fingerprints(table, self.images)
         stopped = unfinished(self.folder / "last.pth", config.model_dump(mode="json"), self.data)
         finished = len(stopped["info"]["run"]["history"]) if stopped else 0
-        self.start_head() if finished < self.head_epochs else self.start_all()
+        if finished < self.head_epochs:
+            self.start_head()
+        elif finished < self.epochs:  # otherwise the run was stopped when all that was left was to finish
+            self.start_all()
         if stopped:
             put_back(self, stopped)
+            self.written = finished
 
     def start_head(self) -> None:
         """Epochs of the head alone."""
@@ -145,15 +150,22 @@ class Trainer:
                         break
                     if epoch == self.head_epochs + 1 and self.features:
                         self.start_all()
-                    self.history.append(self.run_epoch(epoch, bar))
+                    row = self.run_epoch(epoch, bar)
                     if not self.features:  # the head's few steps are never stopped early
-                        self.stopping.step(self.history[-1]["valid_auc"])
+                        self.stopping.step(row["valid_auc"])
+                    self.history.append(row)
                     self.keep(pd.DataFrame(self.history, columns=HISTORY))
             except KeyboardInterrupt:
-                if not self.kept_epoch:
+                if not self.history:
                     raise
+                if self.written < len(self.history):  # it came between the files of a finished epoch
+                    self.keep(pd.DataFrame(self.history, columns=HISTORY))
                 interrupted = True
-        self.finish(interrupted)
+        try:
+            self.finish(interrupted)
+        except KeyboardInterrupt:
+            print(f"{self.folder}: stopped before the best network was ready; train again to finish")
+            raise
         return pd.DataFrame(self.history, columns=HISTORY)
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -269,39 +281,51 @@ class Trainer:
         return {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
 
     def keep(self, history: pd.DataFrame) -> None:
-        """After every epoch: the history so far, the last network, and, if it is the best, everything that goes with
-        it."""
+        """After every epoch: everything a run goes on from, the history so far, and, if the epoch is the best, the
+        network and everything that goes with it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Split and network change together: no network meets another one's test images.
         # The head's schedule is kept to its end: its best epoch on few validation images is chance
         # (benchmarks/README.md).
-        if best_epoch(history, first=self.head_epochs or 1) == len(history):
-            self.kept_epoch = len(history)
-            self.save("model.pth")
-            with replacing(self.folder / "split.csv") as file:
-                self.table.to_csv(file, index=False)
-            with replacing(self.folder / "config.yml") as file:
-                self.config.save(file)
+        best = best_epoch(history, first=self.head_epochs or 1) == len(history)
+        if best:
+            state = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {
+                "epoch": len(history),
+                "calibrated_threshold": self.calibrated_threshold,
+                "state_dict": state,
+            }
+        # First, because the other files follow from it.
+        self.save("last.pth", self.model, self.calibrated_threshold, run=state_of(self))
+        self.written = len(history)
         with replacing(self.folder / "history.csv") as file:
             history.to_csv(file, index=False)
-        self.save("last.pth", run=state_of(self))  # at the end: what a run goes on from is never ahead of the rest
+        if best:
+            self.save_best(self.model)
 
-    def save(self, name: str, **info: Any) -> None:
-        self.model.save(
+    def save_best(self, model: SiameseNetwork) -> None:
+        # Split and network change together: no network meets another one's test images.
+        self.save("model.pth", model, self.best["calibrated_threshold"])
+        with replacing(self.folder / "split.csv") as file:
+            self.table.to_csv(file, index=False)
+        with replacing(self.folder / "config.yml") as file:
+            self.config.save(file)
+
+    def save(self, name: str, model: SiameseNetwork, threshold: float, **info: Any) -> None:
+        model.save(
             self.folder / name,
             config=self.config.model_dump(mode="json"),
             classes=self.classes,
-            calibrated_threshold=self.calibrated_threshold,
-            epoch=self.kept_epoch,
+            calibrated_threshold=threshold,
+            epoch=self.best["epoch"],
             **info,
         )
 
     def finish(self, interrupted: bool = False) -> None:
         """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
         its last epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an
-        embedding."""
-        self.model = SiameseNetwork.load(self.folder / "model.pth", self.device)
-        self.calibrated_threshold = self.model.info["calibrated_threshold"]
+        embedding. What is in the folder is not read: another run may have written it since."""
+        self.model.load_state_dict(self.best["state_dict"])
+        self.model.eval()
         images, size, verbose = self.images["train"], self.options.batch_size, self.options.verbose
         self.model.mean_embedding.copy_(embed_images(self.model, images, size, verbose).mean(0))
         some = images[evenly(len(images), 256)]
@@ -310,7 +334,9 @@ class Trainer:
             bar.update()
             self.model.removable.fill_(removable_share(self.model, some, size))
             bar.update()
-        self.save("model.pth")
+        with replacing(self.folder / "history.csv") as file:
+            pd.DataFrame(self.history, columns=HISTORY).to_csv(file, index=False)
+        self.save_best(self.model)
         if interrupted:
             done = f"{self.folder}: stopped after epoch {len(self.history)} of {self.epochs}"
             print(f"{done}, the best network so far is ready; train again to go on from there")
