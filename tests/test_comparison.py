@@ -41,7 +41,7 @@ def paths(tmp_path):
 
 
 def test_each_image_is_measured_once_when_it_is_first_explained(model, paths):
-    passes, regions = [], sum(count**2 for _, count in WINDOWS) + LOOKS
+    passes, regions = [], sum(count**2 for _, count, _ in WINDOWS) + LOOKS
     model.backbone[0].register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
     compared = Comparison(model, paths)
     assert sum(passes) == 5

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from utils import training
 from utils.backbones import backbone_blocks
 from utils.dataset import prepare_split, read_split
+from utils.explain.additivity import surplus
 from utils.explain.removal import blur
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
@@ -417,3 +418,23 @@ def test_the_head_alone_is_kept_as_its_schedule_left_it(config, monkeypatch, auc
 
 def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config):
     assert train(config({"epochs": 1, "head_steps": 300})).epoch.tolist() == [1]
+
+
+@pytest.mark.parametrize("settings", [{}, PRETRAINED], ids=["from random weights", "fine-tuning"])
+@pytest.mark.parametrize("pairs", ["batch", "sampled"])
+def test_effects_of_regions_are_taught_to_add_up(config, monkeypatch, pairs, settings):
+    apart = {}
+    for weight in (0.0, 3.0):
+        found = apart[weight] = []
+
+        def measured(whole, changed, found=found):
+            assert len(changed) == 3 * len(whole)
+            found.append(surplus(whole, changed))
+            return found[-1]
+
+        monkeypatch.setattr(training, "surplus", measured)
+        options = {"epochs": 6, "head_steps": 1, "batch_size": 8, "additivity": max(weight, 1e-9)}
+        train(config(options, training_pairs=pairs, **settings))
+    first, last = (np.mean([float(x) for x in apart[3.0][part]]) for part in (slice(3), slice(-6, None)))
+    assert last < 0.7 * np.mean([float(x) for x in apart[0.0][-6:]])
+    assert len(apart[3.0]) == len(apart[0.0]) and first > 0

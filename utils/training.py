@@ -117,16 +117,6 @@ class Trainer:
         augment = Augmentation(self.config.image, self.config.seed)
         self.features["train"] = frozen_features(self.model, self.images["train"], augment, size, verbose)
         self.features["valid"] = frozen_features(self.model, self.images["valid"], None, size, verbose)
-        if self.options.additivity:
-            some = self.images["train"][evenly(len(self.images["train"]), -(-len(self.images["train"]) // 4))]
-            boxes = halved_boxes(len(some), self.model.image_size, np.random.default_rng(self.config.seed))
-            self.features["whole"] = frozen_features(self.model, some, None, size, verbose)
-            self.features["halves"] = torch.stack(
-                [
-                    frozen_features(self.model, changed, None, size, verbose)[0]
-                    for changed in without_halves(some, boxes).chunk(3)
-                ]
-            )
         self.optimizer = make_optimizer(self.model.head, self.config, HEAD_RATE)
         steps = self.head_epochs * self.steps_per_epoch
         self.scheduler = OneCycleLR(self.optimizer, HEAD_RATE, total_steps=steps, cycle_momentum=False)
@@ -233,13 +223,7 @@ class Trainer:
         regions of some of them are from adding up."""
         if self.features:
             views = self.rng.integers(len(self.features["train"]), size=len(positions))
-            embeddings = self.model.embed_pooled(self.features["train"][views, positions].to(self.device))
-            if not self.options.additivity:
-                return embeddings, 0.0
-            whole, halves = self.features["whole"][0], self.features["halves"]
-            some = self.rng.choice(len(whole), min(-(-len(positions) // SHARE), len(whole)), replace=False)
-            ends = self.model.embed_pooled(torch.cat([whole[some], *halves[:, some]]).to(self.device))
-            return embeddings, surplus(ends[: len(some)], ends[len(some) :])
+            return self.model.embed_pooled(self.features["train"][views, positions].to(self.device)), 0.0
         images = self.training_images(positions)
         if not self.options.additivity:
             return self.embed_batch(images), 0.0

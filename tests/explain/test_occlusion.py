@@ -8,7 +8,7 @@ from utils.explain.occlusion import CLOSER, GRID, LOOKS, WINDOWS, region_effects
 from utils.explain.removal import blur
 from utils.Grad_CAM import LEAST, explain, explain_pairs
 
-REGIONS = sum(count**2 for _, count in WINDOWS) + LOOKS
+REGIONS = sum(count**2 for _, count, _ in WINDOWS) + LOOKS
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_a_thousand_pairs_of_twenty_images_cost_twenty_images(model, monkeypatch
 
 def test_windows_cover_the_image_from_border_to_border():
     for size in ((24, 40), (64, 64), (5, 200)):
-        for side, count in (*WINDOWS, CLOSER):
+        for side, count, _ in (*WINDOWS, CLOSER):
             found = windows(side, count, size)
             assert found.shape == (count**2, 4) and found[:, ::2].min() == 0
             assert found[:, 1].max() == size[0] and found[:, 3].max() == size[1]
@@ -79,7 +79,7 @@ def test_windows_cover_the_image_from_border_to_border():
 
 def test_no_window_is_a_cell_of_the_grids_that_maps_are_judged_by():
     cells = {(k / n, (k + 1) / n) for n in (3, 5) for k in range(n)}
-    for side, count in (*WINDOWS, CLOSER):
+    for side, count, _ in (*WINDOWS, CLOSER):
         assert all(abs(side - (end - start)) > 0.005 for start, end in cells), (side, count)
 
 
@@ -102,21 +102,23 @@ def test_density_equals_gaussian_process_regression_on_single_positions():
                 cover[r, i, j] = overlaps[0] * overlaps[1]
     cover = cover.reshape(4, -1)
     covariance = cover @ kernel @ cover.T
-    covariance += np.diag(np.diag(covariance)) * occlusion.SCATTER
+    scatter = torch.tensor([0.3, 2.0, 0.0, 5.0])
+    covariance += np.diag(np.diag(covariance) * scatter.numpy())
     expected = kernel @ cover.T @ np.linalg.solve(covariance, effects.numpy())
-    assert np.allclose(spread(regions, effects, size).reshape(-1, 3), expected, atol=1e-10)
+    assert np.allclose(spread(regions, effects, size, scatter).reshape(-1, 3), expected, atol=1e-6)
 
 
 def test_an_additive_effect_is_found_where_it_is():
     """Of windows whose effects are sums over one small square, most of the density lies in it and around."""
     size = (64, 64)
-    regions = torch.cat([windows(*w, size) for w in (*WINDOWS, CLOSER)])
+    regions = torch.cat([windows(*w[:2], size) for w in (*WINDOWS, CLOSER)])
     square = (40, 48, 16, 24)
     overlap = [
         max(0, min(b, square[1]) - max(a, square[0])) * max(0, min(d, square[3]) - max(c, square[2]))
         for a, b, c, d in regions.tolist()
     ]
-    density = spread(regions, torch.tensor(overlap, dtype=torch.float64)[:, None], size)[..., 0]
+    scatter = torch.cat([torch.full((count**2,), share) for _, count, share in (*WINDOWS, CLOSER)])
+    density = spread(regions, torch.tensor(overlap, dtype=torch.float64)[:, None], size, scatter)[..., 0]
     peak = divmod(int(density.argmax()), GRID)
     assert 20 <= peak[0] < 24 and 8 <= peak[1] < 12
     assert density[16:28, 4:16].sum() > 0.7 * density.clamp(min=0).sum()
@@ -147,3 +149,17 @@ def test_weak_evidence_counts_as_none(model, batch):
 def test_a_blank_image_has_no_evidence(model):
     e = explain(model, torch.zeros(1, 3, *SIZE), torch.zeros(1, 3, *SIZE))
     assert e.empty.all() and not e.raw.any() and torch.isfinite(e.factual).all()
+
+
+def test_large_windows_are_taken_at_their_word(model):
+    """Where small windows find nothing that a large one does, the map's sum over the large one still says so."""
+    size = (64, 64)
+    regions = torch.cat([windows(*w[:2], size) for w in WINDOWS])
+    scatter = torch.cat([torch.full((count**2,), share) for _, count, share in WINDOWS])
+    effects = torch.zeros(len(regions), 1, dtype=torch.float64)
+    effects[0] = 1.0
+    top, bottom, left, right = (int(edge * GRID / 64) for edge in regions[0])
+    density = spread(regions, effects, size, scatter)[..., 0]
+    as_one_of_many = spread(regions, effects, size, torch.full_like(scatter, scatter.max()))[..., 0]
+    within = [float(d[top:bottom, left:right].sum()) for d in (density, as_one_of_many)]
+    assert within[0] > 2 * within[1] > 0

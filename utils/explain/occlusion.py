@@ -14,13 +14,14 @@ from utils.machine import bfloat16_pays
 from utils.Siamese import SiameseNetwork, eval_mode
 
 # Chosen by measurement on photographs and scenes, see benchmarks/README.md.
-WINDOWS = ((0.35, 6), (0.21, 9))  # side of a window as a share of the image's, and how many fit along each side
-CLOSER = (0.125, 15)  # the same for a closer look,
-LOOKS = 48  # of which so many are taken, where the windows before found most
+# Windows: their side as a share of the image's; how many fit along each side; and the variance with which their effects
+# fail to add up, as a share of their own. The few largest are taken at their word, or the many small ones outvote them.
+WINDOWS = ((0.55, 3, 0.3), (0.35, 6, 2.0), (0.21, 9, 2.0))
+CLOSER = (0.125, 15, 2.0)  # the same for a closer look,
+LOOKS = 40  # of which so many are taken, where the windows before found most
 GRID = 32  # positions of a map along each side
 REACH = 0.06  # over which effects are taken to be alike, as a share of the sides
 ROUNDING = 1e-5  # of an embedding's length
-SCATTER = 2.0  # variance with which effects of windows fail to add up, as a share of their own
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def region_effects(model: SiameseNetwork, batch: torch.Tensor, batch_size: int =
     """
     batch = batch.to(model.mean.device)
     size = tuple(batch.shape[2:])
-    coarse, fine = (torch.cat([windows(*w, size) for w in kind]) for kind in (WINDOWS, (CLOSER,)))
+    coarse, fine = (torch.cat([windows(*w[:2], size) for w in kind]) for kind in (WINDOWS, (CLOSER,)))
+    scatter = torch.cat([torch.full((count**2,), share) for _, count, share in WINDOWS])
+    scatter = torch.cat([scatter, torch.full((LOOKS,), CLOSER[2])])
     total = len(batch) * (1 + len(coarse) + LOOKS)
     found = []
     with eval_mode(model), tqdm(total=total, desc="Looking without regions", delay=2) as bar:
@@ -103,13 +106,13 @@ def region_effects(model: SiameseNetwork, batch: torch.Tensor, batch_size: int =
                 _beyond_rounding(whole - embeddings_without(model, image, blurred, coarse, batch_size), whole),
             )
             bar.update(1 + len(coarse))
-            chosen = fine[_most_effect(fine, spread(coarse, delta, size), size)]
+            chosen = fine[_most_effect(fine, spread(coarse, delta, size, scatter[: len(coarse)]), size)]
             regions = torch.cat([regions, chosen])
             closer = whole - embeddings_without(model, image, blurred, chosen, batch_size)
             delta = torch.cat([delta, _beyond_rounding(closer, whole)])
             bar.update(LOOKS)
             both = torch.cat([delta, delta.square().sum(1, keepdim=True)], dim=1)
-            found.append((regions, delta, spread(regions, both, size)))
+            found.append((regions, delta, spread(regions, both, size, scatter)))
         embeddings = torch.cat([model.embed(part) for part in batch.split(batch_size)])
     regions, delta, density = (torch.stack(parts) for parts in zip(*found))
     return RegionEffects(embeddings, regions.to(delta.device), delta, density)
@@ -163,20 +166,23 @@ def _beyond_rounding(delta: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     return torch.where(delta.norm(dim=1, keepdim=True) > ROUNDING * whole.norm(), delta, 0)
 
 
-def spread(regions: torch.Tensor, effects: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """The most likely density (GRID, GRID, K) of which the effects (R, K) of regions (R, 4) are sums.
+def spread(
+    regions: torch.Tensor, effects: torch.Tensor, image_size: tuple[int, int], scatter: torch.Tensor
+) -> torch.Tensor:
+    """The most likely density (GRID, GRID, K) of which the effects (R, K) of regions (R, 4) are sums, but for a
+    `scatter` (R,).
 
     Gaussian-process regression (Rasmussen & Williams 2006, Eq. 2.25) on sums: with C the share of each position that a
     region covers, and k a Gaussian kernel of length `REACH`, `density = k C^T (C k C^T + scatter)^-1 effects`. Effects
-    of regions do not quite add up; that is the scatter, in proportion to a region's own prior variance, so that large
-    windows do not outvote small ones. Kernel and cover are products of those along rows and columns.
+    of regions do not quite add up; that is the scatter, in proportion to a region's own prior variance. Kernel and
+    cover are products of those along rows and columns.
     """
     # On the CPU, whatever the device: it takes double precision, which Apple's GPUs lack, and next to no time.
     kernel = _kernel()
     rows, columns = _covers(regions, image_size)
     smooth_rows, smooth_columns = rows @ kernel, columns @ kernel
     covariance = (smooth_rows @ rows.T) * (smooth_columns @ columns.T)
-    covariance.diagonal().mul_(1 + SCATTER)
+    covariance.diagonal().mul_(1 + scatter.double())
     weights = torch.linalg.solve(covariance, effects.cpu().double())
     return torch.einsum("rh,rw,rk->hwk", smooth_rows, smooth_columns, weights).to(effects)
 
