@@ -1,13 +1,17 @@
+import subprocess
+import sys
+
 import pytest
 from samples import twins_in
 
 from utils import __main__ as command_line
-from utils.images.download import DownloadError
+from utils import images, training
+from utils.images.download import PUBLIC_SETS, DownloadError
 
 
 def test_download_by_name(monkeypatch):
     asked = []
-    monkeypatch.setattr(command_line, "download_public", asked.append)
+    monkeypatch.setattr(images.download, "download_public", asked.append)
     command_line.main(["download", "Flowers"])
     assert asked == ["Flowers"]
 
@@ -43,7 +47,7 @@ def test_a_failed_download_is_one_line_and_an_exit_code(monkeypatch, capsys):
     def fail(name):
         raise DownloadError(f"{name}: HTTP 429; wait and try again")
 
-    monkeypatch.setattr(command_line, "download_public", fail)
+    monkeypatch.setattr(images.download, "download_public", fail)
     with pytest.raises(SystemExit) as caught:
         command_line.main(["download", "Flowers"])
     assert caught.value.code == "Flowers: HTTP 429; wait and try again"  # Python prints it to stderr and exits with 1
@@ -51,7 +55,7 @@ def test_a_failed_download_is_one_line_and_an_exit_code(monkeypatch, capsys):
 
 def test_train_by_name_without_a_name_and_with_another_configuration(tmp_path, colour_folder, monkeypatch, capsys):
     trained = []
-    monkeypatch.setattr(command_line, "train_and_report", trained.append)
+    monkeypatch.setattr(training, "train_and_report", trained.append)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yml").write_text("dataset: First\ndatasets: {First: {}, Colours: {}}")
     (tmp_path / "mine.yml").write_text("dataset: Mine\nseed: 7")
@@ -71,3 +75,18 @@ def test_help_names_the_commands_and_their_arguments(arguments, capsys):
         else ("name", "--config FILE", "checkpoints/")
     )
     assert caught.value.code == 0 and all(word in shown for word in wanted)
+
+
+def test_the_public_sets_are_those_that_can_be_downloaded():
+    assert sorted(PUBLIC_SETS) == sorted(command_line.PUBLIC_SETS)
+
+
+def test_help_and_inference_load_no_more_than_they_need():
+    """Start-up is most of what a short command takes."""
+    inference = "from utils.Siamese import SiameseNetwork as S; S('Conv4', image_size=(16, 16)).embed"
+    for code, heavy in (
+        ("from utils.__main__ import parse; parse(['train'])", ["torch", "pandas", "numpy", "pydantic"]),
+        (inference, ["matplotlib", "sklearn", "pandas"]),
+    ):
+        found = f"{code}; import sys; print(*[name for name in {heavy} if name in sys.modules])"
+        assert subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout == "\n"

@@ -6,12 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.config import load_config
-from utils.evaluate.audit import audit, report
-from utils.images.download import PUBLIC_SETS, download_public
-from utils.settings import UserError
-from utils.training import train_and_report
-
+PUBLIC_SETS = ("AirBnB", "Flowers", "Skin_cancer")
 EPILOG = """A dataset is a folder Data/NAME with a sub-folder of images for each class, and a block NAME under
 `datasets:` in config.yml. After training, 02_Inference.ipynb explains the network and 03_Evaluate.ipynb scores it."""
 
@@ -28,7 +23,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="fetch one of the paper's public image sets into Data/",
         description="Fetch one of the paper's public image sets into Data/. A set that is there already stays.",
     )
-    download.add_argument("name", choices=sorted(PUBLIC_SETS), help="which set")
+    download.add_argument("name", choices=PUBLIC_SETS, help="which set")
     for command, text in (
         ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),
         ("train", "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"),
@@ -41,12 +36,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    # Here, so that help comes at once.
+    from utils.config import load_config
+    from utils.settings import UserError
+
     try:
         if options.command == "download":
+            from utils.images.download import download_public
+
             download_public(options.name)
         elif options.command == "audit":
+            from utils.evaluate.audit import audit, report
+
             print(report(audit(load_config(options.config, options.name))))
         else:
+            from utils.training import train_and_report
+
             train_and_report(load_config(options.config, options.name))
     except UserError as error:
         sys.exit(str(error))
