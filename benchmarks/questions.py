@@ -22,9 +22,10 @@ import yaml
 from tqdm.auto import tqdm
 
 from utils.config import load_config
-from utils.dataset import prepare_folder, prepare_split, scan, split_images
+from utils.dataset import prepare_folder, prepare_split, split_images
 from utils.evaluate.scores import measure_split, score_pairs
 from utils.figures.plots import COLOURS
+from utils.images.folder import scan
 from utils.imshow import save_figure
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork

@@ -83,6 +83,19 @@ def test_originals_are_kept_and_extremes_are_pairs_of_different_images(model, pa
     assert compared.extremes() == ((1, 2), (3, 4))
 
 
+def test_a_photograph_of_a_turned_camera_is_explained_and_shown_upright(model, paths, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(paths[1]) as upright:
+        upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    compared = Comparison(model, [paths[0], paths[1], tmp_path / "turned.png"])
+    as_stored, turned = (compared.pair(0, i) for i in (1, 2))
+    assert np.array_equal(turned["images"][1], as_stored["images"][1]) and turned["boxes"] == as_stored["boxes"]
+    assert torch.equal(compared.batch[1], compared.batch[2])
+    maps = as_stored["explanation"].factual
+    assert torch.allclose(turned["explanation"].factual, maps, rtol=1e-3, atol=1e-4) and maps.any()
+
+
 def test_matches_are_those_of_the_pairs_regions(model, paths):
     compared = Comparison(model, paths)
     batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])

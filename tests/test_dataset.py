@@ -3,82 +3,21 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from samples import generator, make_files, twins_in
+from samples import break_file, generator, make_files, noise, twins_in
 from scipy.stats import chisquare
 
-from utils.dataset import images_that_belong_together, load_split, prepare_split, read_split, scan, split_images
-from utils.images.frame import Frame
-from utils.images.reading import SUFFIXES, DataError
-from utils.settings import Config
-
-
-def test_scan_lists_the_images_and_says_what_it_skipped(tmp_path):
-    make_files(
-        tmp_path,
-        [
-            "b/2.PNG",
-            "b/1.jpg",
-            "b/deep/er/3.Jpeg",
-            "a/x.webp",
-            "a/notes.txt",
-            "a/Thumbs.db",
-            "README.txt",
-            "stray.png",
-            ".hidden/1.png",
-            "a/.hidden.png",
-            "a/.cache/1.png",
-            ".DS_Store",
-        ],
-    )
-    (tmp_path / "a" / "broken.png").write_bytes(b"no image at all")
-    (tmp_path / "a" / "empty.jpg").touch()
-    (tmp_path / "nothing").mkdir()
-    (tmp_path / "a" / "folder.png").mkdir()
-    table, skipped = scan(tmp_path)
-    assert table.to_dict("list") == {
-        "file": ["a/x.webp", "b/1.jpg", "b/2.PNG", "b/deep/er/3.Jpeg"],
-        "label": ["a", "b", "b", "b"],
-    }
-    assert sorted(skipped) == [
-        "README.txt: not inside a class folder",
-        "a/Thumbs.db: not an image",
-        "a/broken.png: not readable, damaged or over 179 megapixels",
-        "a/empty.jpg: not readable, damaged or over 179 megapixels",
-        "a/notes.txt: not an image",
-        "stray.png: not inside a class folder",
-    ]
-
-
-@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
-def test_scan_knows_every_promised_format(tmp_path, suffix):
-    make_files(tmp_path, [f"a/1{suffix}", f"b/1{suffix.upper()}"])
-    table, skipped = scan(tmp_path)
-    assert len(table) == 2 and not skipped
-
-
-def test_scan_follows_a_class_folder_that_is_a_link(tmp_path):
-    make_files(tmp_path, ["Data/a/1.png", "elsewhere/1.png"])
-    try:
-        (tmp_path / "Data" / "b").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    except OSError:
-        pytest.skip("no right to make links")
-    assert scan(tmp_path / "Data")[0].file.tolist() == ["a/1.png", "b/1.png"]
-
-
-@pytest.mark.parametrize(
-    "names, words",
-    [
-        (None, "no such folder"),
-        ([], "no such folder"),
-        (["stray.png"], "0 class folder"),
-        (["a/1.png", "b/1.txt"], "1 class folder"),
-    ],
+from utils.dataset import (
+    images_that_belong_together,
+    load_for_training,
+    load_split,
+    prepare_split,
+    read_split,
+    split_images,
 )
-def test_scan_needs_two_classes(tmp_path, names, words):
-    make_files(tmp_path / "Data", names or [])
-    with pytest.raises(DataError, match=words) as caught:
-        scan(tmp_path / "Data")
-    assert str(caught.value).startswith(str(tmp_path / "Data")) and "\n" not in str(caught.value)
+from utils.images.folder import scan
+from utils.images.frame import Frame
+from utils.images.reading import DataError
+from utils.settings import Config
 
 
 def table_of(**counts):
@@ -274,9 +213,9 @@ def test_prepare_split_scans_splits_and_notes(tmp_path):
         ("few", "train"): 2,
     }
     assert notes == [
-        "a/readme.txt: not an image",
-        "valid: fewer than 2 images of few; no pairs start from them",
-        "test: fewer than 2 images of few; no pairs start from them",
+        "a/readme.txt: not named as an image; save it as JPEG or PNG if it is one",
+        "valid: fewer than 2 images of few, so no pairs start from them; add images of them",
+        "test: fewer than 2 images of few, so no pairs start from them; add images of them",
     ]
 
 
@@ -287,6 +226,139 @@ def test_prepare_split_refuses_splits_that_make_no_pairs(tmp_path, counts, split
     make_files(tmp_path, [f"{label}/{i}.png" for label, count in counts.items() for i in range(count)])
     with pytest.raises(DataError, match=f"too few images for the {split} split"):
         prepare_split(config_for(tmp_path))
+
+
+CLASSES = [f"{label}/{i:02d}.png" for label in "ab" for i in range(12)]
+
+
+def broken_folder(folder):
+    """Classes a and b of 12 images each, of which three are bad, and a link to nowhere."""
+    make_files(folder, CLASSES)
+    break_file(folder / "a/03.png", 0.5)
+    break_file(folder / "b/07.png", 0)
+    (folder / "b/08.png").write_text("no image")
+    (folder / "a/link.jpg").symlink_to(folder / "nowhere.jpg")
+    return ["a/03.png", "a/link.jpg", "b/07.png", "b/08.png"]
+
+
+def test_all_bad_images_are_left_out_and_named_at_once(tmp_path):
+    bad = broken_folder(tmp_path)
+    table, notes = prepare_split(config_for(tmp_path))
+    assert sorted(table.file) == sorted(set(CLASSES) - set(bad)) and set(table.split) == {"train", "valid", "test"}
+    assert notes[0] == "4 of 25 images cannot be read and are left out (on_bad_image: skip)"
+    assert [note.split(":")[0] for note in notes[1:]] == bad
+    assert [note.split(": ")[1].split("; ")[0] for note in notes[2:]] == [
+        "a link to nowhere",
+        "not a readable image (the file is empty)",
+        "not a readable image (its content is not an image's)",
+    ]
+    _, loaded, later = load_for_training(table, config_for(tmp_path), Frame((4, 4)))
+    assert len(loaded["train"][0]) == len(loaded["train"][1]) == (table.split == "train").sum() and later == []
+
+
+def test_bad_images_are_an_error_where_that_is_asked_for(tmp_path):
+    bad = broken_folder(tmp_path)
+    with pytest.raises(DataError) as caught:
+        prepare_split(config_for(tmp_path, on_bad_image="error"))
+    summary, *lines = str(caught.value).splitlines()
+    assert summary == (
+        f"{tmp_path}: 4 of 25 images cannot be read; "
+        "mend or delete them, or set on_bad_image: skip to go on without them"
+    )
+    assert [line.split(":")[0] for line in lines] == bad
+    for file in bad:
+        (tmp_path / file).unlink()
+    assert len(prepare_split(config_for(tmp_path, on_bad_image="error"))[0]) == 21
+
+
+def test_bad_images_that_leave_too_few_are_all_in_the_error(tmp_path):
+    make_files(tmp_path, CLASSES)
+    for i in range(12):
+        break_file(tmp_path / f"b/{i:02d}.png", 0.5)
+    with pytest.raises(DataError, match=r"1 class folder\(s\) with images") as caught:
+        prepare_split(config_for(tmp_path))
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == CLASSES[12:]
+
+
+@pytest.mark.parametrize("break_it", [lambda path: path.unlink(), lambda path: break_file(path, 0.5)])
+def test_images_that_break_after_the_scan_are_left_out_too(tmp_path, break_it):
+    make_files(tmp_path, CLASSES)
+    config = config_for(tmp_path)
+    table, _ = prepare_split(config)
+    lost = [table.file[table.split == split].iloc[1] for split in ("train", "valid")]
+    for file in lost:
+        break_it(tmp_path / file)
+    left, loaded, notes = load_for_training(table, config, Frame((6, 10)))
+    assert sorted(left.file) == sorted(set(CLASSES) - set(lost))
+    for split in ("train", "valid"):
+        rows = left[left.split == split]
+        assert loaded[split][1].tolist() == rows.label.tolist()
+        expected = [np.asarray(Image.open(tmp_path / file)) for file in rows.file]
+        assert np.array_equal(loaded[split][0].permute(0, 2, 3, 1), np.stack(expected))
+    assert notes[0].startswith("2 of 24 images") and [note.split(": ")[0] for note in notes[1:3]] == [
+        str(tmp_path / file) for file in lost
+    ]
+    with pytest.raises(DataError, match="2 of 24 images cannot be read; mend or delete them"):
+        load_for_training(table, config_for(tmp_path, on_bad_image="error"), Frame((6, 10)))
+
+
+def test_too_few_images_after_the_scan_are_an_error(tmp_path):
+    make_files(tmp_path, CLASSES)
+    table, _ = prepare_split(config_for(tmp_path))
+    for file in table.file[(table.split == "valid") & (table.label == "b")]:
+        (tmp_path / file).unlink()
+    with pytest.raises(DataError, match="too few images for the valid split"):
+        load_for_training(table, config_for(tmp_path), Frame((6, 10)))
+
+
+# ---------------------------------------------------------------------------------------- bad data sets
+
+
+def test_a_folder_of_identical_images_says_so(tmp_path):
+    make_files(tmp_path, CLASSES)
+    for file in CLASSES:
+        (tmp_path / file).write_bytes((tmp_path / CLASSES[0]).read_bytes())
+    with pytest.raises(DataError) as caught:
+        prepare_split(config_for(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}: too few images for the valid split, which needs two classes, one of them with two images "
+        "(24 of 24 images belong together, as near duplicates or by group_pattern); "
+        "add images that differ or change test_size and valid_size"
+    )
+
+
+@pytest.mark.parametrize("size", [12, 8])
+def test_a_class_of_near_duplicates_is_named(tmp_path, size):
+    make_files(tmp_path, [*CLASSES, *(f"c/{i:02d}.png" for i in range(12))])
+    picture = noise(12, 16, seed=99)
+    for index in range(size):
+        picture.resize((64 + 4 * index, 48 + 3 * index), Image.Resampling.BICUBIC).save(tmp_path / f"c/{index:02d}.png")
+    table, notes = prepare_split(config_for(tmp_path))
+    assert table.split[table.file < f"c/{size:02d}.png"][table.label == "c"].nunique() == 1
+    assert (
+        f"c: {size} of its 12 images belong together, as near duplicates or by group_pattern, and stay in one split; "
+        "add images that differ, or this class is hardly tested"
+    ) in notes
+
+
+def test_twins_that_are_few_in_their_class_are_no_such_class(tmp_path):
+    twins_in(tmp_path)
+    assert not any("belong together" in note for note in prepare_split(config_for(tmp_path))[1])
+
+
+def test_a_class_with_one_image_is_named(tmp_path):
+    make_files(tmp_path, [*CLASSES, "lonely/1.png"])
+    table, notes = prepare_split(config_for(tmp_path))
+    assert set(table.split[table.label == "lonely"]) == {"train"}
+    assert "train: fewer than 2 images of lonely, so no pairs start from them; add images of them" in notes
+
+
+def test_a_class_inside_a_class_and_an_empty_one_are_named(tmp_path):
+    make_files(tmp_path, [*CLASSES, "a/c/1.png", "a/c/2.png"])
+    (tmp_path / "empty").mkdir()
+    _, notes = prepare_split(config_for(tmp_path))
+    assert notes[0].startswith("empty: a class folder without a readable image")
+    assert notes[1].startswith("a: images in its sub-folders c count as a; if they are classes of their own, move them")
 
 
 def test_prepare_split_draws_the_built_in_set_first(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from collections import Counter
 
@@ -14,6 +15,7 @@ from utils.backbones import backbone_blocks
 from utils.dataset import prepare_split, read_split
 from utils.explain.additivity import surplus
 from utils.explain.removal import blur
+from utils.images.reading import DataError
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
 from utils.settings import Config
@@ -315,6 +317,55 @@ def test_gradients_are_clipped(config):
     trainer.step(trainer.epoch_batches()[0])
     moved = torch.stack([(p - q).norm() for p, q in zip(trainer.model.parameters(), before)]).norm()
     assert moved.item() == pytest.approx(0.001, rel=0.01)
+
+
+def test_files_that_vanish_while_training_runs_do_not_stop_it(config, monkeypatch):
+    settings = config({"epochs": 3})
+    run_epoch, epochs = Trainer.run_epoch, []
+
+    def vanish(trainer, epoch, bar):
+        epochs.append(epoch)
+        if epoch == 2:
+            shutil.rmtree(settings.data_path)
+        return run_epoch(trainer, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", vanish)
+    assert len(train(settings)) == 3 and epochs == [1, 2, 3] and not settings.data_path.exists()
+
+
+def test_training_goes_on_without_images_that_break_after_the_split(config, capsys):
+    settings = config({"epochs": 1})
+    table = prepare_split(settings)[0]
+    gone, cut = table.file[table.split == "train"].iloc[[0, 3]]
+    (settings.data_path / gone).unlink()
+    (settings.data_path / cut).write_bytes((settings.data_path / cut).read_bytes()[:200])
+    train(settings, table)
+    left = read_split(settings.checkpoints_path / "split.csv")
+    assert sorted(left.file) == sorted(set(table.file) - {gone, cut})
+    summary, *lines = capsys.readouterr().out.splitlines()
+    assert summary == f"2 of {len(table)} images cannot be read and are left out (on_bad_image: skip)"
+    assert [line.split(": ")[0] for line in lines[:2]] == [str(settings.data_path / file) for file in (gone, cut)]
+
+
+def test_a_split_that_training_makes_itself_comes_with_its_notes(config, capsys):
+    settings = config({"epochs": 1})
+    (settings.data_path / "red/1.png").write_bytes(b"")
+    train(settings)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "1 of 20 images cannot be read and are left out (on_bad_image: skip)",
+        "red/1.png: not a readable image (the file is empty); delete or replace it",
+    ]
+
+
+def test_bad_images_stop_training_before_the_first_epoch_where_that_is_asked_for(config, monkeypatch):
+    settings = config(on_bad_image="error")
+    for file in ("red/1.png", "blue/2.png"):
+        (settings.data_path / file).write_bytes(b"")
+    monkeypatch.setattr(Trainer, "run_epoch", lambda *_: pytest.fail("an epoch was run"))
+    with pytest.raises(DataError, match="2 of 20 images cannot be read; mend or delete them") as caught:
+        train(settings)
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == ["blue/2.png", "red/1.png"]
+    assert not settings.checkpoints_path.exists()
 
 
 def test_training_takes_a_split_that_is_given(config):

@@ -1,69 +1,24 @@
-"""A folder of images, one sub-folder per class -> a table of files, their splits, and uint8 tensors."""
+"""The images of a folder -> their splits, and uint8 tensors."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from utils.images.duplicates import join, near_duplicates
-from utils.images.frame import Frame, load_images
-from utils.images.reading import SUFFIXES, DataError
+from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
+from utils.images.frame import Frame, load_images, load_what_opens
+from utils.images.reading import DataError
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 from utils.settings import Config
 
 SPLITS = ("train", "valid", "test")
-
-
-def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """List the images of a folder with one sub-folder per class.
-
-    Returns:
-        A table `file` (path relative to `data_path`, with forward slashes), `label` (the class folder's name),
-        sorted by file; and what was skipped, a line each with the reason.
-
-    Raises:
-        DataError: no such folder, or fewer than two classes with images.
-    """
-    if not data_path.is_dir():
-        raise DataError(
-            f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
-        )
-    rows, skipped = [], []
-    # A class may be a link.
-    files = (path for entry in data_path.iterdir() for path in (entry.rglob("*") if entry.is_dir() else [entry]))
-    for path in sorted((path for path in files if path.is_file()), key=Path.as_posix):  # the same order on every system
-        name = path.relative_to(data_path)
-        if any(part.startswith(".") for part in name.parts):
-            continue
-        if len(name.parts) == 1:
-            skipped.append(f"{name}: not inside a class folder")
-        elif path.suffix.lower() not in SUFFIXES:
-            skipped.append(f"{name.as_posix()}: not an image")
-        elif not _opens(path):
-            skipped.append(f"{name.as_posix()}: not readable, damaged or over 179 megapixels")
-        else:
-            rows.append((name.as_posix(), name.parts[0]))
-    table = pd.DataFrame(rows, columns=["file", "label"])
-    if table.label.nunique() < 2:
-        raise DataError(
-            f"{data_path}: {table.label.nunique()} class folder(s) with images; "
-            f"at least 2 are needed: {data_path}/<class>/<image>"
-        )
-    return table, skipped
-
-
-def _opens(path: Path) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
 
 
 def split_sizes(count: int, test_size: float, valid_size: float) -> dict[str, int]:
@@ -136,7 +91,8 @@ def images_that_belong_together(table: pd.DataFrame, config: Config) -> tuple[np
     groups = np.arange(len(table))
     if config.dataset != SYNTHETIC:  # the built-in scenes are drawn one by one: there are no twins
         options = config.hyperparameters
-        groups = near_duplicates([config.data_path / file for file in table.file], options.num_workers, options.verbose)
+        paths = [config.data_path / file for file in table.file]
+        groups = near_duplicates(paths, options.num_workers, verbose=False)  # `prepare_split` has read them
         sizes = np.bincount(groups)
         if (twins := sizes[sizes > 1]).size:
             notes.append(
@@ -175,34 +131,87 @@ def prepare_folder(config: Config) -> None:
 
 
 def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
-    """Scan the data (made first, if they are the built-in synthetic ones) and split them, images that belong together
-    in one split.
+    """Scan the data (made first, if they are the built-in synthetic ones), read every file once, and split those that
+    can be read, images that belong together in one split.
 
     Returns:
-        Table `file`, `label`, `split`; and the notes a user should read: skipped files, near duplicates, classes too
-        small to test.
+        Table `file`, `label`, `split`; and the notes a user should read, a line each: unreadable images, skipped files,
+        doubtful folders, near duplicates, classes too small to test.
+
+    Raises:
+        DataError: too few images, or, under `on_bad_image: error`, images that cannot be read, a line each.
     """
     prepare_folder(config)
-    table, notes = scan(config.data_path)
+    found, skipped = scan(config.data_path)
+    options = config.hyperparameters
+    shown = options.verbose and config.dataset != SYNTHETIC  # whose small scenes are read in a second
+    table, bad = leave_out_unreadable(found, config.data_path, options.num_workers, shown)
+    notes = notes_on_bad_images(bad, len(found), config) + skipped
+    check_two_classes(table, config.data_path, bad)
+    notes += odd_classes(table, config.data_path)
     groups, grouped = images_that_belong_together(table, config)
-    notes += grouped
+    notes += grouped + classes_of_one_group(table, groups)
     table = split_images(table, config.test_size, config.valid_size, config.seed, groups)
+    largest = np.bincount(groups).max()
+    alike = f"{largest} of {len(table)} images belong together, as near duplicates or by group_pattern"
     for name in SPLITS:
-        counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
-        if (counts >= 2).sum() == 0 or (counts >= 1).sum() < 2:
-            largest = np.bincount(groups).max()
-            alike = (
-                f" ({largest} of {len(table)} belong together, as near duplicates or by group_pattern)"
-                if largest > 1
-                else ""
-            )
-            raise DataError(
-                f"{config.data_path}: too few images for the {name} split{alike}; "
-                "add images or change test_size and valid_size"
-            )
-        if lonely := counts[counts < 2].index.tolist():
-            notes.append(f"{name}: fewer than 2 images of {', '.join(lonely)}; no pairs start from them")
+        notes += check_split(table, name, config, alike if largest > 1 else "", bad)
     return table, notes
+
+
+def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]:
+    """The unreadable ones of `count` images, under a line that sums them up; none, no notes.
+
+    Raises:
+        DataError: there are some, and `on_bad_image` is `error`.
+    """
+    if not bad:
+        return []
+    number = f"{len(bad)} of {count} images cannot be read"
+    if config.on_bad_image == "error":
+        advice = "mend or delete them, or set on_bad_image: skip to go on without them"
+        raise DataError("\n".join([f"{config.data_path}: {number}; {advice}", *bad]))
+    return [f"{number} and are left out (on_bad_image: skip)", *bad]
+
+
+def classes_of_one_group(table: pd.DataFrame, groups: np.ndarray) -> list[str]:
+    """A line for each class of which more than half, and more than two images, belong together: they cannot be parted,
+    so its shares cannot be met."""
+    notes = []
+    for label, members in pd.Series(groups, table.index).groupby(table.label):
+        largest = members.value_counts().max()
+        if largest > max(2, len(members) / 2):
+            notes.append(
+                f"{label}: {largest} of its {len(members)} images belong together, as near duplicates or by "
+                "group_pattern, and stay in one split; add images that differ, or this class is hardly tested"
+            )
+    return notes
+
+
+def check_split(table: pd.DataFrame, name: str, config: Config, alike: str = "", bad: Sequence[str] = ()) -> list[str]:
+    """Whether pairs can be made in a split.
+
+    Args:
+        alike: which images cannot be parted, for the error.
+        bad: the images that cannot be read, a line each, for the error.
+
+    Returns:
+        A note, if some classes start no pairs.
+
+    Raises:
+        DataError: no pairs at all.
+    """
+    counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
+    if (counts >= 2).sum() == 0 or (counts >= 1).sum() < 2:
+        advice = f"add images{' that differ' if alike else ''} or change test_size and valid_size"
+        problem = (
+            f"{config.data_path}: too few images for the {name} split, which needs two classes, one of them with two "
+            f"images{f' ({alike})' if alike else ''}; {advice}"
+        )
+        raise DataError("\n".join([problem, *bad]))
+    if lonely := counts[counts < 2].index.tolist():
+        return [f"{name}: fewer than 2 images of {', '.join(lonely)}, so no pairs start from them; add images of them"]
+    return []
 
 
 def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[torch.Tensor, np.ndarray]:
@@ -211,6 +220,33 @@ def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) ->
     options = config.hyperparameters
     images = load_images([config.data_path / file for file in rows.file], frame, options.num_workers, options.verbose)
     return images, rows.label.to_numpy()
+
+
+def load_for_training(
+    table: pd.DataFrame, config: Config, frame: Frame
+) -> tuple[pd.DataFrame, dict[str, tuple[torch.Tensor, np.ndarray]], list[str]]:
+    """The training and the validation split, without images that have gone or broken since the folder was scanned.
+
+    Returns:
+        The table without these images; what `load_split` gives for both splits; notes, as of `prepare_split`.
+
+    Raises:
+        DataError: there are such images, and `on_bad_image` is `error`, or too few are left.
+    """
+    loaded, lost, options = {}, {}, config.hyperparameters
+    for split in ("train", "valid"):
+        rows = table[table.split == split]
+        paths = [config.data_path / file for file in rows.file]
+        images, problems = load_what_opens(paths, frame, options.num_workers, options.verbose)
+        left = [position for position in range(len(rows)) if position not in problems]
+        loaded[split] = images[left] if problems else images, rows.label.to_numpy()[left]
+        lost |= {rows.index[position]: problem for position, problem in problems.items()}
+    notes = notes_on_bad_images(list(lost.values()), len(table), config)
+    table = table.drop(index=list(lost))
+    if lost:
+        for split in loaded:
+            notes += check_split(table, split, config, bad=list(lost.values()))
+    return table, loaded, notes
 
 
 def read_split(path: Path) -> pd.DataFrame:

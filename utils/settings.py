@@ -122,6 +122,7 @@ class Config(Section):
     test_size: Fraction = 0.1
     valid_size: Fraction = 0.1
     group_pattern: str | None = None
+    on_bad_image: Literal["skip", "error"] = "skip"
     image: ImageOptions = ImageOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()

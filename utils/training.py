@@ -9,7 +9,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from utils.config import load_config
-from utils.dataset import load_split, prepare_split
+from utils.dataset import load_for_training, prepare_split
 from utils.early_stopping import EarlyStopping, best_epoch
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
@@ -56,7 +56,8 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     the notebook's stop button) leaves the best network so far, ready for use; the next run goes on, too.
 
     Args:
-        table: a split that `prepare_split` made of the same data before; `None`: it is made here.
+        table: a split that `prepare_split` made of the same data before; `None`: it is made here, and its notes are
+            printed.
 
     Returns:
         One row per epoch: the columns `HISTORY`.
@@ -69,7 +70,16 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     # Stochastic depth and dropout draw from the global generators.
     with memory_advice(config), torch.random.fork_rng(cards):
         torch.manual_seed(config.seed)
-        return Trainer(config, prepare_split(config)[0] if table is None else table).run()
+        if table is None:
+            table, notes = prepare_split(config)
+            say(notes)
+        return Trainer(config, table).run()
+
+
+def say(notes: Sequence[str]) -> None:
+    """Print what a user should know about the data, a line each."""
+    for note in notes:
+        print(note)
 
 
 class Trainer:
@@ -79,13 +89,15 @@ class Trainer:
         self.config, self.options = config, config.hyperparameters
         self.folder = config.checkpoints_path
         self.device = choose_device(config)
-        self.table = table
-        self.classes = sorted(set(self.table.label))
         self.model = build_model(config).to(self.device)
-        self.images, self.labels = {}, {}
-        for split in ("train", "valid"):
-            self.images[split], names = load_split(self.table, split, config, self.model.frame)
-            self.labels[split] = torch.from_numpy(np.searchsorted(self.classes, names))
+        # In memory from here on: what happens to the files cannot stop a later epoch.
+        self.table, loaded, notes = load_for_training(table, config, self.model.frame)
+        say(notes)
+        self.classes = sorted(set(self.table.label))
+        self.images = {split: images for split, (images, _) in loaded.items()}
+        self.labels = {
+            split: torch.from_numpy(np.searchsorted(self.classes, names)) for split, (_, names) in loaded.items()
+        }
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
         self.augment = Augmentation(config.image, config.seed)
         self.progress = 0.0
@@ -344,10 +356,7 @@ def memory_advice(config: Config) -> Iterator[None]:
 
 def train_and_report(config: Config) -> None:
     """Train as the command line does: print what a user should know about the data, and in the end what was reached."""
-    table, notes = prepare_split(config)
-    for note in notes:
-        print(note)
-    history = train(config, table)
+    history = train(config)
     path = config.checkpoints_path / "model.pth"
     kept = SiameseNetwork.load(path).info["epoch"]
     print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")

@@ -52,8 +52,12 @@ def dirty(tmp_path):
 
 def test_everything_is_found_once(dirty):
     found = audit(config_for(dirty))
-    assert found.unreadable == ("b/04.png", "b/06.png")
-    assert found.skipped == ("b/notes.txt: not an image",)
+    assert [note.split(":")[0] for note in found.unreadable] == ["b/04.png", "b/06.png"]
+    assert found.unreadable[1] == (
+        "b/06.png: not a readable image (its content is not an image's); delete or replace it"
+    )
+    assert found.skipped == ("b/notes.txt: not named as an image; save it as JPEG or PNG if it is one",)
+    assert found.doubtful == ()
     assert found.copies == (("b/03.png", "few/03.png"), ("a/00.png", "a/01.png"))
     assert found.groups == (
         ("b/03.png", "few/03.png"),
@@ -102,10 +106,13 @@ def test_a_clean_folder_asks_for_nothing(colour_folder):
 
 
 def test_the_report_names_the_files_conflicts_before_other_twins(dirty):
-    table, *lists = report(audit(config_for(dirty))).split("\n\n")
+    (dirty / "c").mkdir()
+    found = audit(config_for(dirty))
+    table, *lists = report(found).split("\n\n")
     assert len(table.splitlines()) == 8 and lists == [
-        "Unreadable:\n  b/04.png\n  b/06.png",
-        "Skipped:\n  b/notes.txt: not an image",
+        "Unreadable:\n  " + "\n  ".join(found.unreadable),
+        "Skipped:\n  b/notes.txt: not named as an image; save it as JPEG or PNG if it is one",
+        "Doubtful folders and names:\n  c: a class folder without a readable image; add images or delete it",
         "Identical files:\n  b/03.png  few/03.png\n  a/00.png  a/01.png",
         "Conflicting labels:\n  b/03.png  few/03.png",
         "Near duplicates:\n  a/02.png  a/05.png  a/06.png  a/07.png\n  a/00.png  a/01.png",
@@ -119,5 +126,5 @@ def test_labels_conflict_across_class_folders_only():
 def test_a_folder_of_nothing_readable_is_named(dirty):
     for path in dirty.glob("*/*.png"):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DataError, match="Data: none of its 46 images can be read"):
+    with pytest.raises(DataError, match="Data: none of its 47 images can be read"):
         audit(config_for(dirty))

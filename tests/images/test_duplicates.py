@@ -16,6 +16,7 @@ from utils.images.duplicates import (
     near_duplicates,
     twin_groups,
 )
+from utils.images.reading import DataError
 
 
 def picture(seed, size=(80, 60)):
@@ -108,7 +109,7 @@ def test_copies_are_twins_even_where_they_are_most_of_the_set():
 
 def test_exact_groups_compare_contents():
     prints = [Fingerprint(content, None, (1, 1)) for content in (b"x", b"y", b"x", b"z", b"y")]
-    assert exact_groups([*prints, None, None]).tolist() == [0, 1, 0, 3, 1, 5, 6]
+    assert exact_groups([*prints, "broken", "broken"]).tolist() == [0, 1, 0, 3, 1, 5, 6]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -142,5 +143,17 @@ def test_what_cannot_be_read_has_no_fingerprint_and_no_twin(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes()[:2000])
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "gone.png"]
     prints = fingerprints(paths, verbose=False)
-    assert prints[0].size == (80, 60) and prints[1:] == [None, None, None]
-    assert twin_groups(prints).tolist() == [0, 1, 2, 3] and twin_groups([None, None]).tolist() == [0, 1]
+    assert prints[0].size == (80, 60)
+    assert [reason.split(" (")[0].split(";")[0] for reason in prints[1:]] == ["not a readable image"] * 2 + [
+        "no such image"
+    ]
+    assert twin_groups(prints).tolist() == [0, 1, 2, 3] and twin_groups(["broken", "broken"]).tolist() == [0, 1]
+
+
+def test_a_file_that_is_mended_is_read_again_even_at_the_same_time_and_size(tmp_path, monkeypatch):
+    path = tmp_path / "0.png"
+    picture(0).save(path)
+    with monkeypatch.context() as locked:
+        locked.setattr(duplicates, "read_image", lambda path: (_ for _ in ()).throw(DataError(f"{path}: locked")))
+        assert fingerprints([path], verbose=False) == ["locked"]
+    assert fingerprints([path], verbose=False)[0].size == (80, 60)

@@ -8,7 +8,7 @@ from samples import break_file, make_files, noise
 
 from utils.images import frame
 from utils.images.augmentation import Augmentation
-from utils.images.frame import Frame, load_images, to_uint8
+from utils.images.frame import Frame, load_images, load_what_opens, to_uint8
 from utils.images.reading import DataError, read_image
 from utils.settings import ImageOptions
 
@@ -112,3 +112,12 @@ def test_load_images_names_the_bad_file(tmp_path):
     break_file(tmp_path / "2.png", 0.5)
     with pytest.raises(DataError, match="2.png: not a readable image"):
         load_images(sorted(tmp_path.iterdir()), Frame((4, 4)), 2, verbose=False)
+
+
+def test_load_what_opens_says_where_and_why_an_image_is_missing(tmp_path):
+    make_files(tmp_path, ["1.png", "2.png", "3.png"])
+    break_file(tmp_path / "2.png", 0.5)
+    paths = [*sorted(tmp_path.iterdir()), tmp_path / "4.png"]
+    images, problems = load_what_opens(paths, Frame((6, 10)), 2, verbose=False)
+    assert sorted(problems) == [1, 3] and "2.png: not a readable image" in problems[1] and "no such" in problems[3]
+    assert np.array_equal(images[[0, 2]].permute(0, 2, 3, 1), [Image.open(paths[i]) for i in (0, 2)])

@@ -30,12 +30,6 @@ def test_a_camera_that_was_turned(tmp_path, orientation, stored):
 RED, WHITE, PINK = (255, 0, 0), (255, 255, 255), (255, 127, 127)
 
 
-RED, WHITE, PINK = (255, 0, 0), (255, 255, 255), (255, 127, 127)
-
-
-RED, WHITE, PINK = (255, 0, 0), (255, 255, 255), (255, 127, 127)
-
-
 def two_by_one(mode, first, second):
     image = Image.new(mode, (2, 1))
     image.putpixel((0, 0), first)
@@ -81,6 +75,28 @@ def test_a_damaged_file_is_named(tmp_path, suffix, share):
     with pytest.raises(DataError, match="not a readable image") as caught:
         read_image(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (PermissionError(13, "Permission denied"), "no permission to read it; change the file's access rights"),
+        (RuntimeError("a\nb"), "not a readable image (a b); delete or replace it"),
+        (MemoryError(), "not a readable image (MemoryError); delete or replace it"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_one_line_about_the_file(tmp_path, monkeypatch, error, words):
+    noise().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", lambda path: (_ for _ in ()).throw(error))
+    with pytest.raises(DataError) as caught:
+        read_image(tmp_path / "a.png")
+    assert str(caught.value) == f"{tmp_path / 'a.png'}: {words}"
+
+
+def test_an_animation_is_its_first_frame(tmp_path):
+    first, second = (Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    assert np.array_equal(read_image(tmp_path / "a.gif"), first)
 
 
 def test_an_image_that_is_gone_is_named(tmp_path):

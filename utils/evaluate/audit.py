@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from utils.dataset import prepare_folder, scan, split_sizes
-from utils.images.duplicates import exact_groups, fingerprints, twin_groups
+from utils.dataset import prepare_folder, split_sizes
+from utils.images.duplicates import Fingerprint, exact_groups, fingerprints, twin_groups
+from utils.images.folder import odd_classes, scan
 from utils.images.frame import Frame, sides
 from utils.images.reading import DataError
 from utils.settings import Config
@@ -22,8 +23,9 @@ class Audit:
     """Findings about one dataset; files are relative to its folder, with their class in front.
 
     Attributes:
-        unreadable: image files that cannot be read.
-        skipped: other files that are left out, each with the reason.
+        unreadable: image files that cannot be read, each with the reason and what to do.
+        skipped: other files that are left out, likewise.
+        doubtful: what looks like a mistake in the class folders, likewise.
         copies: groups of files of the same content.
         groups: groups of near duplicates, copies among them; those with conflicting labels first, then the largest.
         tiny: classes too small for two validation and two test images.
@@ -33,6 +35,7 @@ class Audit:
 
     unreadable: tuple[str, ...]
     skipped: tuple[str, ...]
+    doubtful: tuple[str, ...]
     copies: tuple[tuple[str, ...], ...]
     groups: tuple[tuple[str, ...], ...]
     tiny: tuple[str, ...]
@@ -97,17 +100,17 @@ def audit(config: Config) -> Audit:
         DataError: no such folder, fewer than two classes with images, or none that can be read.
     """
     prepare_folder(config)
-    table, notes = scan(config.data_path)
+    table, skipped = scan(config.data_path)
     options = config.hyperparameters
     prints = fingerprints([config.data_path / file for file in table.file], options.num_workers, options.verbose)
-    if not any(prints):
+    readable = [isinstance(known, Fingerprint) for known in prints]
+    if not any(readable):
         raise DataError(f"{config.data_path}: none of its {len(prints)} images can be read; copy them again")
-    damaged = [file for file, known in zip(table.file, prints) if known is None]
-    unreadable = [note.split(": not readable")[0] for note in notes if ": not readable" in note]
-    counts = table.label.value_counts(sort=False)
+    counts = table[readable].label.value_counts(sort=False)
     return Audit(
-        unreadable=tuple(sorted(unreadable + damaged)),
-        skipped=tuple(note for note in notes if ": not readable" not in note),
+        unreadable=tuple(f"{file}: {reason}" for file, reason in zip(table.file, prints) if isinstance(reason, str)),
+        skipped=tuple(skipped),
+        doubtful=tuple(odd_classes(table[readable], config.data_path)),
         copies=_named(exact_groups(prints), table.file),
         groups=_named(twin_groups(prints), table.file),
         tiny=tuple(
@@ -115,7 +118,7 @@ def audit(config: Config) -> Audit:
             for label, count in counts.items()
             if min(split_sizes(count, config.test_size, config.valid_size).values()) < 2
         ),
-        sizes=np.array([known.size for known in prints if known is not None]).reshape(-1, 2),
+        sizes=np.array([known.size for known in prints if isinstance(known, Fingerprint)]).reshape(-1, 2),
         frame=Frame(config.image.size, config.image.fit),
     )
 
@@ -136,8 +139,9 @@ def report(found: Audit) -> str:
         )
     ]
     lists = {
-        "Unreadable": [(file,) for file in found.unreadable],
+        "Unreadable": [(note,) for note in found.unreadable],
         "Skipped": [(note,) for note in found.skipped],
+        "Doubtful folders and names": [(note,) for note in found.doubtful],
         "Identical files": found.copies,
         "Conflicting labels": found.conflicting,
         "Near duplicates": [group for group in found.groups if not is_conflicting(group)],

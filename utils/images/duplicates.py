@@ -38,29 +38,34 @@ class Fingerprint(NamedTuple):
     size: tuple[int, int]
 
 
-def fingerprints(paths: Sequence[Path], num_workers: int = 0, verbose: bool = True) -> list[Fingerprint | None]:
-    """The fingerprint of every file, None where it cannot be read as an image. Known files are not read again."""
+def fingerprints(paths: Sequence[Path], num_workers: int = 0, verbose: bool = True) -> list[Fingerprint | str]:
+    """The fingerprint of every file or, where it cannot be read as an image, what is wrong and what to do. Known files
+    are not read again."""
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         return list(
             tqdm(pool.map(_fingerprint, paths), total=len(paths), desc="Looking for duplicates", disable=not verbose)
         )
 
 
-def _fingerprint(path: Path) -> Fingerprint | None:
+def _fingerprint(path: Path) -> Fingerprint | str:
     try:
         state = path.stat()
+        changed, size = state.st_mtime_ns, state.st_size
     except OSError:
-        return None
-    return _read_fingerprint(path, state.st_mtime_ns, state.st_size)
-
-
-@cache
-def _read_fingerprint(path: Path, changed: int, size: int) -> Fingerprint | None:
+        changed, size = 0, 0  # reading finds out what is wrong
     try:
-        image = read_image(path)
+        return _read_fingerprint(path, changed, size)
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+@cache  # but not of errors: a file may be mended without a change of its time, as by new access rights
+def _read_fingerprint(path: Path, changed: int, size: int) -> Fingerprint:
+    image = read_image(path)
+    try:
         content = hashlib.sha256(path.read_bytes()).digest()
-    except (DataError, OSError):
-        return None
+    except OSError as error:
+        raise DataError(f"{path}: not a readable image ({error.strerror}); delete or replace it") from None
     small = image.convert("L").resize((4 * SIDE, 4 * SIDE))
     bits = imagehash.phash(image, SIDE).hash.ravel() if np.std(small) >= FLAT else None
     return Fingerprint(content, bits, image.size)
@@ -71,7 +76,7 @@ def near_duplicates(paths: Sequence[Path], num_workers: int = 0, verbose: bool =
     return twin_groups(fingerprints(paths, num_workers, verbose))
 
 
-def twin_groups(prints: Sequence[Fingerprint | None]) -> np.ndarray:
+def twin_groups(prints: Sequence[Fingerprint | str]) -> np.ndarray:
     """Connected components of "same content, or hashes that differ in at most `MOST_BITS` bits".
 
     Where one component of near duplicates has more than half of all images, the hash cannot tell these pictures apart
@@ -81,7 +86,9 @@ def twin_groups(prints: Sequence[Fingerprint | None]) -> np.ndarray:
         For every image the position of its group's first image, int (N,): its own position if it has no twin.
     """
     copies = exact_groups(prints)
-    hashed = np.array([i for i, seen in enumerate(prints) if seen is not None and seen.bits is not None], dtype=int)
+    hashed = np.array(
+        [i for i, seen in enumerate(prints) if isinstance(seen, Fingerprint) and seen.bits is not None], dtype=int
+    )
     if len(hashed) == 0:
         return copies
     signs = np.stack([prints[i].bits for i in hashed]).astype(np.float32) * 2 - 1
@@ -95,11 +102,12 @@ def twin_groups(prints: Sequence[Fingerprint | None]) -> np.ndarray:
     return copies if np.bincount(groups).max() > max(len(prints) / 2, np.bincount(copies).max()) else groups
 
 
-def exact_groups(prints: Sequence[Fingerprint | None]) -> np.ndarray:
-    """Files of the same content, numbered as in `twin_groups`."""
+def exact_groups(prints: Sequence[Fingerprint | str]) -> np.ndarray:
+    """Files of the same content, numbered as in `twin_groups`; an unreadable one is alone."""
     seen: dict[bytes, int] = {}
     return np.array(
-        [i if known is None else seen.setdefault(known.content, i) for i, known in enumerate(prints)], dtype=int
+        [i if isinstance(known, str) else seen.setdefault(known.content, i) for i, known in enumerate(prints)],
+        dtype=int,
     )
 
 

@@ -68,6 +68,21 @@ def load_images(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbo
     Raises:
         DataError: images that cannot be read, a line each.
     """
+    images, problems = load_what_opens(paths, frame, num_workers, verbose)
+    if problems:  # all at once, not one a run
+        raise DataError("\n".join(problems.values()))
+    return images
+
+
+def load_what_opens(
+    paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True
+) -> tuple[torch.Tensor, dict[int, str]]:
+    """As `load_images`, but images that cannot be read raise nothing.
+
+    Returns:
+        uint8 of shape (N, 3, H, W), undefined where an image cannot be read; and, by their positions, what is wrong
+        with these, a line each.
+    """
     images = torch.empty(len(paths), 3, *frame.size, dtype=torch.uint8)
 
     def fill(position: int) -> str | None:
@@ -78,6 +93,4 @@ def load_images(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbo
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         results = tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose)
-        if problems := [problem for problem in results if problem]:  # all at once, not one a run
-            raise DataError("\n".join(problems))
-    return images
+        return images, {position: problem for position, problem in enumerate(results) if problem}

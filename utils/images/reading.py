@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.settings import UserError
 
@@ -20,15 +21,29 @@ def read_image(path: Path) -> Image.Image:
     """One image file as `to_rgb` makes it.
 
     Raises:
-        DataError: the file cannot be read as an image.
+        DataError: the file cannot be read as an image; the message is its path, what is wrong and what to do.
     """
     try:
         with Image.open(path) as image:
             return to_rgb(image)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image; check the path, or train again if the data have moved") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error}); delete or replace it") from None
+    except Exception as error:  # on damaged files decoders raise whatever they stumble over
+        raise DataError(f"{path}: {_what_is_wrong(path, error)}") from None
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        if path.is_symlink():
+            return "a link to nowhere; delete it, or bring back the file that it leads to"
+        return "no such image; check the path, or train again if the data have moved"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "a link that leads to itself; delete it"
+    if isinstance(error, PermissionError):
+        return "no permission to read it; change the file's access rights"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"over {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which is not read; save it smaller"
+    if isinstance(error, UnidentifiedImageError):  # Pillow's own words only repeat the path
+        error = "its content is not an image's" if path.stat().st_size else "the file is empty"
+    return f"not a readable image ({' '.join(str(error).split()) or type(error).__name__}); delete or replace it"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

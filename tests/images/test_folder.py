@@ -1,0 +1,290 @@
+"""Folders in which files have odd names, or are no images at all."""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from samples import break_file, make_files, noise
+
+from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
+from utils.images.reading import SUFFIXES, DataError
+
+
+def test_scan_lists_the_images_and_says_what_it_skipped(tmp_path):
+    make_files(
+        tmp_path,
+        [
+            "b/2.PNG",
+            "b/1.jpg",
+            "b/deep/er/3.Jpeg",
+            "a/x.webp",
+            "a/notes.txt",
+            "a/Thumbs.db",
+            "README.txt",
+            "stray.png",
+            ".hidden/1.png",
+            "a/.hidden.png",
+            "a/.cache/1.png",
+            ".DS_Store",
+        ],
+    )
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "a" / "folder.png").mkdir()
+    table, skipped = scan(tmp_path)
+    assert table.to_dict("list") == {
+        "file": ["a/x.webp", "b/1.jpg", "b/2.PNG", "b/deep/er/3.Jpeg"],
+        "label": ["a", "b", "b", "b"],
+    }
+    assert sorted(skipped) == [
+        "README.txt: not inside a class folder; move it into one if it is an image",
+        "a/Thumbs.db: not named as an image; save it as JPEG or PNG if it is one",
+        "a/notes.txt: not named as an image; save it as JPEG or PNG if it is one",
+        "stray.png: not inside a class folder; move it into one if it is an image",
+    ]
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_scan_knows_every_promised_format(tmp_path, suffix):
+    make_files(tmp_path, [f"a/1{suffix}", f"b/1{suffix.upper()}"])
+    table, skipped = scan(tmp_path)
+    assert len(table) == 2 and not skipped
+
+
+def test_scan_follows_a_class_folder_that_is_a_link(tmp_path):
+    make_files(tmp_path, ["Data/a/1.png", "elsewhere/1.png"])
+    try:
+        (tmp_path / "Data" / "b").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    except OSError:
+        pytest.skip("no right to make links")
+    assert scan(tmp_path / "Data")[0].file.tolist() == ["a/1.png", "b/1.png"]
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (None, "no such folder"),
+        ([], "no such folder"),
+        (["stray.png"], "0 class folder"),
+        (["a/1.png", "b/1.txt"], "1 class folder"),
+    ],
+)
+def test_scan_needs_two_classes(tmp_path, names, words):
+    make_files(tmp_path / "Data", names or [])
+    with pytest.raises(DataError, match=words) as caught:
+        scan(tmp_path / "Data")
+    assert str(caught.value).startswith(str(tmp_path / "Data"))
+
+
+def test_a_missing_class_is_explained_by_what_was_skipped(tmp_path):
+    make_files(tmp_path, ["a/1.png", "b/1.txt", *(f"{i}.png" for i in range(9))])
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path)
+    first, *skipped = str(caught.value).splitlines()
+    assert first.startswith(f"{tmp_path}: 1 class folder(s) with images; at least 2 are needed")
+    assert skipped == [f"{i}.png: not inside a class folder; move it into one if it is an image" for i in range(5)]
+
+
+def test_classes_one_folder_too_deep_are_recognised(tmp_path):
+    make_files(tmp_path, ["Flowers/roses/1.png", "Flowers/tulips/1.png"])
+    with pytest.raises(DataError, match="if roses, tulips are the classes, set data_path: .*/Flowers$"):
+        scan(tmp_path)
+
+
+def link(path, target):
+    try:
+        path.symlink_to(target, target_is_directory=os.path.isdir(target))
+    except OSError:
+        pytest.skip("no right to make links")
+
+
+def test_links_to_folders_are_named_where_they_are_not_followed(tmp_path):
+    make_files(tmp_path, ["Data/a/1.png", "Data/b/1.png", "elsewhere/1.png"])
+    link(tmp_path / "Data/a/more", tmp_path / "elsewhere")
+    link(tmp_path / "Data/again", tmp_path / "Data")
+    table, skipped = scan(tmp_path / "Data")
+    assert table.file.tolist() == ["a/1.png", "b/1.png"] and skipped == [
+        "a/more: a link to a folder, which is not followed; put the folder itself there",
+        "again: a link to the folder that it lies in; delete it",
+    ]
+    assert odd_classes(table, tmp_path / "Data") == []
+
+
+def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
+    make_files(tmp_path, ["a/1.png", "a/deep/1.png", "b/1.png", "locked/1.png"])
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name in ("deep", "locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    table, skipped = scan(tmp_path)
+    assert table.file.tolist() == ["a/1.png", "b/1.png"]
+    assert skipped == [
+        f"{name}: a folder that cannot be listed; change its access rights" for name in ("a/deep", "locked")
+    ]
+
+
+def test_a_data_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be listed \(Permission denied\); change its access rights"):
+        scan(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_that_is_named_as_an_image_is_not_waited_for(tmp_path):
+    make_files(tmp_path, ["a/1.png", "b/1.png"])
+    os.mkfifo(tmp_path / "a/pipe.png")
+    assert scan(tmp_path)[1] == ["a/pipe.png: not a file; delete it"]
+
+
+def test_a_name_that_is_no_text_is_named_as_far_as_it_is(tmp_path):
+    make_files(tmp_path, ["a/1.png", "b/1.png"])
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/a/caf\xe9.png")).touch()
+    except (OSError, UnicodeError):
+        pytest.skip("such names cannot be made here")
+    assert scan(tmp_path)[1] == ["a/caf?.png: a name that is not valid text; rename it"]
+
+
+# ------------------------------------------------------------------- what is read, and what is left out
+
+
+def bomb(path):
+    """A PNG of 67 bytes that says it has 20,000 x 20,000 pixels."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (20000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    end = chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end)
+
+
+def no_permission(path):
+    noise().save(path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+
+
+BAD = {
+    "empty.jpg": (lambda path: path.touch(), "not a readable image (the file is empty); delete or replace it"),
+    "cut.jpg": (lambda path: break_file(path, 0.5), "not a readable image (image file is truncated"),
+    "cut.png": (lambda path: break_file(path, 0.5), "not a readable image (image file is truncated"),
+    "header only.png": (lambda path: break_file(path, 0.003), "not a readable image (its content is not an image's)"),
+    "text.jpg": (
+        lambda path: path.write_text("text"),
+        "not a readable image (its content is not an image's); delete or replace it",
+    ),
+    "bomb.png": (bomb, "over 179 megapixels, which is not read; save it smaller"),
+    "locked.png": (no_permission, "no permission to read it; change the file's access rights"),
+    "nowhere.jpg": (
+        lambda path: link(path, path.with_name("gone.jpg")),
+        "a link to nowhere; delete it, or bring back the file that it leads to",
+    ),
+    "itself.jpg": (lambda path: link(path, path), "a link that leads to itself; delete it"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_is_left_out_with_the_reason(tmp_path, name):
+    make_files(tmp_path, ["a/1.png", "b/1.png"])
+    make, reason = BAD[name]
+    make(tmp_path / "a" / name)
+    found, skipped = scan(tmp_path)
+    assert f"a/{name}" in found.file.tolist() and not skipped
+    table, bad = leave_out_unreadable(found, tmp_path, verbose=False)
+    assert table.file.tolist() == ["a/1.png", "b/1.png"] and table.index.tolist() == [0, 1]
+    (line,) = bad
+    assert line.startswith(f"a/{name}: {reason}") and "\n" not in line and "; " in line and str(tmp_path) not in line
+
+
+def turned(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise().save(path, exif=exif)
+
+
+def animated(path):
+    noise().save(path, save_all=True, append_images=[noise(seed=1), noise(seed=2)])
+
+
+FINE = {
+    "a jpeg.png": lambda path: noise().save(path, "JPEG"),
+    "a png.jpg": lambda path: noise().save(path, "PNG"),
+    "cmyk.jpg": lambda path: noise().convert("CMYK").save(path),
+    "16 bits.png": lambda path: Image.fromarray(np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)).save(path),
+    "1 bit.png": lambda path: noise().convert("1").save(path),
+    "grey.jpg": lambda path: noise().convert("L").save(path),
+    "palette.png": lambda path: noise().convert("P").save(path, transparency=0),
+    "rgba.png": lambda path: noise().convert("RGBA").save(path),
+    "turned.jpg": turned,
+    "animated.gif": animated,
+    "1 x 1.png": lambda path: noise(1, 1).save(path),
+    "1 x 5000.png": lambda path: noise(1, 5000).save(path),
+    "with  spaces .jpg": lambda path: noise().save(path),
+    "quotes ' and, commas.png": lambda path: noise().save(path),
+    "\u82b1 \U0001f338.png": lambda path: noise().save(path),
+    "UPPER.JPG": lambda path: noise().save(path),
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_an_unusual_image_is_taken(tmp_path, name):
+    make_files(tmp_path, ["a/1.png", "b/1.png"])
+    FINE[name](tmp_path / "a" / name)
+    found, skipped = scan(tmp_path)
+    table, bad = leave_out_unreadable(found, tmp_path, verbose=False)
+    assert sorted(table.file) == sorted(["a/1.png", "b/1.png", f"a/{name}"]) and skipped == bad == []
+    table.to_csv(tmp_path / "split.csv", index=False)
+    assert pd.read_csv(tmp_path / "split.csv", dtype=str, keep_default_na=False).equals(table)
+
+
+# ---------------------------------------------------------------------------- mistakes in folders and names
+
+
+def table_of(*files):
+    return pd.DataFrame([(file, file.split("/")[0]) for file in files], columns=["file", "label"])
+
+
+def test_names_that_differ_only_in_case_are_named(tmp_path):
+    table = table_of("Cat/1.png", "a/x.JPG", "a/x.jpg", "a/y.png", "b/x.jpg", "cat/1.png")  # as no Windows can hold
+    assert odd_classes(table, tmp_path) == [
+        "Cat and cat: two classes whose names differ only in case; rename or merge them",
+        "a/x.JPG and a/x.jpg: names that differ only in case; rename all but one, "
+        "because Windows and macOS would keep one of these files",
+    ]
+
+
+def test_a_class_inside_a_class_is_named_with_some_of_its_folders(tmp_path, monkeypatch):
+    (tmp_path / "Data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    table = table_of("a/1.png", "b/1.png", "b/b/2.png", *(f"a/{name}/deep/1.png" for name in "vwxyz"))
+    assert odd_classes(table, Path("Data")) == [
+        "a: images in its sub-folders v, w, x and 2 more count as a; "
+        "if they are classes of their own, move them to Data/",
+        "b: images in its sub-folders b count as b; if they are classes of their own, move them to Data/",
+    ]
+
+
+def test_class_folders_without_images_are_named_but_hidden_ones_are_not(tmp_path):
+    make_files(tmp_path, ["a/1.png", "b/1.png", ".cache/1.txt", "none/readme.txt", "z.txt"])
+    assert odd_classes(table_of("a/1.png", "b/1.png"), tmp_path) == [
+        "none: a class folder without a readable image; add images or delete it"
+    ]
+
+
+def test_one_class_left_is_an_error_with_a_line_for_each_file(tmp_path):
+    with pytest.raises(DataError) as caught:
+        check_two_classes(table_of("a/1.png"), tmp_path, ["b/1.png: broken", "b/2.png: broken"])
+    assert str(caught.value).splitlines()[1:] == ["b/1.png: broken", "b/2.png: broken"]
+    check_two_classes(table_of("a/1.png", "b/1.png"), tmp_path)

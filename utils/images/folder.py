@@ -1,0 +1,155 @@
+"""A folder of images, one sub-folder per class -> a table of its readable files, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from utils.images.duplicates import fingerprints
+from utils.images.reading import SUFFIXES, DataError
+
+
+def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """List the images of a folder with one sub-folder per class, by their names; no file is opened.
+
+    Returns:
+        A table `file` (path relative to `data_path`, with forward slashes), `label` (the class folder's name),
+        sorted by file; and what was skipped, a line each with the reason and what to do. Hidden files, and those in
+        hidden folders, are skipped without a word.
+
+    Raises:
+        DataError: no such folder, or fewer than two classes with images.
+    """
+    if not data_path.is_dir():
+        raise DataError(
+            f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
+        )
+    rows, skipped = [], []
+    for path in sorted(_everything(data_path), key=Path.as_posix):  # the same order on every system
+        name = path.relative_to(data_path)
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        if reason := _why_skipped(path, inside_a_class=len(name.parts) > 1):
+            skipped.append(f"{_printable(name.as_posix())}: {reason}")
+        else:
+            rows.append((name.as_posix(), name.parts[0]))
+    table = pd.DataFrame(rows, columns=["file", "label"])
+    check_two_classes(table, data_path, skipped[:5])  # some of a thousand images beside the class folders will do
+    return table, skipped
+
+
+def _everything(data_path: Path) -> Iterator[Path]:
+    """All files, and the folders that are not looked into: links inside a class, and what cannot be listed."""
+    closed: list[OSError] = []
+    try:
+        entries = list(data_path.iterdir())
+    except OSError as error:
+        raise DataError(f"{data_path}: cannot be listed ({error.strerror}); change its access rights") from None
+    for entry in entries:
+        if not os.path.isdir(entry) or _leads_back(entry):
+            yield entry
+            continue
+        for folder, folders, files in os.walk(entry, onerror=closed.append):
+            yield from (Path(folder, name) for name in files)
+            yield from (path for path in (Path(folder, name) for name in folders) if os.path.islink(path))
+    yield from (Path(error.filename) for error in closed)
+
+
+def _leads_back(entry: Path) -> bool:
+    """Whether an entry is a link to a folder that it lies in: all images would be found again, under another label."""
+    folder = entry.parent.resolve()
+    return os.path.islink(entry) and entry.resolve() in (folder, *folder.parents)
+
+
+# `os.path` rather than `Path`: its questions are answered, with "no", where access is denied, too.
+def _why_skipped(path: Path, inside_a_class: bool) -> str | None:
+    """Why a path is not taken for an image; None if it is one by its name, links to nowhere included."""
+    if os.path.isdir(path):
+        if os.path.islink(path) and inside_a_class:
+            return "a link to a folder, which is not followed; put the folder itself there"
+        if _leads_back(path):
+            return "a link to the folder that it lies in; delete it"
+        return "a folder that cannot be listed; change its access rights"
+    if not inside_a_class:
+        return "not inside a class folder; move it into one if it is an image"
+    if path.suffix.lower() not in SUFFIXES:
+        return "not named as an image; save it as JPEG or PNG if it is one"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "not a file; delete it"
+    if _printable(path.name) != path.name:
+        return "a name that is not valid text; rename it"  # it could not be written to split.csv
+    return None
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="replace").decode()
+
+
+def leave_out_unreadable(
+    table: pd.DataFrame, data_path: Path, num_workers: int = 0, verbose: bool = True
+) -> tuple[pd.DataFrame, list[str]]:
+    """Decode every file, for its fingerprint, which the search for near duplicates then need not make again.
+
+    Returns:
+        The table without the files that cannot be read; and these, a line each with the reason and what to do.
+    """
+    prints = fingerprints([data_path / file for file in table.file], num_workers, verbose)
+    bad = [f"{file}: {reason}" for file, reason in zip(table.file, prints) if isinstance(reason, str)]
+    readable = [not isinstance(known, str) for known in prints]
+    return table[readable].reset_index(drop=True), bad
+
+
+def check_two_classes(table: pd.DataFrame, data_path: Path, left_out: Sequence[str] = ()) -> None:
+    """Raise a DataError where fewer than two classes have images; `left_out`: lines about other files, added to it."""
+    classes = table.label.unique()
+    if len(classes) >= 2:
+        return
+    hint = f"at least 2 are needed: {data_path}/<class>/<image>"
+    if len(classes) == 1 and len(inner := sub_folders(table.file)) >= 2:
+        hint += f"; if {_some(inner)} are the classes, set data_path: {(data_path / classes[0]).as_posix()}"
+    raise DataError("\n".join([f"{data_path}: {len(classes)} class folder(s) with images; {hint}", *left_out]))
+
+
+def sub_folders(files: pd.Series) -> list[str]:
+    """The names of the folders with images that lie inside the class folders of some files."""
+    return sorted({parts[1] for parts in files.str.split("/") if len(parts) > 2})
+
+
+def odd_classes(table: pd.DataFrame, data_path: Path) -> list[str]:
+    """What looks like a mistake in the folders and names of a table's readable images, a line each with what to do:
+    empty class folders, classes inside a class, names that differ only in case."""
+    folders = {
+        entry.name
+        for entry in data_path.iterdir()
+        if os.path.isdir(entry) and os.access(entry, os.R_OK) and not _leads_back(entry)  # `scan` names the others
+    }
+    empty = sorted(name for name in folders - set(table.label) if not name.startswith("."))
+    notes = [f"{name}: a class folder without a readable image; add images or delete it" for name in empty]
+    for label, files in table.groupby("label").file:
+        if inner := sub_folders(files):
+            notes.append(
+                f"{label}: images in its sub-folders {_some(inner)} count as {label}; "
+                f"if they are classes of their own, move them to {data_path.as_posix()}/"
+            )
+    notes += [
+        f"{' and '.join(alike)}: two classes whose names differ only in case; rename or merge them"
+        for alike in _same_but_for_case(pd.Series(table.label.unique()))
+    ]
+    notes += [
+        f"{' and '.join(alike)}: names that differ only in case; rename all but one, "
+        "because Windows and macOS would keep one of these files"
+        for _, files in table.groupby("label").file
+        for alike in _same_but_for_case(files)
+    ]
+    return notes
+
+
+def _same_but_for_case(names: pd.Series) -> list[list[str]]:
+    return [list(alike) for _, alike in names.groupby(names.str.casefold()) if len(alike) > 1]
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
