@@ -283,6 +283,7 @@ def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeyp
         ("image: {size: 224}", "image.size", ["a list such as [224, 224]", "got 224"]),
         ("image: {size: [224]}", "image.size", ["a list such as [224, 224]", "got [224]"]),
         ("image: {size: [224, 224, 3]}", "image.size", ["a list such as [224, 224]", "got [224, 224, 3]"]),
+        ("on_bad_image: stop", "on_bad_image", ["'skip' or 'error'", "got 'stop'"]),
         ("image: {fit: crop}", "image.fit", ["'stretch' or 'pad'", "got 'crop'"]),
         ("image: {size: [224, 8]}", "image.size.1", ["16", "got 8"]),
         (
@@ -330,6 +331,11 @@ def test_a_group_pattern_must_be_an_expression_with_one_group(refused, pattern, 
 def test_a_group_pattern_arrives_and_is_none_unless_given(load):
     assert load(r"{dataset: A, group_pattern: '^(?:x|y)_(\d+)'}").group_pattern == r"^(?:x|y)_(\d+)"
     assert load("dataset: A").group_pattern is None
+
+
+def test_bad_images_are_skipped_unless_the_file_says_otherwise(load):
+    assert load(PUBLIC).on_bad_image == load("dataset: A").on_bad_image == "skip"
+    assert load("dataset: A\non_bad_image: error").on_bad_image == "error"
 
 
 def test_sampled_pairs_allow_batches_of_two(load):

@@ -11,6 +11,7 @@ from PIL import Image
 from samples import break_file, make_files, noise
 
 from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
+from utils.images.frame import Frame, load_images
 from utils.images.reading import SUFFIXES, DataError
 
 
@@ -245,6 +246,9 @@ def test_an_unusual_image_is_taken(tmp_path, name):
     found, skipped = scan(tmp_path)
     table, bad = leave_out_unreadable(found, tmp_path, verbose=False)
     assert sorted(table.file) == sorted(["a/1.png", "b/1.png", f"a/{name}"]) and skipped == bad == []
+    for fit in ("stretch", "pad"):
+        images = load_images([tmp_path / file for file in table.file], Frame((16, 24), fit), verbose=False)
+        assert images.shape == (3, 3, 16, 24)
     table.to_csv(tmp_path / "split.csv", index=False)
     assert pd.read_csv(tmp_path / "split.csv", dtype=str, keep_default_na=False).equals(table)
 
@@ -263,6 +267,15 @@ def test_names_that_differ_only_in_case_are_named(tmp_path):
         "a/x.JPG and a/x.jpg: names that differ only in case; rename all but one, "
         "because Windows and macOS would keep one of these files",
     ]
+
+
+def test_files_that_differ_only_in_case_are_both_taken_and_named(tmp_path):
+    make_files(tmp_path, ["a/x.png", "a/X.PNG", "b/1.png"])
+    if len(list((tmp_path / "a").iterdir())) < 2:
+        pytest.skip("this file system keeps one of them")
+    table, skipped = scan(tmp_path)
+    assert table.file.tolist() == ["a/X.PNG", "a/x.png", "b/1.png"] and not skipped
+    assert odd_classes(table, tmp_path)[0].startswith("a/X.PNG and a/x.png: names that differ only in case; rename")
 
 
 def test_a_class_inside_a_class_is_named_with_some_of_its_folders(tmp_path, monkeypatch):
