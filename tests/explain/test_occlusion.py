@@ -162,4 +162,4 @@ def test_large_windows_are_taken_at_their_word(model):
     density = spread(regions, effects, size, scatter)[..., 0]
     as_one_of_many = spread(regions, effects, size, torch.full_like(scatter, scatter.max()))[..., 0]
     within = [float(d[top:bottom, left:right].sum()) for d in (density, as_one_of_many)]
-    assert within[0] > 2 * within[1] > 0
+    assert within[0] > 1.3 * within[1] > 0
