@@ -41,7 +41,10 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
     settings = _resolve(_read_yaml(Path(path)), dataset, path)
     for key in ("data_path", "checkpoints_path", "outputs_path", "compare_path"):
         if isinstance(settings[key], str):
-            settings[key] = root / Path(settings[key]).expanduser()
+            try:
+                settings[key] = root / Path(settings[key]).expanduser()
+            except RuntimeError:
+                raise ConfigError(f"{path}: {key}: {settings[key]!r} names a user whom this machine lacks") from None
     try:
         return Config.model_validate(settings)
     except ValidationError as error:

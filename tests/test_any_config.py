@@ -1,0 +1,92 @@
+"""Whatever is in a configuration file, reading it gives a Config or a ConfigError."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from utils.config import load_config
+from utils.settings import Config, ConfigError
+
+pytest.importorskip("hypothesis", reason="pip install -r requirements-dev.txt")
+from hypothesis import example, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+
+def keys(section=Config):
+    """Every key of the schema, those of its sections too."""
+    for name, field in section.model_fields.items():
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation)
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.dates(),
+    st.binary(max_size=4),
+    st.sampled_from(
+        ["auto", "skip", "../x", "a/b", "~", "~nobody/x", "\0", "1e-3", "[1", "^(", "(a)", "con", "é" * 300]
+    ),
+)
+NAMES = st.one_of(st.sampled_from([*keys(), "datasets", "Synthetic"]), VALUES.filter(lambda value: value is not None))
+TREES = st.recursive(
+    VALUES,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=5)),
+    max_leaves=12,
+)
+FILES = st.one_of(
+    st.dictionaries(NAMES, TREES, max_size=8).map(lambda tree: yaml.dump(tree, allow_unicode=True).encode()),
+    TREES.map(lambda tree: yaml.dump(tree).encode("utf-16")),
+    st.text(alphabet=st.characters(codec="utf-8"), max_size=60).map(str.encode),
+    st.lists(
+        st.sampled_from([": ", "- ", "{", "}", "[", "]", "&a ", "*a", "<<", "!!python/name:os.system ", "\n", "a", "1"])
+    )
+    .map("".join)
+    .map(str.encode),
+    st.binary(max_size=60),
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(content=FILES, dataset=st.one_of(st.none(), st.text(max_size=5), st.just("Synthetic")))
+@example(content=b"a: &a [*a]", dataset=None)
+@example(content=b"&a {dataset: *a}", dataset=None)
+@example(content=b"<<: 1", dataset=None)
+@example(content=b"? [a]\n: b", dataset=None)
+@example(content=b"group_pattern: '(('", dataset=None)
+@example(content=b"dataset: x\nimage: {size: [.inf, 1e999]}", dataset=None)
+@example(content="dataset: Blumen\nmargin: zwölf".encode("gbk", "ignore"), dataset=None)
+@example(content=b"seed: 1e400\ndataset: x", dataset=None)
+@example(content=b"seed: 99999999999999999999999999\ndataset: x", dataset=None)
+@example(content=b"dataset: x\ndata_path: ~nobody_at_all/x", dataset=None)
+def test_any_file_gives_a_config_or_a_config_error(content, dataset):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yml"
+        path.write_bytes(content)
+        try:
+            config = load_config(path, dataset)
+        except ConfigError as error:
+            assert "config.yml" in str(error)
+        else:
+            assert isinstance(config, Config)
+            config.save(Path(folder) / "again.yml")  # and what was read can be kept
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(tree=st.dictionaries(st.sampled_from(list(keys())), TREES, min_size=1, max_size=3))
+def test_one_problem_is_one_line_that_names_the_file(tree):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yml"
+        path.write_text(yaml.dump(tree | {"dataset": "Any"}), encoding="utf-8")
+        try:
+            load_config(path)
+        except ConfigError as error:
+            lines = str(error).split("\n")
+            assert all(line.startswith(str(path)) for line in lines), lines
