@@ -9,7 +9,11 @@ from contextlib import contextmanager
 
 import torch
 
-from utils.settings import Config, ConfigError
+from utils.settings import Config, ConfigError, UserError
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the message says what to change."""
 
 
 @contextmanager
@@ -66,3 +70,17 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+@contextmanager
+def memory_advice(config: Config) -> Iterator[None]:
+    """Running out of memory inside, on a GPU or not, is a TrainingError that names the keys to lower."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        size = config.hyperparameters.batch_size
+        raise TrainingError(
+            f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {list(config.image.size)}"
+        ) from None

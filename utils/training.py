@@ -9,8 +9,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from utils.explain.removal import blurred_features, removable_share
 from utils.files import replacing
 from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, evenly, image_batches, make_pairs, pair_batches
-from utils.machine import bfloat16_pays, choose_device, keep_freed_memory
+from utils.machine import TrainingError, bfloat16_pays, choose_device, keep_freed_memory, memory_advice
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
 from utils.resuming import fingerprints, put_back, state_of, unfinished
@@ -40,10 +39,6 @@ from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_
 from utils.transfer import HEAD_RATE, early_blocks, embed_late, freeze, frozen_features
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
-
-
-class TrainingError(UserError):
-    """Training cannot go on; the message says what to change."""
 
 
 def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -339,19 +334,6 @@ class Trainer:
             return
         last = SiameseNetwork.load(self.folder / "last.pth")
         last.save(self.folder / "last.pth", **{key: value for key, value in last.info.items() if key != "run"})
-
-
-@contextmanager
-def memory_advice(config: Config) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        size = config.hyperparameters.batch_size
-        raise TrainingError(
-            f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {list(config.image.size)}"
-        ) from None
 
 
 def train_and_report(config: Config) -> None:
