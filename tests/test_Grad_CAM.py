@@ -366,3 +366,19 @@ def test_batches_must_be_equal_stacks_of_images(model, shape1, shape2):
 def test_unknown_method(model):
     with pytest.raises(ValueError, match="method must be one of .*contrast.*distance.*got 'gradcam'"):
         explain(model, *batches(), method="gradcam")
+
+
+@pytest.mark.parametrize("method", ["occlusion", "contrast", "distance"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_flat_and_extreme_images_give_finite_maps(method, normalize):
+    torch.manual_seed(0)
+    model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(32, 48), normalize_embeddings=normalize).eval()
+    pixels = [torch.zeros(3, 32, 48), torch.full((3, 32, 48), 255.0), torch.zeros(3, 32, 48)]
+    pixels[2][0] = 255  # red, as saturated as can be
+    pixels.append(255 * torch.randint(2, (3, 32, 48), generator=torch.Generator().manual_seed(0)).float())
+    batch = model.normalize(torch.stack(pixels).byte())
+    first, second = torch.triu_indices(4, 4)
+    found = explain(model, batch[first], batch[second], method)
+    for name in ("distance", "similarity", "factual", "counterfactual", "raw", "strength"):
+        assert getattr(found, name).isfinite().all(), name
+    assert found.factual.min() >= 0 and found.factual.max() <= 1
