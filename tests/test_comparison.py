@@ -310,6 +310,15 @@ def test_a_given_folder_must_hold_two_images(config, tmp_path, count):
         images_to_compare(config, tmp_path / "mine")
 
 
+def test_all_images_that_cannot_be_read_are_named_at_once(model, paths):
+    paths[1].write_text("no image")
+    paths[2].unlink()
+    with pytest.raises(DataError) as caught:
+        Comparison(model, paths)
+    text, gone = str(caught.value).splitlines()
+    assert text.startswith(f"{paths[1]}: not a readable image") and gone.startswith(f"{paths[2]}: no such image")
+
+
 def test_every_pair_has_a_folder_of_its_own(config):
     pairs = [
         ("d1/rose/1.jpg", "d1/rose/2.jpg"),

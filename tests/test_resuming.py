@@ -156,7 +156,12 @@ def test_a_finished_run_starts_anew(alone, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "key, value, goes_on",
-    [("hyperparameters.epochs", 3, False), ("seed", 1, False), ("hyperparameters.num_workers", 1, True)],
+    [
+        ("hyperparameters.epochs", 3, False),
+        ("seed", 1, False),
+        ("hyperparameters.num_workers", 1, True),
+        ("on_bad_image", "error", True),
+    ],
 )
 def test_other_settings_start_anew_and_are_named(alone, tmp_path, monkeypatch, capsys, key, value, goes_on):
     again = elsewhere(alone["random weights"], tmp_path)

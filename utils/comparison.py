@@ -37,17 +37,26 @@ class Comparison:
         images: the originals at their own aspect ratio, in RGB, shrunk for figures.
         boxes: the part of the network's frame that each image fills.
         similarity: all images against all, shape (N, N), 1 on the diagonal.
+
+    Raises:
+        DataError: images that cannot be read, a line each.
     """
 
     def __init__(self, model: SiameseNetwork, paths: Sequence[Path], method: str = "occlusion") -> None:
         self.model, self.paths, self.method = model, list(paths), method
         self.names = [path.stem for path in self.paths]
-        self.images, self.boxes, batch = [], [], []
+        self.images, self.boxes, batch, problems = [], [], [], []
         for path in tqdm(self.paths, desc="Reading images", disable=len(self.paths) < 50):
-            image = read_image(path)
+            try:
+                image = read_image(path)
+            except DataError as error:
+                problems.append(str(error))
+                continue
             self.images.append(shrink(image))
             self.boxes.append(model.frame.box(image.size))
             batch.append(model.preprocess(image))
+        if problems:  # all at once, not one a run
+            raise DataError("\n".join(problems))
         self.batch = torch.stack(batch)
         self.embeddings = embed_in_parts(model, self.batch, 16)
         self.effects: dict[int, RegionEffects] = {}  # of the images explained so far

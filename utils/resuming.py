@@ -18,6 +18,7 @@ INCONSEQUENTIAL = {
     "hyperparameters.num_workers",
     "hyperparameters.verbose",
     "LRScheduler.verbose",
+    "on_bad_image",  # what it leaves out shows in the data
     "outputs_path",
     "compare_path",
 }

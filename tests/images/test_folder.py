@@ -114,6 +114,13 @@ def test_links_to_folders_are_named_where_they_are_not_followed(tmp_path):
     assert odd_classes(table, tmp_path / "Data") == []
 
 
+@pytest.mark.parametrize("target", ["unmounted", "c"])
+def test_a_class_that_is_a_link_to_nowhere_is_named_as_one(tmp_path, target):
+    make_files(tmp_path, ["a/1.png", "b/1.png"])
+    link(tmp_path / "c", tmp_path / target)
+    assert scan(tmp_path)[1] == ["c: a link to nowhere or to itself; delete or correct it"]
+
+
 def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
     make_files(tmp_path, ["a/1.png", "a/deep/1.png", "b/1.png", "locked/1.png"])
     scandir = os.scandir

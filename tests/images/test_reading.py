@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 from samples import break_file, noise
 
-from utils.images.reading import DataError, read_image
+from utils.images.frame import Frame, to_uint8
+from utils.images.reading import DataError, read_image, shrink
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ def palette_image(transparency):
         (two_by_one("CMYK", (0, 255, 255, 0), (0, 0, 0, 0)), "tif", [RED, WHITE]),
         (Image.fromarray(np.array([[0, 65535]], np.uint16)), "png", [(0,) * 3, WHITE]),
         (Image.fromarray(np.array([[128 * 256, 1000]], np.uint16)), "tif", [(128,) * 3, (3,) * 3]),
+        (Image.fromarray(np.array([[128 * 256, 70000]], np.int32)), "tif", [(128,) * 3, WHITE]),
     ],
 )
 def test_every_kind_of_image_becomes_rgb_on_white(tmp_path, image, suffix, expected):
@@ -103,3 +105,34 @@ def test_an_image_that_is_gone_is_named(tmp_path):
     with pytest.raises(DataError, match="no such image") as caught:
         read_image(tmp_path / "gone.png")
     assert str(caught.value).startswith(str(tmp_path / "gone.png"))
+
+
+def test_a_portable_greymap_of_sixteen_bits_keeps_its_greys(tmp_path):
+    greys = np.arange(0, 65536, 4096, dtype=">u2")
+    (tmp_path / "a.ppm").write_bytes(b"P5\n16 1\n65535\n" + greys.tobytes())  # to Pillow of 32 bits
+    assert np.abs(np.asarray(read_image(tmp_path / "a.ppm"))[0] - (greys / 256)[:, None]).max() <= 1
+
+
+def test_fractions_are_refused_and_not_read_as_black(tmp_path):
+    Image.fromarray(np.linspace(0, 1, 60, dtype=np.float32).reshape(6, 10)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a.tif: not a readable image \(its pixels are floating.*8 or 16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_training_and_figures_see_the_same_way_up(tmp_path):
+    upright, exif = noise(32, 48), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert turned.size == (32, 48)
+        drawn = shrink(turned)
+        seen = [to_uint8(image, Frame((32, 48))) for image in (read_image(tmp_path / "turned.png"), turned)]
+    assert np.array_equal(drawn, upright)
+    assert all(np.array_equal(pixels.permute(1, 2, 0), upright) for pixels in seen)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_data_cost_no_image(tmp_path, exif):
+    noise().save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").size == (10, 6)

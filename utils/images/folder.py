@@ -74,6 +74,8 @@ def _why_skipped(path: Path, inside_a_class: bool) -> str | None:
             return "a link to the folder that it lies in; delete it"
         return "a folder that cannot be listed; change its access rights"
     if not inside_a_class:
+        if os.path.islink(path) and not os.path.exists(path):  # a class, perhaps, on a disk that is not there
+            return "a link to nowhere or to itself; delete or correct it"
         return "not inside a class folder; move it into one if it is an image"
     if path.suffix.lower() not in SUFFIXES:
         return "not named as an image; save it as JPEG or PNG if it is one"

@@ -47,10 +47,16 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode as upright RGB, transparency on white, 16 bits a pixel scaled to 8."""
+    """A PIL image of any mode as upright RGB, transparency on white, 16 bits a pixel scaled to 8.
+
+    Raises:
+        ValueError: pixels are fractions, whose black and white nobody knows, or of a mode that Pillow cannot convert.
+    """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255: nearly all white
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, in some formats as 32: Pillow's conversion would clip at 255, to white
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
