@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -335,11 +336,13 @@ def test_a_missing_checkpoint_names_the_notebook_that_makes_it(tmp_path):
 def test_an_interrupted_save_leaves_the_previous_checkpoint_whole(model, tmp_path, monkeypatch):
     model.save(tmp_path / "model.pth", epoch=1)
 
-    def dies_halfway(checkpoint, path):
-        path.write_bytes(b"half")
+    write = Path.write_bytes
+
+    def dies_halfway(path, data):
+        write(path, bytes(data)[:1000])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", dies_halfway)
+    monkeypatch.setattr(Path, "write_bytes", dies_halfway)
     with pytest.raises(KeyboardInterrupt):
         model.save(tmp_path / "model.pth", epoch=2)
     assert SiameseNetwork.load(tmp_path / "model.pth").info == {"epoch": 1}
