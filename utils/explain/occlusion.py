@@ -15,8 +15,9 @@ from utils.Siamese import SiameseNetwork, eval_mode
 
 # Chosen by measurement on photographs and scenes, see benchmarks/README.md.
 # Windows: their side as a share of the image's; how many fit along each side; and the variance with which their effects
-# fail to add up, as a share of their own. The few largest are taken at their word, or the many small ones outvote them.
-WINDOWS = ((0.55, 3, 1.0), (0.35, 6, 2.0), (0.21, 9, 2.0))
+# fail to add up, as a share of their own: with less for the largest, more of what only a large part does is found, but
+# small objects are smeared.
+WINDOWS = ((0.55, 3, 4.0), (0.35, 6, 2.0), (0.21, 9, 2.0))
 CLOSER = (0.125, 15, 2.0)  # the same for a closer look,
 LOOKS = 40  # of which so many are taken, where the windows before found most
 GRID = 32  # positions of a map along each side
