@@ -203,3 +203,16 @@ def test_fingerprints_tell_pixels_apart():
     images[1, 2, 3, 3] = 1
     after = fingerprints(table, {"train": images})
     assert after["a"] == before["a"] and after["b"] != before["b"]
+
+
+def test_fingerprints_are_of_the_images_that_are_left_when_one_has_gone(alone, tmp_path):
+    again = elsewhere(alone["random weights"], tmp_path)
+    table = prepare_split(again)[0]
+    gone = table.file[table.split == "train"].iloc[0]
+    before, content = Trainer(again, table).data, (again.data_path / gone).read_bytes()
+    (again.data_path / gone).unlink()
+    try:
+        after = Trainer(again, table).data
+    finally:
+        (again.data_path / gone).write_bytes(content)
+    assert after == {file: known for file, known in before.items() if file != gone}

@@ -107,7 +107,7 @@ class Trainer:
         self.epochs = self.head_epochs + self.options.epochs
         self.features: dict[str, torch.Tensor] = {}  # of the frozen backbone, while only the head is trained
         self.frozen = 0  # first blocks of the backbone that stay as they are
-        self.data = fingerprints(table, self.images)
+        self.data = fingerprints(self.table, self.images)
         stopped = unfinished(self.folder / "last.pth", config.model_dump(mode="json"), self.data)
         finished = len(stopped["info"]["run"]["history"]) if stopped else 0
         if finished < self.head_epochs:
