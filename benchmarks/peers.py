@@ -23,27 +23,24 @@ from xaitk_saliency.impls.perturb_image.sliding_window import SlidingWindow
 from xaitk_saliency.interfaces.perturb_image import PerturbImage
 from xaitk_saliency.utils.masking import occlude_image_batch
 
-from benchmarks.questions import add_set_option, changed
-from utils.config import load_config
-from utils.dataset import load_split, read_split
-from utils.evaluate.agreement import cell_effects
+from benchmarks.questions import add_set_option, checkpoint_and_test
+from utils.evaluate.agreement import effects_on_pairs
 from utils.evaluate.faithfulness import area_under, curves
 from utils.evaluate.localisation import centred_gaussian
-from utils.explain.occlusion import correlation, effect_on_distance, region_sums, windows
-from utils.explain.removal import Interventions, blur, strongest_region
+from utils.explain.occlusion import LOOKS, WINDOWS, correlation, region_sums, windows
+from utils.explain.removal import Interventions, blur, embed_in_parts, strongest_region
 from utils.Grad_CAM import explain
 from utils.images.pairs import evaluation_pairs
 from utils.Siamese import SiameseNetwork
 
-PASSES = 166  # of an image by our occlusion, with the one untouched
+PASSES = 1 + sum(count**2 for _, count, _ in WINDOWS) + LOOKS  # of an image by our occlusion
 
 
 def saliency(model: SiameseNetwork, image: torch.Tensor, partner: torch.Tensor, perturb: PerturbImage) -> torch.Tensor:
     """xaitk-saliency's map of a preprocessed image (3, H, W) for its partner, (H, W)."""
 
     def embeddings(batch: torch.Tensor) -> np.ndarray:
-        with torch.no_grad():
-            return torch.cat([model.embed(part) for part in batch.split(32)]).cpu().numpy()
+        return embed_in_parts(model, batch, 32).cpu().numpy()
 
     pixels, blurred = (x.permute(1, 2, 0).cpu().numpy() for x in (image, blur(image[None])[0]))
     masks = perturb(pixels)
@@ -80,11 +77,8 @@ def compare(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> pd.D
     """A row per method: agreement with 5 x 5 cells blurred, areas under deletion and insertion curves, the share of
     strongest tenths without which the pair is less similar, seconds of a pair."""
     interventions = Interventions.on(model, one, two, 16)
-    effect = []
-    for images, partners in ((one, two), (two, one)):
-        with torch.no_grad():
-            away = model.embed(images) - model.embed(partners)
-        effect.append(effect_on_distance(cell_effects(model, images, {"": blur(images)})[""], away))
+    both, count = torch.cat([one, two]), len(one)
+    effect = effects_on_pairs(model, both, range(count), range(count, 2 * count), {"": blur(both)})[""]
     cells = windows(1 / 5, 5, tuple(one.shape[2:])).expand(2 * len(one), -1, -1)
     rows = {}
     for name, (maps, took) in rankings(model, one, two).items():
@@ -92,7 +86,7 @@ def compare(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> pd.D
         areas = curves(interventions, maps)
         change = interventions.without(strongest_region(maps)) - interventions.before[:, None]
         rows[name] = {
-            "agreement": float(correlation(sums, torch.cat(effect)).nanmean()),
+            "agreement": float(correlation(sums, effect).nanmean()),
             "deletion": area_under(areas["deletion"]),
             "insertion": area_under(areas["insertion"]),
             "check": float((change < 0).float().mean()),
@@ -107,9 +101,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=24)
     add_set_option(parser)
     arguments = parser.parse_args()
-    config = changed(load_config(arguments.folder / "config.yml"), dict(arguments.set))
-    model = SiameseNetwork.load(arguments.folder / "model.pth")
-    images, labels = load_split(read_split(arguments.folder / "split.csv"), "test", config, model.frame)
+    config, model, images, labels = checkpoint_and_test(arguments.folder, dict(arguments.set))
     pairs = evaluation_pairs(labels, config.seed)
     same = np.flatnonzero(pairs.label == 0)
     chosen = np.random.default_rng(0).permutation(same)

@@ -18,11 +18,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 import yaml
 from tqdm.auto import tqdm
 
 from utils.config import load_config
-from utils.dataset import prepare_folder, prepare_split, split_images
+from utils.dataset import load_split, prepare_folder, prepare_split, read_split, split_images
 from utils.evaluate.scores import measure_split, score_pairs
 from utils.figures.plots import COLOURS
 from utils.images.folder import scan
@@ -125,6 +126,16 @@ def measure(config: Config, table: pd.DataFrame) -> tuple[dict[str, float], pd.D
         "valid AUC": history.valid_auc.max(),
         "seconds": history.seconds.sum(),
     }, history
+
+
+def checkpoint_and_test(
+    folder: Path, settings: dict[str, object]
+) -> tuple[Config, SiameseNetwork, torch.Tensor, np.ndarray]:
+    """What training left in a folder: its configuration, with some settings changed, its network, and the images of its
+    test split, uint8 (N, 3, H, W), with their classes (N,)."""
+    config = changed(load_config(folder / "config.yml"), settings)
+    model = SiameseNetwork.load(folder / "model.pth")
+    return config, model, *load_split(read_split(folder / "split.csv"), "test", config, model.frame)
 
 
 @contextmanager

@@ -16,9 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.questions import add_set_option, changed
-from utils.config import load_config
-from utils.dataset import load_split, read_split
+from benchmarks.questions import add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import REMOVALS, effects_on_pairs, mean_correlations
 from utils.evaluate.faithfulness import area_under, check_table, compare_rankings
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
@@ -26,7 +24,7 @@ from utils.explain.occlusion import correlation, region_sums, windows
 from utils.explain.removal import Interventions, blur
 from utils.Grad_CAM import explain, explain_pairs
 from utils.images.pairs import evaluation_pairs, some_pairs
-from utils.Siamese import SiameseNetwork, eval_mode
+from utils.Siamese import eval_mode
 
 METHODS = ("occlusion", "contrast", "distance")
 PATCHES = 6
@@ -85,9 +83,7 @@ def main() -> None:
     parser.add_argument("--mosaics", type=int, default=24)
     add_set_option(parser)
     arguments = parser.parse_args()
-    config = changed(load_config(arguments.folder / "config.yml"), dict(arguments.set))
-    model = SiameseNetwork.load(arguments.folder / "model.pth")
-    images, labels = load_split(read_split(arguments.folder / "split.csv"), "test", config, model.frame)
+    config, model, images, labels = checkpoint_and_test(arguments.folder, dict(arguments.set))
     pairs = some_pairs(evaluation_pairs(labels, config.seed), arguments.pairs)
     used = sorted({*pairs.first.tolist(), *pairs.second.tolist()})
     first, second = ([used.index(i) for i in side] for side in (pairs.first, pairs.second))
