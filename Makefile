@@ -1,5 +1,6 @@
 # make run    the three notebooks on DATASET (default: the built-in Synthetic), into outputs/
 # make test   make lint, then the notebooks against their stored outputs, and the tests
+# make docs   the pages in docs/ as a site, into outputs/docs
 # make lint   style (ruff) and the direction of imports (import-linter)
 # Without make (Windows): see README.md, "Set-up".
 
@@ -13,7 +14,7 @@ VENV_BIN = .venv/bin
 endif
 NOTEBOOKS = 01_Train_Siamese_model 02_Inference 03_Evaluate
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.12')"
@@ -39,6 +40,11 @@ lint: .venv/installed-dev
 
 test: lint
 	$(VENV_BIN)/python -m pytest --nbval
+
+docs: .venv/installed
+	$(VENV_BIN)/python -m pip install --quiet -r docs/requirements.txt
+	$(VENV_BIN)/python -m docs.make_configuration
+	$(VENV_BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf .venv

@@ -67,7 +67,7 @@ def sources():
 
 def third_party():
     """{package: the files that import it}"""
-    own = {"utils", "benchmarks", "conftest", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    own = {"utils", "benchmarks", "docs", "conftest", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
     users = {}
     for name, source in sources():
         for module in set(imported(source)) - own - sys.stdlib_module_names:

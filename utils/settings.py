@@ -34,7 +34,8 @@ class ConfigError(UserError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A string below a key describes it: docs/configuration.md is made of these.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -46,40 +47,70 @@ class Section(BaseModel):
 
 class Normalization(Section):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """of the colour channels; as it is, every backbone sees what its weights expect"""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """of the colour channels; as it is, every backbone sees what its weights expect"""
 
 
 class ImageOptions(Section):
     """What happens to an image before the network; `size` is (height, width) in pixels."""
 
     size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (224, 224)
+    """[height, width] in pixels; images are resized to it"""
     fit: Literal["stretch", "pad"] = "stretch"
+    """`stretch`: every image fills `image.size`; `pad`: it keeps its aspect ratio, centred, the rest filled with the
+    mean colour"""
     normalization: Normalization = Normalization()
     Channels: Literal[3] = 3
+    """red, green, blue"""
     HorizontalFlip: Probability = 0.5
+    """probability, in training"""
     VerticalFlip: Probability = 0.0
+    """probability, in training"""
     RandomRotationDegrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """largest angle of a random rotation in training, either way"""
     RandomResizedCrop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """smallest share of an image's area that a random crop keeps in training; 1: no crops"""
     RandomErasing: Probability = 0.0
+    """probability that a box of an image is blanked out in training, rising to this value in the last epoch; keeps
+    evidence local"""
     brightness: NotNegative = 0.0
+    """strength of random changes in training, as in torchvision's ColorJitter"""
     contrast: NotNegative = 0.0
+    """as `brightness`"""
     saturation: NotNegative = 0.0
+    """as `brightness`"""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """as `brightness`"""
 
 
 class Hyperparameters(Section):
     head_steps: Annotated[int, Field(ge=0)] = 300
+    """with pretrained weights: steps in which first the head alone is trained, on features that are computed once"""
     epochs: Annotated[int, Field(ge=0)] = 30
+    """epochs of the whole network; with pretrained weights, of its later blocks, at fixed batch statistics, and 0 is
+    allowed"""
     additivity: NotNegative = 0.0
+    """in these epochs, the weight of what teaches the network that blurring a region does what blurring its parts does:
+    maps are then right about regions of any size, for a third more time"""
     verbose: bool = True
+    """progress bars"""
     batch_size: Annotated[int, Field(ge=2)] = 64
+    """images (`training_pairs: batch`) or pairs (`sampled`)"""
     num_workers: Annotated[int, Field(ge=0)] = 2
+    """threads that read images"""
     optimizer: Literal["Adam", "AdamW", "SGD"] = "AdamW"
+    """the optimizer, of PyTorch"""
     learning_rate: Positive = 1e-3
+    """of `epochs`; the peak, under `OneCycle`; the head alone has a rate of its own, 1e-3"""
     weight_decay: NotNegative = 0.01
+    """of the optimizer"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """for `SGD`"""
     nesterov: bool = False
+    """for `SGD`"""
     max_norm: Positive = 1.0
+    """gradients are clipped to this norm"""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self):
@@ -90,47 +121,83 @@ class Hyperparameters(Section):
 
 class EarlyStoppingOptions(Section):
     patience: Count = 25
+    """epochs without a better validation AUC, after which training stops"""
     min_delta: NotNegative = 0.0
+    """by how much an AUC must be higher to be better"""
 
 
 class LRSchedulerOptions(Section):
     name: Literal["ReduceLROnPlateau", "OneCycle"] = "ReduceLROnPlateau"
+    """`ReduceLROnPlateau` (of the validation AUC) or `OneCycle`"""
     patience: Annotated[int, Field(ge=0)] = 15
+    """for `ReduceLROnPlateau`: epochs without a better AUC"""
     min_lr: NotNegative = 0.0
+    """for `ReduceLROnPlateau`: no learning rate below"""
     factor: Fraction = 0.5
+    """for `ReduceLROnPlateau`: what the learning rate is multiplied by"""
     verbose: bool = False
+    """show the learning rate in the progress bar"""
 
 
 class Config(Section):
     """All settings of one dataset's run. Made by `load_config`; read-only."""
 
     dataset: str = Field(pattern=r"^[^.\\/:*?\"<>|][^\\/:*?\"<>|]*$")
+    """name of the data; the block under `datasets:` whose settings override the general ones; if not given, the last
+    part of `data_path`"""
     data_path: Path
+    """folder with a folder of images per class; set it inside a dataset's block, or all datasets share it. If not
+    given, `Data/<dataset>`"""
     checkpoints_path: Path
+    """folder of the trained network; if not given, `checkpoints/<dataset>`"""
     outputs_path: Path
+    """folder of figures and tables; if not given, `outputs/<dataset>`"""
     compare_path: Path = Path("Data/data_for_compare")
+    """the folder of images that 02 compares"""
     backbone_model: str = "MobileNet"
+    """`EfficientNetLite0` (photographs), `Conv4` (small images, random weights), `MobileNet`, `ResNet50`, or a
+    convolutional network of [torchvision](https://pytorch.org/vision/stable/models.html) or
+    [timm](https://huggingface.co/docs/timm) by its name there"""
     pretrained: bool = False
+    """start from ImageNet weights; those of `EfficientNetLite0` are installed, others are downloaded once"""
     weights: Path | None = None
+    """file with weights for the backbone, as its library publishes them, instead"""
     pooling: Literal["gem", "avg"] = "gem"
+    """`gem` (generalised mean) or `avg` (the paper's)"""
     embedding_dim: Annotated[int, Field(ge=2)] = 16
+    """numbers per embedding"""
     normalize_embeddings: bool = False
+    """scale embeddings to one length, so that those at a right angle are a margin apart"""
     margin: Positive = 2.0
+    """distance from which on a dissimilar pair costs nothing"""
     threshold: Fraction = 0.5
+    """similar below this dissimilarity, distance / margin"""
     training_pairs: Literal["batch", "sampled"] = "batch"
+    """`batch`: all pairs inside a batch; `sampled`: two pairs per image, redrawn in every epoch"""
     number_of_iterations: Count = 1
+    """rounds through the training images in an epoch"""
     test_size: Fraction = 0.1
+    """share of every class's images for testing"""
     valid_size: Fraction = 0.1
+    """share of the rest for validation"""
     group_pattern: str | None = None
+    """regular expression with one `( )` group, searched in the file names: files of a class that agree in it, such as
+    views of one object, stay in one split"""
     on_bad_image: Literal["skip", "error"] = "skip"
+    """images that cannot be read, each named with the reason: `skip` trains without them, `error` stops before the
+    first epoch"""
     image: ImageOptions = ImageOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()
     LRScheduler: LRSchedulerOptions = LRSchedulerOptions()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """same seed, same machine: same result"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """`auto` takes CUDA, then Apple's MPS, then the CPU"""
     cuda: bool = True
+    """whether `auto` may take a GPU"""
     gpu: Annotated[int, Field(ge=0)] = 0
+    """which one, numbered as in nvidia-smi"""
 
     @field_validator("weights")
     @classmethod

@@ -276,7 +276,7 @@ class Trainer:
         network and everything that goes with it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # The head's schedule is kept to its end: its best epoch on few validation images is chance
-        # (benchmarks/README.md).
+        # (docs/benchmarks.md).
         best = best_epoch(history, first=self.head_epochs or 1) == len(history)
         if best:
             state = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}

@@ -13,7 +13,7 @@ from utils.explain.removal import blur
 from utils.machine import bfloat16_pays
 from utils.Siamese import SiameseNetwork, eval_mode
 
-# Chosen by measurement on photographs and scenes, see benchmarks/README.md.
+# Chosen by measurement on photographs and scenes, see docs/benchmarks.md.
 # Windows: their side as a share of the image's; how many fit along each side; and the variance with which their effects
 # fail to add up, as a share of their own: with less for the largest, more of what only a large part does is found, but
 # small objects are smeared.

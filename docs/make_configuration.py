@@ -1,0 +1,99 @@
+"""Writes docs/configuration.md from `utils/settings.py` and the `config.yml` that comes with the project.
+
+python -m docs.make_configuration
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types as at
+import yaml
+from pydantic.fields import FieldInfo
+
+from utils.settings import Config, Section
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "configuration.md"
+HEAD = """# Configuration
+
+Made from the code: `python -m docs.make_configuration`, or `make docs`.
+
+`config.yml` holds general settings, and under `datasets:` a block for each dataset with what differs. `dataset:` names
+the block that is used. A file of the paper's implementation loads unchanged. An unknown key or a wrong value is an
+error that names it. *Default* is what holds for a key that is in no file; *`config.yml`* is what the file that comes
+with the project says above its blocks.
+
+| key | meaning | values | default | `config.yml` |
+|---|---|---|---|---|
+"""
+SYMBOLS = {at.Ge: ("ge", ">="), at.Gt: ("gt", ">"), at.Le: ("le", "<="), at.Lt: ("lt", "<")}
+
+
+def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key with a value, as `image.size`."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def values(field: FieldInfo) -> str:
+    """What a key may be: the words, or the kind and its range."""
+    annotation = field.annotation
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(annotation))
+    if annotation is bool:
+        return "`True`, `False`"
+    kinds = {int: "whole number", float: "number", str: "text", Path: "path"}
+    parts = get_args(annotation) or (annotation,)
+    if get_origin(annotation) is tuple:
+        kind, metadata = f"{len(parts)} {kinds[_plain(parts[0])]}s", getattr(parts[0], "__metadata__", ())
+    else:
+        kind, metadata = kinds[_plain(parts[0])], field.metadata
+    limits = [f"{sign} {getattr(limit, name)}" for limit in _flat(metadata) for name, sign in _bounds(limit)]
+    return " ".join([kind, *([", ".join(limits)] if limits else [])])
+
+
+def _plain(annotation: Any) -> type:
+    return get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+
+
+def _flat(metadata: Any) -> Iterator[Any]:
+    for item in metadata:
+        yield from _flat(item.metadata) if isinstance(item, FieldInfo) else [item]
+
+
+def _bounds(limit: Any) -> list[tuple[str, str]]:
+    return [SYMBOLS[kind] for kind in SYMBOLS if isinstance(limit, kind)]
+
+
+def written(value: Any) -> str:
+    if value is None or value == "":
+        return ""
+    value = list(value) if isinstance(value, tuple) else value
+    return f"`{value.as_posix() if isinstance(value, Path) else value}`"
+
+
+def lookup(settings: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        settings = settings.get(part, {})
+    return "" if settings == {} else settings
+
+
+def page() -> str:
+    """The whole of docs/configuration.md."""
+    shipped = yaml.safe_load((ROOT / "config.yml").read_text(encoding="utf-8"))
+    rows = []
+    for key, field in keys(Config):
+        default = "" if field.is_required() else written(field.default)
+        cells = [f"`{key}`", " ".join(field.description.split()), values(field), default, written(lookup(shipped, key))]
+        rows.append("| " + " | ".join(cells) + " |")
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,60 @@
+"""The documents: generated pages are up to date, and links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from docs.make_configuration import PAGE, keys, page, values
+from utils.settings import Config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    path for folder in (".", "docs", "benchmarks", "Data", "checkpoints") for path in (ROOT / folder).glob("*.md")
+]
+
+
+def test_the_page_of_settings_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m docs.make_configuration"
+
+
+def test_every_key_is_described():
+    assert not [key for key, field in keys(Config) if not field.description]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("seed", "whole number >= 0, < 4294967296"),
+        ("pooling", "`gem`, `avg`"),
+        ("cuda", "`True`, `False`"),
+        ("image.size", "2 whole numbers >= 16"),
+        ("image.hue", "number >= 0, <= 0.5"),
+        ("weights", "path"),
+    ],
+)
+def test_allowed_values_are_named(key, expected):
+    assert values(dict(keys(Config))[key]) == expected
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document):
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        file = document.parent / path if path else document
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )
+
+
+def test_every_page_of_the_site_is_there():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert set(site["nav"]) == pages
