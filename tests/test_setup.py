@@ -119,7 +119,11 @@ def test_tools_for_developers_are_a_list_of_their_own_on_top():
     first, *lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").split()
     assert (first, lines[0]) == ("-r", "requirements.txt")
     developers = {canonicalize_name(Requirement(line).name) for line in lines[1:]}
-    assert developers == {"ruff", "import-linter", "pre-commit", "coverage", "hypothesis"} and not developers & NAMES
+    assert (
+        developers
+        == {"ruff", "import-linter", "pre-commit", "coverage", "hypothesis", "onnx", "onnxscript", "onnxruntime"}
+        and not developers & NAMES
+    )
 
 
 def test_opencv_is_not_needed():
@@ -129,7 +133,12 @@ def test_opencv_is_not_needed():
 
 def test_everything_imported_is_required():
     missing = {package: users for package, users in third_party().items() if package not in NAMES}
-    assert missing == {"hypothesis": ["tests/test_any_config.py"]}  # for developers: skipped where it is missing
+    # For developers, and whoever exports: skipped, or asked for, where they are missing.
+    assert missing == {
+        "hypothesis": ["tests/test_any_config.py"],
+        "onnx": ["utils/export.py"],
+        "onnxscript": ["utils/export.py"],
+    }
 
 
 def test_everything_required_is_used():

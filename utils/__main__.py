@@ -27,6 +27,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for command, text in (
         ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),
         ("train", "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"),
+        ("export", "write a dataset's trained network as outputs/NAME/model.onnx, for programs without PyTorch"),
     ):
         parsed = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
         parsed.add_argument("name", nargs="?", help="the dataset; without it, the one that the configuration names")
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from utils.evaluate.audit import audit, report
 
             print(report(audit(load_config(options.config, options.name))))
+        elif options.command == "export":
+            from utils.export import export_trained
+
+            print(export_trained(load_config(options.config, options.name)))
         else:
             from utils.training import train_and_report
 

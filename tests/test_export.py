@@ -1,0 +1,65 @@
+import builtins
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.export import ExportError, export_onnx, export_trained
+from utils.Siamese import SiameseNetwork
+
+
+def network(normalize_embeddings):
+    torch.manual_seed(0)
+    return SiameseNetwork("Conv4", image_size=(32, 48), margin=3.0, normalize_embeddings=normalize_embeddings)
+
+
+@pytest.mark.parametrize("normalize_embeddings", [False, True])
+def test_another_runtime_gives_the_same_embeddings(tmp_path, normalize_embeddings):
+    runtime = pytest.importorskip("onnxruntime")
+    model = network(normalize_embeddings).train()
+    model.info = {"calibrated_threshold": 0.4, "classes": ["a", "b"]}
+    export_onnx(model, tmp_path / "model.onnx")
+    assert model.training  # as it was found
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    expected = {"margin": 3.0, "threshold": 0.5, "calibrated_threshold": 0.4, "image_size": [32, 48], "fit": "stretch"}
+    assert facts == expected | {"classes": ["a", "b"]}
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)  # not the example's number
+    (embeddings,) = session.run(None, {"images": pixels.transpose(0, 3, 1, 2)})
+    with torch.no_grad():
+        wanted = torch.stack([model.eval().embed(model.preprocess(Image.fromarray(one))[None])[0] for one in pixels])
+    np.testing.assert_allclose(embeddings, wanted, atol=1e-4)
+    assert np.ptp(embeddings, axis=0).max() > 1e-3  # which would also hold for a constant
+
+
+def test_missing_packages_are_one_line_and_nothing_is_written(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **others):
+        if name == "onnx":
+            raise ImportError("No module named 'onnx'", name="onnx")
+        return real(name, *rest, **others)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ExportError, match="^export: onnx is missing; run: pip install onnx onnxscript$"):
+        export_onnx(network(False), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trained_network_goes_to_the_outputs(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    from utils.config import load_config
+
+    (tmp_path / "checkpoints").mkdir()
+    network(True).save(tmp_path / "checkpoints" / "model.pth")
+    (tmp_path / "config.yml").write_text(
+        f"dataset: Mine\nthreshold: 0.3\ncheckpoints_path: '{(tmp_path / 'checkpoints').as_posix()}'\n"
+        f"outputs_path: '{(tmp_path / 'outputs').as_posix()}'\n"
+    )
+    note = export_trained(load_config(tmp_path / "config.yml"))
+    path = tmp_path / "outputs" / "model.onnx"
+    assert note.startswith(f"{path}: ") and "(N, 3, 32, 48)" in note
+    assert runtime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map["threshold"] == "0.3"

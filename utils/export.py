@@ -1,0 +1,88 @@
+"""A trained network as an ONNX file, for programs without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.backbones import eval_mode
+from utils.files import replacing
+from utils.settings import Config, UserError
+from utils.Siamese import SiameseNetwork
+
+
+class ExportError(UserError):
+    """A network cannot be exported; the message says what to do."""
+
+
+class _FromPixels(nn.Module):
+    """Normalises, too, so that nobody has to know the statistics."""
+
+    def __init__(self, model: SiameseNetwork) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.embed((images.float() / 255 - self.model.mean) / self.model.std)
+
+
+def export_onnx(model: SiameseNetwork, path: str | Path) -> None:
+    """Write a network as ONNX: `images`, uint8 RGB (N, 3, H, W) of the network's size -> `embeddings` (N, D).
+
+    The file's metadata hold what a decision needs beside the embeddings, each as JSON: `margin`, `threshold`,
+    `calibrated_threshold` (if the network has one), `image_size`, `fit` and `classes`. Two images are similar if
+    `||z1 - z2|| / margin < threshold`.
+
+    Raises:
+        ExportError: the packages that write ONNX are missing.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ImportError as error:
+        raise ExportError(f"export: {error.name} is missing; run: pip install onnx onnxscript") from None
+    example = torch.zeros(2, 3, *model.image_size, dtype=torch.uint8, device=model.mean.device)
+    facts = {
+        "margin": model.margin,
+        "threshold": model.threshold,
+        "image_size": model.image_size,
+        "fit": model.frame.fit,
+        **{key: model.info[key] for key in ("calibrated_threshold", "classes") if key in model.info},
+    }
+    with replacing(path) as file, eval_mode(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        program = torch.onnx.export(
+            _FromPixels(model).eval(),
+            (example,),
+            input_names=["images"],
+            output_names=["embeddings"],
+            dynamic_shapes={"images": {0: torch.export.Dim("count")}},
+            dynamo=True,
+            verbose=False,
+        )
+        written = program.model_proto
+        onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in facts.items()})
+        onnx.save(written, file)
+
+
+def export_trained(config: Config) -> str:
+    """Write the network of a configuration to `outputs_path/model.onnx`.
+
+    Returns:
+        A sentence that says which network, and where the file is.
+
+    Raises:
+        ConfigError, ModelError, ExportError, UserError: each says what to fix.
+    """
+    model = SiameseNetwork.load(config.trained_path / "model.pth")
+    model.threshold = config.threshold
+    path = config.outputs_path / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    export_onnx(model, path)
+    return (
+        f"{path}: the network in {config.trained_path}; images (N, 3, {', '.join(map(str, model.image_size))}) as uint8"
+    )
