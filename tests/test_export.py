@@ -15,10 +15,9 @@ def network(normalize_embeddings):
     return SiameseNetwork("Conv4", image_size=(32, 48), margin=3.0, normalize_embeddings=normalize_embeddings)
 
 
-@pytest.mark.parametrize("normalize_embeddings", [False, True])
-def test_another_runtime_gives_the_same_embeddings(tmp_path, normalize_embeddings):
+def test_another_runtime_gives_the_same_embeddings(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    model = network(normalize_embeddings).train()
+    model = network(True).train()
     model.info = {"calibrated_threshold": 0.4, "classes": ["a", "b"]}
     export_onnx(model, tmp_path / "model.onnx")
     assert model.training  # as it was found
@@ -54,7 +53,7 @@ def test_a_trained_network_goes_to_the_outputs(tmp_path):
     from utils.config import load_config
 
     (tmp_path / "checkpoints").mkdir()
-    network(True).save(tmp_path / "checkpoints" / "model.pth")
+    network(False).save(tmp_path / "checkpoints" / "model.pth")
     (tmp_path / "config.yml").write_text(
         f"dataset: Mine\nthreshold: 0.3\ncheckpoints_path: '{(tmp_path / 'checkpoints').as_posix()}'\n"
         f"outputs_path: '{(tmp_path / 'outputs').as_posix()}'\n"

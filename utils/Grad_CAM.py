@@ -48,7 +48,8 @@ def explain(
 
     Args:
         model: its mode, parameters and gradients are left as found.
-        batch1, batch2: preprocessed images, each of shape (N, 3, H, W), on any device.
+        batch1: preprocessed images, shape (N, 3, H, W), on any device.
+        batch2: their partners, likewise.
         method: `occlusion` measures: the network looks at each image without one region after the other, and what that
             does to the squared distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`, is spread over the image
             (`utils.explain.occlusion`). Evidence weaker than a tenth of its image's strongest counts as none. It takes
@@ -68,7 +69,7 @@ def explain(
     Raises:
         ValueError: unknown method, or batches that are not two equal stacks of images.
 
-    Example:
+    Examples:
         >>> e = explain(model, model.preprocess(cat)[None], model.preprocess(dog)[None])
         >>> e.factual[0, 0]  # what in the cat speaks for the decision, shape (H, W)
     """

@@ -26,7 +26,7 @@ class ContrastiveLoss(nn.Module):
     Args:
         margin: m, the distance beyond which a dissimilar pair costs nothing.
 
-    Example:
+    Examples:
         >>> ContrastiveLoss(margin=2.0)(torch.tensor([1.0, 0.5]), torch.tensor([0, 1]))
         tensor(0.8125)
     """
@@ -88,7 +88,8 @@ class SiameseNetwork(nn.Module):
         weights: local file of weights for the backbone, as its library publishes them; instead of a download.
         margin: distance at which two images count as completely dissimilar.
         threshold: a pair is similar iff its dissimilarity lies below.
-        mean, std: normalisation of the colour channels, on a scale of 0 to 1.
+        mean: of the colour channels, for normalisation, on a scale of 0 to 1.
+        std: their standard deviations, likewise.
         fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.images.frame.Frame`.
         normalize_embeddings: whether embeddings are scaled to one length.
 

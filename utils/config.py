@@ -31,7 +31,7 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
     Raises:
         ConfigError: unreadable file, unknown key or dataset, or a value of the wrong kind. One line per problem.
 
-    Example:
+    Examples:
         >>> load_config("config.yml", dataset="Flowers").image.size
         (224, 224)
     """

@@ -18,7 +18,7 @@ class EarlyStopping:
     Raises:
         ValueError: another mode.
 
-    Example:
+    Examples:
         >>> stopping = EarlyStopping(patience=1, mode="max")
         >>> stopping.step(0.7), stopping.step(0.6), stopping.should_stop
         (True, False, True)

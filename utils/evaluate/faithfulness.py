@@ -43,7 +43,7 @@ def check(interventions: Interventions, explanation: Explanation, kind: str, rng
 
     Only where there is evidence: of a map with less than a tenth of positive pixels, these.
 
-    Example:
+    Examples:
         >>> result = check(interventions, explanation, "factual", rng)
         >>> share_right = (result.effect < 0).float().mean()  # an empty map's NaN counts as wrong
     """

@@ -34,7 +34,7 @@ def from_reference(
     """`network(x)` for x (N, ...), whose gradients are DeepLIFT's multipliers from a reference (1, ...) of the same
     kind.
 
-    Example:
+    Examples:
         >>> (multipliers,) = torch.autograd.grad(from_reference(network, x, reference), x, direction)
     """
     with RescaleRule():
