@@ -317,7 +317,7 @@ def test_a_wrong_key_or_value_is_named_with_what_was_expected_and_found(refused,
 @pytest.mark.parametrize(
     "pattern, words",
     [
-        ("'([a-z'", "not a valid regular expression"),
+        ("'([a-z'", "should be a regular expression"),
         ("'^berlin_'", "one pair of brackets"),
         ("'^(a)_(b)'", "one pair of brackets"),
         ("5", "string"),

@@ -44,7 +44,9 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
             try:
                 settings[key] = root / Path(settings[key]).expanduser()
             except RuntimeError:
-                raise ConfigError(f"{path}: {key}: {settings[key]!r} names a user whom this machine lacks") from None
+                raise ConfigError(
+                    f"{path}: {key}: {settings[key]!r} names a user whom this machine lacks; write the folder out"
+                ) from None
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -72,7 +74,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: no such file; start Jupyter in the repository's folder or give `config_path`"
         ) from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); `config_path` must be a YAML file") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a YAML file as `config_path`") from None
     except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise ConfigError(f"{path}: not UTF-8 text; save it again with the encoding UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:

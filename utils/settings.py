@@ -115,7 +115,7 @@ class Hyperparameters(Section):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self):
         if self.nesterov and self.optimizer == "SGD" and self.momentum == 0:
-            raise ValueError("nesterov: True needs a momentum above 0")
+            raise ValueError("nesterov: True needs a momentum above 0; set hyperparameters.momentum")
         return self
 
 
@@ -203,7 +203,7 @@ class Config(Section):
     @classmethod
     def _weights_exist(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
-            raise ValueError("no such file")
+            raise ValueError("should be a file, but there is no such file")
         return path
 
     @field_validator("group_pattern")
@@ -212,7 +212,7 @@ class Config(Section):
         try:
             captures = pattern is None or re.compile(pattern).groups == 1
         except re.error as error:
-            raise ValueError(f"not a valid regular expression ({error})") from None
+            raise ValueError(f"should be a regular expression, but is not a valid one ({error})") from None
         if not captures:
             raise ValueError(
                 "should have one pair of brackets ( ) around the part of the file name that images of one group share"
