@@ -5,14 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 PUBLIC_SETS = ("AirBnB", "Flowers", "Skin_cancer")
 EPILOG = """A dataset is a folder Data/NAME with a sub-folder of images for each class, and a block NAME under
 `datasets:` in config.yml. After training, 02_Inference.ipynb explains the network and 03_Evaluate.ipynb scores it."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{self.prog}: {message}; --help says what there is")
+
+
+def fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m utils",
         description="Explainable image similarity from the command line.",
         epilog=EPILOG,
@@ -59,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             train_and_report(load_config(options.config, options.name))
     except UserError as error:
-        sys.exit(str(error))
+        fail(str(error))
 
 
 if __name__ == "__main__":
