@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.kills import configurations, difference, train_killed, watched
 from benchmarks.questions import changed
-from utils import training
+from utils import results
 from utils.dataset import prepare_split
 from utils.resuming import fingerprints
 from utils.Siamese import SiameseNetwork
@@ -113,7 +113,7 @@ def test_a_run_goes_on_with_its_own_best_network_whatever_was_written_since(alon
 @pytest.mark.parametrize("file", ["last.pth", "model.pth", "history.csv"])
 def test_an_interrupt_between_the_files_of_an_epoch_loses_nothing(alone, tmp_path, monkeypatch, capsys, file):
     again = elsewhere(alone["random weights"], tmp_path)
-    replacing, pressed = training.replacing, []
+    replacing, pressed = results.replacing, []
 
     def press(path):
         if path.name == file and not pressed:
@@ -122,7 +122,7 @@ def test_an_interrupt_between_the_files_of_an_epoch_loses_nothing(alone, tmp_pat
         return replacing(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "replacing", press)
+        patch.setattr(results, "replacing", press)
         patch.setattr("utils.Siamese.replacing", press)
         history = train(again)
     assert pressed and len(history) == 1 and "stopped after epoch 1 of 4" in capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_an_interrupt_while_finishing_says_how_to_go_on(alone, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "blurred_features", press)
+        patch.setattr(results, "blurred_features", press)
         with pytest.raises(KeyboardInterrupt):
             train(again)
     assert "train again to finish" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from benchmarks.kills import draw_images
-from utils import training
+from utils import results, training
 from utils.backbones import backbone_blocks
 from utils.dataset import load_split, prepare_split, read_split
 from utils.explain.additivity import halved_boxes, surplus, without_halves
@@ -19,9 +19,10 @@ from utils.explain.removal import blur
 from utils.images.reading import DataError
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
+from utils.results import HISTORY
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
-from utils.training import HISTORY, Trainer, TrainingError, train
+from utils.training import Trainer, TrainingError, train
 from utils.transfer import HEAD_RATE
 
 QUICK = {"epochs": 2, "batch_size": 8, "verbose": False, "num_workers": 0, "learning_rate": 0.003}
@@ -110,7 +111,8 @@ def test_training_pads_as_its_checkpoint_does(config):
     for i, path in enumerate(settings.data_path.glob("*/*.png")):
         Image.open(path).resize((20, 10 + i)).save(path)
     trainer = Trainer(settings, prepare_split(settings)[0])
-    trainer.keep(pd.DataFrame([trainer.run_epoch(1, tqdm(disable=True))], columns=HISTORY))
+    trainer.history.append(trainer.run_epoch(1, tqdm(disable=True)))
+    trainer.keep()
     model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
     assert model.frame == ((16, 16), "pad", (0.1, 0.2, 0.3))
     for split, images in trainer.images.items():
@@ -121,7 +123,7 @@ def test_training_pads_as_its_checkpoint_does(config):
 def test_the_checkpoint_knows_what_a_regions_going_does_to_a_training_image(config, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        training,
+        results,
         "removable_share",
         lambda model, images, batch_size: (
             seen.append((model.mean_embedding.clone(), model.blurred_features.clone(), images)) or 0.25
@@ -158,9 +160,7 @@ def test_the_epoch_with_the_highest_auc_is_kept_and_training_stops_after_patienc
     states = []
     keep = Trainer.keep
     monkeypatch.setattr(
-        Trainer,
-        "keep",
-        lambda self, *a, **k: (states.append(self.model.head[0].weight.detach().clone()), keep(self, *a, **k)),
+        Trainer, "keep", lambda self: (states.append(self.model.head[0].weight.detach().clone()), keep(self))
     )
     settings = config({"epochs": 9}, early_stopping={"patience": 2})
     history = train(settings)
@@ -264,7 +264,7 @@ def test_history_is_on_disk_after_every_epoch(config, monkeypatch):
     run_epoch = Trainer.run_epoch
 
     def counting(self, epoch, bar):
-        file = self.folder / "history.csv"
+        file = self.results.folder / "history.csv"
         rows.append(len(pd.read_csv(file)) if file.exists() else 0)
         return run_epoch(self, epoch, bar)
 

@@ -72,15 +72,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """What a run has to remember beside the network's weights, its best network's among it, as plain values and
-    tensors."""
+    """What a run has to remember beside its `Results` and the network's weights, as plain values and tensors."""
     return {
-        "history": trainer.history,
         "data": trainer.data,
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
         "stopping": vars(trainer.stopping),
-        "best": trainer.best,
         "generators": [trainer.rng.bit_generator.state, trainer.augment.rng.bit_generator.state],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
@@ -91,7 +88,8 @@ def put_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Bring a trainer that is about to start back to where `state_of` was taken."""
     run = checkpoint["info"]["run"]
     trainer.model.load_state_dict(checkpoint["state_dict"])
-    trainer.history, trainer.best = run["history"], run["best"]
+    trainer.results.history, trainer.results.best = run["history"], run["best"]
+    trainer.results.written = len(run["history"])
     # Fine-tuning begins with an optimizer of its own, and a run that only has to finish needs none.
     if len(trainer.history) not in (trainer.head_epochs, trainer.epochs):
         trainer.optimizer.load_state_dict(run["optimizer"])

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,23 +21,20 @@ from tqdm.auto import tqdm
 
 from utils.config import load_config
 from utils.dataset import load_for_training, prepare_split
-from utils.early_stopping import EarlyStopping, best_epoch
+from utils.early_stopping import EarlyStopping
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.explain.additivity import SHARE, halved_boxes, surplus, without_halves
-from utils.explain.removal import blurred_features, removable_share
-from utils.files import replacing
 from utils.images.augmentation import Augmentation
-from utils.images.pairs import Pairs, evaluation_pairs, evenly, image_batches, make_pairs, pair_batches
+from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
 from utils.machine import TrainingError, bfloat16_pays, choose_device, keep_freed_memory, memory_advice
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
+from utils.results import Results
 from utils.resuming import fingerprints, put_back, state_of, unfinished
 from utils.settings import Config, UserError
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance
 from utils.transfer import HEAD_RATE, early_blocks, embed_late, freeze, frozen_features
-
-HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
 
 
 def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -55,7 +51,7 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
             printed.
 
     Returns:
-        One row per epoch: the columns `HISTORY`.
+        One row per epoch: the columns `results.HISTORY`.
 
     Raises:
         ConfigError, DataError, ModelError, TrainingError: each says what to fix.
@@ -82,7 +78,6 @@ class Trainer:
 
     def __init__(self, config: Config, table: pd.DataFrame) -> None:
         self.config, self.options = config, config.hyperparameters
-        self.folder = config.checkpoints_path
         self.device = choose_device(config)
         self.model = build_model(config).to(self.device)
         # In memory from here on: what happens to the files cannot stop a later epoch.
@@ -98,17 +93,17 @@ class Trainer:
         self.progress = 0.0
         self.loss = ContrastiveLoss(config.margin)
         self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta, mode="max")
-        self.history: list[dict[str, float]] = []  # a row per finished epoch
-        self.best: dict[str, Any] = {}  # epoch, calibrated_threshold and state_dict of the best epoch so far
-        self.written = 0  # epochs that `last.pth` knows
         self.rng = np.random.default_rng(config.seed)
         self.steps_per_epoch = len(self.epoch_batches())
         self.head_epochs = math.ceil(config.head_steps / self.steps_per_epoch)
         self.epochs = self.head_epochs + self.options.epochs
+        # The head's schedule is kept to its end: its best epoch on few validation images is chance
+        # (docs/benchmarks.md).
+        self.results = Results(config, self.table, first=self.head_epochs or 1)
         self.features: dict[str, torch.Tensor] = {}  # of the frozen backbone, while only the head is trained
         self.frozen = 0  # first blocks of the backbone that stay as they are
         self.data = fingerprints(self.table, self.images)
-        stopped = unfinished(self.folder / "last.pth", config.model_dump(mode="json"), self.data)
+        stopped = unfinished(config.checkpoints_path / "last.pth", config.model_dump(mode="json"), self.data)
         finished = len(stopped["info"]["run"]["history"]) if stopped else 0
         if finished < self.head_epochs:
             self.start_head()
@@ -116,7 +111,6 @@ class Trainer:
             self.start_all()
         if stopped:
             put_back(self, stopped)
-            self.written = finished
 
     def start_head(self) -> None:
         """Epochs of the head alone."""
@@ -151,19 +145,24 @@ class Trainer:
                     if not self.features:  # the head's few steps are never stopped early
                         self.stopping.step(row["valid_auc"])
                     self.history.append(row)
-                    self.keep(pd.DataFrame(self.history, columns=HISTORY))
+                    self.keep()
             except KeyboardInterrupt:
                 if not self.history:
                     raise
-                if self.written < len(self.history):  # it came between the files of a finished epoch
-                    self.keep(pd.DataFrame(self.history, columns=HISTORY))
+                if self.results.written < len(self.history):  # it came between the files of a finished epoch
+                    self.keep()
                 interrupted = True
         try:
             self.finish(interrupted)
         except KeyboardInterrupt:
-            print(f"{self.folder}: stopped before the best network was ready; train again to finish")
+            print(f"{self.results.folder}: stopped before the best network was ready; train again to finish")
             raise
-        return pd.DataFrame(self.history, columns=HISTORY)
+        return self.results.frame()
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """A row per finished epoch."""
+        return self.results.history
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         start = time.perf_counter()
@@ -271,69 +270,16 @@ class Trainer:
         self.calibrated_threshold = calibrate_threshold(dissimilarity, self.valid_pairs.label)
         return {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
 
-    def keep(self, history: pd.DataFrame) -> None:
-        """After every epoch: everything a run goes on from, the history so far, and, if the epoch is the best, the
-        network and everything that goes with it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # The head's schedule is kept to its end: its best epoch on few validation images is chance
-        # (docs/benchmarks.md).
-        best = best_epoch(history, first=self.head_epochs or 1) == len(history)
-        if best:
-            state = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-            self.best = {
-                "epoch": len(history),
-                "calibrated_threshold": self.calibrated_threshold,
-                "state_dict": state,
-            }
-        # First, because the other files follow from it.
-        self.save("last.pth", self.model, self.calibrated_threshold, run=state_of(self))
-        self.written = len(history)
-        with replacing(self.folder / "history.csv") as file:
-            history.to_csv(file, index=False)
-        if best:
-            self.save_best(self.model)
-
-    def save_best(self, model: SiameseNetwork) -> None:
-        # Split and network change together: no network meets another one's test images.
-        self.save("model.pth", model, self.best["calibrated_threshold"])
-        with replacing(self.folder / "split.csv") as file:
-            self.table.to_csv(file, index=False)
-        with replacing(self.folder / "config.yml") as file:
-            self.config.save(file)
-
-    def save(self, name: str, model: SiameseNetwork, threshold: float, **info: Any) -> None:
-        model.save(
-            self.folder / name,
-            config=self.config.model_dump(mode="json"),
-            classes=self.classes,
-            calibrated_threshold=threshold,
-            epoch=self.best["epoch"],
-            **info,
-        )
+    def keep(self) -> None:
+        self.results.keep(self.model, self.calibrated_threshold, state_of(self))
 
     def finish(self, interrupted: bool = False) -> None:
-        """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
-        its last epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an
-        embedding. What is in the folder is not read: another run may have written it since."""
-        self.model.load_state_dict(self.best["state_dict"])
-        self.model.eval()
-        images, size, verbose = self.images["train"], self.options.batch_size, self.options.verbose
-        self.model.mean_embedding.copy_(embed_images(self.model, images, size, verbose).mean(0))
-        some = images[evenly(len(images), 256)]
-        with tqdm(total=2, desc="Preparing explanations", disable=not verbose) as bar:
-            self.model.blurred_features.copy_(blurred_features(self.model, self.model.normalize(some), size))
-            bar.update()
-            self.model.removable.fill_(removable_share(self.model, some, size))
-            bar.update()
-        with replacing(self.folder / "history.csv") as file:
-            pd.DataFrame(self.history, columns=HISTORY).to_csv(file, index=False)
-        self.save_best(self.model)
+        self.results.finish(self.model, self.images["train"])
         if interrupted:
-            done = f"{self.folder}: stopped after epoch {len(self.history)} of {self.epochs}"
+            done = f"{self.results.folder}: stopped after epoch {len(self.history)} of {self.epochs}"
             print(f"{done}, the best network so far is ready; train again to go on from there")
             return
-        last = SiameseNetwork.load(self.folder / "last.pth")
-        last.save(self.folder / "last.pth", **{key: value for key, value in last.info.items() if key != "run"})
+        self.results.close()
 
 
 def train_and_report(config: Config) -> None:

@@ -1,0 +1,107 @@
+"""What a training run leaves on disk, the best network so far among it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from utils.early_stopping import best_epoch
+from utils.evaluate.scores import embed_images
+from utils.explain.removal import blurred_features, removable_share
+from utils.files import replacing
+from utils.images.pairs import evenly
+from utils.settings import Config
+from utils.Siamese import SiameseNetwork
+
+HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
+
+
+class Results:
+    """The files of a run: `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`.
+
+    Args:
+        table: the images that are left: `file`, `label`, `split`.
+        first: the first epoch that may be the best.
+    """
+
+    def __init__(self, config: Config, table: pd.DataFrame, first: int) -> None:
+        self.config, self.table, self.first = config, table, first
+        self.folder = config.checkpoints_path
+        self.history: list[dict[str, float]] = []  # a row per finished epoch
+        self.best: dict[str, Any] = {}  # epoch, calibrated_threshold and state_dict of the best epoch so far
+        self.written = 0  # epochs that `last.pth` knows
+
+    def frame(self) -> pd.DataFrame:
+        """One row per finished epoch: the columns `HISTORY`."""
+        return pd.DataFrame(self.history, columns=HISTORY)
+
+    def keep(self, model: SiameseNetwork, threshold: float, run: dict[str, Any]) -> None:
+        """After every epoch: everything a run goes on from, the history so far, and, if the epoch is the best, the
+        network and everything that goes with it.
+
+        Args:
+            threshold: calibrated on the validation pairs.
+            run: what a run goes on from, beside what is known here.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        best = best_epoch(self.frame(), self.first) == len(self.history)
+        if best:
+            state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            self.best = {"epoch": len(self.history), "calibrated_threshold": threshold, "state_dict": state}
+        # First, because the other files follow from it.
+        self.save("last.pth", model, threshold, run=run | {"history": self.history, "best": self.best})
+        self.written = len(self.history)
+        self.save_history()
+        if best:
+            self.save_best(model)
+
+    def save_history(self) -> None:
+        with replacing(self.folder / "history.csv") as file:
+            self.frame().to_csv(file, index=False)
+
+    def save_best(self, model: SiameseNetwork) -> None:
+        # Split and network change together: no network meets another one's test images.
+        self.save("model.pth", model, self.best["calibrated_threshold"])
+        with replacing(self.folder / "split.csv") as file:
+            self.table.to_csv(file, index=False)
+        with replacing(self.folder / "config.yml") as file:
+            self.config.save(file)
+
+    def save(self, name: str, model: SiameseNetwork, threshold: float, **info: Any) -> None:
+        model.save(
+            self.folder / name,
+            config=self.config.model_dump(mode="json"),
+            classes=sorted(set(self.table.label)),
+            calibrated_threshold=threshold,
+            epoch=self.best["epoch"],
+            **info,
+        )
+
+    def finish(self, model: SiameseNetwork, images: torch.Tensor) -> None:
+        """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
+        its last epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an
+        embedding. What is in the folder is not read: another run may have written it since.
+
+        Args:
+            images: for training, uint8 of shape (N, 3, H, W).
+        """
+        model.load_state_dict(self.best["state_dict"])
+        model.eval()
+        size, verbose = self.config.hyperparameters.batch_size, self.config.hyperparameters.verbose
+        model.mean_embedding.copy_(embed_images(model, images, size, verbose).mean(0))
+        some = images[evenly(len(images), 256)]
+        with tqdm(total=2, desc="Preparing explanations", disable=not verbose) as bar:
+            model.blurred_features.copy_(blurred_features(model, model.normalize(some), size))
+            bar.update()
+            model.removable.fill_(removable_share(model, some, size))
+            bar.update()
+        self.save_history()
+        self.save_best(model)
+
+    def close(self) -> None:
+        """The run is over: the next one starts anew."""
+        last = SiameseNetwork.load(self.folder / "last.pth")
+        last.save(self.folder / "last.pth", **{key: value for key, value in last.info.items() if key != "run"})
