@@ -150,12 +150,17 @@ class PseudoSiameseTrainer(Trainer):
         self.optimizer = make_optimizer(self.model, config)
         self.scheduler = make_scheduler(self.optimizer, config, self.steps_per_epoch)
 
-    def batch_loss(self, batch: np.ndarray) -> tuple[torch.Tensor, float, torch.Tensor]:
-        images = self.training_images(batch)
+    def gradients(self, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        images = self.model.normalize(self.training_images(batch))
         with self.autocast():
             z1, z2 = (branch.embed(images) for branch in self.model.branches)
         distance, label = ordered_pairs(z1.float(), z2.float(), self.labels["train"][batch].to(self.device))
-        return self.loss(distance, label, balanced=True), 0.0, z1.float()
+        return self.descend(self.loss(distance, label, balanced=True)), z1.detach().float()
+
+    def descend(self, loss: torch.Tensor) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach()
 
     def validate(self) -> dict[str, float]:
         scores, label = self.model.scores(self.images["valid"], self.valid_pairs), self.valid_pairs.label
@@ -177,11 +182,12 @@ class TwoChannelTrainer(PseudoSiameseTrainer):
         super().__init__(config.model_copy(update={"embedding_dim": 1, "training_pairs": "sampled"}), table)
         self.loss = hinge_loss
 
-    def batch_loss(self, batch: Pairs) -> tuple[torch.Tensor, float, torch.Tensor]:
-        images = self.training_images(np.concatenate([batch.first, batch.second]))
+    def gradients(self, batch: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        images = self.model.normalize(self.training_images(np.concatenate([batch.first, batch.second])))
         with self.autocast():
             scores = self.model.embed(torch.cat(images.chunk(2), dim=1))
-        return self.loss(scores[:, 0].float(), torch.from_numpy(batch.label).to(self.device)), 0.0, scores.float()
+        label = torch.from_numpy(batch.label).to(self.device)
+        return self.descend(self.loss(scores[:, 0].float(), label)), scores.detach().float()
 
 
 NETWORKS = {"siamese": Siamese, "pseudo-siamese": PseudoSiamese, "2-channel": TwoChannel}

@@ -14,7 +14,7 @@ from benchmarks.kills import draw_images
 from utils import results, training
 from utils.backbones import backbone_blocks
 from utils.dataset import load_split, prepare_split, read_split
-from utils.explain.additivity import halved_boxes, surplus, without_halves
+from utils.explain.additivity import halved_boxes, left_over, surplus, without_halves
 from utils.explain.removal import blur
 from utils.images.reading import DataError
 from utils.models import build_model
@@ -386,10 +386,104 @@ def test_running_out_of_memory_names_the_key(config, monkeypatch, error):
         train(config())
 
 
-def test_a_loss_that_is_no_number_stops_training(config, monkeypatch):
-    monkeypatch.setattr(Trainer, "step", lambda self, batch: (float("nan"), torch.zeros(8, 4)))
-    with pytest.raises(TrainingError, match="lower hyperparameters.learning_rate"):
-        train(config())
+def test_memory_that_holds_four_images_trains_the_same_network(config, tmp_path, monkeypatch, capsys):
+    """Of batches of eight, in fine-tuning; with room for the head's features, which are small."""
+    for module in ("training", "transfer"):  # rounding to bfloat16 would hide mistakes
+        monkeypatch.setattr(f"utils.{module}.bfloat16_pays", lambda device: False)
+    # Adam's first steps go by the sign of a gradient, so rounding would show.
+    options = {"epochs": 2, "head_steps": 2, "additivity": 1.0, "optimizer": "SGD", "learning_rate": 0.1}
+    runs = [config(options, checkpoints_path=tmp_path / name, **PRETRAINED) for name in ("whole", "chunks")]
+    histories = [train(runs[0])]
+    assert "out of memory" not in capsys.readouterr().out
+    passes, late = [], training.embed_late
+
+    def small(model, batch, blocks):
+        if len(batch) > 8:  # four images, and boxes in at least one
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        passes.append(len(batch))
+        return late(model, batch, blocks)
+
+    monkeypatch.setattr(training, "embed_late", small)
+    histories.append(train(runs[1]))
+    told = [line for line in capsys.readouterr().out.splitlines() if "out of memory" in line]
+    assert told == ["out of memory with 8 images at once; going on with 4 at once, batches as before"] and passes
+    whole, chunks = (history.drop(columns="seconds") for history in histories)
+    pd.testing.assert_frame_equal(whole, chunks, rtol=1e-3)
+    a, b = (weights_of(run.checkpoints_path / "last.pth") for run in runs)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_memory_that_holds_no_image_ends_training(config, monkeypatch, capsys):
+    def none(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried ...")
+
+    settings = config()
+    trainer = Trainer(settings, prepare_split(settings)[0])
+    monkeypatch.setattr(SiameseNetwork, "embed", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step(trainer.epoch_batches()[0])
+    assert len(capsys.readouterr().out.splitlines()) == 3  # 8, 4, 2, 1
+    with pytest.raises(TrainingError, match=r"reduce hyperparameters.batch_size \(8\) or image.size"):
+        train(settings)
+
+
+@pytest.mark.parametrize("pairs, count", [("batch", 8), ("sampled", 16)])
+def test_a_loss_that_is_not_finite_stops_training_and_names_images_and_key(config, monkeypatch, pairs, count):
+    settings = config(training_pairs=pairs)
+    trainer = Trainer(settings, prepare_split(settings)[0])
+    batch = trainer.epoch_batches()[0]
+    trainer.step(batch)
+    with torch.no_grad():
+        trainer.model.head[0].bias.fill_(float("inf"))
+    with pytest.raises(TrainingError, match=r"epoch 1: .*lower hyperparameters.learning_rate \(0.003\)") as caught:
+        trainer.step(batch)
+    files = trainer.table.file[trainer.table.split == "train"].to_numpy()[training.every_image(batch)]
+    different = list(dict.fromkeys(files))
+    assert len(files) == count
+    assert str(caught.value).endswith(f"images: {', '.join(different[:3])} and {len(different) - 3} more")
+
+
+def test_of_a_batch_the_images_are_named_whose_embeddings_are_not_finite(config, monkeypatch):
+    settings = config()
+    trainer = Trainer(settings, prepare_split(settings)[0])
+    batch, normalize = trainer.epoch_batches()[0], SiameseNetwork.normalize
+    trainer.model.eval()  # or batch statistics would spread it
+
+    def spoil(model, images):
+        spoilt = normalize(model, images)
+        spoilt[5] = float("nan")
+        return spoilt
+
+    monkeypatch.setattr(SiameseNetwork, "normalize", spoil)
+    with pytest.raises(TrainingError) as caught:
+        trainer.step(batch)
+    file = trainer.table.file[trainer.table.split == "train"].iloc[batch[5]]
+    assert str(caught.value).endswith(f"images: {file}")
+
+
+def test_a_gradient_that_is_not_finite_stops_training_too(config):
+    settings = config()
+    trainer = Trainer(settings, prepare_split(settings)[0])
+    trainer.model.train()
+    trainer.model.head[2].bias.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match="or its gradient, is not finite"):
+        trainer.step(trainer.epoch_batches()[0])
+
+
+def test_activations_beyond_the_range_of_float16_train(config, monkeypatch):
+    """Numbers of 16 bits are bfloat16, which reach as far as float32."""
+    monkeypatch.setattr(training, "bfloat16_pays", lambda device: True)
+    settings = config()
+    trainer = Trainer(settings, prepare_split(settings)[0])
+    trainer.model.eval()
+    with torch.no_grad():
+        trainer.model.backbone[0].weight.mul_(1e6)
+        seen = []
+        hook = trainer.model.backbone[0].register_forward_hook(lambda *call: seen.append(call[2].detach()))
+        embeddings = trainer.embed_batch(trainer.model.normalize(trainer.images["train"][:4]))
+        hook.remove()
+    assert seen[0].dtype is torch.bfloat16 and seen[0].abs().max() > torch.finfo(torch.float16).max
+    assert embeddings.isfinite().all()
 
 
 def test_command_line_says_a_mistake_in_one_line(config, tmp_path, monkeypatch, capsys):
@@ -486,7 +580,7 @@ def test_effects_of_regions_are_taught_to_add_up(config, tmp_path):
         boxes = halved_boxes(len(batch), (32, 32), np.random.default_rng(7))
         with torch.no_grad():
             whole, changed = model.embed(batch), model.embed(without_halves(batch, boxes))
-        left.append(float(surplus(whole, changed) / (whole - changed.chunk(3)[2]).square().sum(1).mean()))
+        left.append(float(surplus(left_over(whole, changed)) / (whole - changed.chunk(3)[2]).square().sum(1).mean()))
     assert left[1] < 0.5 * left[0]
 
 
@@ -497,6 +591,6 @@ def test_without_a_weight_no_boxes_are_looked_at(config, monkeypatch):
 
 def test_sampled_pairs_are_looked_at_with_boxes_too(config, monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "surplus", lambda whole, changed: seen.append(len(whole)) or surplus(whole, changed))
+    monkeypatch.setattr(training, "surplus", lambda left: seen.append(len(left)) or surplus(left))
     train(config({"epochs": 1, "additivity": 1.0, "batch_size": 8}, training_pairs="sampled"))
     assert seen == [2, 2, 2]  # of 24 pairs, 8 at a time, that is of 16 images, one in eight

@@ -80,17 +80,18 @@ class Results:
             **info,
         )
 
-    def finish(self, model: SiameseNetwork, images: torch.Tensor) -> None:
+    def finish(self, model: SiameseNetwork, images: torch.Tensor, size: int) -> None:
         """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
         its last epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an
         embedding. What is in the folder is not read: another run may have written it since.
 
         Args:
             images: for training, uint8 of shape (N, 3, H, W).
+            size: how many of them pass through the network at once.
         """
         model.load_state_dict(self.best["state_dict"])
         model.eval()
-        size, verbose = self.config.hyperparameters.batch_size, self.config.hyperparameters.verbose
+        verbose = self.config.hyperparameters.verbose
         model.mean_embedding.copy_(embed_images(model, images, size, verbose).mean(0))
         some = images[evenly(len(images), 256)]
         with tqdm(total=2, desc="Preparing explanations", disable=not verbose) as bar:

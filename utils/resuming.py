@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from utils.machine import random_states, set_random_states
+
 if TYPE_CHECKING:
     from utils.training import Trainer
 
@@ -49,7 +51,7 @@ def unfinished(path: Path, settings: dict[str, Any], data: dict[str, list]) -> d
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         run = checkpoint["info"]["run"]
-        run["best"]  # an earlier version had none
+        run["best"], run["random"]  # earlier versions had none
     except Exception:  # none there, finished, or another version's: nothing to go on with
         return None
     before, now = (dict(_flat(values)) for values in (checkpoint["info"]["config"], settings))
@@ -79,8 +81,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "scheduler": trainer.scheduler.state_dict(),
         "stopping": vars(trainer.stopping),
         "generators": [trainer.rng.bit_generator.state, trainer.augment.rng.bit_generator.state],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
+        "random": random_states(trainer.device),
     }
 
 
@@ -97,6 +98,4 @@ def put_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     vars(trainer.stopping).update(run["stopping"])
     for generator, state in zip((trainer.rng, trainer.augment.rng), run["generators"]):
         generator.bit_generator.state = state
-    torch.set_rng_state(run["torch"])
-    if run["cuda"] is not None and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(run["cuda"], trainer.device)
+    set_random_states(run["random"], trainer.device)

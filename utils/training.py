@@ -24,7 +24,8 @@ from utils.dataset import load_for_training, prepare_split
 from utils.early_stopping import EarlyStopping
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
-from utils.explain.additivity import SHARE, halved_boxes, surplus, without_halves
+from utils.explain.additivity import SHARE, halved_boxes, left_over, surplus, without_halves
+from utils.gradient_caching import EmbedPart, GradientCache
 from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
 from utils.machine import TrainingError, bfloat16_pays, choose_device, keep_freed_memory, memory_advice
@@ -92,6 +93,7 @@ class Trainer:
         self.augment = Augmentation(config.image, config.seed)
         self.progress = 0.0
         self.loss = ContrastiveLoss(config.margin)
+        self.cache = GradientCache(self.model, self.device)
         self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta, mode="max")
         self.rng = np.random.default_rng(config.seed)
         self.steps_per_epoch = len(self.epoch_batches())
@@ -114,10 +116,14 @@ class Trainer:
 
     def start_head(self) -> None:
         """Epochs of the head alone."""
-        size, verbose = self.options.batch_size, self.options.verbose
-        augment = Augmentation(self.config.image, self.config.seed)
-        self.features["train"] = frozen_features(self.model, self.images["train"], augment, size, verbose)
-        self.features["valid"] = frozen_features(self.model, self.images["valid"], None, size, verbose)
+        verbose = self.options.verbose
+        for split, images in self.images.items():
+
+            def compute(size: int) -> torch.Tensor:
+                augment = Augmentation(self.config.image, self.config.seed) if split == "train" else None
+                return frozen_features(self.model, images, augment, size, verbose)
+
+            self.features[split] = self.cache.fit(compute, self.options.batch_size)
         self.optimizer = make_optimizer(self.model.head, self.config, HEAD_RATE)
         steps = self.head_epochs * self.steps_per_epoch
         self.scheduler = OneCycleLR(self.optimizer, HEAD_RATE, total_steps=steps, cycle_momentum=False)
@@ -180,11 +186,6 @@ class Trainer:
             sums += embeddings.sum(0).cpu()
             bar.update()
         train_loss = float(np.average(losses, weights=weights))
-        if not np.isfinite(train_loss):
-            raise TrainingError(
-                f"epoch {epoch}: the loss is not a number; "
-                f"lower hyperparameters.learning_rate ({self.options.learning_rate:g})"
-            )
         self.model.mean_embedding.copy_(sums / sum(weights))
         valid = self.validate()
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -208,36 +209,91 @@ class Trainer:
 
     def step(self, batch: np.ndarray | Pairs) -> tuple[float, torch.Tensor]:
         """One update of the weights; returns the contrastive loss and the batch's embeddings."""
-        loss, apart, embeddings = self.batch_loss(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss + self.options.additivity * apart).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_norm)
+        loss, embeddings = self.gradients(batch)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_norm)
         self.optimizer.step()
         if isinstance(self.scheduler, OneCycleLR):
             self.scheduler.step()
-        return loss.item(), embeddings.detach()
+        loss, norm = torch.stack([loss, norm]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(self.not_finite(batch, loss, embeddings))
+        return loss, embeddings
+
+    def not_finite(self, batch: np.ndarray | Pairs, loss: float, embeddings: torch.Tensor) -> str:
+        """What to say of a batch whose loss or gradient is not finite, and which images to look at: those whose
+        embeddings are not, or else all."""
+        files = self.table.file[self.table.split == "train"].to_numpy()[every_image(batch)]
+        spoilt = ~embeddings.isfinite().all(1).cpu().numpy()
+        files = list(dict.fromkeys(files[spoilt] if spoilt.any() else files))
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        key = "head_steps" if self.features else "learning_rate"
+        return (
+            f"epoch {len(self.history) + 1}: the loss of a batch ({loss:g}), or its gradient, is not finite; "
+            f"lower hyperparameters.{key} ({getattr(self.options, key):g}), "
+            f"or look at its images: {', '.join(files[:3])}{more}"
+        )
+
+    def gradients(self, batch: np.ndarray | Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Set the gradients of what is trained in this epoch; returns the contrastive loss and the embeddings (B, D) of
+        the batch's images."""
+        positions = every_image(batch)
+        some, embed = self.draw(positions)
+
+        def objective(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            embeddings, left = rows.split([len(positions), len(some)])
+            if isinstance(batch, Pairs):
+                label = torch.from_numpy(batch.label).to(self.device)
+                loss = self.loss(embedding_distance(*embeddings.chunk(2)), label)
+            else:
+                loss = self.loss(*all_pairs(embeddings, self.labels["train"][batch].to(self.device)), balanced=True)
+            return loss + (self.options.additivity * surplus(left) if len(some) else 0.0), loss
+
+        shape = (len(positions) + len(some), self.config.embedding_dim)
+        loss, rows = self.cache.backward(embed, len(positions), shape, objective)
+        return loss, rows[: len(positions)]
+
+    def draw(self, positions: np.ndarray) -> tuple[np.ndarray, EmbedPart]:
+        """All that is drawn at random for a batch of training images.
+
+        Returns:
+            Which of them are also looked at without boxes; and a function that embeds a part of the batch: a row for
+            each of its images, and further ones with what effects leave over in those.
+        """
+        nothing = np.empty(0, int)
+        if self.features:
+            views = self.rng.integers(len(self.features["train"]), size=len(positions))
+            features = self.features["train"][views, positions].to(self.device)
+            return nothing, lambda start, stop: (
+                np.arange(start, stop),
+                self.model.embed_pooled(features[start:stop]),
+            )
+        images = self.training_images(positions)
+        if not self.options.additivity:
+            return nothing, lambda start, stop: (
+                np.arange(start, stop),
+                self.embed_batch(self.model.normalize(images[start:stop])),
+            )
+        some = self.rng.choice(len(images), -(-len(images) // SHARE), replace=False)
+        boxes = halved_boxes(len(some), self.model.image_size, self.rng)
+
+        def embed(start: int, stop: int) -> tuple[np.ndarray, torch.Tensor]:
+            part, here = self.model.normalize(images[start:stop]), np.flatnonzero((some >= start) & (some < stop))
+            if not len(here):
+                return np.arange(start, stop), self.embed_batch(part)
+            own = some[here] - start
+            embeddings = self.embed_batch(torch.cat([part, without_halves(part[own], boxes[here])]))
+            embeddings, changed = embeddings.split([len(part), 3 * len(own)])
+            places = np.concatenate([np.arange(start, stop), len(images) + here])
+            return places, torch.cat([embeddings, left_over(embeddings[own], changed)])
+
+        return some, embed
 
     def training_images(self, positions: np.ndarray) -> torch.Tensor:
-        """Augmented and normalised, as a batch on the device."""
-        return self.model.normalize(self.augment(self.images["train"][positions], self.progress))
+        """Augmented, uint8 (N, 3, H, W)."""
+        return self.augment(self.images["train"][positions], self.progress)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device))
-
-    def embed(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Embeddings (B, D) of training images, with gradients of what is trained in this epoch; and how far effects of
-        regions of some of them are from adding up."""
-        if self.features:
-            views = self.rng.integers(len(self.features["train"]), size=len(positions))
-            return self.model.embed_pooled(self.features["train"][views, positions].to(self.device)), 0.0
-        images = self.training_images(positions)
-        if not self.options.additivity:
-            return self.embed_batch(images), 0.0
-        some = self.rng.choice(len(images), -(-len(images) // SHARE), replace=False)
-        boxes = halved_boxes(len(some), self.model.image_size, self.rng)
-        embeddings = self.embed_batch(torch.cat([images, without_halves(images[some], boxes)]))
-        embeddings, changed = embeddings.split([len(images), 3 * len(some)])
-        return embeddings, surplus(embeddings[some], changed)
 
     def embed_batch(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (N, D) of preprocessed images, with gradients."""
@@ -246,23 +302,13 @@ class Trainer:
         with self.autocast():
             return self.model.embed(images).float()
 
-    def batch_loss(self, batch: np.ndarray | Pairs) -> tuple[torch.Tensor, torch.Tensor | float, torch.Tensor]:
-        """The contrastive loss of a batch, how far effects of regions are from adding up, and its embeddings."""
-        paired = isinstance(batch, Pairs)
-        positions = np.concatenate([batch.first, batch.second]) if paired else batch
-        embeddings, apart = self.embed(positions)
-        if paired:
-            loss = self.loss(embedding_distance(*embeddings.chunk(2)), torch.from_numpy(batch.label).to(self.device))
-        else:
-            loss = self.loss(*all_pairs(embeddings, self.labels["train"][positions].to(self.device)), balanced=True)
-        return loss, apart, embeddings
-
     def validate(self) -> dict[str, float]:
         if self.features:
             with torch.no_grad():
                 embeddings = self.model.embed_pooled(self.features["valid"][0].to(self.device)).cpu()
         else:
-            embeddings = embed_images(self.model, self.images["valid"], self.options.batch_size)
+            images, wanted = self.images["valid"], self.options.batch_size
+            embeddings = self.cache.fit(lambda size: embed_images(self.model, images, size), wanted)
         distance = pair_distances(embeddings, self.valid_pairs)
         loss = self.loss(distance, torch.from_numpy(self.valid_pairs.label))
         dissimilarity = (distance / self.config.margin).numpy()
@@ -274,12 +320,18 @@ class Trainer:
         self.results.keep(self.model, self.calibrated_threshold, state_of(self))
 
     def finish(self, interrupted: bool = False) -> None:
-        self.results.finish(self.model, self.images["train"])
+        images, wanted = self.images["train"], self.options.batch_size
+        self.cache.fit(lambda size: self.results.finish(self.model, images, size), wanted)
         if interrupted:
             done = f"{self.results.folder}: stopped after epoch {len(self.history)} of {self.epochs}"
             print(f"{done}, the best network so far is ready; train again to go on from there")
             return
         self.results.close()
+
+
+def every_image(batch: np.ndarray | Pairs) -> np.ndarray:
+    """The positions of a batch's images, of pairs first all the first ones."""
+    return np.concatenate([batch.first, batch.second]) if isinstance(batch, Pairs) else batch
 
 
 def train_and_report(config: Config) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.explain.additivity import SIDES, halved_boxes, surplus, without_halves
+from utils.explain.additivity import SIDES, halved_boxes, left_over, surplus, without_halves
 from utils.explain.removal import blur
 
 
@@ -43,6 +43,6 @@ def test_each_half_and_both_are_blurred():
 def test_the_surplus_is_nothing_where_effects_add_up():
     whole, first, second = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     both = whole - (whole - first) - (whole - second)
-    assert surplus(whole, torch.cat([first, second, both])).item() == pytest.approx(0, abs=1e-10)
+    assert surplus(left_over(whole, torch.cat([first, second, both]))).item() == pytest.approx(0, abs=1e-10)
     more = both + torch.tensor([3.0, 4.0, 0, 0, 0])  # the two together do less by a vector of length 5
-    assert surplus(whole, torch.cat([first, second, more])).item() == pytest.approx(25, rel=1e-5)
+    assert surplus(left_over(whole, torch.cat([first, second, more]))).item() == pytest.approx(25, rel=1e-5)

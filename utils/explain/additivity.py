@@ -43,8 +43,14 @@ def without_halves(batch: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
     return changed.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def surplus(whole: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
-    """How far effects are from adding up: the mean of `||delta_AB - delta_A - delta_B||^2` over N images, from their
-    embeddings (N, D) and those of `without_halves` (3N, D); 0 if they do."""
+def left_over(whole: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
+    """`delta_AB - delta_A - delta_B` of N images, (N, D), from their embeddings (N, D) and those of `without_halves`
+    (3N, D); 0 where effects add up."""
     first, second, both = changed.chunk(3)
-    return (whole - first - second + both).square().sum(1).mean()
+    return whole - first - second + both
+
+
+def surplus(left: torch.Tensor) -> torch.Tensor:
+    """How far effects are from adding up: the mean of `||delta_AB - delta_A - delta_B||^2` over N images, from what
+    `left_over` gives, (N, D)."""
+    return left.square().sum(1).mean()
