@@ -1,8 +1,10 @@
+import ast
+import json
 from pathlib import Path
 
 import pytest
 
-from utils.files import replacing
+from utils.files import replacing, write_whole
 from utils.settings import UserError
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX's")
@@ -64,3 +66,58 @@ def test_a_disk_that_turns_read_only_is_said_in_a_line(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be written"), replacing(tmp_path / "none" / "a.csv") as file:
         file.write_text("x")
+
+
+def test_text_is_written_whole_as_it_is_into_a_new_folder(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.csv"
+    write_whole(path, "ä\r\n")
+    assert path.read_bytes() == b"\xc3\xa4\r\n"
+    monkeypatch.setattr(Path, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="No space left"):
+        write_whole(path, "new")
+    assert path.read_bytes() == b"\xc3\xa4\r\n" and list(path.parent.iterdir()) == [path]
+
+
+ROOT = Path(__file__).parents[1]
+WRITES = {"to_csv", "to_json", "write_text", "write_bytes", "savefig", "save", "dump", "open"}
+
+
+def writes(source):
+    """Calls in a piece of Python that write a file in its final place: (line, call)."""
+    tree = ast.parse(source)
+    inside = {
+        call
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With) and any("replacing(" in ast.unparse(item.context_expr) for item in node.items)
+        for call in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node not in inside:
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+            target = any(not isinstance(argument, ast.Starred) for argument in node.args)
+            reads = name == "open" and not any(mode in ast.unparse(node) for mode in ("'w", "'a", "'x"))
+            if name in WRITES and target and not reads and not (name == "dump" and "yaml" in ast.unparse(node)):
+                yield node.lineno, ast.unparse(node)
+
+
+def test_outputs_are_written_whole_or_not_at_all():
+    sources = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("utils/**/*.py")
+    }
+    for path in ROOT.glob("0*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found = {(name, call.split("(")[0]) for name, source in sources.items() for _, call in writes(source)}
+    assert found == {
+        ("utils/Siamese.py", "torch.save"),  # into memory
+        ("utils/settings.py", "path.write_text"),  # Config.save, under the name that it is given
+        ("utils/results.py", "self.save"),  # SiameseNetwork.save, which is careful itself
+        ("utils/results.py", "model.save"),
+        ("utils/results.py", "last.save"),
+        ("utils/images/download.py", "open"),  # into a folder that is renamed when it is complete
+    }
+    assert [call for _, call in writes("with open(p, 'w') as f:\n    json.dump(x, f)")] == [
+        "open(p, 'w')",
+        "json.dump(x, f)",
+    ]
+    assert not list(writes("with replacing(p) as f:\n    table.to_csv(f)\nopen(p).read()\ntable.to_csv()"))

@@ -1,6 +1,8 @@
+import os
 import shutil
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -225,6 +227,31 @@ def test_a_run_that_dies_leaves_a_network_and_its_own_split(config, monkeypatch,
     changed = {name for name in after if after[name] != before[name]}
     assert changed == (set() if epoch == 1 else set(before))
     assert 0 < SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["calibrated_threshold"]
+
+
+@pytest.mark.parametrize("seed", [42, 5], ids=["the same split", "another split"])
+def test_a_kill_between_a_network_and_its_split_never_leaves_another_networks_split(config, monkeypatch, seed):
+    class Killed(BaseException):
+        pass
+
+    def replace(self, target):
+        if Path(target).name == "split.csv":
+            raise Killed
+        return os.replace(self, target)
+
+    train(config())
+    path, again = config().checkpoints_path / "split.csv", config({"epochs": 3}, seed=seed)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", replace)
+        train(again)
+    if seed == 42:
+        assert path.read_bytes() == before
+    else:
+        with pytest.raises(DataError, match="run 01_Train_Siamese_model.ipynb first"):
+            read_split(path)
+    train(again)
+    assert read_split(path).equals(prepare_split(again)[0].astype(str))
 
 
 def test_networks_with_random_layers_repeat_too(config, tmp_path):

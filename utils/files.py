@@ -18,7 +18,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         UserError: the disk is full, or the folder cannot be written to.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")  # figures go by the suffix
+    # Figures go by the suffix; a hidden file that a kill leaves is no image of a dataset.
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
         partial.replace(path)
@@ -29,3 +30,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # on a read-only disk even this fails, and would hide what is said above
             partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write text as UTF-8, line ends as they are, making the folder; raises as `replacing` does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8", newline="")

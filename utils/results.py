@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from utils.early_stopping import best_epoch
 from utils.evaluate.scores import embed_images
 from utils.explain.removal import blurred_features, removable_share
-from utils.files import replacing
+from utils.files import replacing, write_whole
 from utils.images.pairs import evenly
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
@@ -63,10 +63,12 @@ class Results:
             self.frame().to_csv(file, index=False)
 
     def save_best(self, model: SiameseNetwork) -> None:
-        # Split and network change together: no network meets another one's test images.
+        # No network meets another one's test images, wherever a kill comes: a split that changes goes first.
+        path, split = self.folder / "split.csv", self.table.to_csv(index=False, lineterminator="\n")
+        if path.is_file() and path.read_bytes() != split.encode():
+            path.unlink()
         self.save("model.pth", model, self.best["calibrated_threshold"])
-        with replacing(self.folder / "split.csv") as file:
-            self.table.to_csv(file, index=False)
+        write_whole(path, split)
         with replacing(self.folder / "config.yml") as file:
             self.config.save(file)
 

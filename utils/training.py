@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -216,18 +217,18 @@ class Trainer:
             self.scheduler.step()
         loss, norm = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(self.not_finite(batch, loss, embeddings))
+            self.refuse(batch, loss, embeddings)
         return loss, embeddings
 
-    def not_finite(self, batch: np.ndarray | Pairs, loss: float, embeddings: torch.Tensor) -> str:
-        """What to say of a batch whose loss or gradient is not finite, and which images to look at: those whose
-        embeddings are not, or else all."""
+    def refuse(self, batch: np.ndarray | Pairs, loss: float, embeddings: torch.Tensor) -> NoReturn:
+        """A batch whose loss or gradient is not finite: say which images to look at, those whose embeddings are not
+        finite or else all."""
         files = self.table.file[self.table.split == "train"].to_numpy()[every_image(batch)]
         spoilt = ~embeddings.isfinite().all(1).cpu().numpy()
         files = list(dict.fromkeys(files[spoilt] if spoilt.any() else files))
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         key = "head_steps" if self.features else "learning_rate"
-        return (
+        raise TrainingError(
             f"epoch {len(self.history) + 1}: the loss of a batch ({loss:g}), or its gradient, is not finite; "
             f"lower hyperparameters.{key} ({getattr(self.options, key):g}), "
             f"or look at its images: {', '.join(files[:3])}{more}"

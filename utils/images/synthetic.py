@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 
+from utils.files import replacing
+
 SYNTHETIC = "Synthetic"
 CLASSES = ("checks", "dots", "rings", "spokes", "stripes")
 IMAGES_PER_CLASS = 200
@@ -46,7 +48,8 @@ def ensure_synthetic(data_path: Path, verbose: bool = True, images_per_class: in
         drawn = scene(label, np.random.default_rng([SEED, label, index]), intruder_class(label, index))
         for picture, path in zip(drawn, scene_files(data_path, label, index)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            with replacing(path) as file:
+                picture.save(file)
 
 
 def scene_files(data_path: Path, label: int, index: int) -> list[Path]:
