@@ -339,6 +339,14 @@ def test_every_pair_has_a_folder_of_its_own(config):
     folders[-1].mkdir(parents=True)  # a long name still makes a folder
 
 
+@pytest.mark.parametrize(
+    "name", ['a"b', "a:b", "a<b>", "a|b", "a?", "a*", "a\\b", "a\nb", "a\udce9b", "con.1", "x.", "x "]
+)
+def test_folders_of_pairs_have_names_that_windows_allows(config, name):
+    folder = pair_folder(config, Path("d") / name / f"{name}.jpg", Path(name) / "1.jpg").name
+    assert not set(folder) & set('<>:"/\\|?*.\n') and folder.encode() and folder[-1] in "0123456789abcdef"
+
+
 def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(model, paths):
     compared = Comparison(model, paths)
     pair, score = compared.paper(0, 3)

@@ -357,6 +357,12 @@ def test_every_problem_gets_a_line(refused):
         (PUBLIC, "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),  # or it would train on the flowers under another name
         ("dataset: Flowers", "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),
         ("dataset: a/b", None, ["plain name", "'a/b'"]),
+        ("dataset: 'a.'", None, ["plain name", "'a.'"]),  # these on are what Windows forbids
+        ("dataset: 'a '", None, ["plain name", "'a '"]),
+        ("dataset: ' '", None, ["plain name", "' '"]),
+        ('dataset: "a\\tb"', None, ["plain name", r"'a\tb'"]),
+        ("dataset: con", None, ["another name", "'con'"]),
+        ("dataset: Aux.1", None, ["another name", "'Aux.1'"]),
     ],
 )
 def test_a_dataset_that_the_file_does_not_have(refused, text, dataset, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -231,13 +232,15 @@ def describe(explanation: Explanation, names: tuple[str, str], threshold: float,
 def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
     """Where the figures of a pair go: a folder of its own, named after both images and their folders.
 
-    Long names are cut, as some systems allow 255 bytes, or 260 for the whole path; eight digits of a hash of both
-    full paths keep pairs apart.
+    Long names are cut, as some systems allow 255 bytes, or 260 for the whole path, and characters that Windows forbids
+    become `_`; eight digits of a hash of both full paths keep pairs apart.
     """
     paths = [path.resolve() for path in (path1, path2)]
     names = [f"{path.parent.name[:18]}-{path.stem[:18]}" for path in paths]
-    digits = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:8]
-    return config.outputs_path / "pairs" / "__".join([*names, digits])
+    digits = hashlib.sha256("\n".join(map(str, paths)).encode(errors="surrogatepass")).hexdigest()[:8]
+    # A dot, because `con.1-a` would be a device; surrogates, because they stand for bytes that are no text.
+    readable = re.sub(r'[<>:"/\\|?*.\x00-\x1f\ud800-\udfff]', "_", "__".join(names))
+    return config.outputs_path / "pairs" / f"{readable}__{digits}"
 
 
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:

@@ -130,7 +130,7 @@ PLAIN = {
     "int_from_float": "should be a whole number",
     "float_parsing": "should be a number",
     "bool_parsing": "should be True or False",
-    "string_pattern_mismatch": "should be a plain name, without / or \\",
+    "string_pattern_mismatch": "should be a plain name, without / or \\, without a dot or space at an end",
 }
 
 

@@ -142,7 +142,7 @@ class LRSchedulerOptions(Section):
 class Config(Section):
     """All settings of one dataset's run. Made by `load_config`; read-only."""
 
-    dataset: str = Field(pattern=r"^[^.\\/:*?\"<>|][^\\/:*?\"<>|]*$")
+    dataset: str = Field(pattern=r"^[^. \\/:*?\"<>|\x00-\x1f]([^\\/:*?\"<>|\x00-\x1f]*[^. \\/:*?\"<>|\x00-\x1f])?$")
     """name of the data; the block under `datasets:` whose settings override the general ones; if not given, the last
     part of `data_path`"""
     data_path: Path
@@ -198,6 +198,13 @@ class Config(Section):
     """whether `auto` may take a GPU"""
     gpu: Annotated[int, Field(ge=0)] = 0
     """which one, numbered as in nvidia-smi"""
+
+    @field_validator("dataset")
+    @classmethod
+    def _windows_allows_it(cls, name: str) -> str:
+        if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE):
+            raise ValueError("should be another name: Windows takes this one for a device")
+        return name
 
     @field_validator("weights")
     @classmethod
