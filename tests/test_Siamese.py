@@ -328,6 +328,49 @@ def test_other_files_are_not_checkpoints(content, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architecture": {"pooling": "median"}}, "'median'"),
+        ({"architecture": {"shape": 3}}, "shape"),  # of a later version, say
+        ({"architecture": {"backbone_model": "resnet18"}}, "state_dict"),
+        ({"architecture": {"image_size": (10**9, 10**9)}}, "model.pth"),  # more than any memory
+        ({"state_dict": {"head.0.weight": torch.zeros(3)}}, "state_dict"),
+        ({"info": [1]}, "model.pth"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_version_or_network_is_refused_in_a_line(model, tmp_path, change, words):
+    model.save(tmp_path / "model.pth")
+    checkpoint = torch.load(tmp_path / "model.pth", weights_only=True)
+    for key, value in change.items():
+        checkpoint[key] = checkpoint[key] | value if isinstance(value, dict) else value
+    torch.save(checkpoint, tmp_path / "model.pth")
+    with pytest.raises(ModelError, match="not a checkpoint of this project .*; train again") as caught:
+        SiameseNetwork.load(tmp_path / "model.pth")
+    assert "\n" not in str(caught.value) and words in str(caught.value)
+
+
+def test_a_checkpoint_makes_nothing_be_fetched_or_opened(model, tmp_path):
+    model.save(tmp_path / "model.pth")
+    checkpoint = torch.load(tmp_path / "model.pth", weights_only=True)
+    checkpoint["architecture"] |= {"pretrained": True, "weights": str(tmp_path / "none.pth")}
+    torch.save(checkpoint, tmp_path / "model.pth")
+    SiameseNetwork.load(
+        tmp_path / "model.pth"
+    )  # either of both would raise: there are none for Conv4, and no such file
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_broken(model, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    model.save(tmp_path / "model.pth")
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(ModelError, match="no permission to read it; change the file's access rights"):
+        SiameseNetwork.load(tmp_path / "model.pth")
+
+
 def test_a_missing_checkpoint_names_the_notebook_that_makes_it(tmp_path):
     with pytest.raises(ModelError, match="run 01_Train_Siamese_model.ipynb first"):
         SiameseNetwork.load(tmp_path / "model.pth")

@@ -31,7 +31,9 @@ def test_a_network_of_ones_own_is_preferred(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.images.synthetic.IMAGES_PER_CLASS", 1)
     config = config_of(tmp_path)
     config.checkpoints_path.mkdir()
-    build_model(config).save(config.checkpoints_path / "model.pth", classes=["a", "b"])
+    build_model(config).save(
+        config.checkpoints_path / "model.pth", classes=["a", "b"], config={"seed": 1}, calibrated_threshold=0.5
+    )
     model, note = load_trained(config)
     assert (note, model.info["classes"]) == ("Synthetic: trained on a, b", ["a", "b"])
 
@@ -39,6 +41,14 @@ def test_a_network_of_ones_own_is_preferred(tmp_path, monkeypatch):
 def test_without_either_the_notebook_that_trains_is_named(tmp_path):
     with pytest.raises(ModelError, match="run 01_Train_Siamese_model.ipynb first"):
         load_trained(config_of(tmp_path, dataset="Mine"))
+
+
+def test_a_network_without_what_training_notes_beside_it_is_refused_by_name(tmp_path):
+    config = config_of(tmp_path, dataset="Mine")
+    config.checkpoints_path.mkdir()
+    build_model(config).save(config.checkpoints_path / "model.pth", classes=["a", "b"])
+    with pytest.raises(ModelError, match=r"model\.pth: lacks .* \(config, calibrated_threshold\); train again"):
+        load_trained(config)
 
 
 @pytest.mark.parametrize(

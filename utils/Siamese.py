@@ -241,9 +241,12 @@ class SiameseNetwork(nn.Module):
             raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            model = cls(**checkpoint["architecture"])
+            # A file says what a network is like; it fetches or opens no others.
+            model = cls(**checkpoint["architecture"] | {"pretrained": False, "weights": None})
             model.load_state_dict(checkpoint["state_dict"])
-            model.info = checkpoint["info"]
+            model.info = dict(checkpoint["info"])
+        except PermissionError:
+            raise ModelError(f"{path}: no permission to read it; change the file's access rights") from None
         except Exception as error:
             raise ModelError(f"{path}: not a checkpoint of this project ({brief(error)}); train again") from None
         return model.to(device).eval()

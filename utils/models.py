@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from utils.backbones import ModelError
 from utils.dataset import prepare_folder
 from utils.machine import choose_device, seeded
 from utils.settings import Config
@@ -45,7 +46,10 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     Raises:
         ConfigError, DataError, ModelError: each says what to fix.
     """
-    model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
+    path = config.trained_path / "model.pth"
+    model = SiameseNetwork.load(path, choose_device(config))
+    if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
+        raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
     model.threshold = config.threshold
     prepare_folder(config)
     note = f"{config.dataset}: trained on {', '.join(model.info['classes'])}"

@@ -26,9 +26,9 @@ MEMBERS = {
 }
 
 
-def make_zip(members):
+def make_zip(members, compression=zipfile.ZIP_STORED):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as zipped:
+    with zipfile.ZipFile(buffer, "w", compression) as zipped:
         for name, content in members.items():
             zipped.writestr(name, content)
     return buffer.getvalue()
@@ -229,6 +229,30 @@ def test_a_member_that_points_outside_is_refused(server, tmp_path, path):
     assert "unsafe path" in refused(server, root)
     assert not any("escaped" in path for path in files(tmp_path))
     assert not (root / "Flowers").exists()
+
+
+def test_a_link_is_refused(server, tmp_path):
+    link = zipfile.ZipInfo("Repo-1234567/Data/Flowers/Daisy/3.jpg")
+    link.external_attr = 0o120777 << 16  # as `zip --symlinks` writes it
+    server.body = make_zip(MEMBERS | {link: b"/etc/passwd"})
+    assert "unsafe path" in refused(server, tmp_path)
+    assert files(tmp_path) == set()
+
+
+def test_a_set_that_unpacks_to_too_much_is_refused_before_anything_is_written(server, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(shutil, "copyfileobj", lambda source, target: written.append(target))
+    monkeypatch.setattr(download, "MOST_BYTES", 2**20)
+    server.body = make_zip(MEMBERS | {"Repo-1234567/Data/Flowers/Daisy/3.jpg": bytes(2**20)}, zipfile.ZIP_DEFLATED)
+    assert len(server.body) < 10_000 and "unpacks to more than" in refused(server, tmp_path)
+    assert files(tmp_path) == set() and not written
+
+
+def test_a_member_that_holds_more_than_it_announces_is_refused(server, tmp_path):
+    body = make_zip({"Repo-1234567/Data/Flowers/Daisy/1.jpg": bytes(2**20)}, zipfile.ZIP_DEFLATED)
+    server.body = body.replace((2**20).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    assert "damaged" in refused(server, tmp_path)
+    assert files(tmp_path) == set()
 
 
 def test_a_folder_of_the_user_is_left_alone(server, tmp_path):

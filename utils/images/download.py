@@ -10,6 +10,7 @@ import http.client
 import shutil
 import socket
 import ssl
+import stat
 import urllib.error
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ REPOSITORY = "https://github.com/ioannislivieris/Grad_CAM_Siamese"
 COMMIT = "ee2107a"
 PUBLIC_SETS = {"Flowers": 4317, "Skin_cancer": 2800, "AirBnB": 864}  # name: number of images
 TIMEOUT = 60  # seconds without a byte
+MOST_BYTES = 4 * 1024**3  # that a set unpacks to; no true one comes near
 
 
 class DownloadError(UserError):
@@ -123,9 +125,13 @@ def _unpack(archive: Path, inner: str, folder: Path) -> None:
                 for info in zipped.infolist()
                 if not info.is_dir() and (path := info.filename.partition("/")[2]).startswith(f"{inner}/")
             ]
+            if (
+                sum(info.file_size for info, _ in members) > MOST_BYTES
+            ):  # zipfile unpacks no more than a member announces
+                raise zipfile.BadZipFile(f"unpacks to more than {MOST_BYTES / 1024**3:g} GiB")
             for info, path in tqdm(members, desc=f"Unpacking {inner}", unit="file"):
                 target = folder / path
-                if not target.resolve().is_relative_to(folder):
+                if stat.S_ISLNK(info.external_attr >> 16) or not target.resolve().is_relative_to(folder):
                     raise zipfile.BadZipFile(f"unsafe path {info.filename}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with zipped.open(info) as source, open(target, "wb") as copy:
