@@ -74,7 +74,7 @@ def test_the_threshold_is_met_to_the_bit_and_chains_hold_together():
 
 
 def test_twins_are_found_across_chunks(monkeypatch):
-    monkeypatch.setattr(duplicates, "CHUNK", 7)
+    monkeypatch.setattr("utils.images.hashes.CHUNK", 7)
     bits = np.random.default_rng(0).random((50, 256)) < 0.5
     bits[[9, 33, 48]] = bits[2]
     expected = np.arange(50)

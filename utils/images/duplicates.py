@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import imagehash
 import numpy as np
+from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
+from utils.images.hashes import close_pairs
 from utils.images.reading import DataError, read_image
 
 # A hash of SIDE * SIDE bits; the usual 8 * 8 take different skin lesions, each a blob in the middle, for the same.
@@ -26,7 +28,7 @@ MOST_BITS = (
     40  # in which twins differ: up to here all pairs seen in the paper's three sets are twins, from 44 on some are not
 )
 FLAT = 2.0  # grey levels, standard deviation: below, a hash would tell of noise only
-CHUNK = 512  # rows of the distance matrix at a time: 100 MB for 50,000 images
+LINKS = 2**20  # between twins that wait to be joined
 
 
 class Fingerprint(NamedTuple):
@@ -61,7 +63,15 @@ def _fingerprint(path: Path) -> Fingerprint | str:
 
 @cache  # but not of errors: a file may be mended without a change of its time, as by new access rights
 def _read_fingerprint(path: Path, changed: int, size: int) -> Fingerprint:
-    image = read_image(path)
+    return fingerprint_of(path, read_image(path))
+
+
+def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
+    """The fingerprint of a file that was read as `image`.
+
+    Raises:
+        DataError: its content cannot be read again.
+    """
     try:
         content = hashlib.sha256(path.read_bytes()).digest()
     except OSError as error:
@@ -91,14 +101,17 @@ def twin_groups(prints: Sequence[Fingerprint | str]) -> np.ndarray:
     )
     if len(hashed) == 0:
         return copies
-    signs = np.stack([prints[i].bits for i in hashed]).astype(np.float32) * 2 - 1
-    groups = copies
-    for start in range(0, len(hashed), CHUNK):
-        agreement = signs[start : start + CHUNK] @ signs[start:].T  # bits that agree, minus those that differ
-        first, second = np.nonzero(agreement >= signs.shape[1] - 2 * MOST_BITS)
-        first, second = hashed[first + start], hashed[second + start]
+    groups, waiting = copies, 0
+    links = [(hashed[:0], hashed[:0])]  # none yet
+    for pairs in close_pairs(np.stack([prints[i].bits for i in hashed]), MOST_BITS):
+        first, second = hashed[pairs]
         unknown = groups[first] != groups[second]  # among many alike images most links say nothing new
-        groups = join(groups, first[unknown], second[unknown])
+        links.append((first[unknown], second[unknown]))
+        waiting += np.count_nonzero(unknown)
+        if waiting > LINKS:
+            groups, waiting = join(groups, *map(np.concatenate, zip(*links))), 0
+            links = links[:1]
+    groups = join(groups, *map(np.concatenate, zip(*links)))
     return copies if np.bincount(groups).max() > max(len(prints) / 2, np.bincount(copies).max()) else groups
 
 
