@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 PUBLIC_SETS = ("AirBnB", "Flowers", "Skin_cancer")
@@ -45,7 +46,39 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parsed = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
         parsed.add_argument("name", nargs="?", help="the dataset; without it, the one that the configuration names")
         parsed.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
+    _add_search(commands)
     return parser.parse_args(arguments)
+
+
+def _add_search(commands: argparse._SubParsersAction) -> None:
+    text = "index a folder of images, and find and explain those nearest to an image"
+    both = commands.add_parser("search", help=text, description=f"{text[0].upper()}{text[1:]}.").add_subparsers(
+        required=True, dest="step", metavar="STEP", title="steps"
+    )
+    build = both.add_parser(
+        "build",
+        help="make the index of a folder, or bring it up to date",
+        description="Make the index of a folder and its sub-folders, or bring it up to date. It can be stopped and "
+        "started again, and searched meanwhile.",
+    )
+    build.add_argument("folder", type=Path, help="the folder of images")
+    build.add_argument(
+        "--embeddings-only",
+        action="store_true",
+        help="do not measure what regions do, which takes some 170 passes through the network an image: "
+        "a query then measures the images that it finds, and keeps that",
+    )
+    query = both.add_parser(
+        "query",
+        help="find the images nearest to an image, and say why",
+        description="Find the images nearest to an image, and say why. The figure goes to outputs/NAME/search/.",
+    )
+    query.add_argument("image", type=Path, help="the image to look for")
+    query.add_argument("--folder", type=Path, help="the folder to search, where several have been indexed")
+    query.add_argument("--hits", type=int, default=10, metavar="N", help="how many to find (10)")
+    for parsed in (build, query):
+        parsed.add_argument("--dataset", metavar="NAME", help="whose network; without it, that of the configuration")
+        parsed.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,12 +100,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from utils.export import export_trained
 
             print(export_trained(load_config(options.config, options.name)))
+        elif options.command == "search":
+            _search(options)
         else:
             from utils.training import train_and_report
 
             train_and_report(load_config(options.config, options.name))
     except UserError as error:
         fail(str(error))
+
+
+def _search(options: argparse.Namespace) -> None:
+    from utils.config import load_config
+
+    config = load_config(options.config, options.dataset)
+    if options.step == "build":
+        from utils.search.build import build_and_report
+
+        build_and_report(config, options.folder, not options.embeddings_only)
+    else:
+        from utils.search.figure import query_and_report
+
+        query_and_report(config, options.image, options.folder, options.hits)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from utils.dataset import read_split
-from utils.explain.matching import Match, strongest_matches
-from utils.explain.occlusion import RegionEffects, correlation, region_effects, region_sums
+from utils.explain.matching import Match, matching_regions
+from utils.explain.occlusion import RegionEffects, correlation, joined, region_effects, region_sums
 from utils.explain.removal import OTHERS, Interventions, embed_in_parts, strongest_region
 from utils.Grad_CAM import Explanation, explain, explain_effects
-from utils.images.frame import WHOLE, Box, sides
+from utils.images.frame import WHOLE, Box
 from utils.images.pairs import Pairs
 from utils.images.reading import SUFFIXES, DataError, read_image, shrink
 from utils.settings import Config
@@ -86,10 +85,7 @@ class Comparison:
         if missing:
             found = region_effects(self.model, self.batch[missing])
             self.effects |= {i: found.of([k]) for k, i in enumerate(missing)}
-        parts = [self.effects[i] for i in images]
-        return RegionEffects(
-            **{field.name: torch.cat([getattr(one, field.name) for one in parts]) for field in fields(RegionEffects)}
-        )
+        return joined([self.effects[i] for i in images])
 
     def pair(self, first: int, second: int) -> dict:
         """The `images`, `explanation`, `names` and `boxes` of one pair, as `show_explanation` takes them."""
@@ -111,24 +107,7 @@ class Comparison:
         """The strongest matching regions of one pair; their places are shares of the images' sides, not of the
         frame's."""
         boxes = self.boxes[first], self.boxes[second]
-        similarity = self.effects_of(first, second).interaction(0, 1).cpu()
-        inside = [self._inside(box, similarity.shape[:2]) for box in boxes]
-        similarity *= inside[0][:, :, None, None] & inside[1]
-        return [
-            Match(*(self._in_image(place, box) for place, box in zip(match, boxes)), match.strength)
-            for match in strongest_matches(similarity)
-        ]
-
-    def _inside(self, box: Box, shape: tuple[int, int]) -> torch.Tensor:
-        """Positions of a map that see some of what lies in a box of the frame, bool of shape (h, w)."""
-        filled = torch.zeros(1, *self.model.image_size)
-        filled[0][box] = 1
-        return F.adaptive_max_pool2d(filled, shape)[0] > 0
-
-    def _in_image(self, place: tuple[float, float], box: Box) -> tuple[float, float]:
-        """A place in shares of the frame's sides, as shares of those of the image in the box."""
-        pixels = (share * side - part.start for share, side, part in zip(place, self.model.image_size, box))
-        return tuple(min(max(pixel / side, 0.0), 1.0) for pixel, side in zip(pixels, sides(box)))
+        return matching_regions(self.effects_of(first, second), 0, 1, boxes, self.model.image_size)
 
     def what_if(self, first: int, second: int) -> WhatIf:
         """Take the strongest tenth of each map of a pair away, one at a time, by blurring and in other ways, and

@@ -104,11 +104,11 @@ def show_twins(audit: Audit, config: Config, most: int = 6) -> Figure | None:
             label, name = file.split("/", 1)
             axis.imshow(shrink(read_image(config.data_path / file), 256))
             title = f"{label} (conflicting)" if conflicting else label
-            axis.set_title(f"{title}\n{_short(name)}", fontsize=8, color="firebrick" if conflicting else "black")
+            axis.set_title(f"{title}\n{short(name)}", fontsize=8, color="firebrick" if conflicting else "black")
     return figure
 
 
-def _short(name: str, most: int = 26) -> str:
+def short(name: str, most: int = 26) -> str:
     """The end of a long file name, which tells more than its start."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
@@ -147,11 +147,11 @@ def show_explanation(
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, kind in enumerate(("factual", "counterfactual")):
-            axes[row, column + 1].imshow(_explained(image, explanation, index, row, kind, boxes[row]))
+            axes[row, column + 1].imshow(explained_image(image, explanation, index, row, kind, boxes[row]))
             if explanation.strength[index, row, column] > FAINT:
                 _outline(axes[row, column + 1], image, getattr(explanation, kind)[index, row], boxes[row])
             if explanation.empty[index, row, column]:
-                _write_inside(axes[row, column + 1], "no such evidence")
+                write_inside(axes[row, column + 1], "no such evidence")
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
         axis.set_title(title, fontsize=9)
     figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)
@@ -161,7 +161,9 @@ def show_explanation(
     return figure
 
 
-def _explained(image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box) -> np.ndarray:
+def explained_image(
+    image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box
+) -> np.ndarray:
     """One image of a pair under one of its maps, as strong as its evidence is beside the pair's strongest."""
     strength = explanation.strength[index, row, ("factual", "counterfactual").index(kind)]
     return overlay(image, getattr(explanation, kind)[index, row][box] * strength)
@@ -188,7 +190,7 @@ def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
         for row, (image, name, box) in enumerate(zip(pair["images"], pair["names"], pair["boxes"])):
             plain, explained = axes[row, 2 * block : 2 * block + 2]
             plain.imshow(image)
-            explained.imshow(_explained(image, explanation, 0, row, "factual", box))
+            explained.imshow(explained_image(image, explanation, 0, row, "factual", box))
             plain.set_title(name, fontsize=8)
         axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=8)
     for axis in axes.flat:
@@ -205,14 +207,15 @@ def _rows_of_panels(
     size = (width, 2.1 * sum(heights) + titles)
     figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights})
     for row, name in zip(axes, names):
-        row[0].set_ylabel(_short(name), fontsize=9)
+        row[0].set_ylabel(short(name), fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
     return figure, axes
 
 
-def _write_inside(axis: Axes, text: str) -> None:
+def write_inside(axis: Axes, text: str) -> None:
+    """A few words in the middle of a panel."""
     box = {"boxstyle": "round", "facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=9, bbox=box)
 
@@ -247,22 +250,27 @@ def show_matches(
         axis.imshow(image)
         axis.set_title(name, fontsize=9)
         axis.axis("off")
+    mark_matches(axes, images, matches)
+    return figure
+
+
+def mark_matches(axes: Sequence[Axes], images: Sequence[Image.Image], matches: Sequence[Match], size: int = 9) -> None:
+    """Circle the matching regions of two images that are drawn on two axes; `size` of the numbers, in points."""
     for number, (match, colour) in enumerate(zip(matches, sns.color_palette("bright")), start=1):
         ends = []
         for axis, image, (row, column) in zip(axes, images, (match.first, match.second)):
             ends.append((column * image.width - 0.5, row * image.height - 0.5))
-            size = [APART * side for side in image.size]
-            axis.add_patch(Ellipse(ends[-1], *size, fill=False, edgecolor="white", lw=4))
-            axis.add_patch(Ellipse(ends[-1], *size, fill=False, edgecolor=colour, lw=2.2))
+            sides = [APART * side for side in image.size]
+            axis.add_patch(Ellipse(ends[-1], *sides, fill=False, edgecolor="white", lw=4 * size / 9))
+            axis.add_patch(Ellipse(ends[-1], *sides, fill=False, edgecolor=colour, lw=2.2 * size / 9))
             box = {"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"}
-            axis.annotate(str(number), ends[-1], color="white", fontsize=9, ha="center", va="center", bbox=box)
+            axis.annotate(str(number), ends[-1], color="white", fontsize=size, ha="center", va="center", bbox=box)
         line = ConnectionPatch(
             ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1], color=colour, lw=1.2, ls=":"
         )
-        figure.add_artist(line)
+        axes[0].figure.add_artist(line)
     if not matches:
-        _write_inside(axes[0], "no matching regions")
-    return figure
+        write_inside(axes[0], "no matching regions")
 
 
 def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image], names: Sequence[str]) -> Figure:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+
+from utils.explain.occlusion import RegionEffects
+from utils.images.frame import Box, sides
 
 APART = 0.2  # of the map's longer side: positions nearer to a chosen match than this belong to it
 WEAKEST = 0.3  # of the strongest match: weaker ones are not worth showing
@@ -17,6 +21,37 @@ class Match(NamedTuple):
     first: tuple[float, float]
     second: tuple[float, float]
     strength: float
+
+
+def matching_regions(
+    effects: RegionEffects, first: int, second: int, boxes: tuple[Box, Box], image_size: tuple[int, int]
+) -> list[Match]:
+    """The strongest matching regions of two images whose effects are known, by position; their places are shares of the
+    images' sides, not of the frame's.
+
+    Args:
+        boxes: the part of the network's frame, `image_size`, that each image fills.
+    """
+    similarity = effects.interaction(first, second).cpu()
+    inside = [_inside(box, image_size, similarity.shape[:2]) for box in boxes]
+    similarity *= inside[0][:, :, None, None] & inside[1]
+    return [
+        Match(*(_in_image(place, box, image_size) for place, box in zip(match, boxes)), match.strength)
+        for match in strongest_matches(similarity)
+    ]
+
+
+def _inside(box: Box, image_size: tuple[int, int], shape: tuple[int, int]) -> torch.Tensor:
+    """Positions of a map that see some of what lies in a box of the frame, bool of shape (h, w)."""
+    filled = torch.zeros(1, *image_size)
+    filled[0][box] = 1
+    return F.adaptive_max_pool2d(filled, shape)[0] > 0
+
+
+def _in_image(place: tuple[float, float], box: Box, image_size: tuple[int, int]) -> tuple[float, float]:
+    """A place in shares of the frame's sides, as shares of those of the image in the box."""
+    pixels = (share * side - part.start for share, side, part in zip(place, image_size, box))
+    return tuple(min(max(pixel / side, 0.0), 1.0) for pixel, side in zip(pixels, sides(box)))
 
 
 def strongest_matches(similarity: torch.Tensor, count: int = 4) -> list[Match]:

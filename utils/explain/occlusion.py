@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,11 @@ class RegionEffects:
         chosen = list(images)
         return RegionEffects(self.embeddings[chosen], self.regions[chosen], self.delta[chosen], self.density[chosen])
 
+    @property
+    def closer(self) -> torch.Tensor:
+        """The regions that differ from image to image, shape (N, LOOKS, 4)."""
+        return self.regions[:, -LOOKS:]
+
     def on_pairs(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
         """What every region does to the squared distance of P pairs if it goes, shape (P, 2, R), exactly:
         `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2 = |delta_R|^2 - 2 <delta_R, z1 - z2>`. Above 0, the region speaks
@@ -74,6 +79,13 @@ class RegionEffects:
         return (2 * one.T @ two).unflatten(0, (GRID // 2, GRID // 2)).unflatten(2, (GRID // 2, GRID // 2))
 
 
+def joined(parts: Sequence[RegionEffects]) -> RegionEffects:
+    """The effects of several images as those of one sequence."""
+    return RegionEffects(
+        **{field.name: torch.cat([getattr(one, field.name) for one in parts]) for field in fields(RegionEffects)}
+    )
+
+
 def effect_on_distance(delta: torch.Tensor, away: torch.Tensor) -> torch.Tensor:
     """What effects on embeddings (P, R, D) do to the squared distance of pairs whose embeddings are `away` (P, D) from
     each other: `|delta|^2 - 2 <delta, away>`, (P, R)."""
@@ -81,7 +93,9 @@ def effect_on_distance(delta: torch.Tensor, away: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def region_effects(model: SiameseNetwork, batch: torch.Tensor, batch_size: int = 32) -> RegionEffects:
+def region_effects(
+    model: SiameseNetwork, batch: torch.Tensor, batch_size: int = 32, verbose: bool = True
+) -> RegionEffects:
     """Look at each image without one region after the other (occlusion, Zeiler & Fergus 2014; for similarity, Dong et
     al. 2019). A region is taken away by blurring it.
 
@@ -91,32 +105,49 @@ def region_effects(model: SiameseNetwork, batch: torch.Tensor, batch_size: int =
     Args:
         batch: preprocessed images (N, 3, H, W), on any device.
         batch_size: images that pass through the network at once.
+        verbose: show a progress bar, if it takes longer than two seconds.
     """
     batch = batch.to(model.mean.device)
     size = tuple(batch.shape[2:])
-    coarse, fine = (torch.cat([windows(*w[:2], size) for w in kind]) for kind in (WINDOWS, (CLOSER,)))
-    scatter = torch.cat([torch.full((count**2,), share) for _, count, share in WINDOWS])
-    scatter = torch.cat([scatter, torch.full((LOOKS,), CLOSER[2])])
+    coarse, fine, scatter = _coarse(size), windows(*CLOSER[:2], size), _scatter()
     total = len(batch) * (1 + len(coarse) + LOOKS)
     found = []
-    with eval_mode(model), tqdm(total=total, desc="Looking without regions", delay=2) as bar:
+    with eval_mode(model), tqdm(total=total, desc="Looking without regions", delay=2, disable=not verbose) as bar:
         for image, blurred in zip(batch, blur(batch)):
             (whole,) = embeddings_without(model, image, blurred, torch.zeros(1, 4, dtype=torch.long), batch_size)
-            regions, delta = (
-                coarse,
-                _beyond_rounding(whole - embeddings_without(model, image, blurred, coarse, batch_size), whole),
-            )
+            delta = _beyond_rounding(whole - embeddings_without(model, image, blurred, coarse, batch_size), whole)
             bar.update(1 + len(coarse))
             chosen = fine[_most_effect(fine, spread(coarse, delta, size, scatter[: len(coarse)]), size)]
-            regions = torch.cat([regions, chosen])
             closer = whole - embeddings_without(model, image, blurred, chosen, batch_size)
             delta = torch.cat([delta, _beyond_rounding(closer, whole)])
             bar.update(LOOKS)
-            both = torch.cat([delta, delta.square().sum(1, keepdim=True)], dim=1)
-            found.append((regions, delta, spread(regions, both, size, scatter)))
+            found.append((chosen, delta))
         embeddings = torch.cat([model.embed(part) for part in batch.split(batch_size)])
-    regions, delta, density = (torch.stack(parts) for parts in zip(*found))
-    return RegionEffects(embeddings, regions.to(delta.device), delta, density)
+    closer, delta = (torch.stack(parts) for parts in zip(*found))
+    return effects_of_regions(embeddings, closer, delta, size)
+
+
+def effects_of_regions(
+    embeddings: torch.Tensor, closer: torch.Tensor, delta: torch.Tensor, image_size: tuple[int, int]
+) -> RegionEffects:
+    """`RegionEffects` from what has to be known of them: of N images the embeddings (N, D), the regions of their closer
+    looks (N, LOOKS, 4) and the effects of all regions (N, R, D); the others follow from the size in pixels."""
+    coarse, scatter = _coarse(image_size), _scatter()
+    regions = torch.cat([coarse.expand(len(closer), -1, -1), closer.cpu()], dim=1)
+    both = torch.cat([delta, delta.square().sum(2, keepdim=True)], dim=2)
+    density = [spread(*image, image_size, scatter) for image in zip(regions, both)]
+    return RegionEffects(embeddings, regions.to(delta.device), delta, torch.stack(density))
+
+
+def _coarse(image_size: tuple[int, int]) -> torch.Tensor:
+    """The regions with which every image of a size begins."""
+    return torch.cat([windows(side, count, image_size) for side, count, _ in WINDOWS])
+
+
+def _scatter() -> torch.Tensor:
+    """That of all regions of an image, shape (R,)."""
+    parts = [(count**2, share) for _, count, share in WINDOWS] + [(LOOKS, CLOSER[2])]
+    return torch.cat([torch.full((number,), share) for number, share in parts])
 
 
 def windows(side: float, count: int, image_size: tuple[int, int]) -> torch.Tensor:

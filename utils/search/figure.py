@@ -1,0 +1,80 @@
+"""The figure of a query: each hit beside it, what matches, and what speaks for and against the decision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+from PIL import Image
+
+from utils.images.reading import DataError, read_image, shrink
+from utils.imshow import explained_image, mark_matches, save_figure, short, write_inside
+from utils.models import load_trained
+from utils.search.build import place_of
+from utils.search.query import Found, Hit, find_index, search
+from utils.search.store import Index
+from utils.settings import Config
+
+TITLES = ("query", "hit", "query, factual", "hit, factual", "query, counterfactual", "hit, counterfactual")
+
+
+def show_hits(found: Found) -> Figure:
+    """A row for each hit: query and hit with the regions that match circled in one colour, the factual maps of both,
+    and the counterfactual ones.
+
+    The hits' files are opened for this only; one that has gone is drawn as a grey panel.
+    """
+    query = shrink(read_image(found.query), 320)
+    images = [_picture(hit) for hit in found.hits]
+    heights = [min(1.6, max(0.55, query.height / query.width, im.height / im.width)) for im in images]
+    figure, axes = plt.subplots(
+        len(images),
+        len(TITLES),
+        figsize=(9.2, 1.45 * sum(heights) + 0.5),
+        layout="constrained",
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )
+    for axis, title in zip(axes[0], TITLES):
+        axis.set_title(title, fontsize=8)
+    for rank, (row, hit, image) in enumerate(zip(axes, found.hits, images), start=1):
+        decision = "similar" if hit.is_similar else "dissimilar"
+        row[0].set_ylabel(f"{rank}. {decision}, {hit.similarity:.2f}\n{short(found.name(hit), 24)}", fontsize=7)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            sns.despine(ax=axis, left=True, bottom=True)
+        row[0].imshow(query)
+        row[1].imshow(image)
+        if hit.explanation is None:
+            write_inside(row[2], "not explained:\ngone or changed")
+            continue
+        mark_matches(row[:2], (query, image), hit.matches, size=6)
+        for column, kind in ((2, "factual"), (4, "counterfactual")):
+            for side, (picture, box) in enumerate(((query, found.box), (image, hit.box))):
+                row[column + side].imshow(explained_image(picture, hit.explanation, 0, side, kind, box))
+                if hit.explanation.empty[0, side, ("factual", "counterfactual").index(kind)]:
+                    write_inside(row[column + side], "none")
+    return figure
+
+
+def _picture(hit: Hit) -> Image.Image:
+    try:
+        return shrink(read_image(hit.path), 320)
+    except DataError:
+        return shrink(Image.new("RGB", hit.image_size, "lightgrey"), 320)
+
+
+def query_and_report(config: Config, image: Path, folder: Path | None = None, count: int = 10) -> None:
+    """Search as the command line does: print the hits and where their figure is."""
+    model, note = load_trained(config)
+    print(note)
+    with Index(find_index(config, folder), model) as index:
+        found = search(model, index, image, count)
+    path = place_of(config, image, ".png")
+    figure = show_hits(found)
+    save_figure(figure, path)
+    plt.close(figure)
+    problems = [hit.problem for hit in found.hits if hit.problem]
+    print("\n".join([found.table().to_string(index=False), *problems, f"why: {path}"]))
