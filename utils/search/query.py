@@ -91,7 +91,7 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
 def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry]) -> list[RegionEffects | str]:
     """The effects of the regions of each of some images, from the index or else measured, and then kept in it; or why
     that cannot be done."""
-    results: list[RegionEffects | str | None] = [_kept_effects(model, entry) for entry in entries]
+    results: list[RegionEffects | str | None] = [kept_effects(model, entry) for entry in entries]
     images: dict[int, torch.Tensor] = {}
     for k, entry in enumerate(entries):
         if results[k] is None:
@@ -109,7 +109,8 @@ def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry])
     return results
 
 
-def _kept_effects(model: SiameseNetwork, entry: Entry) -> RegionEffects | None:
+def kept_effects(model: SiameseNetwork, entry: Entry) -> RegionEffects | None:
+    """The effects that an index holds of an image; None where it holds none."""
     if entry.delta is None:
         return None
     device = model.mean.device
@@ -120,15 +121,21 @@ def _kept_effects(model: SiameseNetwork, entry: Entry) -> RegionEffects | None:
 def _hit(
     model: SiameseNetwork, index: Index, query: RegionEffects, query_box: Box, entry: Entry, known: RegionEffects | str
 ) -> Hit:
-    box, size = model.frame.box(entry.image_size), model.image_size
+    box = model.frame.box(entry.image_size)
     distance = float(np.linalg.norm(query.embeddings[0].cpu().numpy() - entry.embedding))
     dissimilarity = float(model.dissimilarity(torch.tensor(distance)))
     hit = [index.folder / entry.state.file, entry.image_size, box, 1 - dissimilarity, dissimilarity < model.threshold]
     if isinstance(known, str):
         return Hit(*hit, problem=known)
-    both = joined([query, known])
-    matches = matching_regions(both, 0, 1, (query_box, box), size)
-    return Hit(*hit, explain_effects(model, both, [0], [1], size), matches)
+    return Hit(*hit, *explained(model, query, query_box, known, box))
+
+
+def explained(
+    model: SiameseNetwork, query: RegionEffects, query_box: Box, hit: RegionEffects, box: Box
+) -> tuple[Explanation, list[Match]]:
+    """Why a query and a hit are alike or not, and what matches what, from their effects alone."""
+    both, size = joined([query, hit]), model.image_size
+    return explain_effects(model, both, [0], [1], size), matching_regions(both, 0, 1, (query_box, box), size)
 
 
 def find_index(config: Config, folder: Path | None = None) -> Path:
