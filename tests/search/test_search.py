@@ -263,5 +263,5 @@ def test_what_is_missing_is_named(model, folder, path, tmp_path):
     (tmp_path / "o" / "search").mkdir(parents=True)
     for name in ("a", "b"):
         (tmp_path / "o" / "search" / f"{name}.sqlite").touch()
-    with pytest.raises(SearchError, match="several indexes .* --folder FOLDER"):
+    with pytest.raises(SearchError, match="several indexes .* with --folder"):
         find_index(config)

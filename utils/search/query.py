@@ -96,10 +96,12 @@ def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry])
     for k, entry in enumerate(entries):
         if results[k] is None:
             try:
-                if state_of(index.folder, entry.state.file) != entry.state:
-                    raise DataError("changed")
-                images[k] = model.preprocess(read_image(index.folder / entry.state.file))
+                unchanged = state_of(index.folder, entry.state.file) == entry.state
+                if unchanged:
+                    images[k] = model.preprocess(read_image(index.folder / entry.state.file))
             except (OSError, DataError):
+                unchanged = False
+            if not unchanged:
                 results[k] = f"{entry.state.file}: gone or changed; run python -m utils search build {index.folder}"
     if images:
         measured = region_effects(model, torch.stack(list(images.values())))
@@ -152,5 +154,5 @@ def find_index(config: Config, folder: Path | None = None) -> Path:
         raise SearchError(f"{place}: no index there; run python -m utils search build FOLDER first")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise SearchError(f"{place}: several indexes ({names}); say which folder to search: --folder FOLDER")
+        raise SearchError(f"{place}: several indexes ({names}); name the folder to search with --folder")
     return found[0]

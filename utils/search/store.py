@@ -121,7 +121,7 @@ class Index:
             yield
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
-                raise SearchError(f"{self.path}: another program is writing it; try again later") from None
+                raise SearchError(f"{self.path}: another program is writing it; wait until it has finished") from None
             raise SearchError(
                 f"{self.path}: cannot be used ({error}); make room, check the access rights, or delete it and run "
                 "python -m utils search build FOLDER again"
