@@ -31,7 +31,7 @@ def frozen_features(
     V is 1, or `VIEWS` where `augment` changes images: the first view is the images as they are, the others are
     augmented. Features for training may be computed in bfloat16.
     """
-    device, rounds = model.mean.device, VIEWS if augment is not None and augment.transform else 1
+    device, rounds = model.mean.device, VIEWS if augment is not None and augment.changes_images else 1
     features: list[list[torch.Tensor]] = [[] for _ in range(rounds)]
     with eval_mode(model), tqdm(total=rounds * len(images), desc="Computing features", disable=not verbose) as bar:
         for view in range(rounds):

@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare, ks_2samp, kstest
+from torchvision.transforms import v2
 
-from utils.images.augmentation import Augmentation
+from utils.images import augmentation
+from utils.images.augmentation import Augmentation, adjust_colours, changed_images
+from utils.images.draws import COLOURS, Changes, draw_changes
 from utils.settings import ImageOptions
 
 STILL = dict(HorizontalFlip=0, VerticalFlip=0)
@@ -20,7 +24,7 @@ def augmented(images, seed=0, **options):
     [({"HorizontalFlip": 1}, [3]), ({"VerticalFlip": 1}, [2]), ({"HorizontalFlip": 1, "VerticalFlip": 1}, [2, 3])],
 )
 def test_a_certain_flip_is_torchs_flip(options, dims):
-    assert torch.equal(augmented(IMAGES, **options), IMAGES.flip(dims))
+    assert torch.equal(augmented(IMAGES, **options), IMAGES.flip(dims).float())
 
 
 @pytest.mark.parametrize("key, dim", [("HorizontalFlip", 3), ("VerticalFlip", 2)])
@@ -105,7 +109,8 @@ JITTER = ["brightness", "contrast", "saturation", "hue"]
 @pytest.mark.parametrize("key", JITTER)
 def test_each_jitter_works_alone(key):
     changed = augmented(IMAGES, **{key: 0.4})
-    assert changed.shape == IMAGES.shape and changed.dtype == torch.uint8
+    assert changed.shape == IMAGES.shape and changed.dtype == torch.float32
+    assert -0.001 < changed.min() and changed.max() < 255.001
     assert (changed != IMAGES).float().mean() > 0.3
     grey = IMAGES[:, :1].repeat(1, 3, 1, 1)
     change = (augmented(grey, **{key: 0.4}).int() - grey.int()).abs().max()
@@ -147,3 +152,188 @@ def test_the_global_generators_are_left_as_found(monkeypatch):
     augmented(IMAGES, HorizontalFlip=0.5, RandomRotationDegrees=10, hue=0.1)
     assert torch.equal(torch.get_rng_state(), before) and not reseeded
     assert torch.equal(IMAGES, source)
+
+
+# ---------------------------------------------------------------------------- beside torchvision, image by image
+
+
+def smooth_images(count, size, seed=0):
+    """Blurred noise, float on the scale of 0 to 255: its bilinear interpolation is about right."""
+    noise = torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed)) * 255
+    return v2.functional.gaussian_blur(noise, [15, 15], [3.0, 3.0])
+
+
+def changes(count, **fields):
+    return Changes(**dict.fromkeys(Changes._fields) | {"factors": np.ones((count, 4))} | fields)
+
+
+BLANK = torch.tensor([124.0, 116.0, 104.0]).view(3, 1, 1)
+CROPS = np.array([[0, 0, 30, 40], [3, 5, 21, 30], [9, 0, 21, 13], [0, 33, 30, 7]])
+
+
+def test_crops_are_torchvisions():
+    images = IMAGES[:4].float().repeat(1, 1, 2, 2)[:, :, :30, :40]
+    found = changed_images(images.clone(), changes(4, crops=CROPS), BLANK)
+    for image, crop, one in zip(images, CROPS.tolist(), found):
+        torch.testing.assert_close(one, v2.functional.resized_crop(image, *crop, [30, 40]), atol=0.01, rtol=0)
+
+
+def test_turns_are_torchvisions_and_beyond_the_image_lies_the_mean_colour():
+    images, angles = IMAGES[:4].float(), np.array([0.0, 17.5, -44.0, 131.0])
+    found = changed_images(images.clone(), changes(4, angles=angles), BLANK)
+    for image, angle, one in zip(images, angles, found):
+        turned, inside = (
+            v2.functional.rotate(part, float(angle), v2.InterpolationMode.BILINEAR, fill=fill)
+            for part, fill in ((image, BLANK.flatten().tolist()), (torch.ones(1, 16, 24), [0.0]))
+        )
+        # torchvision weighs the image's edge twice, so it is left out.
+        whole = ((inside < 1e-10) | (inside > 1 - 1e-4)).expand(3, -1, -1)
+        assert whole.float().mean() > 0.7 and (angle == 0 or (inside == 0).any())
+        torch.testing.assert_close(one[whole], turned[whole], atol=0.02, rtol=0)
+
+
+def test_the_edge_of_a_turned_image_blends_into_the_mean_colour():
+    white = torch.full((1, 3, 16, 24), 255.0)
+    found = changed_images(white.clone(), changes(1, angles=np.array([20.0])), BLANK)
+    share = (found - BLANK) / (255 - BLANK)
+    assert share.min() > -1e-4 and share.max() < 1 + 1e-4
+    torch.testing.assert_close(share[:, 0], share[:, 2], atol=1e-4, rtol=0)
+
+
+def test_flips_turns_and_crops_in_one_interpolation_are_those_in_sequence():
+    """On smooth images, where interpolating twice costs little: within 2 grey levels inside of the image."""
+    images = smooth_images(4, (30, 40))
+    flips = np.array([[True, False], [False, True], [True, True], [False, False]])
+    angles = np.array([20.0, -35.0, 10.0, 77.0])
+    found = changed_images(images.clone(), changes(4, flips=flips, angles=angles, crops=CROPS), BLANK)
+    for position, image in enumerate(torch.cat([images, torch.ones(4, 1, 30, 40)], dim=1)):
+        for axis, flipped in zip((2, 1), flips[position]):
+            image = image.flip(axis) if flipped else image
+        image = v2.functional.rotate(image, float(angles[position]), v2.InterpolationMode.BILINEAR)
+        image = v2.functional.resized_crop(image, *CROPS[position].tolist(), [30, 40])
+        inside = (image[3] > 1 - 1e-4).expand(3, -1, -1)
+        assert inside.float().mean() > 0.2
+        assert (found[position] - image[:3])[inside].abs().max() < 2 < image[:3][inside].std()
+
+
+JITTERS = [
+    getattr(v2.functional, f"adjust_{name}") for name in ("brightness", "contrast", "saturation", "hue")
+]  # in the order of COLOURS
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_colours_are_torchvisions_in_every_order(order):
+    factors = np.array([[1.3, 0.6, 1.4, 0.1], [0.7, 1.5, 0.5, -0.3], [0.0, 1.0, 2.0, 0.5]])
+    orders = np.array([order, order[::-1], order[1:] + order[:1]])
+    images = IMAGES[:3].clone()
+    images[1, :, :4] = images[1, :1, :4]  # grey
+    found = changed_images(images.float(), changes(3, order=orders, factors=factors), BLANK)
+    for position, (image, one) in enumerate(zip(images, found)):
+        exact, rounded = image / 255, image
+        for kind in orders[position]:
+            exact = JITTERS[kind](exact, factors[position, kind])
+            rounded = JITTERS[kind](rounded, factors[position, kind])
+        torch.testing.assert_close(one, exact * 255, atol=0.01, rtol=0)
+        assert (one - rounded).abs().mean() < 4  # which cuts off fractions four times, and then stretches the contrast
+
+
+def test_images_due_for_different_colours_together_are_as_one_by_one(monkeypatch):
+    orders = np.array([[0, 2, 1, 3], [3, 0, 2, 1], [0, 1, 2, 3], [2, 0, 3, 1]])
+    factors = np.linspace(0.1, 0.5, 16).reshape(4, 4)
+    images = IMAGES[:4].float()
+    expected = adjust_colours(images.clone(), orders, factors)  # one by one, as this is a CPU
+    monkeypatch.setattr(augmentation, "one_by_one", lambda images: False)
+    torch.testing.assert_close(adjust_colours(images.clone(), orders, factors), expected, atol=1e-3, rtol=0)
+    assert (expected - images).abs().mean() > 1
+
+
+def test_holes_are_torchvisions():
+    holes = np.array([[2, 3, 5, 7], [0, 0, 0, 0], [11, 20, 5, 4]])
+    found = changed_images(IMAGES[:3].float(), changes(3, holes=holes), BLANK)
+    for image, (top, left, height, width), one in zip(IMAGES[:3].float(), holes.tolist(), found):
+        assert torch.equal(one, v2.functional.erase(image, top, left, height, width, BLANK.expand(3, height, width)))
+
+
+# ---------------------------------------------------------------------------- distributions, beside torchvision's
+
+EVERYTHING = ImageOptions(
+    size=(40, 60),
+    HorizontalFlip=0.3,
+    VerticalFlip=0.6,
+    RandomRotationDegrees=30,
+    RandomResizedCrop=0.4,
+    RandomErasing=0.4,
+    brightness=0.3,
+    contrast=1.4,
+    saturation=0.2,
+    hue=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_changes(EVERYTHING, np.random.default_rng(0), 10_000, (40, 60), progress=0.5)
+
+
+def torchvisions(transform, keys, size=(40, 60), count=2_000):
+    """`count` draws of a transform's parameters, (count, K)."""
+    image = torch.zeros(3, *size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows = [transform.make_params([image]) for _ in range(count)]
+    return np.array([[row[key] for key in keys] for row in rows])
+
+
+def same_distribution(found, expected):
+    """Kolmogorov and Smirnov's test, column by column, at a level that chance passes in 999 of 1,000 runs."""
+    assert found.shape[1] == expected.shape[1]
+    for ours, theirs in zip(found.T, expected.T):
+        assert ks_2samp(ours, theirs).pvalue > 0.001
+
+
+def test_flips_and_angles_are_drawn_as_asked(drawn):
+    assert drawn.flips.mean(0) == pytest.approx([0.3, 0.6], abs=0.02)  # 0.005 one standard deviation
+    assert abs(np.corrcoef(drawn.flips.T)[0, 1]) < 0.04
+    assert kstest(drawn.angles, "uniform", (-30, 60)).pvalue > 0.001
+
+
+def test_crops_are_distributed_as_torchvisions(drawn):
+    ratio = (3 / 4 * 60 / 40, 4 / 3 * 60 / 40)
+    expected = torchvisions(
+        v2.RandomResizedCrop((40, 60), scale=(0.4, 1), ratio=ratio), ["top", "left", "height", "width"]
+    )
+    same_distribution(drawn.crops, expected)
+    same_distribution(drawn.crops[:, 2:].prod(1, keepdims=True), expected[:, 2:].prod(1, keepdims=True))
+    same_distribution(drawn.crops[:, 3:] / drawn.crops[:, 2:3], expected[:, 3:] / expected[:, 2:3])
+    assert (drawn.crops[:, :2] >= 0).all() and (drawn.crops[:, :2] + drawn.crops[:, 2:] <= (40, 60)).all()
+
+
+def test_holes_are_distributed_as_torchvisions_and_as_often_as_asked(drawn):
+    hit = drawn.holes[:, 2] > 0
+    assert hit.mean() == pytest.approx(0.2, abs=0.02)  # half of 0.4; 0.004 one standard deviation
+    expected = torchvisions(v2.RandomErasing(), ["i", "j", "h", "w"])
+    same_distribution(drawn.holes[hit], expected)
+
+
+def test_colours_are_distributed_as_torchvisions(drawn):
+    keys = [f"{name}_factor" for name in COLOURS]
+    expected = torchvisions(v2.ColorJitter(0.3, 1.4, 0.2, 0.1), keys)
+    same_distribution(drawn.factors, expected)
+    orders, counts = np.unique(drawn.order, axis=0, return_counts=True)
+    assert len(orders) == 24 and chisquare(counts).pvalue > 0.001
+
+
+def test_an_image_s_changes_depend_on_the_images_before_it_and_not_on_the_batches():
+    whole, parts = (Augmentation(EVERYTHING, 3) for _ in range(2))
+    images = IMAGES.repeat(2, 1, 1, 1)
+    expected = whole(images)
+    found = torch.cat([parts(part) for part in images.split([1, 5, 7, 3])])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_switching_one_change_on_leaves_the_others_as_they_were(drawn):
+    fewer = EVERYTHING.model_copy(update={"RandomResizedCrop": 1.0, "saturation": 0.0, "VerticalFlip": 0.0})
+    other = draw_changes(fewer, np.random.default_rng(0), 10_000, (40, 60), progress=0.5)
+    assert other.crops is None and not other.flips[:, 1].any() and other.order.shape == (10_000, 3)
+    assert (other.flips[:, 0] == drawn.flips[:, 0]).all() and (other.angles == drawn.angles).all()
+    assert (other.holes == drawn.holes).all()
