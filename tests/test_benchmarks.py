@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from benchmarks.architectures import (
 )
 from benchmarks.datasets import measure
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
+from benchmarks.soak import soak
 from utils.explain import occlusion
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
@@ -196,3 +199,9 @@ def test_effects_that_add_up_are_called_additive(monkeypatch):
     assert trust.additivity(None, batch, [0], [1]) == pytest.approx(1)
     effects[2] = quarters.flip(1)
     assert trust.additivity(None, batch, [0], [1]) < 0.9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_the_soak_looks_at_memory_after_every_part():
+    held = soak(rounds=6, parts=3)
+    assert len(held) == 3 and all(50 < mebibytes < 100_000 for mebibytes in held)

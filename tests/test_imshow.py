@@ -286,3 +286,29 @@ def test_long_names_are_shortened_beside_their_panels():
     image = Image.new("RGB", (8, 8))
     figure = show_explanation((image, image), explanation, names=("a" * 30 + "b" * 10, "short"))
     assert [figure.axes[k].get_ylabel() for k in (0, 3)] == ["…" + "a" * 15 + "b" * 10, "short"]
+
+
+def test_a_hundred_figures_shown_as_notebooks_do_leave_none_open(wide, tmp_path):
+    backend = plt.get_backend()
+    plt.switch_backend("module://matplotlib_inline.backend_inline")  # Jupyter's, whose `show` closes
+    what_if = WhatIf(
+        0.8, np.full((2, 2), 0.5), np.zeros((2, 2)), torch.zeros(2, 2, 8, 8).bool(), np.zeros((2, 2), bool)
+    )
+    makers = [
+        lambda: show_images([wide], ["a"], columns=1),
+        lambda: show_pairs([(wide, wide)], ["similar"]),
+        lambda: show_matches((wide, wide), [Match((0.5, 0.25), (0.1, 0.5), 2.0)], ("a", "b")),
+        lambda: show_explanation((wide, wide), explanation(), ("a", "b")),
+        lambda: show_what_if((wide, wide), what_if, ("a", "b")),
+        lambda: show_similarity_matrix(np.eye(2), [wide] * 2, ["a", "b"]),
+    ]
+    try:
+        for number in range(100):
+            figure = makers[number % len(makers)]()
+            assert [plt.figure(open_) for open_ in plt.get_fignums()] == [figure]  # nothing half made beside it
+            if number < len(makers):
+                save_figure(figure, tmp_path / f"{number}.png")
+            plt.show()
+            assert not plt.get_fignums()
+    finally:
+        plt.switch_backend(backend)
