@@ -3,8 +3,9 @@
     python -m benchmarks.kills --points 20
 
 Small networks on small images, one from random weights and one from pretrained ones; killed (SIGKILL) before a step of
-the optimizer or before a finished file takes its place, at points drawn at random; then started again. Compared are the
-history, but for its seconds, and every number of both checkpoints, bit for bit.
+the optimizer or before a finished file takes its place, at points drawn at random; then started again. In the end one
+of two processes that torchrun has started is killed, and both are started again. Compared are the history, but for its
+seconds, and every number of both checkpoints, bit for bit.
 """
 
 from __future__ import annotations
@@ -54,18 +55,42 @@ def watched(die: tuple[str, int] | None = None) -> Iterator[Counter]:
         yield counts
 
 
-def train_killed(config: Config, event: str, count: int) -> None:
-    """Train in a process of its own that is killed at the event's `count`-th time.
+def start(config: Config, processes: int, *command: str) -> subprocess.CompletedProcess:
+    """Run a module that takes a configuration, in a process of its own, or in several by torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    with tempfile.TemporaryDirectory() as folder:
+        config.save(Path(folder) / "config.yml")
+        run = [sys.executable, *(torchrun if processes > 1 else []), "-m", *command]
+        return subprocess.run(
+            [*run, "--config", str(Path(folder) / "config.yml")],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+
+
+def train_killed(config: Config, event: str, count: int, processes: int = 1) -> None:
+    """Train in a process of its own, or in several, of which the last is killed at the event's `count`-th time.
 
     Raises:
         RuntimeError: it ended otherwise.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        config.save(Path(folder) / "config.yml")
-        die = ["--die", event, str(count), "--config", str(Path(folder) / "config.yml")]
-        child = subprocess.run([sys.executable, "-m", "benchmarks.kills", *die], capture_output=True, text=True)
-    if child.returncode != -signal.SIGKILL:
+    child = start(config, processes, "benchmarks.kills", "--die", event, str(count))
+    killed = "SIGKILL" in child.stderr if processes > 1 else child.returncode == -signal.SIGKILL
+    if not killed:
         raise RuntimeError(f"not killed at {event} {count}, but ended with {child.returncode}: {child.stderr[-500:]}")
+
+
+def kill_one_of_two(config: Config, count: int) -> str | None:
+    """What differs between two processes that were left alone and two of which one was killed at a step, and that were
+    started again."""
+    alone, again = (
+        changed(config, {"checkpoints_path": config.checkpoints_path.parent / name}) for name in ("two", "one of two")
+    )
+    train_killed(again, "step", count, processes=2)
+    for run in (alone, again):
+        start(run, 2, "utils.training").check_returncode()
+    return difference(alone.checkpoints_path, again.checkpoints_path)
 
 
 def difference(one: Path, other: Path) -> str | None:
@@ -131,12 +156,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.die:
-        with watched((arguments.die[0], int(arguments.die[1]))):
+        last = int(os.environ.get("RANK", 0)) + 1 == int(os.environ.get("WORLD_SIZE", 1))
+        with watched((arguments.die[0], int(arguments.die[1])) if last else None):
             train(load_config(arguments.config))
         return
     rng, rows = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as place, tqdm(total=arguments.points, desc="Killing") as bar:
-        for k, (network, config) in enumerate(configurations(Path(place)).items()):
+        networks = configurations(Path(place))
+        for k, (network, config) in enumerate(networks.items()):
             config = changed(config, {"checkpoints_path": Path(place) / network / "alone"})
             with watched() as counts:
                 train(config)
@@ -150,6 +177,8 @@ def main() -> None:
                 differs = difference(config.checkpoints_path, again.checkpoints_path)
                 rows.append((network, f"{event} {count} of {counts[event]}", differs or "the same"))
                 bar.update()
+        differs = kill_one_of_two(networks["random weights"], 9)
+        rows.append(("random weights, two processes", "step 9, one of them", differs or "the same"))
     print(pd.DataFrame(rows, columns=["network", "killed before", "result"]).to_string(index=False))
 
 

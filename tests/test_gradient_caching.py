@@ -5,6 +5,7 @@ from torch import nn
 
 from utils.dataset import prepare_split
 from utils.gradient_caching import GradientCache
+from utils.processes import Processes
 from utils.settings import Config
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs
 from utils.training import Trainer
@@ -28,7 +29,7 @@ def all_pairs_loss(rows):
 
 def cached(model, chunk, calls=None):
     """Loss and gradients by the cache; and the sizes of the passes."""
-    cache = GradientCache(model, CPU)
+    cache = GradientCache(model, CPU, Processes())
     cache.chunk = chunk
     calls = [] if calls is None else calls
 
@@ -110,7 +111,7 @@ def test_when_memory_runs_out_chunks_are_halved_for_good_and_nothing_else_change
     for _ in range(2):
         expected = by_hand(other, IMAGES.split(3))
     torch.manual_seed(1)
-    cache, calls = GradientCache(model, CPU), []
+    cache, calls = GradientCache(model, CPU, Processes()), []
     for _ in range(2):
         embed = running_out(4, where)(model, calls)
         loss, rows = cache.backward(embed, len(IMAGES), (len(IMAGES), 4), all_pairs_loss)
@@ -123,7 +124,7 @@ def test_when_memory_runs_out_chunks_are_halved_for_good_and_nothing_else_change
 
 
 def test_memory_that_does_not_hold_one_image_and_other_errors_end_it(model):
-    cache, sizes = GradientCache(model, CPU), []
+    cache, sizes = GradientCache(model, CPU, Processes()), []
 
     def too_much(size):
         sizes.append(size)
@@ -132,7 +133,7 @@ def test_memory_that_does_not_hold_one_image_and_other_errors_end_it(model):
     with pytest.raises(RuntimeError, match="out of memory"):
         cache.fit(too_much, 5)
     assert sizes == [5, 2, 1]
-    cache = GradientCache(model, CPU)
+    cache = GradientCache(model, CPU, Processes())
     with pytest.raises(RuntimeError, match="shapes"):
         cache.fit(lambda size: (_ for _ in ()).throw(RuntimeError("shapes do not fit")), 5)
     assert cache.fit(lambda size: size, 5) == 5

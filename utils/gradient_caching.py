@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from utils.machine import is_out_of_memory, random_states, set_random_states
+from utils.processes import Processes
 
 T = TypeVar("T")
 # Embeds the images of a batch from one position to another (excluded): where its rows belong among the batch's, (r,),
@@ -28,13 +29,18 @@ Losses = tuple[torch.Tensor, torch.Tensor]
 Objective = Callable[[torch.Tensor], Losses]
 
 
+def batch_statistics(model: nn.Module) -> list[torch.Tensor]:
+    """What batch normalisation in training mode counts."""
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.training)
+    return [buffer for norm in norms for buffer in norm.buffers()]
+
+
 class Moment:
     """What a forward pass changes beside its output, to be put back: random states and batch statistics."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device, self.states = device, random_states(device)
-        norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.training)
-        self.buffers = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+        self.buffers = [(buffer, buffer.clone()) for buffer in batch_statistics(model)]
 
     def restore(self) -> None:
         set_random_states(self.states, self.device)
@@ -51,10 +57,13 @@ class GradientCache:
     training mode, that is from random weights, takes its statistics from the chunk alone: there, chunks train a
     slightly different network, as smaller batches would. Dropout and stochastic depth draw the same in both passes, but
     for chunks not what they would draw for the batch in one piece.
+
+    Of several processes each takes its share of a batch. The objective is that of all rows in each, and what is missing
+    in the gradients are the other shares' parts: sum them. A share is to batch normalisation what a chunk is.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model, self.device = model, device
+    def __init__(self, model: nn.Module, device: torch.device, processes: Processes) -> None:
+        self.model, self.device, self.processes = model, device, processes
         self.chunk = sys.maxsize  # images in one pass
 
     def fit(self, compute: Callable[[int], T], wanted: int) -> T:
@@ -79,7 +88,7 @@ class GradientCache:
             )
 
     def backward(self, embed: EmbedPart, count: int, shape: tuple[int, int], objective: Objective) -> Losses:
-        """Set the network's gradients to those of a batch.
+        """Set the network's gradients to those of a batch, or of this process's share of it.
 
         Args:
             embed: see `EmbedPart`; called twice for a chunk, it does the same if PyTorch's generators stand the same.
@@ -90,28 +99,37 @@ class GradientCache:
         Returns:
             What `objective` gave as the second, and the rows, both detached.
         """
-        before = Moment(self.model, self.device)
+        before, share = Moment(self.model, self.device), self.processes.share(count)
 
-        def compute(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def compute(size: int) -> Losses:
             before.restore()
             self.model.zero_grad(set_to_none=True)
-            parts = [(start, min(start + size, count)) for start in range(0, count, size)]
-            one, states = len(parts) == 1, []
-            rows = torch.zeros(shape, device=self.device)
-            for part in parts:
-                states.append(random_states(self.device))
-                with torch.set_grad_enabled(one):
-                    places, embedded = embed(*part)
-                rows[places] = embedded.detach()
-            target, loss = objective(rows.requires_grad_())
-            target.backward()
-            if not one:
-                before.restore()
-            for part, state in zip(parts, states):
-                if not one:
-                    set_random_states(state, self.device)
-                    places, embedded = embed(*part)
-                embedded.backward(rows.grad[places])
-            return loss.detach(), rows.detach()
+            parts = [(start, min(start + size, share.stop)) for start in range(share.start, share.stop, size)]
+            one, passes = len(parts) == 1, []
 
-        return self.fit(compute, count)
+            def first_pass() -> torch.Tensor:
+                rows = torch.zeros(shape, device=self.device)
+                for part in parts:
+                    state = random_states(self.device)
+                    with torch.set_grad_enabled(one):
+                        places, embedded = embed(*part)
+                    rows[places] = embedded.detach()
+                    passes.append((part, state, places, embedded if one else None))
+                return rows
+
+            def second_pass() -> torch.Tensor:
+                target, loss = objective(rows)
+                target.backward()
+                if not one:
+                    before.restore()
+                for part, state, places, embedded in passes:
+                    if not one:
+                        set_random_states(state, self.device)
+                        _, embedded = embed(*part)
+                    embedded.backward(rows.grad[places])
+                return loss.detach()
+
+            rows = self.processes.sum(self.processes.attempt(first_pass)).requires_grad_()
+            return self.processes.attempt(second_pass), rows.detach()
+
+        return self.fit(compute, -(-count // self.processes.count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,17 +27,28 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def choose_device(config: Config) -> torch.device:
-    """The device of `device`, `cuda` and `gpu`; `auto` takes CUDA, then Apple's MPS, then the CPU.
+    """The device of `device`, `cuda` and `gpu`; `auto` takes CUDA, then Apple's MPS, then the CPU. Of several processes
+    that torchrun has started, each takes a card of its own, whatever `gpu` says.
 
     Raises:
         ConfigError: the device that was asked for is not there.
     """
     wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
     if wanted == "cuda" and not cards:
         raise ConfigError(
             "device: 'cuda' was asked for, but "
             + ("PyTorch sees no CUDA card; use device: auto" if config.cuda else "cuda: False forbids it")
         )
+    if processes > 1 and wanted in ("auto", "cuda") and cards:
+        if processes > cards:
+            raise ConfigError(
+                f"device: {processes} processes on a machine with {cards} CUDA card{'s' if cards > 1 else ''}; "
+                "start as many as there are cards, or use device: cpu"
+            )
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if processes > 1 and wanted == "mps":
+        raise ConfigError("device: 'mps' trains in one process; use device: cpu")
     if wanted in ("auto", "cuda") and cards:
         if config.gpu >= cards:
             raise ConfigError(
@@ -45,7 +57,7 @@ def choose_device(config: Config) -> torch.device:
         return torch.device("cuda", config.gpu)
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device: 'mps' was asked for, but this machine has no Apple GPU; use device: auto")
-    if wanted == "mps" or (wanted == "auto" and config.cuda and torch.backends.mps.is_available()):
+    if wanted == "mps" or (wanted == "auto" and config.cuda and processes == 1 and torch.backends.mps.is_available()):
         return torch.device("mps")
     return torch.device("cpu")
 

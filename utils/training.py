@@ -1,14 +1,17 @@
 """Training: one loop, from a configuration to checkpoints and a history table.
 
 python -m utils.training --dataset NAME
+torchrun --standalone --nproc_per_node=4 -m utils.training --dataset NAME
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -26,12 +29,13 @@ from utils.early_stopping import EarlyStopping
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.explain.additivity import SHARE, halved_boxes, left_over, surplus, without_halves
-from utils.gradient_caching import EmbedPart, GradientCache
+from utils.gradient_caching import EmbedPart, GradientCache, batch_statistics
 from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
 from utils.machine import TrainingError, bfloat16_pays, choose_device, keep_freed_memory, memory_advice
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
+from utils.processes import Processes, together
 from utils.results import Results
 from utils.resuming import fingerprints, put_back, state_of, unfinished
 from utils.settings import Config, UserError
@@ -48,6 +52,9 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     epoch, and ends as if nothing had happened; it starts anew if its settings or images changed. An interrupt (Ctrl-C,
     the notebook's stop button) leaves the best network so far, ready for use; the next run goes on, too.
 
+    Processes that torchrun has started train one network together, each on its share of every batch; the first one
+    writes and prints. All need the same images at `config.data_path`.
+
     Args:
         table: a split that `prepare_split` made of the same data before; `None`: it is made here, and its notes are
             printed.
@@ -59,14 +66,18 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
         ConfigError, DataError, ModelError, TrainingError: each says what to fix.
     """
     keep_freed_memory()
-    cards = [config.gpu] if choose_device(config).type == "cuda" else []
+    device = choose_device(config)
+    cards = [device.index] if device.type == "cuda" else []
     # Stochastic depth and dropout draw from the global generators.
-    with memory_advice(config), torch.random.fork_rng(cards):
+    with memory_advice(config), torch.random.fork_rng(cards), together(device) as processes:
         torch.manual_seed(config.seed)
+        if not processes.first:  # one progress bar
+            options = config.hyperparameters.model_copy(update={"verbose": False})
+            config = config.model_copy(update={"hyperparameters": options})
         if table is None:
-            table, notes = prepare_split(config)
+            table, notes = processes.from_first(prepare_split(config) if processes.first else None)
             say(notes)
-        return Trainer(config, table).run()
+        return Trainer(config, table, processes).run()
 
 
 def say(notes: Sequence[str]) -> None:
@@ -78,8 +89,9 @@ def say(notes: Sequence[str]) -> None:
 class Trainer:
     """Everything of one training run: data in memory, network, optimizer, and the loop over epochs."""
 
-    def __init__(self, config: Config, table: pd.DataFrame) -> None:
+    def __init__(self, config: Config, table: pd.DataFrame, processes: Processes | None = None) -> None:
         self.config, self.options = config, config.hyperparameters
+        self.processes = processes or Processes()
         self.device = choose_device(config)
         self.model = build_model(config).to(self.device)
         # In memory from here on: what happens to the files cannot stop a later epoch.
@@ -94,7 +106,7 @@ class Trainer:
         self.augment = Augmentation(config.image, config.seed)
         self.progress = 0.0
         self.loss = ContrastiveLoss(config.margin)
-        self.cache = GradientCache(self.model, self.device)
+        self.cache = GradientCache(self.model, self.device, self.processes)
         self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta, mode="max")
         self.rng = np.random.default_rng(config.seed)
         self.steps_per_epoch = len(self.epoch_batches())
@@ -106,7 +118,10 @@ class Trainer:
         self.features: dict[str, torch.Tensor] = {}  # of the frozen backbone, while only the head is trained
         self.frozen = 0  # first blocks of the backbone that stay as they are
         self.data = fingerprints(self.table, self.images)
-        stopped = unfinished(config.checkpoints_path / "last.pth", config.model_dump(mode="json"), self.data)
+        self.processes.check_same(zlib.crc32(repr(self.data).encode()), "images")
+        settings, first = config.model_dump(mode="json"), self.processes.first
+        stopped = unfinished(config.checkpoints_path / "last.pth", settings, self.data) if first else None
+        stopped = self.processes.from_first(stopped)
         finished = len(stopped["info"]["run"]["history"]) if stopped else 0
         if finished < self.head_epochs:
             self.start_head()
@@ -160,7 +175,8 @@ class Trainer:
                     self.keep()
                 interrupted = True
         try:
-            self.finish(interrupted)
+            if self.processes.first:
+                self.finish(interrupted)
         except KeyboardInterrupt:
             print(f"{self.results.folder}: stopped before the best network was ready; train again to finish")
             raise
@@ -178,6 +194,8 @@ class Trainer:
         self.model.train()
         if self.config.transfer:
             freeze(self.model, self.frozen)
+        if self.processes.count > 1:  # each drops out what it will; a run that goes on with this epoch draws the same
+            torch.manual_seed((self.config.seed * 10**6 + epoch) * self.processes.count + self.processes.number)
         self.progress = max(0, epoch - self.head_epochs - 1) / max(1, self.options.epochs - 1)
         losses, weights, sums = [], [], torch.zeros(self.config.embedding_dim)
         for batch in self.epoch_batches():
@@ -188,7 +206,8 @@ class Trainer:
             bar.update()
         train_loss = float(np.average(losses, weights=weights))
         self.model.mean_embedding.copy_(sums / sum(weights))
-        valid = self.validate()
+        self.processes.average(batch_statistics(self.model))
+        valid = self.processes.from_first(self.validate())
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(valid["valid_auc"])
         shown = {"loss": f"{train_loss:.3f}", "valid AUC": f"{valid['valid_auc']:.3f}"}
@@ -211,6 +230,7 @@ class Trainer:
     def step(self, batch: np.ndarray | Pairs) -> tuple[float, torch.Tensor]:
         """One update of the weights; returns the contrastive loss and the batch's embeddings."""
         loss, embeddings = self.gradients(batch)
+        self.processes.sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_norm)
         self.optimizer.step()
         if isinstance(self.scheduler, OneCycleLR):
@@ -308,8 +328,13 @@ class Trainer:
             with torch.no_grad():
                 embeddings = self.model.embed_pooled(self.features["valid"][0].to(self.device)).cpu()
         else:
-            images, wanted = self.images["valid"], self.options.batch_size
-            embeddings = self.cache.fit(lambda size: embed_images(self.model, images, size), wanted)
+            share = self.processes.share(len(self.images["valid"]))
+            images, wanted = self.images["valid"][share.start : share.stop], self.options.batch_size
+            embeddings = torch.zeros(len(self.images["valid"]), self.config.embedding_dim)
+            if share:
+                part = self.cache.fit(lambda size: embed_images(self.model, images, size), wanted)
+                embeddings[share.start : share.stop] = part
+            embeddings = self.processes.sum(embeddings)
         distance = pair_distances(embeddings, self.valid_pairs)
         loss = self.loss(distance, torch.from_numpy(self.valid_pairs.label))
         dissimilarity = (distance / self.config.margin).numpy()
@@ -318,7 +343,8 @@ class Trainer:
         return {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
 
     def keep(self) -> None:
-        self.results.keep(self.model, self.calibrated_threshold, state_of(self))
+        if self.processes.first:
+            self.results.keep(self.model, self.calibrated_threshold, state_of(self))
 
     def finish(self, interrupted: bool = False) -> None:
         images, wanted = self.images["train"], self.options.batch_size
@@ -338,6 +364,8 @@ def every_image(batch: np.ndarray | Pairs) -> np.ndarray:
 def train_and_report(config: Config) -> None:
     """Train as the command line does: print what a user should know about the data, and in the end what was reached."""
     history = train(config)
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes reports
+        return
     path = config.checkpoints_path / "model.pth"
     kept = SiameseNetwork.load(path).info["epoch"]
     print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")

@@ -1,0 +1,98 @@
+"""Also a script: `torchrun tests/test_processes.py CONFIG` trains as the test in this file compares."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pandas as pd
+import pytest
+import torch
+
+from utils import machine
+from utils.config import load_config
+from utils.processes import Processes, together
+from utils.settings import Config
+from utils.Siamese import SiameseNetwork
+from utils.training import TrainingError, train
+
+ROOT = Path(__file__).parents[1]
+
+
+def train_in_float32(config):
+    """bfloat16, which some machines compute in, rounds more than sums differ in another order."""
+    with patch.object(machine.torch.cpu, "get_capabilities", dict, create=True):
+        return train(config)
+
+
+def torchrun(count, *command, **environment):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *command]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "USE_LIBUV": "0"} | environment
+    return subprocess.run(run, cwd=ROOT, env=variables, capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.fixture
+def config(colour_folder, tmp_path):
+    """A backbone that starts from weights, so that its batch statistics stay, and batches that do not divide by two."""
+    torch.manual_seed(0)
+    model = SiameseNetwork("Conv4", image_size=(16, 16))
+    weights = model.backbone.state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    options = {"epochs": 2, "head_steps": 3, "batch_size": 5, "num_workers": 0, "additivity": 1.0}
+    return Config(
+        dataset="Colours",
+        data_path=colour_folder,
+        checkpoints_path=tmp_path / "one",
+        outputs_path=tmp_path / "outputs",
+        backbone_model="Conv4",
+        weights=tmp_path / "weights.pth",
+        image={"size": (16, 16), "RandomErasing": 0.5},
+        test_size=0.2,
+        valid_size=0.25,
+        device="cpu",
+        embedding_dim=4,
+        hyperparameters=options | {"optimizer": "SGD", "learning_rate": 0.05},
+    )
+
+
+def test_two_processes_train_the_network_of_one(config, tmp_path):
+    (config.data_path / "red" / "broken.png").write_bytes(b"")
+    alone = train_in_float32(config)
+    there = config.model_copy(update={"checkpoints_path": tmp_path / "two"})
+    there.save(tmp_path / "config.yml")
+    run = torchrun(2, str(Path(__file__)), str(tmp_path / "config.yml"))
+    assert run.returncode == 0, run.stderr
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    history = pd.read_csv(tmp_path / "two" / "history.csv").drop(columns="seconds")
+    pd.testing.assert_frame_equal(history, alone.drop(columns="seconds"), rtol=1e-4)
+    for name in ("model.pth", "last.pth"):
+        one, two = (torch.load(tmp_path / run / name, weights_only=True)["state_dict"] for run in ("one", "two"))
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
+    start = torch.load(tmp_path / "weights.pth", weights_only=True)
+    assert not torch.equal(two["backbone.0.weight"], start["0.weight"])  # it has learnt something
+    # One process shows its progress, and says what there is to say.
+    assert run.stderr.count("Preparing explanations: 100%") == 1 and run.stderr.count("Epoch 5/5: 100%") == 1
+    assert run.stdout.count("1 of 21 images cannot be read and are left out") == 1
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_that_would_each_train_a_network_of_their_own_are_an_error(config, monkeypatch, variable):
+    monkeypatch.setenv(variable, "4")
+    with pytest.raises(TrainingError, match=f"{variable}=4: each .* torchrun"):
+        train(config)
+    assert not config.checkpoints_path.exists()
+    monkeypatch.setenv(variable, "1")
+    with together(torch.device("cpu")) as processes:
+        assert processes.first and processes.count == 1
+
+
+def test_shares_cover_every_position_once():
+    for count in (0, 1, 2, 7, 64):
+        shares = [Processes(number, 3).share(count) for number in range(3)]
+        assert [position for share in shares for position in share] == list(range(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+if __name__ == "__main__":
+    train_in_float32(load_config(sys.argv[1]))

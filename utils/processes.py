@@ -1,0 +1,130 @@
+"""Several processes that train one network together, on one machine or more, started by torchrun.
+
+Every process draws the same batches from the same generators, embeds its own share of each, and gets the embeddings of
+all: so pairs are formed across processes, as in one. Batch normalisation in training mode takes its statistics from a
+process's own share; in fine-tuning they stay, and the network is that of one process, to rounding. What is drawn for a
+batch's images is drawn, and what it costs paid, in every process; only the network's work is shared. Features of a frozen
+backbone are computed by each for itself.
+
+torch.distributed by itself: gradient caching needs sums of tensors, before and after the backward pass, for which Hugging
+Face accelerate's wrapped networks and optimizers have no place; and processes on CPUs, which accelerate takes for single
+ones unless told otherwise, cannot each train a network of their own unnoticed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.machine import TrainingError, is_out_of_memory
+
+T = TypeVar("T")
+# Other launchers' numbers of processes, each of which would train alone: of Open MPI, of MPICH and Intel MPI, of srun.
+OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+class Processes:
+    """This process's number among those that train together, and what they exchange; alone, nothing happens."""
+
+    def __init__(self, number: int = 0, count: int = 1, device: torch.device | None = None) -> None:
+        self.number, self.count, self.device = number, count, device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.number == 0
+
+    def share(self, count: int) -> range:
+        """This process's positions among `count`; shares differ by one at most."""
+        return range(self.number * count // self.count, (self.number + 1) * count // self.count)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of all processes' tensors, on this one's device."""
+        if self.count > 1:
+            there = tensor.to(self.device, copy=True)
+            dist.all_reduce(there)
+            return there.to(tensor.device)
+        return tensor
+
+    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Give parameters the sum of all processes' gradients; a process with an empty share has none of its own."""
+        if self.count == 1:
+            return
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        total = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, part in zip(parameters, total.split([p.numel() for p in parameters])):
+            parameter.grad = part.view(parameter.shape)
+
+    def average(self, tensors: list[torch.Tensor]) -> None:
+        """Give all processes the mean of each of their tensors."""
+        if self.count > 1:
+            for tensor in tensors:
+                tensor.copy_(self.sum(tensor) / self.count)
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's value, of plain values and tensors."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def check_same(self, value: int, what: str) -> None:
+        """
+        Raises:
+            TrainingError: another process has another value.
+        """
+        if value != self.from_first(value):
+            raise TrainingError(f"process {self.number} has other {what} than the first; copy them to every machine")
+
+    def attempt(self, compute: Callable[[], T]) -> T:
+        """What `compute` gives; running out of memory in one process is an error in all of them, so that they try
+        again together."""
+        if self.count == 1:
+            return compute()
+        result = None
+        try:
+            result = compute()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if self.sum(torch.tensor(float(result is None))):
+            raise RuntimeError("out of memory in one of the processes")
+        return result
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[Processes]:
+    """The processes that torchrun has started, ready to exchange tensors inside; only the first one prints.
+
+    Raises:
+        TrainingError: another launcher has started several, each of which would train a network of its own.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        for name in OTHERS:
+            if os.environ.get(name, "1") not in ("", "0", "1"):
+                raise TrainingError(
+                    f"{name}={os.environ[name]}: each of these processes would train a network of its own; "
+                    "start them with torchrun (README, Several GPUs)"
+                )
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Processes()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # The first one may take its time over the data; a process that dies is torchrun's business, not a time limit's.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    try:
+        processes = Processes(dist.get_rank(), dist.get_world_size(), device)
+        with nullcontext() if processes.first else redirect_stdout(io.StringIO()):
+            yield processes
+    finally:
+        dist.destroy_process_group()
