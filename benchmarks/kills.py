@@ -89,7 +89,10 @@ def kill_one_of_two(config: Config, count: int) -> str | None:
     )
     train_killed(again, "step", count, processes=2)
     for run in (alone, again):
-        start(run, 2, "utils.training").check_returncode()
+        child = start(run, 2, "utils.training")
+        child.check_returncode()
+    if "training goes on from there" not in child.stdout:
+        return "started anew"
     return difference(alone.checkpoints_path, again.checkpoints_path)
 
 

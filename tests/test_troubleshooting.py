@@ -26,6 +26,7 @@ FOREIGN = {
     "ensurepip is not available",
     "operator torchvision::nms does not exist",
     "DecompressionBombWarning",
+    "use_libuv was requested but PyTorch was build without libuv support",
     "IProgress not found",
 }
 NAMES = {".heic", "pytest --nbval"}  # in headings, but not messages

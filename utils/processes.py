@@ -2,13 +2,12 @@
 
 Every process draws the same batches from the same generators, embeds its own share of each, and gets the embeddings of
 all: so pairs are formed across processes, as in one. Batch normalisation in training mode takes its statistics from a
-process's own share; in fine-tuning they stay, and the network is that of one process, to rounding. What is drawn for a
-batch's images is drawn, and what it costs paid, in every process; only the network's work is shared. Features of a frozen
-backbone are computed by each for itself.
+process's own share; in fine-tuning they stay, and the network is that of one process, to rounding. Only the network's
+work is shared: each process augments whole batches, and computes the features of a frozen backbone for itself.
 
-torch.distributed by itself: gradient caching needs sums of tensors, before and after the backward pass, for which Hugging
-Face accelerate's wrapped networks and optimizers have no place; and processes on CPUs, which accelerate takes for single
-ones unless told otherwise, cannot each train a network of their own unnoticed.
+torch.distributed by itself: gradient caching needs sums of tensors before and after the backward pass, for which
+Hugging Face accelerate's wrapped networks and optimizers have no place; and processes on CPUs, which accelerate takes
+for single ones unless it is told otherwise, cannot train a network each unnoticed.
 """
 
 from __future__ import annotations
