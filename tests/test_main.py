@@ -70,7 +70,7 @@ def test_help_names_the_commands_and_their_arguments(arguments, capsys):
         command_line.main(arguments)
     shown = capsys.readouterr().out
     wanted = (
-        ("download", "audit", "train", "config.yml")
+        ("download", "audit", "train", "report", "config.yml")
         if len(arguments) == 1
         else ("name", "--config FILE", "checkpoints/")
     )

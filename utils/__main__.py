@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,6 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parsed.add_argument("name", nargs="?", help="the dataset; without it, the one that the configuration names")
         parsed.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
     _add_search(commands)
+    _add_report(commands)
     return parser.parse_args(arguments)
 
 
@@ -81,8 +83,23 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
         parsed.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
 
 
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
+    page = commands.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    page.add_argument("images", nargs="+", type=Path, help="two images or more, or a folder of images")
+    page.add_argument("--dataset", metavar="NAME", help="whose network compares; without it, the configuration's")
+    page.add_argument("--checkpoint", type=Path, metavar="FILE", help="of the network that compares, instead")
+    page.add_argument(
+        "--output", type=Path, metavar="FILE", help="the page; without it, report.html under outputs/NAME/"
+    )
+    page.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file's name may hold letters that a terminal lacks
+            stream.reconfigure(errors="replace")
     # Here, so that help comes at once.
     from utils.config import load_config
     from utils.settings import UserError
@@ -102,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(export_trained(load_config(options.config, options.name)))
         elif options.command == "search":
             _search(options)
+        elif options.command == "report":
+            _report(options)
         else:
             from utils.training import train_and_report
 
@@ -122,6 +141,17 @@ def _search(options: argparse.Namespace) -> None:
         from utils.search.figure import query_and_report
 
         query_and_report(config, options.image, options.folder, options.hits)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from utils.config import load_config
+    from utils.figures.report import write_report
+
+    config = load_config(options.config, options.dataset)
+    written, unreadable = write_report(config, options.images, options.checkpoint, options.output)
+    for line in unreadable:
+        print(f"left out: {line}", file=sys.stderr)
+    print(written)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,11 @@ class Comparison:
         model: a trained network.
         paths: the images.
         method: how pairs are explained, see `utils.Grad_CAM.explain`.
+        skip_unreadable: leave out images that cannot be read, as long as two are left.
 
     Attributes:
+        paths: of the images that could be read.
+        unreadable: what is wrong with the others, a line each.
         names: the files' names without suffix.
         images: the originals at their own aspect ratio, in RGB, shrunk for figures.
         boxes: the part of the network's frame that each image fills.
@@ -42,21 +45,24 @@ class Comparison:
         DataError: images that cannot be read, a line each.
     """
 
-    def __init__(self, model: SiameseNetwork, paths: Sequence[Path], method: str = "occlusion") -> None:
-        self.model, self.paths, self.method = model, list(paths), method
-        self.names = [path.stem for path in self.paths]
-        self.images, self.boxes, batch, problems = [], [], [], []
-        for path in tqdm(self.paths, desc="Reading images", disable=len(self.paths) < 50):
+    def __init__(
+        self, model: SiameseNetwork, paths: Sequence[Path], method: str = "occlusion", skip_unreadable: bool = False
+    ) -> None:
+        self.model, self.method, self.paths = model, method, []
+        self.images, self.boxes, batch, self.unreadable = [], [], [], []
+        for path in tqdm(paths, desc="Reading images", disable=len(paths) < 50):
             try:
                 image = read_image(path)
             except DataError as error:
-                problems.append(str(error))
+                self.unreadable.append(str(error))
                 continue
+            self.paths.append(path)
             self.images.append(shrink(image))
             self.boxes.append(model.frame.box(image.size))
             batch.append(model.preprocess(image))
-        if problems:  # all at once, not one a run
-            raise DataError("\n".join(problems))
+        if self.unreadable and not (skip_unreadable and len(batch) > 1):  # all at once, not one a run
+            raise DataError("\n".join(self.unreadable))
+        self.names = [path.stem for path in self.paths]
         self.batch = torch.stack(batch)
         self.embeddings = embed_in_parts(model, self.batch, 16)
         self.effects: dict[int, RegionEffects] = {}  # of the images explained so far
@@ -230,10 +236,7 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
     Raises:
         DataError: the given folder is missing, or has fewer than two images.
     """
-    place = Path(folder) if folder else config.compare_path
-    found = sorted(
-        p for p in place.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+    found = images_in(Path(folder) if folder else config.compare_path)
     if len(found) >= 2:
         return found
     if folder:
@@ -242,6 +245,13 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
             "put at least two into it, or leave it None for an example"
         )
     return example_images(config)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder by their names, not those of its sub-folders; none where there is no folder."""
+    return sorted(
+        p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
 
 
 def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:

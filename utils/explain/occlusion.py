@@ -109,7 +109,7 @@ def region_effects(
     """
     batch = batch.to(model.mean.device)
     size = tuple(batch.shape[2:])
-    coarse, fine, scatter = _coarse(size), windows(*CLOSER[:2], size), _scatter()
+    coarse, fine, scatter = _coarse(size), windows(*CLOSER[:2], size), scatters()
     total = len(batch) * (1 + len(coarse) + LOOKS)
     found = []
     with eval_mode(model), tqdm(total=total, desc="Looking without regions", delay=2, disable=not verbose) as bar:
@@ -132,7 +132,7 @@ def effects_of_regions(
 ) -> RegionEffects:
     """`RegionEffects` from what has to be known of them: of N images the embeddings (N, D), the regions of their closer
     looks (N, LOOKS, 4) and the effects of all regions (N, R, D); the others follow from the size in pixels."""
-    coarse, scatter = _coarse(image_size), _scatter()
+    coarse, scatter = _coarse(image_size), scatters()
     regions = torch.cat([coarse.expand(len(closer), -1, -1), closer.cpu()], dim=1)
     both = torch.cat([delta, delta.square().sum(2, keepdim=True)], dim=2)
     density = [spread(*image, image_size, scatter) for image in zip(regions, both)]
@@ -144,10 +144,10 @@ def _coarse(image_size: tuple[int, int]) -> torch.Tensor:
     return torch.cat([windows(side, count, image_size) for side, count, _ in WINDOWS])
 
 
-def _scatter() -> torch.Tensor:
-    """That of all regions of an image, shape (R,)."""
-    parts = [(count**2, share) for _, count, share in WINDOWS] + [(LOOKS, CLOSER[2])]
-    return torch.cat([torch.full((number,), share) for number, share in parts])
+def scatters() -> torch.Tensor:
+    """The `scatter` of each of the R regions that `region_effects` takes away, in their order: shape (R,)."""
+    coarse = [torch.full((count**2,), share) for _, count, share in WINDOWS]
+    return torch.cat([*coarse, torch.full((LOOKS,), CLOSER[2])])
 
 
 def windows(side: float, count: int, image_size: tuple[int, int]) -> torch.Tensor:

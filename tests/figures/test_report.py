@@ -1,0 +1,389 @@
+import base64
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from browser import CHROMIUM, Browser
+from PIL import Image
+from samples import break_file
+from sklearn.datasets import load_sample_image
+
+from utils import __main__ as command_line
+from utils.comparison import Comparison
+from utils.explain.matching import WEAKEST
+from utils.explain.occlusion import WINDOWS
+from utils.figures.report import MOST, PAGE, SCRIPTS, page, write_report
+from utils.images.frame import Frame
+from utils.images.reading import DataError
+from utils.settings import Config
+from utils.Siamese import SiameseNetwork
+
+HOSTILE = "</script><script>alert(1)</script>&amp;\"'<b>中国 🌼"
+FIRST, SECOND = "figure:nth-child(1) .stage", "figure:nth-child(2) .stage"
+FORBIDDEN = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(", "://", "url(")
+MEDIUM = WINDOWS[0][1] ** 2  # the first medium window's position among the regions
+
+
+def make_network(fit="stretch"):
+    torch.manual_seed(0)
+    network = SiameseNetwork("Conv4", embedding_dim=4, image_size=(32, 48), fit=fit).eval()
+    network.margin = 0.02
+    return network
+
+
+def photographs(folder, count, size=(120, 90)):
+    """Parts of a photograph, each another one."""
+    china, rng = Image.fromarray(load_sample_image("china.jpg")), np.random.default_rng(0)
+    paths = [folder / f"{i:02}.jpg" for i in range(count)]
+    for path in paths:
+        left, top = (int(rng.integers(0, side - part)) for side, part in zip(china.size, size))
+        china.crop((left, top, left + size[0], top + size[1])).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    return Comparison(make_network(), photographs(tmp_path_factory.mktemp("photographs"), 4))
+
+
+@pytest.fixture(scope="module")
+def pair(compared):
+    return Comparison(compared.model, compared.paths[:2])
+
+
+def contents(text):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
+
+
+def unpacked(text, dtype, *shape):
+    return np.frombuffer(base64.b64decode(text), dtype).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------ what is in the file
+
+
+def test_the_page_holds_the_measured_effects_of_regions(compared):
+    images, effects = contents(page(compared))["images"], compared.effects_of(*range(4))
+    regions = effects.regions.shape[1]
+    for i, image in enumerate(images):
+        assert np.array_equal(unpacked(image["embedding"], "<f4", 4), effects.embeddings[i].numpy())
+        assert np.array_equal(unpacked(image["regions"], "<i2", regions, 4), effects.regions[i].numpy())
+        delta = unpacked(image["delta"], "<i2", regions, 4) * image["step"]
+        assert np.abs(delta - effects.delta[i].numpy()).max() < 1e-4 * effects.delta[i].abs().max() and delta.any()
+    assert [image["name"] for image in images] == ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]
+
+
+def test_a_name_cannot_end_the_data_and_of_two_alike_the_folder_is_shown(pair, monkeypatch):
+    monkeypatch.setattr(pair, "paths", [Path("one", HOSTILE.replace("/", "")), Path("two", HOSTILE.replace("/", ""))])
+    monkeypatch.setattr(pair, "unreadable", [HOSTILE])
+    text = page(pair, network=HOSTILE)
+    assert text.count("</script") == text.count("<script") == 2 and "alert" not in text.split("<script>", 1)[1]
+    held = contents(text)
+    assert [one["name"] for one in held["images"]] == [
+        f"{folder}/{HOSTILE.replace('/', '')}" for folder in ("one", "two")
+    ]
+    assert held["missing"] == [HOSTILE] and held["network"] == HOSTILE
+
+
+def test_fifty_photographs_take_less_than_five_megabytes(tmp_path):
+    network = SiameseNetwork("Conv4", embedding_dim=16, image_size=(16, 16)).eval()
+    text = page(Comparison(network, photographs(tmp_path, 50, size=(400, 300))))
+    assert len(contents(text)["images"]) == 50 and len(text.encode()) < 5e6
+
+
+def test_nothing_is_loaded_and_no_text_becomes_markup():
+    sources = {name: (PAGE / name).read_text(encoding="utf-8") for name in (*SCRIPTS, "page.html", "page.css")}
+    assert set(sources) == {path.name for path in PAGE.iterdir()}
+    for name, text in sources.items():
+        for word in FORBIDDEN:
+            assert word not in text, (name, word)
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def trained(tmp_path):
+    make_network().save(tmp_path / "model.pth", classes=["a", "b"])
+    (tmp_path / "config.yml").write_text("dataset: Mine")
+    return tmp_path
+
+
+def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
+    folder = trained / "images"
+    folder.mkdir()
+    photographs(folder, 3)
+    break_file(folder / "00.jpg", 0.5)
+    monkeypatch.chdir(trained)
+    command_line.main(["report", "images", "--checkpoint", "model.pth"])
+    printed = capsys.readouterr()
+    written = next((trained / "outputs" / "Mine" / "pairs").glob("*/report.html"))  # two images are left
+    assert printed.out.strip() == str(written.relative_to(trained))
+    (line,) = [line for line in printed.err.splitlines() if "left out" in line]
+    assert "00.jpg: not a readable image" in line
+    held = contents(written.read_text(encoding="utf-8"))
+    assert [image["name"] for image in held["images"]] == ["01.jpg", "02.jpg"]
+    assert len(held["missing"]) == 1 and "trained on a, b" in held["network"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["one.jpg"], "1 image"),
+        (["images", "one.jpg"], "images: a folder beside other images"),
+        (["empty"], "0 image.*sub-folders do not count"),
+        (["many"], f"{MOST + 1} images; .* at most {MOST}"),
+        (["images", "--checkpoint", "none.pth"], "none.pth: not there"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_and_exit_code_2(trained, monkeypatch, capsys, arguments, words):
+    for name, count in (("images", 2), ("many", MOST + 1), ("empty", 0)):
+        (trained / name).mkdir()
+        for k in range(count):
+            (trained / name / f"{k}.jpg").touch()
+    photographs(trained, 1)[0].rename(trained / "one.jpg")
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["report", *arguments])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and re.search(words, error) and error.count("\n") == 1
+
+
+def test_too_few_readable_images_are_an_error_that_names_the_others(trained):
+    paths = photographs(trained, 2)
+    break_file(paths[0], 0.5)
+    config = Config(dataset="M", data_path=trained, checkpoints_path=trained, outputs_path=trained / "out")
+    with pytest.raises(DataError, match="00.jpg: not a readable image"):
+        write_report(config, paths, checkpoint=trained / "model.pth")
+    assert not (trained / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------ in a browser
+
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None or os.name == "nt", reason="no Chromium here; Debian: apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium):
+    chromium.problems.clear()
+    yield chromium
+    assert chromium.problems == []
+
+
+@pytest.fixture(scope="module")
+def files(pair, compared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for name, images in (("pair", pair), ("table", compared)):
+        (folder / f"{name}.html").write_text(page(images, "trained on things"), encoding="utf-8")
+    return folder
+
+
+def similarity(model, z1, z2):
+    return 1 - min(float((z1 - z2).norm()) / model.margin, 1)
+
+
+def at_region(row, column, count=WINDOWS[1][1], share=WINDOWS[1][0]):
+    """The middle of a medium window, (across, down) in shares of the image's sides."""
+    return tuple(share / 2 + k * (1 - share) / (count - 1) for k in (column, row))
+
+
+@in_a_browser
+def test_maps_and_matches_are_those_of_explain(browser, files, pair):
+    browser.open(files / "pair.html")
+    effects = pair.effects_of(0, 1)
+    sign = 1 if pair.explain(0, 1).is_similar[0] else -1
+    raw = sign * pair.explain(0, 1).raw[0].numpy()
+    shown = np.array(browser.ask("evidence(images[0], images[1]).map((map) => [...map])")).reshape(raw.shape)
+    assert (raw > 0).any() and (raw < 0).any() and np.abs(shown - raw / np.abs(raw).max()).max() < 2e-3
+    for region in (MEDIUM + 3, 160):
+        common = 2 * effects.density[1, ..., :-1].numpy() @ effects.delta[0, region].numpy()
+        found = browser.ask(f"[...spread(images[1], interactions(images[0], {region}, images[1]))]")
+        assert np.abs(np.reshape(found, common.shape) - common).max() < 2e-3 * np.abs(common).max()
+
+
+@in_a_browser
+def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_clicked_away_it_is_gone(browser, files, pair):
+    browser.open(files / "pair.html")
+    effects, (z1, z2) = pair.effects_of(0, 1), pair.effects_of(0, 1).embeddings
+    before = similarity(pair.model, z1, z2)
+    assert float(browser.text("#number")) == pytest.approx(before, abs=0.006) and 0.1 < before < 0.9
+    region = MEDIUM + 2 * WINDOWS[1][1] + 4  # row 2, column 4
+    after = similarity(pair.model, z1 - effects.delta[0, region], z2)
+    pixels = 'document.querySelectorAll("canvas")[{}].toDataURL()'.format
+    plain = browser.ask(pixels(1))
+    browser.mouse(FIRST, *at_region(2, 4))
+    told = browser.text("#readout")
+    assert f"{before:.2f} → {after:.2f}" in told and abs(after - before) > 0.01
+    assert f"for “{'similar' if after < before else 'dissimilar'}”" in told
+    top, bottom, left, right = effects.regions[0, region].tolist()
+    place = browser.ask(
+        f"(({{ style }}) => ['top', 'height', 'left', 'width'].map((side) => parseFloat(style[side])))"
+        f"(document.querySelector('{FIRST} .here'))"
+    )
+    assert place == pytest.approx(
+        [100 * top / 32, 100 * (bottom - top) / 32, 100 * left / 48, 100 * (right - left) / 48]
+    )
+    windows = slice(MEDIUM, MEDIUM + WINDOWS[1][1] ** 2)
+    common = 2 * effects.delta[0, windows] @ effects.delta[1, windows].T
+    row = common[region - MEDIUM]
+    matched = bool(row.max() > 0 and row.max() >= WEAKEST * common.max())
+    assert matched and browser.ask(f"document.querySelectorAll('{SECOND} .there').length") == 1
+    best = effects.regions[1, MEDIUM + int(row.argmax())]
+    found = browser.ask(f"['top', 'left'].map((s) => parseFloat(document.querySelector('{SECOND} .there').style[s]))")
+    assert found == pytest.approx([100 * best[0] / 32, 100 * best[2] / 48])
+    assert browser.ask(pixels(1)) != plain
+    browser.mouse(FIRST, *at_region(2, 4), click=True)
+    assert browser.text("#number") == f"{after:.2f}" and f"was {before:.2f}" in browser.text("#before")
+    browser.mouse(SECOND, *at_region(1, 1), click=True)  # of the other image too: exact, as each embedding is its own
+    both = similarity(pair.model, z1 - effects.delta[0, region], z2 - effects.delta[1, MEDIUM + WINDOWS[1][1] + 1])
+    assert browser.text("#number") == f"{both:.2f}" and "about" not in browser.text("#before")
+    browser.mouse(FIRST, *at_region(2, 4), click=True)
+    browser.mouse("#reset", click=True)
+    assert browser.text("#number") == f"{before:.2f}" and browser.text("#before") == "similarity"
+    assert browser.ask(pixels(1)) == plain and browser.ask("document.querySelectorAll('.window').length") == 0
+
+
+@in_a_browser
+def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(browser, files, pair):
+    browser.open(files / "pair.html")
+    effects = pair.effects_of(0)
+    z = effects.embeddings[0] - effects.delta[0, MEDIUM] - effects.delta[0, MEDIUM + 35]  # opposite corners
+    found = browser.ask(f"[...without(images[0], [{MEDIUM}, {MEDIUM + 35}, {MEDIUM}])]")
+    assert found == pytest.approx(z.tolist(), abs=1e-4)
+
+
+@in_a_browser
+def test_the_keyboard_does_all_that_the_pointer_does(browser, files):
+    browser.open(files / "pair.html")
+    browser.press("Tab", "Tab")
+    assert browser.ask("document.activeElement === figures[0].stage")
+    start = browser.ask("state.pair.pointed.region")
+    browser.press("ArrowRight", "ArrowDown")
+    assert browser.ask("state.pair.pointed.region") == start + 1 + WINDOWS[1][1]
+    browser.press(*["ArrowUp"] * 9, *["ArrowLeft"] * 9)
+    assert browser.ask("state.pair.pointed.region") == MEDIUM and "Without this region" in browser.text("#readout")
+    before = browser.text("#number")
+    browser.press("Enter")
+    assert browser.text("#number") != before and browser.ask("document.querySelectorAll('.gone').length") == 1
+    browser.press("Escape")
+    assert browser.text("#number") == before and browser.ask("document.querySelectorAll('.gone').length") == 0
+    browser.press("Tab")
+    assert browser.ask("document.activeElement === figures[1].stage") and browser.ask("state.pair.pointed.side") == 1
+    outline = browser.ask("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    assert browser.ask(
+        "[...document.querySelectorAll('.stage, input, button')]"
+        ".every((e) => e.ariaLabel || e.labels?.length || e.textContent.trim())"
+    )
+
+
+@in_a_browser
+def test_a_finger_points_with_its_first_tap_and_clicks_with_its_second(browser, files):
+    browser.open(files / "pair.html", width=390, height=844)
+    before = browser.text("#number")
+    browser.tap(FIRST, *at_region(1, 1))
+    assert browser.text("#number") == before and "Without this region" in browser.text("#readout")
+    browser.tap(FIRST, *at_region(1, 1))
+    assert browser.text("#number") != before
+
+
+@in_a_browser
+def test_the_threshold_turns_the_decision_and_the_colours_round(browser, files, pair):
+    browser.open(files / "pair.html")
+    value = similarity(pair.model, *pair.effects_of(0, 1).embeddings)
+    colours = 'document.querySelectorAll("canvas")[0].toDataURL()'
+    decision, drawn = browser.text("#verdict"), browser.ask(colours)
+    assert decision == ("similar" if value > 0.5 else "dissimilar")
+    other = value + 0.05 if decision == "similar" else value - 0.05
+    slide = f"$('threshold').value = {other}; $('threshold').dispatchEvent(new Event('input'))"
+    browser.ask(slide)
+    turned = "dissimilar" if decision == "similar" else "similar"
+    assert (
+        browser.text("#verdict") == turned
+        and f"for “{turned}”" in browser.text(".evidence")
+        and browser.ask(colours) != drawn
+    )
+    for k in (1, 2):
+        browser.mouse(f".evidence:nth-child({k})", click=True)
+    assert browser.ask("[...document.querySelectorAll('.evidence')].every((e) => e.ariaPressed === 'false')")
+    colourful = browser.ask(
+        "(() => { const { canvas } = figures[0], { data } = images[0].pixels;"
+        "const drawn = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+        "return drawn.length === data.length && drawn.every((value, i) => value === data[i]); })()"
+    )
+    assert colourful
+
+
+@in_a_browser
+def test_a_table_of_all_images_whose_cells_open_pairs(browser, files, compared):
+    browser.open(files / "table.html")
+    shown = browser.ask("cells.map((line) => line.map((link) => (link ? Number(link.textContent) : 1)))")
+    assert np.abs(np.array(shown) - compared.similarity).max() < 0.0051
+    similar = int((compared.similarity[np.triu_indices(4, 1)] > 0.5).sum())
+    assert f"4 images: {similar} of 6 pairs" in browser.text("#count")
+    browser.ask("$('threshold').value = 0; $('threshold').dispatchEvent(new Event('input'))")
+    assert f"{int((compared.similarity[np.triu_indices(4, 1)] > 0).sum())} of 6" in browser.text("#count")
+    browser.press("Tab", "Tab", "ArrowRight", "ArrowRight", "ArrowDown")
+    assert browser.ask("document.activeElement === cells[1][3]")
+    browser.press("Enter")
+    browser.wait("!$('pair-view').hidden")
+    assert [browser.text(f"figure:nth-child({k}) bdi") for k in (1, 2)] == ["01.jpg", "03.jpg"]
+    assert browser.text("#number") == f"{compared.similarity[1, 3]:.2f}"
+    browser.press("Escape")
+    browser.wait("!$('table-view').hidden && document.activeElement === cells[1][3]")
+    browser.mouse("tbody tr:nth-child(1) td:nth-of-type(3) a", click=True)
+    browser.wait("!$('pair-view').hidden && $('page').ariaBusy === 'false'")
+    assert browser.ask("location.hash") == "#0-2"
+
+
+@in_a_browser
+def test_names_are_shown_as_they_are_whatever_they_hold(browser, compared, monkeypatch, tmp_path):
+    names = [f"{HOSTILE}{k}" for k in range(4)]
+    monkeypatch.setattr("utils.figures.report._names", lambda paths: names)
+    monkeypatch.setattr(compared, "unreadable", [HOSTILE])
+    (tmp_path / "page.html").write_text(page(compared, HOSTILE), encoding="utf-8")
+    browser.open(tmp_path / "page.html")
+    assert browser.ask("[...document.querySelectorAll('tbody bdi')].map((e) => e.textContent)") == names
+    assert HOSTILE in browser.text("#missing") and browser.text("#network") == HOSTILE
+    browser.open(f"{tmp_path / 'page.html'}#0-1")
+    browser.mouse(FIRST)
+    assert [browser.text(f"figure:nth-child({k}) bdi") for k in (1, 2)] == names[:2]
+    assert browser.ask("document.querySelectorAll('b, script').length") == 2  # the page's own two
+
+
+@in_a_browser
+@pytest.mark.parametrize("name", ["pair", "table"])
+def test_it_fits_a_phone_and_darkens_with_the_system(browser, files, name):
+    papers = []
+    for dark in (False, True):
+        browser.open(files / f"{name}.html", width=390, height=844, dark=dark)
+        assert browser.ask("document.documentElement.scrollWidth <= innerWidth")
+        papers.append(browser.ask("getComputedStyle(document.body).backgroundColor"))
+    light, dark = (sum(map(int, re.findall(r"\d+", paper))) for paper in papers)
+    assert light > 600 and dark < 150
+
+
+@in_a_browser
+def test_on_a_padded_image_only_its_own_windows_can_be_chosen(browser, tmp_path):
+    paths = photographs(tmp_path, 2, size=(160, 40))
+    network = make_network(fit="pad")
+    assert network.frame == Frame((32, 48), "pad", network.frame.mean)
+    (tmp_path / "page.html").write_text(page(Comparison(network, paths)), encoding="utf-8")
+    browser.open(tmp_path / "page.html")
+    for across, down in ((0.01, 0.01), (0.99, 0.99)):
+        browser.mouse(FIRST, across, down)
+        top, bottom, *_ = browser.ask("[...images[0].regions.subarray(4 * state.pair.pointed.region)].slice(0, 4)")
+        assert 10 <= (top + bottom) / 2 <= 22  # 48 x 12 pixels of the image lie in rows 10 to 22

@@ -1,0 +1,162 @@
+"use strict";
+
+// What Python measured: per image an embedding z, and for each of its regions R what R's going does to it, delta.
+const data = JSON.parse(document.getElementById("data").textContent);
+const GRID = data.grid;
+
+const $ = (id) => document.getElementById(id);
+const state = { threshold: 1 - data.threshold, shown: [true, true], size: 1, pair: null };
+
+function bytes(text, Type) {
+  return new Type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+}
+
+const images = data.images.map((one) => ({
+  name: one.name,
+  source: one.picture,
+  box: one.box, // top, bottom, left, right of what the image fills of the network's frame, in its pixels
+  z: bytes(one.embedding, Float32Array),
+  delta: Float64Array.from(bytes(one.delta, Int16Array), (step) => step * one.step),
+  regions: bytes(one.regions, Int16Array), // top, bottom, left, right of each, likewise
+}));
+
+function dot(a, b, startA = 0, startB = 0, length = b.length) {
+  let sum = 0;
+  for (let k = 0; k < length; k++) sum += a[startA + k] * b[startB + k];
+  return sum;
+}
+
+const deltaOf = (image, region) => image.delta.subarray(region * image.z.length, (region + 1) * image.z.length);
+const count = (image) => image.regions.length / 4;
+const difference = (a, b) => a.map((value, k) => value - b[k]);
+const similarity = (a, b) => 1 - Math.min(Math.sqrt(dot(difference(a, b), difference(a, b)) + 1e-12) / data.margin, 1);
+const isSimilar = (value) => value > state.threshold;
+
+// What each region of a does to the squared distance from b if it goes: |delta|^2 - 2 <delta, z_a - z_b>.
+function effects(a, b) {
+  const away = Float64Array.from(difference(a.z, b.z));
+  return Float64Array.from({ length: count(a) }, (_, r) => {
+    const delta = deltaOf(a, r);
+    return dot(delta, delta) - 2 * dot(delta, away);
+  });
+}
+
+// What a region of a and each region of b have in common: 2 <delta, delta'>.
+function interactions(a, region, b) {
+  return Float64Array.from({ length: count(b) }, (_, q) => 2 * dot(deltaOf(a, region), deltaOf(b, q)));
+}
+
+// Share of each of GRID positions along a side of so many pixels that lies between two pixels.
+function cover(from, to, pixels) {
+  const step = pixels / GRID;
+  return Float64Array.from({ length: GRID }, (_, g) =>
+    Math.max(0, Math.min(to, (g + 1) * step) - Math.max(from, g * step)) / step);
+}
+
+function covers(image, region) {
+  const [top, bottom, left, right] = image.regions.subarray(4 * region, 4 * region + 4);
+  return [cover(top, bottom, data.size[0]), cover(left, right, data.size[1])];
+}
+
+// Effects of an image's regions -> a map (GRID x GRID) whose sum over a region is about its effect: Gaussian-process
+// regression on sums, as `spread` in utils/explain/occlusion.py.
+function spread(image, values) {
+  image.solver ??= solver(image);
+  const { rows, columns, lower } = image.solver, n = values.length;
+  const weights = Float64Array.from(values), map = new Float64Array(GRID * GRID);
+  for (let i = 0; i < n; i++) weights[i] = (weights[i] - dot(lower[i], weights, 0, 0, i)) / lower[i][i];
+  for (let i = n - 1; i >= 0; i--) {
+    weights[i] /= lower[i][i];
+    for (let j = 0; j < i; j++) weights[j] -= lower[i][j] * weights[i];
+  }
+  for (let i = 0; i < n; i++) {
+    for (let y = 0; y < GRID; y++) {
+      const weight = weights[i] * rows[i][y];
+      for (let x = 0; x < GRID; x++) map[y * GRID + x] += weight * columns[i][x];
+    }
+  }
+  return map;
+}
+
+function solver(image) {
+  const kernel = Array.from({ length: GRID }, (_, g) =>
+    Float64Array.from({ length: GRID }, (_, h) => Math.exp(-(((g - h) / GRID / data.reach) ** 2) / 2)));
+  const smooth = (profile) => Float64Array.from(kernel, (line) => dot(line, profile));
+  const plain = Array.from({ length: count(image) }, (_, r) => covers(image, r));
+  const rows = plain.map(([row]) => smooth(row)), columns = plain.map(([, column]) => smooth(column));
+  const lower = []; // Cholesky factor of the covariance of the effects
+  for (let i = 0; i < plain.length; i++) {
+    lower.push(new Float64Array(plain.length));
+    for (let j = 0; j <= i; j++) {
+      let value = dot(rows[i], plain[j][0]) * dot(columns[i], plain[j][1]);
+      if (i === j) value *= 1 + data.scatter[i];
+      value -= dot(lower[i], lower[j], 0, 0, j);
+      lower[i][j] = i === j ? Math.sqrt(value) : value / lower[j][j];
+    }
+  }
+  return { rows, columns, lower };
+}
+
+const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+
+// Signed evidence for "similar" in both images of a pair, as a share of the pair's strongest; weak evidence counts as
+// none.
+function evidence(a, b) {
+  const maps = [[a, b], [b, a]].map(([one, other]) => {
+    const map = spread(one, effects(one, other)), least = data.least * largest(map);
+    return map.map((value) => (Math.abs(value) > least ? value : 0));
+  });
+  const most = Math.max(...maps.map(largest)) || 1;
+  return maps.map((map) => map.map((value) => value / most));
+}
+
+// An image's embedding without some of its regions: exactly as measured for one; of several, the effects added, each in
+// the share of its area that those before it leave.
+function without(image, regions) {
+  const z = Float64Array.from(image.z), covered = new Float64Array(GRID * GRID);
+  for (const region of regions) {
+    const [rows, columns] = covers(image, region);
+    let area = 0, fresh = 0;
+    covered.forEach((before, p) => {
+      const here = rows[Math.floor(p / GRID)] * columns[p % GRID];
+      area += here;
+      fresh += Math.max(0, here - before);
+      covered[p] = Math.max(here, before);
+    });
+    deltaOf(image, region).forEach((value, k) => (z[k] -= (value * fresh) / area));
+  }
+  return z;
+}
+
+// The windows that can be pointed at: those of one size, a grid over the image; they come first among its regions.
+function windowAt(row, column) {
+  const { count } = data.windows[state.size];
+  return data.windows.slice(0, state.size).reduce((sum, w) => sum + w.count ** 2, 0) + row * count + column;
+}
+
+function rowAndColumn(region) {
+  const first = windowAt(0, 0), { count } = data.windows[state.size];
+  return [Math.floor((region - first) / count), (region - first) % count];
+}
+
+// Rows (axis 0) or columns (1) of that grid whose centre lies on the image, not on what pads it; at least one.
+function choices(image, axis) {
+  const { count } = data.windows[state.size], [from, to] = image.box.slice(2 * axis, 2 * axis + 2);
+  const all = Array.from({ length: count }, (_, k) => {
+    const at = 4 * (axis ? windowAt(0, k) : windowAt(k, 0)) + 2 * axis;
+    return { k, centre: (image.regions[at] + image.regions[at + 1]) / 2 };
+  });
+  const inside = all.filter(({ centre }) => from <= centre && centre <= to);
+  return inside.length ? inside : [nearest(all, (from + to) / 2)];
+}
+
+function nearest(choices, place) {
+  return choices.reduce((best, one) => (Math.abs(one.centre - place) < Math.abs(best.centre - place) ? one : best));
+}
+
+// The window nearest to a place, in shares of the image's sides.
+function regionAt(image, down, across) {
+  const [top, bottom, left, right] = image.box;
+  const row = nearest(choices(image, 0), top + down * (bottom - top)).k;
+  return windowAt(row, nearest(choices(image, 1), left + across * (right - left)).k);
+}

@@ -1,0 +1,156 @@
+"""A page to play with: images compared with each other, and what their regions do, in one HTML file.
+
+The page (`utils/figures/page`) holds no result but the measured effects of regions; it computes from them, in the
+reader's browser, what `Comparison` computes here.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from utils.comparison import Comparison, images_in, pair_folder
+from utils.explain.matching import WEAKEST
+from utils.explain.occlusion import GRID, REACH, WINDOWS, scatters
+from utils.files import replacing
+from utils.Grad_CAM import LEAST
+from utils.images.frame import Box
+from utils.images.reading import DataError
+from utils.machine import choose_device
+from utils.models import load_trained
+from utils.settings import Config
+from utils.Siamese import SiameseNetwork
+
+PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("numbers.js", "pictures.js", "pair.js", "table.js", "main.js")
+FEW, LARGE, SMALL = 12, 640, 400  # up to so many images, the longest side of a picture in pixels; of more images
+QUALITY = 85
+PLAIN = 96  # pixels of the longest side up to which a picture is kept as it is, without loss
+MOST = 100  # images: their table has 9,900 cells
+
+
+def write_report(
+    config: Config, paths: Sequence[Path], checkpoint: Path | None = None, output: Path | None = None
+) -> tuple[Path, list[str]]:
+    """Compare images with the configuration's trained network, or another one, and write the page.
+
+    Args:
+        paths: one folder, whose images are taken, not those of its sub-folders; or two images or more.
+        checkpoint: of the network, instead.
+        output: the file to write; without it, a pair's is in its own folder under `config.outputs_path`, that of more
+            images in `compare`, as the figures of notebook 02.
+
+    Returns:
+        The file, and what is left out because it cannot be read, a line each.
+
+    Raises:
+        DataError: nothing to compare, or more than `MOST` images.
+    """
+    paths = _images(paths)
+    if checkpoint is None:
+        model, note = load_trained(config)
+    else:
+        model = SiameseNetwork.load(checkpoint, choose_device(config))
+        note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {', '.join(model.info['classes'])}"
+    compared = Comparison(model, paths, skip_unreadable=True)
+    pair = len(compared.paths) == 2
+    folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"
+    output = output or folder / "report.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    text = page(compared, note)
+    with replacing(output) as file:
+        file.write_text(text, encoding="utf-8")
+    return output, compared.unreadable
+
+
+def _images(paths: Sequence[Path]) -> list[Path]:
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise DataError(f"{missing[0]}: no such file or folder; give two images, or a folder of images")
+    folders = [path for path in paths if path.is_dir()]
+    if folders and len(paths) > 1:
+        raise DataError(f"{folders[0]}: a folder beside other images; give one folder, or two images or more")
+    found = images_in(folders[0]) if folders else list(dict.fromkeys(paths))
+    if len(found) < 2:
+        hint = "; those of its sub-folders do not count" if folders else ", and to compare it takes another one"
+        raise DataError(f"{paths[0]}: {len(found)} image(s){hint}; give two images, or a folder of two or more")
+    if len(found) > MOST:
+        raise DataError(f"{len(found)} images; a page holds at most {MOST}, choose fewer")
+    return found
+
+
+def page(compared: Comparison, network: str = "") -> str:
+    """The page as HTML; `network` says in a sentence which one it was."""
+    holes = {
+        "css": (PAGE / "page.css").read_text(encoding="utf-8"),
+        "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        # A name may hold "</script>": without "<" the browser finds no tag in it.
+        "data": json.dumps(_contents(compared, network)).replace("<", "\\u003c"),
+    }
+    before, *parts = (PAGE / "page.html").read_text(encoding="utf-8").split("{{")
+    return before + "".join(holes[name] + rest for name, rest in (part.split("}}", 1) for part in parts))
+
+
+def _contents(compared: Comparison, network: str) -> dict:
+    """What the page holds, as plain values; arrays are in base64."""
+    model, everyone = compared.model, range(len(compared.paths))
+    effects = compared.effects_of(*everyone)
+    side = LARGE if len(compared.paths) <= FEW else SMALL
+    delta = effects.delta.cpu().double().numpy()
+    steps = np.maximum(np.abs(delta).max((1, 2)), 1e-12) / 32767  # 16 bits: 0.002 % of the largest effect
+    return {
+        "network": network,
+        "missing": compared.unreadable,
+        "margin": model.margin,
+        "threshold": model.threshold,
+        "size": list(model.image_size),
+        "grid": GRID,
+        "reach": REACH,
+        "scatter": scatters().tolist(),
+        "windows": [
+            {"word": word, "count": count} for word, (_, count, _) in zip(("large", "medium", "small"), WINDOWS)
+        ],
+        "least": LEAST,
+        "weakest": WEAKEST,
+        "images": [
+            {
+                "name": name,
+                "picture": _picture(compared.images[i], side),
+                "box": _pixels(compared.boxes[i]),
+                "embedding": _packed(effects.embeddings[i].cpu().numpy(), "<f4"),
+                "regions": _packed(effects.regions[i].cpu().numpy(), "<i2"),
+                "delta": _packed(np.rint(delta[i] / steps[i]), "<i2"),
+                "step": float(steps[i]),
+            }
+            for i, name in zip(everyone, _names(compared.paths))
+        ],
+    }
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The files' names, those that occur twice with their folder's."""
+    often = Counter(path.name for path in paths)
+    names = [path.name if often[path.name] == 1 else f"{path.resolve().parent.name}/{path.name}" for path in paths]
+    return [name.encode(errors="replace").decode() for name in names]  # not every name on a disk is text
+
+
+def _packed(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _pixels(box: Box) -> list[int]:
+    return [edge for part in box for edge in (part.start, part.stop)]
+
+
+def _picture(image: Image.Image, longest_side: int) -> str:
+    image, data = image.copy(), io.BytesIO()
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    image.save(data, "WEBP", quality=QUALITY, lossless=max(image.size) <= PLAIN)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
