@@ -76,13 +76,15 @@ class Processes:
         dist.broadcast_object_list(values)
         return values[0]
 
-    def check_same(self, value: int, what: str) -> None:
+    def check_same_images(self, checksum: int) -> None:
         """
         Raises:
-            TrainingError: another process has another value.
+            TrainingError: this process has other images than the first.
         """
-        if value != self.from_first(value):
-            raise TrainingError(f"process {self.number} has other {what} than the first; copy them to every machine")
+        if checksum != self.from_first(checksum):
+            raise TrainingError(
+                f"process {self.number} has other images than the first; copy the data to every machine, or share them"
+            )
 
     def attempt(self, compute: Callable[[], T]) -> T:
         """What `compute` gives; running out of memory in one process is an error in all of them, so that they try

@@ -118,7 +118,7 @@ class Trainer:
         self.features: dict[str, torch.Tensor] = {}  # of the frozen backbone, while only the head is trained
         self.frozen = 0  # first blocks of the backbone that stay as they are
         self.data = fingerprints(self.table, self.images)
-        self.processes.check_same(zlib.crc32(repr(self.data).encode()), "images")
+        self.processes.check_same_images(zlib.crc32(repr(self.data).encode()))
         settings, first = config.model_dump(mode="json"), self.processes.first
         stopped = unfinished(config.checkpoints_path / "last.pth", settings, self.data) if first else None
         stopped = self.processes.from_first(stopped)
