@@ -110,6 +110,7 @@ def test_outputs_are_written_whole_or_not_at_all():
     found = {(name, call.split("(")[0]) for name, source in sources.items() for _, call in writes(source)}
     assert found == {
         ("utils/Siamese.py", "torch.save"),  # into memory
+        ("utils/figures/report.py", "image.save"),  # into memory
         ("utils/settings.py", "path.write_text"),  # Config.save, under the name that it is given
         ("utils/results.py", "self.save"),  # SiameseNetwork.save, which is careful itself
         ("utils/results.py", "model.save"),
