@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import train as train_benchmark
 from benchmarks import trust, variants
 from benchmarks.architectures import (
     PseudoSiamese,
@@ -17,6 +18,7 @@ from benchmarks.architectures import (
 from benchmarks.datasets import measure
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
 from benchmarks.soak import soak
+from utils.dataset import prepare_split
 from utils.explain import occlusion
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
@@ -205,3 +207,36 @@ def test_effects_that_add_up_are_called_additive(monkeypatch):
 def test_the_soak_looks_at_memory_after_every_part():
     held = soak(rounds=6, parts=3)
     assert len(held) == 3 and all(50 < mebibytes < 100_000 for mebibytes in held)
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+def test_the_public_protocol_decodes_both_images_of_every_pair_and_trains_all_weights(colour_folder, monkeypatch):
+    config, opened = folder_config(colour_folder), []
+    public = train_benchmark.PublicProtocol(config, prepare_split(config)[0])
+    read = train_benchmark.read_image
+    monkeypatch.setattr(train_benchmark, "read_image", lambda path: opened.append(path) or read(path))
+    before = [parameter.clone() for parameter in public.model.parameters()]
+    batch = public.batches()[0]
+    for _ in range(2):
+        public.step(batch)
+    assert opened == 2 * [public.paths[position] for ends in (batch.first, batch.second) for position in ends]
+    changes = [(old - new).abs().max() for old, new in zip(before, public.model.parameters())]
+    assert len(batch.label) == 4 and 0 < max(changes) < 2.1 * 5e-6  # Adam's steps are no longer than its rate
+
+
+def test_variants_of_a_step_do_what_they_say_and_leave_the_trainer_as_found(colour_folder):
+    config = folder_config(colour_folder, hyperparameters={"verbose": False})
+    trainer = train_benchmark.Trainer(config, prepare_split(config)[0])
+    optimizer, normalize = trainer.optimizer, trainer.model.normalize
+    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    with train_benchmark.fused(trainer):
+        assert trainer.optimizer.param_groups[0]["fused"]
+        assert trainer.optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    with train_benchmark.plain_layout(trainer):
+        assert trainer.model.normalize(images).is_contiguous()
+    with train_benchmark.float32(trainer):
+        assert not trainer.autocast()._enabled
+    assert trainer.optimizer is optimizer and trainer.model.normalize == normalize
+    assert trainer.model.normalize(images).is_contiguous(memory_format=torch.channels_last)

@@ -242,7 +242,7 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_clicked_away_it_i
     )
     row = common[region - MEDIUM]
     assert row.max() > 0 and browser.ask(f"document.querySelectorAll('{SECOND} .there').length") == 1
-    best = effects.regions[1, MEDIUM + int(row.argmax())]
+    best = effects.regions[1, MEDIUM + int(row.argmax())].tolist()
     found = browser.ask(f"['top', 'left'].map((s) => parseFloat(document.querySelector('{SECOND} .there').style[s]))")
     assert found == pytest.approx([100 * best[0] / 32, 100 * best[2] / 48])
     assert browser.ask(pixels(1)) != plain
