@@ -310,8 +310,9 @@ class Trainer:
         return some, embed
 
     def training_images(self, positions: np.ndarray) -> torch.Tensor:
-        """Augmented, uint8 (N, 3, H, W)."""
-        return self.augment(self.images["train"][positions], self.progress)
+        """Augmented on the device, on a scale of 0 to 255, (N, 3, H, W)."""
+        images = self.images["train"][positions].to(self.device, non_blocking=True)
+        return self.augment(images, self.progress)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device))

@@ -101,6 +101,7 @@ function toggled(side, region) {
 function point(side, region) {
   const { pointed } = state.pair;
   if (pointed?.side === side && pointed.region === region) return;
+  if (region === null && pointed?.side !== side) return; // it has gone to the other image already
   state.pair.pointed = region === null ? null : { side, region };
   refresh();
 }
