@@ -1,6 +1,7 @@
 # make run    the three notebooks on DATASET (default: the built-in Synthetic), into outputs/
 # make test   make lint, then the notebooks against their stored outputs, and the tests
 # make docs   the pages in docs/ as a site, into outputs/docs
+# make figures  the README's figure, drawn again
 # make lint   style (ruff) and the direction of imports (import-linter)
 # Without make (Windows): see README.md, "Set-up".
 
@@ -14,7 +15,7 @@ VENV_BIN = .venv/bin
 endif
 NOTEBOOKS = 01_Train_Siamese_model 02_Inference 03_Evaluate
 
-.PHONY: run test lint docs clean
+.PHONY: run test lint docs figures clean
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.12')"
@@ -45,6 +46,9 @@ docs: .venv/installed
 	$(VENV_BIN)/python -m pip install --quiet -r docs/requirements.txt
 	$(VENV_BIN)/python -m docs.make_configuration
 	$(VENV_BIN)/python -m mkdocs build --strict
+
+figures: .venv/installed
+	$(VENV_BIN)/python -m docs.make_figures
 
 clean:
 	rm -rf .venv
