@@ -12,11 +12,10 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from benchmarks.kills import draw_images
 from utils import results, training
 from utils.backbones import backbone_blocks
-from utils.dataset import load_split, prepare_split, read_split
-from utils.explain.additivity import halved_boxes, left_over, surplus, without_halves
+from utils.dataset import prepare_split, read_split
+from utils.explain.additivity import halved_boxes, surplus
 from utils.explain.removal import blur
 from utils.images.reading import DataError
 from utils.models import build_model
@@ -593,22 +592,39 @@ def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config)
     assert train(config({"epochs": 1, "head_steps": 300})).epoch.tolist() == [1]
 
 
-def test_effects_of_regions_are_taught_to_add_up(config, tmp_path):
-    """What is left over, as a share of what the boxes do, of training images by other boxes."""
-    draw_images(tmp_path / "images")
-    left = []
-    for weight in (0.0, 30.0):
-        options = {"epochs": 8, "head_steps": 1, "batch_size": 8, "additivity": weight}
-        run = config(options, data_path=tmp_path / "images", **PRETRAINED)
-        train(run)
-        model = SiameseNetwork.load(run.checkpoints_path / "last.pth")
-        images, _ = load_split(read_split(run.checkpoints_path / "split.csv"), "train", run, model.frame)
-        batch = model.normalize(images)
-        boxes = halved_boxes(len(batch), (32, 32), np.random.default_rng(7))
-        with torch.no_grad():
-            whole, changed = model.embed(batch), model.embed(without_halves(batch, boxes))
-        left.append(float(surplus(left_over(whole, changed)) / (whole - changed.chunk(3)[2]).square().sum(1).mean()))
-    assert left[1] < 0.5 * left[0]
+def test_effects_that_do_not_add_up_cost_what_the_weight_says(config, monkeypatch):
+    """The gradient of a batch with additivity is that without, and the weight times that of
+    `||delta_AB - delta_A - delta_B||^2`, here an image and a box at a time."""
+    monkeypatch.setattr(training, "bfloat16_pays", lambda device: False)
+    boxes_of = []
+    monkeypatch.setattr(training, "halved_boxes", lambda *args: boxes_of.append(halved_boxes(*args)) or boxes_of[-1])
+    gradients = []
+    for weight in (0.0, 1e4):  # large beside rounding: an untrained network's effects are small
+        settings = config({"additivity": weight, "batch_size": 12}, image={"size": (16, 16), "HorizontalFlip": 0.0})
+        trainer = Trainer(settings, prepare_split(settings)[0])
+        trainer.model.eval()  # at fixed batch statistics, as in fine-tuning
+        batch = trainer.epoch_batches()[0]
+        trainer.rng = np.random.default_rng(5)
+        trainer.gradients(batch)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    rng = np.random.default_rng(5)
+    some = rng.choice(len(batch), 2, replace=False)  # an eighth of 12, rounded up
+    model, left = trainer.model, []
+    for position, halves in zip(some, boxes_of[-1]):
+        (image,) = model.normalize(trainer.images["train"][batch[[position]]])
+        (soft,) = blur(image[None])
+        seen = []
+        for gone in ([], [0], [1], [0, 1]):
+            changed = image.clone()
+            for top, bottom, left_edge, right in halves[gone]:
+                changed[:, top:bottom, left_edge:right] = soft[:, top:bottom, left_edge:right]
+            seen.append(model.embed(changed[None])[0])
+        whole, a, b, both = seen
+        left.append(((whole - both) - (whole - a) - (whole - b)).square().sum())
+    wanted = torch.autograd.grad(sum(left) / len(left), list(model.parameters()))
+    wanted = 1e4 * torch.cat([gradient.flatten() for gradient in wanted])
+    assert wanted.norm() > 1e-3
+    torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
 
 
 def test_without_a_weight_no_boxes_are_looked_at(config, monkeypatch):
