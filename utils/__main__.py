@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from utils.settings import Config
 
 PUBLIC_SETS = ("AirBnB", "Flowers", "Skin_cancer")
 EPILOG = """A dataset is a folder Data/NAME with a sub-folder of images for each class, and a block NAME under
@@ -46,10 +49,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     ):
         parsed = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
         parsed.add_argument("name", nargs="?", help="the dataset; without it, the one that the configuration names")
-        parsed.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
+        _add_config(parsed)
     _add_search(commands)
     _add_report(commands)
     return parser.parse_args(arguments)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", metavar="NAME", help="whose network; without it, that of the configuration")
+    _add_config(parser)
 
 
 def _add_search(commands: argparse._SubParsersAction) -> None:
@@ -79,20 +91,18 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
     query.add_argument("--folder", type=Path, help="the folder to search, where several have been indexed")
     query.add_argument("--hits", type=int, default=10, metavar="N", help="how many to find (10)")
     for parsed in (build, query):
-        parsed.add_argument("--dataset", metavar="NAME", help="whose network; without it, that of the configuration")
-        parsed.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
+        _add_dataset(parsed)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
     text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
     page = commands.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
     page.add_argument("images", nargs="+", type=Path, help="two images or more, or a folder of images")
-    page.add_argument("--dataset", metavar="NAME", help="whose network compares; without it, the configuration's")
+    _add_dataset(page)
     page.add_argument("--checkpoint", type=Path, metavar="FILE", help="of the network that compares, instead")
     page.add_argument(
         "--output", type=Path, metavar="FILE", help="the page; without it, report.html under outputs/NAME/"
     )
-    page.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -118,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             print(export_trained(load_config(options.config, options.name)))
         elif options.command == "search":
-            _search(options)
+            _search(options, load_config(options.config, options.dataset))
         elif options.command == "report":
-            _report(options)
+            _report(options, load_config(options.config, options.dataset))
         else:
             from utils.training import train_and_report
 
@@ -129,10 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error))
 
 
-def _search(options: argparse.Namespace) -> None:
-    from utils.config import load_config
-
-    config = load_config(options.config, options.dataset)
+def _search(options: argparse.Namespace, config: Config) -> None:
     if options.step == "build":
         from utils.search.build import build_and_report
 
@@ -143,11 +150,9 @@ def _search(options: argparse.Namespace) -> None:
         query_and_report(config, options.image, options.folder, options.hits)
 
 
-def _report(options: argparse.Namespace) -> None:
-    from utils.config import load_config
+def _report(options: argparse.Namespace, config: Config) -> None:
     from utils.figures.report import write_report
 
-    config = load_config(options.config, options.dataset)
     written, unreadable = write_report(config, options.images, options.checkpoint, options.output)
     for line in unreadable:
         print(f"left out: {line}", file=sys.stderr)
