@@ -19,7 +19,7 @@ from utils.explain.removal import OTHERS, Interventions, embed_in_parts, stronge
 from utils.Grad_CAM import Explanation, explain, explain_effects
 from utils.images.frame import WHOLE, Box
 from utils.images.pairs import Pairs
-from utils.images.reading import SUFFIXES, DataError, read_image, shrink
+from utils.images.reading import DataError, is_named_as_image, read_image, shrink
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork, similarity_matrix
 
@@ -249,9 +249,7 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
 
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder by their names, not those of its sub-folders; none where there is no folder."""
-    return sorted(
-        p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+    return sorted(path for path in folder.glob("*") if is_named_as_image(path) and path.is_file())
 
 
 def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:

@@ -17,6 +17,11 @@ class DataError(UserError):
     """The images are missing, unreadable or too few."""
 
 
+def is_named_as_image(path: Path) -> bool:
+    """By its suffix; hidden files are not."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def read_image(path: Path) -> Image.Image:
     """One image file as `to_rgb` makes it.
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from utils.explain.occlusion import region_effects
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import SUFFIXES, DataError, read_image
+from utils.images.reading import DataError, is_named_as_image, read_image
 from utils.models import load_trained
 from utils.search.store import FileState, Index
 from utils.settings import Config
@@ -144,7 +144,7 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(place, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+            if not is_named_as_image(path):
                 continue
             file = path.relative_to(folder).as_posix()
             try:
