@@ -16,3 +16,4 @@ ASIAN_FONTS = (
 installed = {font.name for font in fontManager.ttflist}
 matplotlib.rcParams["font.family"] = ["sans-serif", *(name for name in ASIAN_FONTS if name in installed)]
 matplotlib.rcParams["text.parse_math"] = False  # a file may be called price_$5^$.jpg
+matplotlib.rcParams["figure.dpi"] = 90  # as shown: notebooks are committed with their figures, and stay under 2 MB
