@@ -19,7 +19,7 @@ from PIL import Image
 from utils.comparison import Comparison, images_in, pair_folder
 from utils.explain.matching import WEAKEST
 from utils.explain.occlusion import GRID, REACH, WINDOWS, scatters
-from utils.files import replacing
+from utils.files import write_whole
 from utils.Grad_CAM import LEAST
 from utils.images.frame import Box
 from utils.images.reading import DataError
@@ -63,10 +63,7 @@ def write_report(
     pair = len(compared.paths) == 2
     folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"
     output = output or folder / "report.html"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    text = page(compared, note)
-    with replacing(output) as file:
-        file.write_text(text, encoding="utf-8")
+    write_whole(output, page(compared, note))
     return output, compared.unreadable
 
 
