@@ -1,7 +1,7 @@
 # make run    the three notebooks on DATASET (default: the built-in Synthetic), into outputs/
 # make test   make lint, then the notebooks against their stored outputs, and the tests
 # make docs   the pages in docs/ as a site, into outputs/docs
-# make figures  the README's figure, drawn again
+# make figures  the README's figures, made again
 # make lint   style (ruff) and the direction of imports (import-linter)
 # Without make (Windows): see README.md, "Set-up".
 

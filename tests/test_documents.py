@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from docs.make_configuration import PAGE, keys, page, values
+from docs.make_figures import DOCS, THUMBNAILS, stored_figure
 from utils.settings import Config
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +59,13 @@ def test_every_page_of_the_site_is_there():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
     assert set(site["nav"]) == pages
+
+
+def test_figures_are_small():
+    sizes = {path.name: path.stat().st_size for path in DOCS.glob("*.png")}
+    assert len(sizes) >= 6 and max(sizes.values()) < 300_000, sizes
+
+
+def test_thumbnails_are_the_notebooks_figures():
+    for name, place in THUMBNAILS.items():
+        assert (DOCS / name).read_bytes() == stored_figure(*place), f"{name}: run: make figures"

@@ -114,7 +114,7 @@ def together(device: torch.device) -> Iterator[Processes]:
             if os.environ.get(name, "1") not in ("", "0", "1"):
                 raise TrainingError(
                     f"{name}={os.environ[name]}: each of these processes would train a network of its own; "
-                    "start them with torchrun (README, Several GPUs)"
+                    "start them with torchrun (docs/commands.md, Several GPUs)"
                 )
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
