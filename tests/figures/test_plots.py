@@ -54,7 +54,9 @@ def test_learning_curves_mark_the_epoch_that_was_kept():
             "valid_auc": [0.5, 0.8, 0.9],
         }
     )
-    right = plot_learning_curves(history, kept=2).axes[1]
+    left, right = plot_learning_curves(history, kept=2).axes
+    for axis in (left, right):  # legible in grey
+        assert len({line.get_linestyle() for line in axis.lines[:2]}) == 2
     star = next(line for line in right.lines if line.get_marker() == "*")
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 0.8)
     assert "kept: epoch 2" in legend(right)

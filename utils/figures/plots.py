@@ -40,17 +40,10 @@ def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:
     """Loss and validation scores by epoch; the epoch that was kept, counted from 1, is marked."""
     best = history.iloc[kept - 1]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-    for column, colour in zip(("train_loss", "valid_loss"), COLOURS):
-        left.plot(history.epoch, history[column], "o-", ms=3, color=colour, label=column.replace("_", " "))
-    for column, colour in zip(("valid_auc", "valid_accuracy"), COLOURS[2:]):
-        right.plot(
-            history.epoch,
-            history[column],
-            "o-",
-            ms=3,
-            color=colour,
-            label=column.replace("_", " ").replace("auc", "AUC"),
-        )
+    for axis, columns in ((left, ("train_loss", "valid_loss")), (right, ("valid_auc", "valid_accuracy"))):
+        for column, style, colour in zip(columns, ("o-", "s--"), COLOURS if axis is left else COLOURS[2:]):
+            name = column.replace("_", " ").replace("auc", "AUC")
+            axis.plot(history.epoch, history[column], style, ms=3, color=colour, label=name)
     right.plot(best.epoch, best.valid_auc, "*", ms=13, color="black", label=f"kept: epoch {best.epoch:.0f}")
     for axis, name in ((left, "contrastive loss"), (right, "score")):
         axis.axvline(best.epoch, color="grey", lw=0.8, ls=":")
@@ -145,7 +138,8 @@ def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
         axis.axhline(0, color="grey", lw=0.8)
         verb = "blurred" if kind == "deletion" else "sharpened"
         axis.set(xlabel=f"pixels {verb}, strongest first (%)", title=f"{kind}: {wanted}")
-        axis.legend(frameon=False, fontsize=8)
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 0.08)} if kind == "insertion" else {}
+        axis.legend(frameon=False, fontsize=8, **place)  # above the line at 0
         sns.despine(ax=axis)
     axes[0].set_ylabel("margin of the decision")
     return figure
