@@ -61,6 +61,32 @@ def test_every_page_of_the_site_is_there():
     assert set(site["nav"]) == pages
 
 
+def parts(readme):
+    """What both languages have in common: heading levels, commands, inline code, figures, links, tables, decimals."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    text = re.sub(r"## 国内用户须知.*?(?=\n## )", "", text, flags=re.DOTALL)  # for users in China: mirrors, fonts
+    blocks = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return {
+        "headings": re.findall(r"^#+(?= )", prose, flags=re.MULTILINE),
+        "blocks": [re.sub(r" +#.*", "", block) for block in blocks],  # comments are translated
+        "commands": sorted(re.findall(r"`((?:python|make|jupyter|torchrun|source|pip) [^`]*)`", prose)),
+        "links": sorted(link for link in re.findall(r"\]\(([^)]+)\)", prose) if not link.startswith("README")),
+        "cells": [line.count("|") for line in prose.split("\n") if line.startswith("|")],
+        "decimals": sorted(re.findall(r"\d+\.\d+", prose)),
+    }
+
+
+def test_the_readme_says_the_same_in_both_languages():
+    english, chinese = parts("README.md"), parts("README.zh-CN.md")
+    assert len(english["blocks"]) >= 4 and len(english["commands"]) > 10 and len(english["decimals"]) > 40
+    for part, found in english.items():
+        assert chinese[part] == found, part
+    for readme, other in (("README.md", "README.zh-CN.md"), ("README.zh-CN.md", "README.md")):
+        text = (ROOT / readme).read_text(encoding="utf-8")
+        assert f"]({other})" in text and len(text.splitlines()) < 200
+
+
 def test_figures_are_small():
     sizes = {path.name: path.stat().st_size for path in DOCS.glob("*.png")}
     assert len(sizes) >= 6 and max(sizes.values()) < 300_000, sizes

@@ -28,6 +28,7 @@ PROVIDED_BY = {
     "nbformat": "nbval",  # depends on it
     "nbclient": "papermill",  # depends on it
     "packaging": "pytest",  # depends on it
+    "fontTools": "matplotlib",  # depends on it
 }
 # Used without an import.
 TOOLS = {

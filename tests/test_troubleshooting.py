@@ -28,6 +28,7 @@ FOREIGN = {
     "DecompressionBombWarning",
     "use_libuv was requested but PyTorch was build without libuv support",
     "IProgress not found",
+    "Glyph … missing from font(s)",
 }
 NAMES = {".heic", "pytest --nbval"}  # in headings, but not messages
 

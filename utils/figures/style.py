@@ -1,19 +1,51 @@
 """How figures write text: names as they are, in any script. Importing this module is enough."""
 
-import matplotlib
-from matplotlib.font_manager import fontManager
+from contextlib import suppress
 
+import matplotlib
+from matplotlib.font_manager import findSystemFonts, fontManager
+
+# With Chinese letters, most of them with Japanese and Korean ones, too; the nicer ones first.
 ASIAN_FONTS = (
     "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
+    "Noto Sans CJK JP",  # as matplotlib calls the file that holds all of Noto Sans CJK
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
     "Microsoft YaHei",
-    "SimHei",
     "PingFang SC",
+    "Hiragino Sans GB",
     "Hiragino Sans",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "SimHei",
+    "Heiti TC",
+    "STHeiti",
     "Malgun Gothic",
+    "SimSun",
+    "Songti SC",
+    "Arial Unicode MS",
+    "Droid Sans Fallback",
 )
 
-installed = {font.name for font in fontManager.ttflist}
-matplotlib.rcParams["font.family"] = ["sans-serif", *(name for name in ASIAN_FONTS if name in installed)]
+
+def asian_fonts() -> list[str]:
+    """Those of `ASIAN_FONTS` that are installed, in their order."""
+    if not (found := _listed()):
+        # matplotlib lists fonts once and keeps the list; one may have been installed since.
+        for file in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
+            with suppress(Exception):  # a file that matplotlib cannot read, of whatever kind
+                fontManager.addfont(file)
+        found = _listed()
+    return found
+
+
+def _listed() -> list[str]:
+    names = {font.name for font in fontManager.ttflist}
+    return [name for name in ASIAN_FONTS if name in names]
+
+
+# A letter is looked for in each of them, from the first to the last.
+matplotlib.rcParams["font.family"] = ["sans-serif", *asian_fonts()]
 matplotlib.rcParams["text.parse_math"] = False  # a file may be called price_$5^$.jpg
 matplotlib.rcParams["figure.dpi"] = 90  # as shown: notebooks are committed with their figures, and stay under 2 MB

@@ -1,0 +1,38 @@
+"""Fonts for names in Chinese, Japanese and Korean."""
+
+import matplotlib
+import pytest
+from fontTools.ttLib import TTFont
+from matplotlib.font_manager import fontManager
+
+import utils.figures.style as style
+
+
+@pytest.fixture
+def only_latin(monkeypatch):
+    """No font of another script is listed, nor can one be found."""
+    listed = [font for font in fontManager.ttflist if font.name not in style.ASIAN_FONTS]
+    monkeypatch.setattr(fontManager, "ttflist", listed)
+    monkeypatch.setattr(style, "findSystemFonts", list)
+
+
+def test_latin_letters_stay_as_they_are():
+    assert matplotlib.rcParams["font.family"] == ["sans-serif", *style.asian_fonts()]
+
+
+@pytest.mark.usefixtures("only_latin")
+def test_without_such_a_font_nothing_fails():
+    assert style.asian_fonts() == []
+
+
+@pytest.mark.usefixtures("only_latin")
+def test_a_font_that_was_installed_after_matplotlib_made_its_list_is_found(tmp_path, monkeypatch):
+    font = TTFont(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf")
+    for record in font["name"].names:
+        if record.nameID in (1, 16):  # the family's name
+            record.string = "SimHei"
+    font.save(tmp_path / "simhei.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    files = [str(tmp_path / name) for name in ("broken.ttf", "simhei.ttf")]
+    monkeypatch.setattr(style, "findSystemFonts", lambda: files)
+    assert style.asian_fonts() == ["SimHei"]
