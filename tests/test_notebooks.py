@@ -1,6 +1,7 @@
 """The committed notebooks, and what they made under `pytest --nbval` (they are collected before this file)."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def test_prose_first_and_short_cells(notebook):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert notebook.cells[0].cell_type == "markdown" and len(notebook.cells) - len(code) >= len(code)
     assert max(len(cell.source.splitlines()) for cell in code) <= 20
+
+
+def test_every_heading_has_a_chinese_caption(notebook):
+    lines = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.split("\n")]
+    captions = [below for line, below in zip(lines, lines[1:]) if re.match("#+ ", line)]
+    assert len(captions) > 5 and all(re.fullmatch(r"\*.*[\u4e00-\u9fff].*\*", caption) for caption in captions)
 
 
 def test_papermill_finds_the_parameters(notebook):
