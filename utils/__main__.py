@@ -89,9 +89,15 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
     )
     query.add_argument("image", type=Path, help="the image to look for")
     query.add_argument("--folder", type=Path, help="the folder to search, where several have been indexed")
-    query.add_argument("--hits", type=int, default=10, metavar="N", help="how many to find (10)")
+    query.add_argument("--hits", type=_count, default=10, metavar="N", help="how many to find (10)")
     for parsed in (build, query):
         _add_dataset(parsed)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: should be a number, 1 or more")
+    return int(text)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:

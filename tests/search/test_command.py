@@ -1,0 +1,174 @@
+"""`python -m utils search build|query`, through the command line's own `main`."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from samples import make_files, noise
+from toy import trained_network
+
+from utils import __main__ as command_line
+from utils.search import build as building
+from utils.search import store
+
+INFO = {"classes": ["a", "b"], "config": {}, "calibrated_threshold": 0.5}  # what training leaves
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in: a trained network, seven images, and one to look for."""
+    (tmp_path / "checkpoints" / "Mine").mkdir(parents=True)
+    trained_network(size=(16, 24)).save(tmp_path / "checkpoints" / "Mine" / "model.pth", **INFO)
+    make_files(tmp_path / "photos", [f"{i // 3}/{i}.png" for i in range(7)])
+    noise(seed=50).save(tmp_path / "query.png")
+    (tmp_path / "config.yml").write_text(
+        "dataset: Mine\ndevice: cpu\ndatasets: {Mine: {hyperparameters: {verbose: False}}, Other: {}}", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def search(*arguments):
+    command_line.main(["search", *arguments])
+
+
+def test_a_folder_is_built_and_an_image_found_in_it(place, capsys):
+    search("build", "photos")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "Mine: trained on a, b",
+        "photos: 7 images in the index, 7 of them new or changed; 0 that have gone were taken out",
+    ]
+    search("query", "query.png", "--hits", "3")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Mine: trained on a, b" and lines[1].split() == ["rank", "similarity", "decision", "file"]
+    assert [line.split()[0] for line in lines[2:5]] == ["1", "2", "3"]
+    files = [line.split()[3] for line in lines[2:5]]
+    assert len(set(files)) == 3 and all((place / "photos" / file).is_file() for file in files)
+    similarity = [float(line.split()[1]) for line in lines[2:5]]
+    assert similarity == sorted(similarity, reverse=True)
+    (figure,) = (place / "outputs" / "Mine" / "search").glob("query-*.png")
+    assert lines[5:] == [f"why: {figure.relative_to(place)}"]
+
+
+def test_embeddings_only_leave_the_rest_to_queries(place, capsys):
+    search("build", "photos", "--embeddings-only")
+    assert capsys.readouterr().out.endswith("7 of them are measured when a query first finds them\n")
+    (place / "photos" / "0" / "0.png").unlink()
+    search("query", "query.png", "--folder", "photos")
+    out = capsys.readouterr().out
+    assert out.splitlines()[8].split()[0] == "7" and "\n    8 " not in out  # ten are wanted, and seven there
+    assert "0/0.png: gone or changed; run python -m utils search build" in out
+    search("build", "photos")
+    report = "photos: 6 images in the index, 0 of them new or changed; 1 that have gone were taken out\n"
+    assert capsys.readouterr().out.endswith(report)
+
+
+def test_of_several_indexes_one_is_named(place, capsys):
+    make_files(place / "more", ["new.png"])
+    for folder in ("photos", "more"):
+        search("build", folder, "--embeddings-only")
+    capsys.readouterr()
+    search("query", "query.png", "--folder", "more", "--hits", "2")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in lines[2:-1]] == ["new.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "required: STEP"),
+        (["delete"], "invalid choice: 'delete'"),
+        (["build"], "required: folder"),
+        (["query"], "required: image"),
+        (["build", "photos", "more"], "unrecognized arguments: more"),
+        (["query", "query.png", "--hits", "many"], "--hits: .*1 or more"),
+        (["query", "query.png", "--hits", "0"], "--hits: .*1 or more"),
+        (["query", "query.png", "--hits", "-2"], "--hits: .*1 or more"),
+        (["build", "nowhere"], "nowhere: no such folder"),
+        (["build", "query.png"], "query.png: no such folder"),
+        (["build", "empty"], "empty: no image in it"),
+        (["build", "photos", "--dataset", "Other"], "model.pth: not there yet"),
+        (["build", "photos", "--dataset", "Third"], "no block named 'Third'"),
+        (["build", "photos", "--config", "none.yml"], "none.yml"),
+        (["query", "query.png", "--folder", "more"], "no such index; run python -m utils search build"),
+        (["query", "none.png"], "none.png: no such image"),
+        (["query", "config.yml"], "config.yml: not a readable image"),
+        (["query", "only/one.png", "--folder", "only"], "no other image in it"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(place, capsys, arguments, words):
+    (place / "empty").mkdir()
+    make_files(place / "only", ["one.png"])
+    search("build", "only", "--embeddings-only")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        search(*arguments)
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert caught.value.code == 2 and re.search(words, line)
+
+
+def test_a_query_before_any_build_says_what_to_run(place, capsys):
+    with pytest.raises(SystemExit):
+        search("query", "query.png")
+    assert "no index there; run python -m utils search build FOLDER first" in capsys.readouterr().err
+
+
+def test_of_several_processes_each_takes_a_card_of_its_own(place, monkeypatch):
+    asked = []
+    monkeypatch.setattr(building, "load_trained", lambda config: (asked.append(config.gpu), "a note"))
+    monkeypatch.setattr(building, "build_index", lambda *arguments: "a report")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    search("build", "photos")
+    assert asked == [3]
+
+
+def test_a_build_that_is_stopped_keeps_what_it_has_and_says_how_to_go_on(place, monkeypatch, capsys):
+    add, batches = store.Index.add, []
+
+    def stopped(self, states, *rest):
+        if batches:
+            raise KeyboardInterrupt
+        batches.append(states)
+        add(self, states, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "EMBEDDED_AT_ONCE", 4)
+        patch.setattr(store.Index, "add", stopped)
+        search("build", "photos")
+    out = capsys.readouterr().out
+    assert "photos: 4 images in the index, 4 of them new or changed" in out
+    assert "stopped: what is in the index can be searched; build again to go on from there" in out
+    search("build", "photos")
+    assert "photos: 7 images in the index, 3 of them new or changed" in capsys.readouterr().out
+
+
+def test_an_index_that_another_program_writes_is_a_line(place, monkeypatch, capsys):
+    search("build", "photos", "--embeddings-only")
+    monkeypatch.setattr(store, "WAIT", 0.01)
+    (path,) = (place / "outputs" / "Mine" / "search").glob("*.sqlite")
+    writing = store.Index(path, trained_network(size=(16, 24)))
+    with writing as index, index._transaction("EXCLUSIVE"), pytest.raises(SystemExit) as caught:
+        search("build", "photos")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("another program is writing it; wait until it has finished\n")
+
+
+def test_a_place_that_cannot_hold_an_index_is_a_line(place, capsys):
+    (place / "outputs" / "Mine").mkdir(parents=True)
+    (place / "outputs" / "Mine" / "search").write_text("a file where a folder should be")
+    with pytest.raises(SystemExit) as caught:
+        search("build", "photos")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and "cannot be made" in line and "set outputs_path" in line
+
+
+def test_it_starts_as_a_program(place):
+    """And says a mistake in a line, without a traceback."""
+    run = [sys.executable, "-m", "utils", "search", "query", "query.png", "--config", str(place / "config.yml")]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(run, cwd=root, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
