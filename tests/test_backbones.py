@@ -193,3 +193,12 @@ def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
         with pytest.raises(ModelError, match=f"weights: .*{file}.*{message}") as caught:
             backbone_blocks("resnet34", weights=tmp_path / file)
         assert "\n" not in str(caught.value)
+
+
+def test_the_auxiliary_classifier_of_downloaded_weights_is_no_block(monkeypatch):
+    get_model = torchvision.models.get_model
+    plain = backbone_blocks("inception_v3")
+    with_auxiliary = get_model("inception_v3", aux_logits=True, init_weights=False)
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: with_auxiliary)
+    assert any("Aux" in type(module).__name__ for module in with_auxiliary.children())
+    assert [*map(type, backbone_blocks("inception_v3", pretrained=True))] == [*map(type, plain)]

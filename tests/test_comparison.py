@@ -7,12 +7,21 @@ import torch
 from PIL import Image
 
 from utils import comparison
-from utils.comparison import Comparison, WhatIf, choose_pair, describe, images_to_compare, pair_folder
+from utils.comparison import (
+    Comparison,
+    WhatIf,
+    choose_pair,
+    describe,
+    explained_pairs,
+    images_to_compare,
+    pair_folder,
+)
 from utils.explain.matching import strongest_matches
 from utils.explain.occlusion import LOOKS, WINDOWS, RegionEffects, region_effects
 from utils.explain.removal import Interventions, blur
 from utils.Grad_CAM import Explanation, explain
 from utils.images.frame import Frame
+from utils.images.pairs import Pairs
 from utils.images.reading import DataError
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
@@ -360,3 +369,15 @@ def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(mo
         sums = [float(large[a:b, c:d].sum()) for a, b, c, d in effects.regions[image].tolist()]
         scores.append(np.corrcoef(sums, effects.on_pairs([0], [1])[0, image])[0, 1])
     assert score == pytest.approx(np.mean(scores), abs=1e-3)
+
+
+def test_of_chosen_pairs_only_their_own_images_are_read_each_once(model, paths, monkeypatch):
+    opened, read = [], comparison.read_image
+    monkeypatch.setattr(comparison, "read_image", lambda path: opened.append(path) or read(path))
+    pairs = Pairs(np.array([4, 0, 2, 1]), np.array([2, 3, 1, 3]), np.array([0, 1, 0, 1]))
+    found = explained_pairs(model, paths, pairs, [2, 0])
+    assert opened == [paths[i] for i in (1, 2, 4)]
+    assert [pair["names"] for pair in found] == [("2", "1"), ("4", "2")]
+    expected = Comparison(model, paths)
+    for pair, (i, j) in zip(found, [(2, 1), (4, 2)]):
+        torch.testing.assert_close(pair["explanation"].raw, expected.explain(i, j).raw)

@@ -399,3 +399,9 @@ def test_read_split_returns_what_was_written_as_text(tmp_path):
 def test_read_split_says_what_to_run_first(tmp_path):
     with pytest.raises(DataError, match="split.csv: not there yet; run 01_Train_Siamese_model.ipynb"):
         read_split(tmp_path / "split.csv")
+
+
+def test_other_images_are_not_mixed_with_the_built_in_scenes(tmp_path):
+    make_files(tmp_path / "Synthetic", ["cats/1.png", "dots/1.png"])
+    with pytest.raises(DataError, match="Synthetic: holds cats, not the built-in scenes; name your dataset"):
+        prepare_split(config_for(tmp_path / "Synthetic", dataset="Synthetic"))

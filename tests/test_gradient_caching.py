@@ -172,3 +172,17 @@ def colour_trainer(folder, additivity, **settings):
         **settings,
     )
     return Trainer(config, prepare_split(config)[0])
+
+
+def test_a_card_gives_back_what_did_not_fit_before_it_tries_again(monkeypatch, capsys):
+    emptied, tried = [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(list(tried)))
+
+    def compute(size):
+        tried.append(size)
+        if size > 2:
+            raise RuntimeError("CUDA out of memory")
+        return size
+
+    cache = GradientCache(nn.Linear(1, 1), torch.device("cuda"), Processes())
+    assert cache.fit(compute, 8) == 2 and tried == [8, 4, 2] and emptied == [[8], [8, 4]]

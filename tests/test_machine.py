@@ -1,11 +1,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from utils.machine import choose_device
+from utils import machine
+from utils.machine import bfloat16_pays, choose_device, keep_freed_memory, random_states, set_random_states
 from utils.settings import Config, ConfigError
 
 
@@ -58,3 +60,81 @@ def test_cards_are_numbered_as_in_nvidia_smi():
         subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[1]).strip()
         == "PCI_BUS_ID"
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"gpu": 1}, {"device": "cuda"}])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_takes_a_card_of_its_own(config, monkeypatch, settings, rank):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    assert choose_device(config(**{"device": "auto"} | settings)) == torch.device("cuda", rank)
+    assert choose_device(config(device="cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "cards, device, expected",
+    [
+        (2, "auto", "3 processes on a machine with 2 CUDA cards;"),
+        (1, "cuda", "3 processes on a machine with 1 CUDA card;"),
+        (0, "mps", "'mps' trains in one process"),
+        (0, "auto", None),  # the CPU, though there is an Apple GPU
+    ],
+)
+def test_more_processes_than_cards(config, monkeypatch, cards, device, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    if expected is None:
+        assert choose_device(config(device=device)) == torch.device("cpu")
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            choose_device(config(device=device))
+
+
+def test_bfloat16_pays_where_the_hardware_computes_in_it(monkeypatch):
+    capability = {0: (7, 5), 1: (8, 0), 2: (9, 0)}  # Turing; Ampere; Hopper
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
+    assert [bfloat16_pays(torch.device("cuda", card)) for card in capability] == [False, True, True]
+    for found, pays in (({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+        assert bfloat16_pays(torch.device("cpu")) is pays
+    assert not bfloat16_pays(torch.device("mps"))
+
+
+@pytest.mark.parametrize("device, own", [("cuda:1", 1), ("mps", 1), ("cpu", 0)])
+def test_generators_go_back_to_where_they_were(monkeypatch, device, own):
+    states = {"cuda:1": torch.tensor([5]), "mps": torch.tensor([7])}  # generators of devices that are not here
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[str(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({str(device): state}))
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states["mps"])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: states.update(mps=state))
+    with torch.random.fork_rng(devices=[]):
+        before, device = dict(states), torch.device(device)
+        kept = random_states(device)
+        expected = torch.rand(3)
+        states[str(device)] = torch.tensor([0])
+        set_random_states(kept, device)
+        assert torch.equal(torch.rand(3), expected) and len(kept) == 1 + own
+        assert own == 0 or states == before
+        set_random_states(kept[:1], device)  # a run goes on that was begun on another device
+        assert torch.equal(torch.rand(3), expected) and (own == 0 or states == before)
+
+
+@pytest.mark.parametrize(
+    "platform, library, expected",
+    [
+        ("linux", "glibc", [(-4, 0), (-1, 2**31 - 1)]),  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        ("linux", "musl", []),  # has no mallopt
+        ("darwin", None, []),
+        ("win32", None, []),
+    ],
+)
+def test_freed_memory_is_kept_by_glibc_alone(monkeypatch, platform, library, expected):
+    asked = []
+    functions = {"mallopt": lambda *arguments: asked.append(arguments)} if library == "glibc" else {}
+    libraries = {None: SimpleNamespace(**functions)} if library else {}
+    monkeypatch.setattr(machine.sys, "platform", platform)
+    monkeypatch.setattr(machine.ctypes, "CDLL", libraries.__getitem__)
+    keep_freed_memory()
+    assert asked == expected

@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 
 from utils import machine
 from utils.config import load_config
@@ -92,6 +93,60 @@ def test_shares_cover_every_position_once():
         shares = [Processes(number, 3).share(count) for number in range(3)]
         assert [position for share in shares for position in share] == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+class Another(Processes):
+    """The first of two processes, without a connection: `sum` adds what the other one is said to have."""
+
+    def __init__(self, others):
+        super().__init__(0, 2)
+        self.others = others
+
+    def sum(self, tensor):
+        return tensor + self.others
+
+
+def test_tensors_become_the_mean_of_all_processes():
+    tensors = [torch.tensor([1.0, 5.0]), torch.tensor(2.0)]
+    Another(3.0).average(tensors)
+    assert [tensor.tolist() for tensor in tensors] == [[2.0, 4.0], 2.5]
+
+
+def fail(message):
+    raise RuntimeError(message)
+
+
+def test_running_out_of_memory_in_one_process_is_an_error_in_all():
+    for others, compute in ((1.0, lambda: 7), (0.0, lambda: fail("CUDA out of memory"))):
+        with pytest.raises(RuntimeError, match="out of memory in one of the processes"):
+            Another(others).attempt(compute)
+    assert Another(0.0).attempt(lambda: 7) == 7
+    with pytest.raises(RuntimeError, match="^broken$"):
+        Another(0.0).attempt(lambda: fail("broken"))
+
+
+def test_a_process_with_other_images_than_the_first_says_so(monkeypatch):
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: 1)
+    Processes(1, 2).check_same_images(1)
+    with pytest.raises(TrainingError, match="process 1 has other images than the first; copy the data"):
+        Processes(1, 2).check_same_images(2)
+
+
+@pytest.mark.parametrize("device, backend", [("cuda:1", "nccl"), ("cpu", "gloo")])
+def test_the_connection_is_that_of_the_device_and_only_the_first_process_prints(monkeypatch, capsys, device, backend):
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: asked.append(backend))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: asked.append("left"))
+    for rank in (0, 1):
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+        with together(torch.device(device)) as processes:
+            assert (processes.number, processes.count, str(processes.device)) == (rank, 2, device)
+            print(f"process {rank}")
+    assert asked == 2 * ([device] * (device != "cpu") + [backend, "left"])
+    assert capsys.readouterr().out == "process 0\n"
 
 
 if __name__ == "__main__":

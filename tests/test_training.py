@@ -637,3 +637,26 @@ def test_sampled_pairs_are_looked_at_with_boxes_too(config, monkeypatch):
     monkeypatch.setattr(training, "surplus", lambda left: seen.append(len(left)) or surplus(left))
     train(config({"epochs": 1, "additivity": 1.0, "batch_size": 8}, training_pairs="sampled"))
     assert seen == [2, 2, 2]  # of 24 pairs, 8 at a time, that is of 16 images, one in eight
+
+
+def test_an_error_that_is_not_about_memory_is_passed_on(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "run", lambda self: (_ for _ in ()).throw(RuntimeError("cuDNN error")))
+    with pytest.raises(RuntimeError, match="^cuDNN error$"):
+        train(config())
+
+
+def test_an_interrupt_before_the_first_epoch_ends_leaves_nothing(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "run_epoch", lambda self, epoch, bar: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(config())
+    assert not config().checkpoints_path.exists()
+
+
+@pytest.mark.parametrize("rank, printed", [("0", True), ("1", False)])
+def test_the_command_line_reports_the_epoch_that_was_kept(config, monkeypatch, capsys, rank, printed):
+    scripted(monkeypatch, [0.6, 0.9, 0.7])
+    monkeypatch.setenv("RANK", rank)
+    settings = config({"epochs": 3})
+    training.train_and_report(settings)
+    line = f"kept epoch 2 of 3: validation AUC 0.900; {settings.checkpoints_path / 'model.pth'}\n"
+    assert capsys.readouterr().out == (line if printed else "")

@@ -211,12 +211,12 @@ def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None
     model.load_state_dict(complete)
 
 
-def _in_sequence(modules: Iterable[nn.Module | None]) -> Iterable[nn.Module]:
+def _in_sequence(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
     """The blocks of nested Sequentials up to the classifier's pooling, leaving out auxiliary classifiers."""
     for module in modules:
         if isinstance(module, nn.Sequential):
             yield from _in_sequence(module)
         elif isinstance(module, (nn.AdaptiveAvgPool2d, nn.Linear, nn.Dropout)):
             return
-        elif module is not None and "Aux" not in type(module).__name__:
+        elif "Aux" not in type(module).__name__:
             yield module

@@ -236,6 +236,15 @@ def test_maps_that_ignore_the_network_are_found_out(monkeypatch, signed):
     )
 
 
+@pytest.mark.parametrize("threshold", [0.0, 2.0])
+def test_pairs_that_are_all_dissimilar_or_all_similar_are_compared_too(threshold):
+    model = trained_network()
+    model.threshold = threshold
+    assert set(explain(model, *network_images(), "contrast").is_similar.tolist()) == {threshold > 1}
+    found = randomisation_check(model, *network_images(), "contrast")
+    assert found["none"] == 1 and abs(found["head and backbone"]) < 0.7 and model.threshold == threshold
+
+
 @pytest.mark.parametrize("method", ["contrast", "distance"])
 def test_the_maps_before_are_those_of_the_networks_own_decisions(monkeypatch, method):
     model, compared = trained_network(), []

@@ -130,6 +130,17 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     assert len(held["missing"]) == 1 and "trained on a, b" in held["network"]
 
 
+def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatch, capsys):
+    (trained / "checkpoints" / "Mine").mkdir(parents=True)
+    info = {"classes": ["c", "d"], "config": {}, "calibrated_threshold": 0.5}
+    make_network().save(trained / "checkpoints" / "Mine" / "model.pth", **info)
+    photographs(trained, 2)
+    monkeypatch.chdir(trained)
+    command_line.main(["report", "00.jpg", "01.jpg", "--output", "page.html"])
+    assert capsys.readouterr().out == "page.html\n"
+    assert contents((trained / "page.html").read_text(encoding="utf-8"))["network"].startswith("Mine: trained on c, d")
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -102,6 +102,16 @@ def test_a_set_of_pictures_that_the_hash_cannot_tell_apart_is_left_alone():
     assert twin_groups(prints).tolist() == [0, 1, 2, 3, 4, 5, 6, 2, 8, 9]
 
 
+def test_many_links_are_joined_as_they_come(monkeypatch):
+    bits = np.random.default_rng(0).random((60, 256)) < 0.5
+    bits[40:] = bits[:20]
+    bits[50:, :30] ^= True  # 30 bits from its twin
+    expected = twin_groups(prints_of(bits))
+    assert expected[40:].tolist() == list(range(20))
+    monkeypatch.setattr(duplicates, "LINKS", 3)
+    assert twin_groups(prints_of(bits)).tolist() == expected.tolist()
+
+
 def test_copies_are_twins_even_where_they_are_most_of_the_set():
     prints = prints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
     assert twin_groups([prints[0], prints[1], prints[1], prints[1]]).tolist() == [0, 1, 1, 1]

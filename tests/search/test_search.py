@@ -15,6 +15,7 @@ from toy import trained_network
 from utils.explain.occlusion import LOOKS, WINDOWS
 from utils.Grad_CAM import explain
 from utils.images.reading import DataError, read_image
+from utils.search import build as building
 from utils.search import store
 from utils.search.build import build_index
 from utils.search.figure import show_hits
@@ -167,6 +168,44 @@ def test_unreadable_files_are_named_and_left_out(model, folder, path):
     assert build(model, folder, path, effects=False).embedded == 1
 
 
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names of any bytes, and links, are Linux's")
+def test_what_cannot_be_named_or_reached_is_left_out_with_a_reason(model, folder, path):
+    noise().save(os.fsencode(folder) + b"/caf\xe9.png")
+    (folder / "lost.png").symlink_to("nowhere.png")
+    report = build(model, folder, path, effects=False)
+    assert sorted(report.problems) == [
+        "caf?.png: a name that is not valid text; rename it",
+        "lost.png: a link to nowhere; delete it, or bring back the file that it leads to",
+    ]
+    assert report.images == 7
+
+
+def test_a_file_that_changes_before_its_regions_are_measured_waits_for_the_next_build(model, folder, path, monkeypatch):
+    def change(*arguments):
+        embed(*arguments)
+        noise(30, 30, seed=9).save(folder / "0" / "0.png")
+
+    embed = building._embed
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_embed", change)
+        assert build(model, folder, path).unexplained == 1
+    passes = count_passes(model)
+    assert build(model, folder, path).unexplained == 0 and sum(passes) == 1 + PASSES
+
+
+def test_a_file_that_goes_while_the_index_is_built_is_named(model, folder, path, monkeypatch):
+    listed = building.images_in
+
+    def and_then_one_goes(*arguments):
+        found = listed(*arguments)
+        (folder / "0" / "1.png").unlink()
+        return found
+
+    monkeypatch.setattr(building, "images_in", and_then_one_goes)
+    report = build(model, folder, path)
+    assert report.problems == ["0/1.png: has gone since the folder was listed"] and report.images == 6
+
+
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
@@ -245,6 +284,12 @@ def test_a_damaged_index_is_a_line_that_says_what_to_do(model, folder, path, dam
     with pytest.raises(SearchError, match="index.sqlite: damaged, .*delete it and run") as caught:
         files_in(model, path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_index_that_cannot_be_opened_is_a_line(model, folder, path):
+    path.mkdir()
+    with pytest.raises(SearchError, match="index.sqlite: cannot be used .* check the access rights"):
+        build(model, folder, path)
 
 
 def test_what_is_missing_is_named(model, folder, path, tmp_path):
