@@ -163,7 +163,8 @@ class PseudoSiameseTrainer(Trainer):
         return loss.detach()
 
     def validate(self) -> dict[str, float]:
-        scores, label = self.model.scores(self.images["valid"], self.valid_pairs), self.valid_pairs.label
+        images, label = self.images["valid"], self.valid_pairs.label
+        scores = self.model.scores(images[np.arange(len(images))], self.valid_pairs)  # read into memory
         self.calibrated_threshold = calibrate_threshold(scores.numpy(), label)
         result = score_pairs(scores.numpy(), label, self.calibrated_threshold)
         loss = self.loss(scores * self.config.margin, torch.from_numpy(label)).item()
@@ -263,8 +264,8 @@ def locate(
 def score(name: str, base: Config, seed: int, folder: Path) -> tuple[dict, pd.DataFrame | None]:
     config, model, seconds = trained(NETWORKS[name], base, seed, folder)
     table = read_split(folder / "split.csv")
-    images, labels = load_split(table, "test", config, model.frame)
-    pairs = evaluation_pairs(labels, seed)
+    images, rows = load_split(table, "test", config, model.frame)
+    pairs = evaluation_pairs(rows.label, seed)
     scores = model.scores(images, pairs).numpy()
     result = score_pairs(scores, pairs.label, model.threshold)
     passes, comparing = compare_all(model, images[:COMPARED])

@@ -28,7 +28,7 @@ from utils.dataset import prepare_split
 from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import pair_distances, score_pairs
 from utils.images.augmentation import Augmentation
-from utils.images.frame import load_images
+from utils.images.frame import load_what_opens
 from utils.images.pairs import evaluation_pairs, image_batches
 from utils.models import build_model
 from utils.optimization import make_optimizer
@@ -85,7 +85,7 @@ def compare(base: Config, seeds: int) -> pd.DataFrame:
         table = prepare_split(config)[0]
         if features is None:
             paths = [config.data_path / file for file in table.file]
-            images = load_images(paths, model.frame, config.hyperparameters.num_workers)
+            images, _ = load_what_opens(paths, model.frame, config.hyperparameters.num_workers)
             features = frozen_features(model, images, Augmentation(config.image, 0), verbose=True)
         labels = np.unique(table.label, return_inverse=True)[1]
         parts = {split: np.flatnonzero(table.split == split) for split in ("train", "test")}

@@ -135,14 +135,17 @@ def checkpoint_and_test(
     test split, uint8 (N, 3, H, W), with their classes (N,)."""
     config = changed(load_config(folder / "config.yml"), settings)
     model = SiameseNetwork.load(folder / "model.pth")
-    return config, model, *load_split(read_split(folder / "split.csv"), "test", config, model.frame)
+    images, rows = load_split(read_split(folder / "split.csv"), "test", config, model.frame)
+    return config, model, images, rows.label.to_numpy()
 
 
 @contextmanager
 def scratch(config: Config) -> Iterator[Config]:
     """The configuration with its results in a temporary folder, without progress bars."""
     with tempfile.TemporaryDirectory() as folder:
-        yield changed(config, {"checkpoints_path": Path(folder), "hyperparameters.verbose": False})
+        yield changed(
+            config, {"checkpoints_path": Path(folder), "outputs_path": Path(folder), "hyperparameters.verbose": False}
+        )
 
 
 def plot_training(histories: dict[str, list[pd.DataFrame]]) -> plt.Figure:

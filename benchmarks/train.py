@@ -182,8 +182,8 @@ def main() -> None:
     with scratch(base) as config:
         table = prepare_split(config)[0]
         public = PublicProtocol(config, table)
-        images, labels = load_split(table, "valid", config, public.model.frame)
-        pairs = evaluation_pairs(labels, config.seed)
+        images, rows = load_split(table, "valid", config, public.model.frame)
+        pairs = evaluation_pairs(rows.label, config.seed)
 
         def auc(model: SiameseNetwork) -> float:
             distance = pair_distances(embed_images(model, images, 64), pairs).numpy()

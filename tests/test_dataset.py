@@ -14,6 +14,7 @@ from utils.dataset import (
     read_split,
     split_images,
 )
+from utils.images.cache import read_fingerprints
 from utils.images.folder import scan
 from utils.images.frame import Frame
 from utils.images.reading import DataError
@@ -155,6 +156,10 @@ def test_prepare_split_keeps_twins_together_whatever_the_seed(tmp_path):
     ]
 
 
+def together(table, config):
+    return images_that_belong_together(table, read_fingerprints(config, table.file), config)
+
+
 def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
     names = [
         f"{label}/{city}_{i}_{view}.png"
@@ -166,7 +171,7 @@ def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
     make_files(tmp_path, [*names, "a/other.png", "b/other.png"])
     config = config_for(tmp_path, group_pattern=r"^([a-z]+_\d+)_")
     table, _ = scan(tmp_path)
-    groups, notes = images_that_belong_together(table, config)
+    groups, notes = together(table, config)
     by_hand = [file if "other" in file else file.rsplit("_", 1)[0] for file in table.file]  # the class is part of it
     assert not notes and [by_hand.index(key) for key in by_hand] == groups.tolist()
     for seed in range(20):
@@ -182,7 +187,7 @@ def test_a_pattern_links_groups_of_twins(tmp_path):
     )
     (tmp_path / "a/n2_1.png").write_bytes((tmp_path / "a/n1_2.png").read_bytes())
     table, _ = scan(tmp_path)
-    groups, notes = images_that_belong_together(table, config_for(tmp_path, group_pattern="^(n.)_"))
+    groups, notes = together(table, config_for(tmp_path, group_pattern="^(n.)_"))
     linked = table.file.str.startswith("a/n").to_numpy()
     assert len(set(groups[linked])) == 1 and len(set(groups)) == 1 + 18
     assert notes[0].startswith("1 group of near-duplicate images (2 files)")
@@ -190,7 +195,7 @@ def test_a_pattern_links_groups_of_twins(tmp_path):
 
 def test_a_pattern_that_matches_nothing_is_said(tmp_path):
     make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
-    groups, notes = images_that_belong_together(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
+    groups, notes = together(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
     assert groups.tolist() == [0, 1, 2] and notes == [
         "group_pattern: '(berlin)' is in no file name, so it groups nothing; correct it in config.yml"
     ]
@@ -294,7 +299,8 @@ def test_images_that_break_after_the_scan_are_left_out_too(tmp_path, break_it):
         rows = left[left.split == split]
         assert loaded[split][1].tolist() == rows.label.tolist()
         expected = [np.asarray(Image.open(tmp_path / file)) for file in rows.file]
-        assert np.array_equal(loaded[split][0].permute(0, 2, 3, 1), np.stack(expected))
+        images = loaded[split][0]
+        assert np.array_equal(images[range(len(images))].permute(0, 2, 3, 1), np.stack(expected))
     assert notes[0].startswith("2 of 24 images") and [note.split(": ")[0] for note in notes[1:3]] == [
         str(tmp_path / file) for file in lost
     ]
@@ -372,8 +378,8 @@ def test_load_split_gives_images_and_labels_in_the_tables_order(tmp_path):
     table = pd.DataFrame(
         {"file": ["b/2.png", "a/1.png", "b/1.png"], "label": ["b", "a", "b"], "split": ["test", "train", "test"]}
     )
-    images, labels = load_split(table, "test", config_for(tmp_path), Frame((6, 10)))
-    assert labels.tolist() == ["b", "b"]
+    images, rows = load_split(table, "test", config_for(tmp_path), Frame((6, 10)))
+    assert rows.label.tolist() == ["b", "b"] and rows.file.tolist() == ["b/2.png", "b/1.png"]
     for image, name in zip(images, ["b/2.png", "b/1.png"], strict=True):
         assert np.array_equal(image.permute(1, 2, 0), Image.open(tmp_path / name))
 

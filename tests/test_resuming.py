@@ -161,6 +161,7 @@ def test_a_finished_run_starts_anew(alone, tmp_path, capsys):
         ("seed", 1, False),
         ("hyperparameters.num_workers", 1, True),
         ("on_bad_image", "error", True),
+        ("cache", False, True),
     ],
 )
 def test_other_settings_start_anew_and_are_named(alone, tmp_path, monkeypatch, capsys, key, value, goes_on):

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils.images.duplicates import join, near_duplicates
+from utils.images.cache import Images, read_fingerprints, read_images
+from utils.images.duplicates import Fingerprint, join, twin_groups
 from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
-from utils.images.frame import Frame, load_images, load_what_opens
+from utils.images.frame import Frame
 from utils.images.reading import DataError
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 from utils.settings import Config
@@ -80,9 +81,14 @@ def split_images(
     return table.assign(split=[place[group] for group in groups])
 
 
-def images_that_belong_together(table: pd.DataFrame, config: Config) -> tuple[np.ndarray, list[str]]:
+def images_that_belong_together(
+    table: pd.DataFrame, prints: Sequence[Fingerprint], config: Config
+) -> tuple[np.ndarray, list[str]]:
     """The groups that stay in one split: near duplicates, whatever their classes, and files of a class that agree in
     the part of their names that `group_pattern` captures.
+
+    Args:
+        prints: the fingerprint of every file.
 
     Returns:
         The number of its group for every image, shape (N,); and notes for the user.
@@ -90,9 +96,7 @@ def images_that_belong_together(table: pd.DataFrame, config: Config) -> tuple[np
     notes = []
     groups = np.arange(len(table))
     if config.dataset != SYNTHETIC:  # the built-in scenes are drawn one by one: there are no twins
-        options = config.hyperparameters
-        paths = [config.data_path / file for file in table.file]
-        groups = near_duplicates(paths, options.num_workers, verbose=False)  # `prepare_split` has read them
+        groups = twin_groups(prints)
         sizes = np.bincount(groups)
         if (twins := sizes[sizes > 1]).size:
             notes.append(
@@ -131,8 +135,8 @@ def prepare_folder(config: Config) -> None:
 
 
 def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
-    """Scan the data (made first, if they are the built-in synthetic ones), read every file once, and split those that
-    can be read, images that belong together in one split.
+    """Scan the data (made first, if they are the built-in synthetic ones), read every file that the cache lacks, and
+    split those that can be read, images that belong together in one split.
 
     Returns:
         Table `file`, `label`, `split`; and the notes a user should read, a line each: unreadable images, skipped files,
@@ -143,13 +147,12 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
     """
     prepare_folder(config)
     found, skipped = scan(config.data_path)
-    options = config.hyperparameters
-    shown = options.verbose and config.dataset != SYNTHETIC  # whose small scenes are read in a second
-    table, bad = leave_out_unreadable(found, config.data_path, options.num_workers, shown)
+    shown = config.hyperparameters.verbose and config.dataset != SYNTHETIC  # whose small scenes are read in a second
+    table, prints, bad = leave_out_unreadable(found, read_fingerprints(config, found.file, shown))
     notes = notes_on_bad_images(bad, len(found), config) + skipped
     check_two_classes(table, config.data_path, bad)
     notes += odd_classes(table, config.data_path)
-    groups, grouped = images_that_belong_together(table, config)
+    groups, grouped = images_that_belong_together(table, prints, config)
     notes += grouped + classes_of_one_group(table, groups)
     table = split_images(table, config.test_size, config.valid_size, config.seed, groups)
     largest = np.bincount(groups).max()
@@ -214,39 +217,56 @@ def check_split(table: pd.DataFrame, name: str, config: Config, alike: str = "",
     return []
 
 
-def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[torch.Tensor, np.ndarray]:
-    """Images of one split, uint8 (N, 3, H, W), and their class names, (N,), in the table's order."""
-    rows = table[table.split == split]
-    options = config.hyperparameters
-    images = load_images([config.data_path / file for file in rows.file], frame, options.num_workers, options.verbose)
-    return images, rows.label.to_numpy()
+def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[torch.Tensor, pd.DataFrame]:
+    """The images of one split, in memory, uint8 (N, 3, H, W), and their rows, in the table's order; files that have
+    gone or broken since the folder was scanned are left out, in a line.
+
+    Raises:
+        DataError: there are such files, and `on_bad_image` is `error`, or too few are left.
+    """
+    images, rows, lost = _open_split(table, split, config, frame)
+    if lost:
+        count, files = len(rows) + len(lost), table.file[list(lost)].tolist()
+        notes_on_bad_images(list(lost.values()), count, config)
+        check_split(rows, split, config, bad=list(lost.values()))
+        some = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        print(f"{split}: {len(lost)} of {count} images have gone or cannot be read, and are left out: {some}")
+    return images[np.arange(len(images))], rows
 
 
 def load_for_training(
     table: pd.DataFrame, config: Config, frame: Frame
-) -> tuple[pd.DataFrame, dict[str, tuple[torch.Tensor, np.ndarray]], list[str]]:
+) -> tuple[pd.DataFrame, dict[str, tuple[Images, np.ndarray]], list[str]]:
     """The training and the validation split, without images that have gone or broken since the folder was scanned.
 
     Returns:
-        The table without these images; what `load_split` gives for both splits; notes, as of `prepare_split`.
+        The table without these images; the images of both splits with their class names, (N,), in the table's order;
+        notes, as of `prepare_split`.
 
     Raises:
         DataError: there are such images, and `on_bad_image` is `error`, or too few are left.
     """
-    loaded, lost, options = {}, {}, config.hyperparameters
+    loaded, lost = {}, {}
     for split in ("train", "valid"):
-        rows = table[table.split == split]
-        paths = [config.data_path / file for file in rows.file]
-        images, problems = load_what_opens(paths, frame, options.num_workers, options.verbose)
-        left = [position for position in range(len(rows)) if position not in problems]
-        loaded[split] = images[left] if problems else images, rows.label.to_numpy()[left]
-        lost |= {rows.index[position]: problem for position, problem in problems.items()}
+        images, rows, problems = _open_split(table, split, config, frame)
+        loaded[split] = images, rows.label.to_numpy()
+        lost |= problems
     notes = notes_on_bad_images(list(lost.values()), len(table), config)
     table = table.drop(index=list(lost))
     if lost:
         for split in loaded:
             notes += check_split(table, split, config, bad=list(lost.values()))
     return table, loaded, notes
+
+
+def _open_split(
+    table: pd.DataFrame, split: str, config: Config, frame: Frame
+) -> tuple[Images, pd.DataFrame, dict[int, str]]:
+    """The images of one split that can be read, their rows, and what is wrong with the others, by their index."""
+    rows = table[table.split == split]
+    images, problems = read_images(config, rows.file.tolist(), frame)
+    lost = {rows.index[position]: problem for position, problem in problems.items()}
+    return images, rows.drop(index=list(lost)), lost
 
 
 def read_split(path: Path) -> pd.DataFrame:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from utils.early_stopping import best_epoch
 from utils.evaluate.scores import embed_images
 from utils.explain.removal import blurred_features, removable_share
 from utils.files import replacing, write_whole
+from utils.images.cache import Images
 from utils.images.pairs import evenly
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
@@ -82,7 +82,7 @@ class Results:
             **info,
         )
 
-    def finish(self, model: SiameseNetwork, images: torch.Tensor, size: int) -> None:
+    def finish(self, model: SiameseNetwork, images: Images, size: int) -> None:
         """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
         its last epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an
         embedding. What is in the folder is not read: another run may have written it since.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from utils.images.cache import Images, checksums
 from utils.machine import random_states, set_random_states
 
 if TYPE_CHECKING:
@@ -21,22 +21,22 @@ INCONSEQUENTIAL = {
     "hyperparameters.verbose",
     "LRScheduler.verbose",
     "on_bad_image",  # what it leaves out shows in the data
+    "cache",
+    "cache_gigabytes",
     "outputs_path",
     "compare_path",
 }
 
 
-def fingerprints(table: pd.DataFrame, images: dict[str, torch.Tensor]) -> dict[str, list]:
+def fingerprints(table: pd.DataFrame, images: dict[str, Images]) -> dict[str, list]:
     """Of every file of a split its label, its split and, of those that training sees, a checksum of its pixels.
 
     Args:
         images: by split, uint8 of shape (N, 3, H, W), in the table's order.
     """
-    sums = {
-        file: zlib.crc32(image.numpy().tobytes())
-        for split, stack in images.items()
-        for file, image in zip(table.file[table.split == split], stack)
-    }
+    sums: dict[str, int] = {}
+    for split, stack in images.items():
+        sums |= zip(table.file[table.split == split], checksums(stack))
     return {row.file: [row.label, row.split, sums.get(row.file)] for row in table.itertuples()}
 
 

@@ -87,14 +87,14 @@ def say(notes: Sequence[str]) -> None:
 
 
 class Trainer:
-    """Everything of one training run: data in memory, network, optimizer, and the loop over epochs."""
+    """Everything of one training run: data, network, optimizer, and the loop over epochs."""
 
     def __init__(self, config: Config, table: pd.DataFrame, processes: Processes | None = None) -> None:
         self.config, self.options = config, config.hyperparameters
         self.processes = processes or Processes()
         self.device = choose_device(config)
         self.model = build_model(config).to(self.device)
-        # In memory from here on: what happens to the files cannot stop a later epoch.
+        # In memory or the cache from here on: what happens to the files cannot stop a later epoch.
         self.table, loaded, notes = load_for_training(table, config, self.model.frame)
         say(notes)
         self.classes = sorted(set(self.table.label))

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from utils.images.augmentation import Augmentation
+from utils.images.cache import Images
 from utils.machine import bfloat16_pays
 from utils.Siamese import SiameseNetwork, eval_mode
 
@@ -21,7 +22,7 @@ VIEWS = 4  # of a training image: as it is, and three times augmented
 @torch.no_grad()
 def frozen_features(
     model: SiameseNetwork,
-    images: torch.Tensor,
+    images: Images,
     augment: Augmentation | None = None,
     batch_size: int = 64,
     verbose: bool = False,

@@ -208,7 +208,8 @@ def coloured_split(model, seed):
     for position in range(12):
         images[position, position // 4] += 150
     embeddings, pairs = embed_images(model, images), evaluation_pairs(labels, 0)
-    return SplitDistances(images, embeddings, labels, pairs, (pair_distances(embeddings, pairs) / model.margin).numpy())
+    dissimilarity = (pair_distances(embeddings, pairs) / model.margin).numpy()
+    return SplitDistances(images, embeddings, labels, pairs, dissimilarity, files=[])
 
 
 def test_methods_are_compared_on_the_same_pairs_at_their_own_thresholds(model, tmp_path):

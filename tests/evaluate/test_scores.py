@@ -1,13 +1,16 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from samples import break_file, make_files
 from sklearn import metrics
 from torch import nn
 
+from utils.dataset import load_split
 from utils.evaluate.scores import (
     SplitDistances,
     bootstrap_intervals,
@@ -21,6 +24,7 @@ from utils.evaluate.scores import (
 )
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
+from utils.images.reading import DataError
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
@@ -53,7 +57,7 @@ def test_scores_of_six_pairs_by_hand():
 
 def test_the_table_of_scores_says_each_with_its_interval():
     pairs = Pairs(np.array([0, 1, 2, 0, 1, 2]), np.zeros(6, int), np.array([0, 0, 0, 1, 1, 1]))
-    split = SplitDistances(None, None, None, pairs, np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]))
+    split = SplitDistances(None, None, None, pairs, np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]), None)
     table = score_table(split, {"configured": 0.5, "low": 0.25}, seed=0)
     assert list(table.index) == ["configured, 0.500", "low, 0.250"]
     assert list(table.columns) == ["accuracy", "balanced accuracy", "F1", "AUC", "average precision"]
@@ -271,3 +275,58 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
     other = config.model_copy(update={"seed": 7})  # the network was trained and calibrated with its own seed
     again = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", other)
     assert all(np.array_equal(*columns) for columns in zip(measured.pairs, again.pairs))
+
+
+def lost_after_training(tmp_path, lost, **settings):
+    """A test split of two classes of three images, some of which are gone or broken now: what is left of it."""
+    files = [f"{label}/{i}.png" for label in "ab" for i in range(3)]
+    make_files(tmp_path, files)
+    config = Config(
+        dataset="d",
+        data_path=tmp_path,
+        checkpoints_path=tmp_path / "c",
+        outputs_path=tmp_path / "o",
+        hyperparameters={"verbose": False},
+        **settings,
+    )
+    table = pd.DataFrame({"file": ["x/1.png", *files], "label": list("xaaabbb"), "split": ["train"] + 6 * ["test"]})
+    net = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+    net.info = {"config": {"seed": 3}}
+    measure_split(net, table, "test", config)
+    for file, break_it in lost.items():
+        break_it(tmp_path / file)
+    return net, measure_split(net, table, "test", config)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, capsys, cache):
+    lost = {"a/1.png": Path.unlink, "b/2.png": lambda path: break_file(path, 0.5)}
+    net, measured = lost_after_training(tmp_path, lost, cache=cache)
+    assert measured.files == ["a/0.png", "a/2.png", "b/0.png", "b/1.png"] and measured.labels.tolist() == list("aabb")
+    assert capsys.readouterr().out == (
+        "test: 2 of 6 images have gone or cannot be read, and are left out: a/1.png, b/2.png\n"
+    )
+    pixels = torch.stack([net.preprocess(Image.open(tmp_path / file)) for file in measured.files])
+    assert torch.allclose(net.normalize(measured.images), pixels) and len(measured.pairs.label) == 8
+    assert torch.allclose(measured.embeddings, net.embed(pixels), atol=1e-5)
+
+
+def test_many_lost_images_are_still_one_line(tmp_path, capsys):
+    here, gone = ["a/1.png", "a/2.png", "b/1.png"], [f"a/gone{i}.png" for i in range(5)]
+    make_files(tmp_path, here)
+    table = pd.DataFrame({"file": gone + here, "label": list("aaaaaaab"), "split": "test"})
+    config = Config(dataset="d", data_path=tmp_path, checkpoints_path=tmp_path, outputs_path=tmp_path / "o")
+    assert load_split(table, "test", config, Frame((16, 16)))[1].file.tolist() == here
+    assert capsys.readouterr().out == (
+        "test: 5 of 8 images have gone or cannot be read, and are left out: "
+        "a/gone0.png, a/gone1.png, a/gone2.png and 2 more\n"
+    )
+
+
+def test_too_many_lost_images_or_any_where_that_is_asked_for_are_an_error(tmp_path):
+    every = {f"b/{i}.png": Path.unlink for i in range(3)}
+    with pytest.raises(DataError, match="too few images for the test split") as caught:
+        lost_after_training(tmp_path, every)
+    assert len(str(caught.value).splitlines()) == 4
+    with pytest.raises(DataError, match="1 of 6 images cannot be read; mend or delete them"):
+        lost_after_training(tmp_path / "other", {"a/0.png": Path.unlink}, on_bad_image="error")

@@ -1,7 +1,5 @@
 """Twins: against naive double loops and small drawn pictures."""
 
-import os
-
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -13,10 +11,8 @@ from utils.images.duplicates import (
     exact_groups,
     fingerprints,
     join,
-    near_duplicates,
     twin_groups,
 )
-from utils.images.reading import DataError
 
 
 def picture(seed, size=(80, 60)):
@@ -50,7 +46,7 @@ def test_the_same_picture_in_other_clothes_is_found(tmp_path):
     for seed in range(6, 16):
         picture(seed).save(tmp_path / f"{seed}.png")
     paths = sorted(tmp_path.iterdir(), key=lambda path: int(path.stem))
-    assert near_duplicates(paths, 2, verbose=False).tolist() == [0] * 6 + list(range(6, 16))
+    assert twin_groups(fingerprints(paths, 2, verbose=False)).tolist() == [0] * 6 + list(range(6, 16))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -132,21 +128,6 @@ def test_join_is_the_naive_merge(seed):
     assert join(before, *links).tolist() == expected
 
 
-def test_files_are_read_once_until_they_change(tmp_path, monkeypatch):
-    paths = [tmp_path / f"{seed}.png" for seed in range(5)]
-    for seed, path in enumerate(paths):
-        picture(seed).save(path)
-    opened, read = [], duplicates.read_image
-    monkeypatch.setattr(duplicates, "read_image", lambda path: opened.append(path) or read(path))
-    near_duplicates(paths, 3, verbose=False)
-    near_duplicates(paths, 3, verbose=False)
-    assert sorted(opened) == paths
-    picture(0).save(paths[1])
-    os.utime(paths[1], ns=(1, 1))
-    assert near_duplicates(paths, 3, verbose=False).tolist() == [0, 0, 2, 3, 4]
-    assert sorted(opened) == sorted([*paths, paths[1]])
-
-
 def test_what_cannot_be_read_has_no_fingerprint_and_no_twin(tmp_path):
     picture(0).save(tmp_path / "0.png")
     for name in ("1.png", "2.png"):
@@ -158,12 +139,3 @@ def test_what_cannot_be_read_has_no_fingerprint_and_no_twin(tmp_path):
         "no such image"
     ]
     assert twin_groups(prints).tolist() == [0, 1, 2, 3] and twin_groups(["broken", "broken"]).tolist() == [0, 1]
-
-
-def test_a_file_that_is_mended_is_read_again_even_at_the_same_time_and_size(tmp_path, monkeypatch):
-    path = tmp_path / "0.png"
-    picture(0).save(path)
-    with monkeypatch.context() as locked:
-        locked.setattr(duplicates, "read_image", lambda path: (_ for _ in ()).throw(DataError(f"{path}: locked")))
-        assert fingerprints([path], verbose=False) == ["locked"]
-    assert fingerprints([path], verbose=False)[0].size == (80, 60)

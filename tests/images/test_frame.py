@@ -8,8 +8,8 @@ from samples import break_file, make_files, noise
 
 from utils.images import frame
 from utils.images.augmentation import Augmentation
-from utils.images.frame import Frame, load_images, load_what_opens, to_uint8
-from utils.images.reading import DataError, read_image
+from utils.images.frame import Frame, load_what_opens, to_uint8
+from utils.images.reading import read_image
 from utils.settings import ImageOptions
 
 
@@ -96,22 +96,15 @@ def test_what_padding_fills_in_is_what_augmentation_fills_in():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
-def test_load_images_decodes_each_file_once_and_keeps_the_order(tmp_path, monkeypatch, num_workers):
+def test_load_what_opens_decodes_each_file_once_and_keeps_the_order(tmp_path, monkeypatch, num_workers):
     paths, opened = [tmp_path / f"{i}.png" for i in range(30)], []
     for i, path in enumerate(paths):
         Image.new("RGB", (5, 4), (i, 2 * i, 3 * i)).save(path)
     monkeypatch.setattr(frame, "read_image", lambda path: opened.append(path) or read_image(path))
-    images = load_images(paths[::-1], Frame((2, 3)), num_workers, verbose=False)
+    images, _ = load_what_opens(paths[::-1], Frame((2, 3)), num_workers, verbose=False)
     assert images.shape == (30, 3, 2, 3) and images.dtype == torch.uint8
     assert images[:, :, 1, 2].tolist() == [[i, 2 * i, 3 * i] for i in reversed(range(30))]
     assert Counter(opened) == dict.fromkeys(paths, 1)
-
-
-def test_load_images_names_the_bad_file(tmp_path):
-    make_files(tmp_path, ["1.png", "2.png", "3.png"])
-    break_file(tmp_path / "2.png", 0.5)
-    with pytest.raises(DataError, match="2.png: not a readable image"):
-        load_images(sorted(tmp_path.iterdir()), Frame((4, 4)), 2, verbose=False)
 
 
 def test_load_what_opens_says_where_and_why_an_image_is_missing(tmp_path):
@@ -120,4 +113,4 @@ def test_load_what_opens_says_where_and_why_an_image_is_missing(tmp_path):
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "4.png"]
     images, problems = load_what_opens(paths, Frame((6, 10)), 2, verbose=False)
     assert sorted(problems) == [1, 3] and "2.png: not a readable image" in problems[1] and "no such" in problems[3]
-    assert np.array_equal(images[[0, 2]].permute(0, 2, 3, 1), [Image.open(paths[i]) for i in (0, 2)])
+    assert np.array_equal(images.permute(0, 2, 3, 1), [Image.open(paths[i]) for i in (0, 2)])

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from utils.dataset import prepare_folder, split_sizes
-from utils.images.duplicates import Fingerprint, exact_groups, fingerprints, twin_groups
+from utils.images.cache import read_fingerprints
+from utils.images.duplicates import Fingerprint, exact_groups, twin_groups
 from utils.images.folder import odd_classes, scan
 from utils.images.frame import Frame, sides
 from utils.images.reading import DataError
@@ -101,8 +102,7 @@ def audit(config: Config) -> Audit:
     """
     prepare_folder(config)
     table, skipped = scan(config.data_path)
-    options = config.hyperparameters
-    prints = fingerprints([config.data_path / file for file in table.file], options.num_workers, options.verbose)
+    prints = read_fingerprints(config, table.file, config.hyperparameters.verbose)
     readable = [isinstance(known, Fingerprint) for known in prints]
     if not any(readable):
         raise DataError(f"{config.data_path}: none of its {len(prints)} images can be read; copy them again")

@@ -11,15 +11,14 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, co
 from tqdm.auto import tqdm
 
 from utils.dataset import load_split
+from utils.images.cache import Images
 from utils.images.pairs import Pairs, evaluation_pairs
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 
 @torch.no_grad()
-def embed_images(
-    model: SiameseNetwork, images: torch.Tensor, batch_size: int = 64, verbose: bool = False
-) -> torch.Tensor:
+def embed_images(model: SiameseNetwork, images: Images, batch_size: int = 64, verbose: bool = False) -> torch.Tensor:
     """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; modes are left as found."""
     batches = tqdm(images.split(batch_size), desc="Embedding images", disable=not verbose)
     with eval_mode(model):
@@ -36,7 +35,8 @@ class SplitDistances:
     """A split as the network sees it.
 
     Its `images`, uint8 (N, 3, H, W), their `embeddings` (N, D) and `labels` (N,), its fixed `pairs`, and their
-    `dissimilarity` (P,): D / margin, not clipped at 1, so that pairs beyond the margin still have an order.
+    `dissimilarity` (P,): D / margin, not clipped at 1, so that pairs beyond the margin still have an order; the images'
+    `files`, as in `split.csv`.
     """
 
     images: torch.Tensor
@@ -44,19 +44,23 @@ class SplitDistances:
     labels: np.ndarray
     pairs: Pairs
     dissimilarity: np.ndarray
+    files: list[str]
 
 
 def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config: Config) -> SplitDistances:
-    """Embed every image of a split once and measure its fixed pairs.
+    """Embed every image of a split once and measure its fixed pairs. Files that have gone or broken since training are
+    left out, in a line.
 
     Args:
         table: `file`, `label`, `split`, as in `split.csv`.
         config: where the images lie; frame and seed are the network's own.
     """
-    images, labels = load_split(table, split, config, model.frame)
+    images, rows = load_split(table, split, config, model.frame)
+    labels = rows.label.to_numpy()
     embeddings = embed_images(model, images, config.hyperparameters.batch_size, config.hyperparameters.verbose)
     pairs = evaluation_pairs(labels, model.info["config"]["seed"])
-    return SplitDistances(images, embeddings, labels, pairs, (pair_distances(embeddings, pairs) / model.margin).numpy())
+    dissimilarity = (pair_distances(embeddings, pairs) / model.margin).numpy()
+    return SplitDistances(images, embeddings, labels, pairs, dissimilarity, rows.file.tolist())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,29 +40,16 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprints(paths: Sequence[Path], num_workers: int = 0, verbose: bool = True) -> list[Fingerprint | str]:
-    """The fingerprint of every file or, where it cannot be read as an image, what is wrong and what to do. Known files
-    are not read again."""
+    """The fingerprint of every file or, where it cannot be read as an image, what is wrong and what to do."""
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        return list(
-            tqdm(pool.map(_fingerprint, paths), total=len(paths), desc="Looking for duplicates", disable=not verbose)
-        )
+        return list(tqdm(pool.map(_fingerprint, paths), total=len(paths), desc="Reading images", disable=not verbose))
 
 
 def _fingerprint(path: Path) -> Fingerprint | str:
     try:
-        state = path.stat()
-        changed, size = state.st_mtime_ns, state.st_size
-    except OSError:
-        changed, size = 0, 0  # reading finds out what is wrong
-    try:
-        return _read_fingerprint(path, changed, size)
+        return fingerprint_of(path, read_image(path))
     except DataError as error:
         return str(error).removeprefix(f"{path}: ")
-
-
-@cache  # but not of errors: a file may be mended without a change of its time, as by new access rights
-def _read_fingerprint(path: Path, changed: int, size: int) -> Fingerprint:
-    return fingerprint_of(path, read_image(path))
 
 
 def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
@@ -79,11 +65,6 @@ def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
     small = image.convert("L").resize((4 * SIDE, 4 * SIDE))
     bits = imagehash.phash(image, SIDE).hash.ravel() if np.std(small) >= FLAT else None
     return Fingerprint(content, bits, image.size)
-
-
-def near_duplicates(paths: Sequence[Path], num_workers: int = 0, verbose: bool = True) -> np.ndarray:
-    """Which images are twins, or twins of twins: the number of its group for every image, as `twin_groups` gives it."""
-    return twin_groups(fingerprints(paths, num_workers, verbose))
 
 
 def twin_groups(prints: Sequence[Fingerprint | str]) -> np.ndarray:

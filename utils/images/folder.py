@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.images.duplicates import fingerprints
+from utils.images.duplicates import Fingerprint
 from utils.images.reading import SUFFIXES, DataError
 
 
@@ -91,17 +91,13 @@ def _printable(name: str) -> str:
 
 
 def leave_out_unreadable(
-    table: pd.DataFrame, data_path: Path, num_workers: int = 0, verbose: bool = True
-) -> tuple[pd.DataFrame, list[str]]:
-    """Decode every file, for its fingerprint, which the search for near duplicates then need not make again.
-
-    Returns:
-        The table without the files that cannot be read; and these, a line each with the reason and what to do.
-    """
-    prints = fingerprints([data_path / file for file in table.file], num_workers, verbose)
+    table: pd.DataFrame, prints: Sequence[Fingerprint | str]
+) -> tuple[pd.DataFrame, list[Fingerprint], list[str]]:
+    """A table, and the fingerprints of its files, without the files that cannot be read; and these, a line each with
+    the reason and what to do."""
     bad = [f"{file}: {reason}" for file, reason in zip(table.file, prints) if isinstance(reason, str)]
     readable = [not isinstance(known, str) for known in prints]
-    return table[readable].reset_index(drop=True), bad
+    return table[readable].reset_index(drop=True), [known for known in prints if isinstance(known, Fingerprint)], bad
 
 
 def check_two_classes(table: pd.DataFrame, data_path: Path, left_out: Sequence[str] = ()) -> None:

@@ -61,27 +61,14 @@ def to_uint8(image: Image.Image, frame: Frame) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def load_images(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True) -> torch.Tensor:
-    """Decode every image once, in `num_workers` threads, and fit it into a frame: uint8 of shape (N, 3, H, W), kept in
-    memory.
-
-    Raises:
-        DataError: images that cannot be read, a line each.
-    """
-    images, problems = load_what_opens(paths, frame, num_workers, verbose)
-    if problems:  # all at once, not one a run
-        raise DataError("\n".join(problems.values()))
-    return images
-
-
 def load_what_opens(
     paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True
 ) -> tuple[torch.Tensor, dict[int, str]]:
-    """As `load_images`, but images that cannot be read raise nothing.
+    """Decode every image once, in `num_workers` threads, and fit it into a frame.
 
     Returns:
-        uint8 of shape (N, 3, H, W), undefined where an image cannot be read; and, by their positions, what is wrong
-        with these, a line each.
+        Those that can be read, in their order, in memory: uint8 of shape (N, 3, H, W); and, by their positions in
+        `paths`, what is wrong with the others, a line each.
     """
     images = torch.empty(len(paths), 3, *frame.size, dtype=torch.uint8)
 
@@ -93,4 +80,6 @@ def load_what_opens(
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         results = tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose)
-        return images, {position: problem for position, problem in enumerate(results) if problem}
+        problems = {position: problem for position, problem in enumerate(results) if problem}
+    left = [position for position in range(len(paths)) if position not in problems]
+    return images[left] if problems else images, problems

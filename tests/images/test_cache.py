@@ -1,0 +1,423 @@
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from samples import break_file, make_files, noise, twins_in
+
+from utils.dataset import load_split, prepare_split
+from utils.evaluate.audit import audit, report
+from utils.evaluate.scores import measure_split
+from utils.images import cache
+from utils.images.cache import StoredImages, checksums, read_fingerprints, read_images
+from utils.images.duplicates import fingerprints
+from utils.images.folder import scan
+from utils.images.frame import Frame, to_uint8
+from utils.images.reading import read_image
+from utils.models import load_trained
+from utils.settings import Config, UserError
+from utils.training import train
+
+FILES = [f"{label}/{i}.png" for label in "ab" for i in range(6)]
+FRAME = Frame((16, 20))
+BYTES = 3 * 16 * 20  # of an image
+
+
+def config_for(folder, **settings):
+    defaults = {
+        "dataset": "Mine",
+        "data_path": folder / "data",
+        "checkpoints_path": folder / "checkpoints",
+        "outputs_path": folder / "outputs",
+        "image": {"size": FRAME.size},
+        "hyperparameters": {"verbose": False},
+    }
+    return Config(**defaults | settings)
+
+
+@pytest.fixture
+def config(tmp_path):
+    make_files(tmp_path / "data", FILES)
+    return config_for(tmp_path)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The files that are decoded, by whatever way."""
+    found, load = [], Image.open
+
+    def counting(path, *arguments):
+        found.append("/".join(Path(path).parts[-2:]))
+        return load(path, *arguments)
+
+    monkeypatch.setattr(Image, "open", counting)
+    return found
+
+
+def pixels_of(config, files=FILES, frame=FRAME):
+    images, problems = read_images(config, files, frame)
+    assert not problems
+    return images[np.arange(len(images))]
+
+
+def decoded(config, files=FILES, frame=FRAME):
+    return torch.stack([to_uint8(Image.open(config.data_path / file), frame) for file in files])
+
+
+def stored(config):
+    """The folder, the files of pixels, and the rows of the only table."""
+    folder = config.outputs_path / ".cache"
+    (table,) = folder.glob("*.sqlite")
+    with sqlite3.connect(table) as db:
+        rows = db.execute("SELECT file, slot FROM images").fetchall()
+    db.close()
+    return folder, list(folder.glob("*.pixels")), dict(rows)
+
+
+# -------------------------------------------------------------------------------------------- what is read
+
+
+def test_images_and_fingerprints_are_those_of_the_files(config):
+    noise(300, 200).save(config.data_path / "a/0.png")
+    Image.new("RGB", (20, 30), "red").save(config.data_path / "a/1.png")  # too flat for a hash
+    wanted = fingerprints([config.data_path / file for file in FILES], verbose=False)
+    for _ in range(2):  # when it is made, and from the disk
+        assert torch.equal(pixels_of(config), decoded(config))
+        for known, seen in zip(read_fingerprints(config, FILES), wanted, strict=True):
+            assert known.content == seen.content and known.size == seen.size
+            assert np.array_equal(known.bits, seen.bits) and (known.bits is None) == (seen.bits is None)
+    assert wanted[0].size == (200, 300) and wanted[1].bits is None
+
+
+def test_a_subset_comes_in_the_order_that_was_asked_for(config):
+    read_fingerprints(config, FILES)
+    some = ["b/3.png", "a/5.png", "b/0.png", "a/5.png"]
+    assert torch.equal(pixels_of(config, some), decoded(config, some))
+    assert len(read_images(config, [], FRAME)[0]) == 0
+
+
+@pytest.mark.parametrize(
+    "frame", [Frame((16, 21)), Frame((16, 20), "pad"), Frame((16, 20), "pad", (0, 0, 1))], ids=["size", "fit", "colour"]
+)
+def test_another_frame_has_pixels_of_its_own(config, frame):
+    assert torch.equal(pixels_of(config), decoded(config))
+    assert torch.equal(pixels_of(config, frame=frame), decoded(config, frame=frame))
+    assert torch.equal(pixels_of(config), decoded(config))
+
+
+def test_another_folder_has_images_of_its_own_even_with_files_of_the_same_name_size_and_time(config, tmp_path):
+    other = config.model_copy(update={"data_path": tmp_path / "other"})
+    for folder, colour in ((config.data_path, "red"), (other.data_path, "blue")):
+        (folder / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 16), colour).save(folder / "a/0.bmp")
+        os.utime(folder / "a/0.bmp", ns=(1, 1))
+    assert pixels_of(config, ["a/0.bmp"])[0, :, 0, 0].tolist() == [255, 0, 0]
+    assert pixels_of(other, ["a/0.bmp"])[0, :, 0, 0].tolist() == [0, 0, 255]
+
+
+def test_stored_images_are_indexed_as_a_tensor_is(config):
+    images, expected = read_images(config, FILES, FRAME)[0], decoded(config)
+    assert isinstance(images, StoredImages) and len(images) == len(FILES)
+    assert torch.equal(images[np.array([3, 3, 0])], expected[[3, 3, 0]]) and images[[1]].dtype == torch.uint8
+    part = images[2:9]
+    assert isinstance(part, StoredImages) and torch.equal(part[range(7)], expected[2:9])
+    assert [len(batch) for batch in part.split(3)] == [3, 3, 1] and torch.equal(
+        torch.cat([*part.split(3)]), part[range(7)]
+    )
+    assert (
+        checksums(part) == checksums(expected[2:9]) == [zlib.crc32(image.numpy().tobytes()) for image in expected[2:9]]
+    )
+    assert all(torch.equal(image, wanted) for image, wanted in zip(images, expected, strict=True))
+    images[[0]].zero_()  # a copy
+    images[0].zero_()
+    assert torch.equal(images[[0]], expected[:1])
+
+
+# ------------------------------------------------------------------------------------- decoded once, and alike
+
+
+SMALL = {
+    "backbone_model": "Conv4",
+    "image": {"size": (16, 16)},
+    "test_size": 0.25,
+    "valid_size": 0.25,
+    "device": "cpu",
+    "embedding_dim": 4,
+    "hyperparameters": {"epochs": 2, "batch_size": 8, "verbose": False},
+}
+
+
+def test_every_file_is_decoded_once_for_split_audit_training_and_evaluation(tmp_path, opened):
+    twins_in(tmp_path / "data")
+    config = config_for(tmp_path, **SMALL)
+    opened.clear()
+    table, _ = prepare_split(config)
+    assert sorted(opened) == sorted(table.file)
+    opened.clear()
+    train(config, table)  # 01, and then 03
+    audit(config)
+    model, _ = load_trained(config)
+    for split in ("valid", "test"):
+        measure_split(model, table, split, config)
+    prepare_split(config)
+    assert opened == []
+
+
+def test_results_are_the_same_bit_for_bit_without_the_cache(tmp_path):
+    twins_in(tmp_path / "data")
+    histories, parameters, splits, tables, measured = [], [], [], [], []
+    for wanted in (True, False, True):
+        config = config_for(tmp_path, **SMALL, cache=wanted)
+        histories.append(train(config).drop(columns="seconds"))
+        saved = torch.load(config.checkpoints_path / "model.pth", weights_only=True)
+        parameters.append(saved["state_dict"])
+        splits.append((config.checkpoints_path / "split.csv").read_bytes())
+        tables.append(report(audit(config)))
+        model, _ = load_trained(config)
+        measured.append(measure_split(model, pd.read_csv(config.checkpoints_path / "split.csv"), "test", config))
+    assert splits[0] == splits[1] == splits[2] and tables[0] == tables[1] == tables[2]
+    for history, state, test in zip(histories[1:], parameters[1:], measured[1:]):
+        pd.testing.assert_frame_equal(histories[0], history, check_exact=True)
+        assert state.keys() == parameters[0].keys()
+        assert all(torch.equal(value, parameters[0][name]) for name, value in state.items())
+        assert torch.equal(test.images, measured[0].images) and test.files == measured[0].files
+        assert np.array_equal(test.dissimilarity, measured[0].dissimilarity)
+
+
+def test_without_the_cache_nothing_is_left_and_files_are_decoded_each_time(config, opened):
+    off = config.model_copy(update={"cache": False})
+    for _ in range(2):
+        assert torch.equal(pixels_of(off), decoded(off)) and len(read_fingerprints(off, FILES, False)) == len(FILES)
+    assert len(opened) == 2 * 3 * len(FILES) and not config.outputs_path.exists()
+
+
+# ---------------------------------------------------------------------------------- files that change, break, go
+
+
+def test_only_what_changed_is_decoded_again_and_what_is_in_use_stays(config, opened):
+    images, before = read_images(config, FILES, FRAME)[0], decoded(config)
+    noise(seed=99).save(config.data_path / FILES[4])
+    os.utime(config.data_path / FILES[4], ns=(1, 1))
+    (config.data_path / "b/new.png").write_bytes((config.data_path / "a/0.png").read_bytes())
+    opened.clear()
+    again = pixels_of(config, [*FILES, "b/new.png"])
+    assert sorted(opened) == sorted([FILES[4], "b/new.png"])
+    assert torch.equal(again, decoded(config, [*FILES, "b/new.png"])) and not torch.equal(again[4], before[4])
+    assert torch.equal(images[range(12)], before)  # of a training that has begun before
+
+
+def test_another_version_of_what_decodes_is_not_taken_for_this_one(config, opened, monkeypatch):
+    pixels_of(config)
+    opened.clear()
+    monkeypatch.setattr(cache, "VERSION", "2")
+    pixels_of(config)
+    assert sorted(opened) == FILES
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "break_it, reason",
+    [(os.unlink, "no such image"), (lambda path: break_file(path, 0.5), "not a readable image")],
+    ids=["gone", "broken"],
+)
+def test_what_cannot_be_read_is_named_and_left_out_before_and_after_it_was_cached(config, when, break_it, reason):
+    if when == "after":
+        pixels_of(config)
+    for file in (FILES[2], FILES[11]):
+        break_it(config.data_path / file)
+    left = [file for file in FILES if file not in (FILES[2], FILES[11])]
+    for _ in range(2):
+        images, problems = read_images(config, FILES, FRAME)
+        assert torch.equal(images[range(10)], decoded(config, left)) and sorted(problems) == [2, 11]
+        assert problems[2].startswith(f"{config.data_path / FILES[2]}: {reason}")
+        prints = read_fingerprints(config, FILES)
+        assert prints[11].startswith(reason) and not isinstance(prints[0], str)
+    noise(seed=5).save(config.data_path / FILES[2])  # mended
+    assert sorted(read_images(config, FILES, FRAME)[1]) == [11]
+
+
+def test_a_file_is_known_by_the_state_in_which_it_was_read(config, monkeypatch):
+    """One that changes while others are decoded is decoded as it is then, and once more if it changes again."""
+    read = cache.read_image
+
+    def changing(path):
+        if path.name == "0.png":  # the first of a class changes the last
+            noise(seed=77).save(path.with_name("5.png"))
+            os.utime(path.with_name("5.png"), ns=(7, 7))
+        return read(path)
+
+    monkeypatch.setattr(cache, "read_image", changing)
+    single = config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update={"num_workers": 0})})
+    read_fingerprints(single, FILES)
+    monkeypatch.setattr(cache, "read_image", read)
+    assert torch.equal(pixels_of(config), decoded(config))
+
+
+def test_images_that_break_while_others_are_decoded_are_left_out(config, monkeypatch):
+    def breaking(path):
+        if path.name == "0.png":
+            path.with_name("5.png").unlink(missing_ok=True)
+        return read_image(path)
+
+    monkeypatch.setattr(cache, "read_image", breaking)
+    single = config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update={"num_workers": 0})})
+    _, problems = read_images(single, FILES, FRAME)
+    assert sorted(problems) == [5, 11] and "no such image" in problems[5]
+
+
+def test_pixels_of_files_that_have_changed_do_not_pile_up(config, monkeypatch):
+    monkeypatch.setattr(cache, "SPARE", 0)
+    for seed in range(10):
+        for index, file in enumerate(FILES):
+            noise(seed=100 * seed + index).save(config.data_path / file)
+            os.utime(config.data_path / file, ns=(seed, seed))
+        assert torch.equal(pixels_of(config), decoded(config))
+        _, (pixels,), rows = stored(config)
+        assert sorted(rows) == FILES and pixels.stat().st_size <= 3 * len(FILES) * BYTES
+
+
+# --------------------------------------------------------------------------------- kills, other runs, damage
+
+
+def test_a_run_that_is_killed_between_pixels_and_table_leaves_nothing_wrong(config):
+    """The first of two chunks is kept; of the second there are pixels, which nobody knows."""
+    code = f"""
+        import os
+        from utils.images import cache
+        from utils.settings import Config
+
+        cache.CHUNK, synced = {7 * BYTES}, []
+        os.fsync = lambda number: synced.append(number) or len(synced) == 2 and os._exit(9)
+        config = Config.model_validate_json({config.model_dump_json()!r})
+        cache.read_fingerprints(config, {FILES!r})
+    """
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=root).returncode == 9
+    _, (pixels,), rows = stored(config)
+    assert sorted(rows) == FILES[:7] and pixels.stat().st_size == len(FILES) * BYTES
+    assert torch.equal(pixels_of(config), decoded(config))
+    _, (pixels,), rows = stored(config)
+    assert sorted(rows) == FILES and pixels.stat().st_size == len(FILES) * BYTES
+
+
+def test_runs_that_build_it_at_once_share_it(config, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 2 * BYTES)
+    expected, start, found = decoded(config), threading.Barrier(4), []
+
+    def build():
+        start.wait()
+        found.append(pixels_of(config))
+
+    threads = [threading.Thread(target=build) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all(torch.equal(images, expected) for images in found)
+    _, (pixels,), rows = stored(config)
+    assert sorted(rows.values()) == list(range(12)) and pixels.stat().st_size == 12 * BYTES
+
+
+def test_what_another_run_has_replaced_meanwhile_is_found_again(config, monkeypatch):
+    """Another run finds most of the pixels out of date, and starts a new file of them."""
+    append, calls = cache.ImageCache._append, []
+
+    def interrupted(self, rows, pixels):
+        append(self, rows, pixels)
+        calls.append(len(rows))
+        if len(calls) == 1:
+            for path in self.folder.glob("*.pixels"):
+                path.unlink()
+
+    monkeypatch.setattr(cache.ImageCache, "_append", interrupted)
+    assert torch.equal(pixels_of(config), decoded(config)) and calls == [12, 12]
+
+
+@pytest.mark.parametrize("damage", ["pixels gone", "pixels short", "table gone", "all gone"])
+def test_a_cache_that_lacks_something_is_made_anew(config, damage):
+    expected = pixels_of(config)
+    folder, (pixels,), _ = stored(config)
+    if damage == "pixels gone":
+        pixels.unlink()
+    elif damage == "pixels short":
+        os.truncate(pixels, 100)
+    elif damage == "table gone":
+        next(folder.glob("*.sqlite")).unlink()
+    else:
+        shutil.rmtree(folder)
+    assert torch.equal(pixels_of(config), expected)
+    assert len(stored(config)[1]) == 1
+
+
+def test_a_damaged_table_is_said_in_a_line(config):
+    pixels_of(config)
+    table = next(stored(config)[0].glob("*.sqlite"))
+    table.write_bytes(b"no table" * 1000)
+    with pytest.raises(UserError, match=r"\.sqlite: damaged \(.*\); delete .*cache, or set cache: False$"):
+        pixels_of(config)
+
+
+# -------------------------------------------------------------------------------------------------- room
+
+
+def test_a_limit_is_kept_to_before_anything_is_decoded(config, opened):
+    limit = 10 * BYTES / 1e9  # of ten images
+    tight = config.model_copy(update={"cache_gigabytes": limit})
+    opened.clear()
+    with pytest.raises(UserError) as caught:
+        pixels_of(tight)
+    assert str(caught.value) == (
+        f"{config.outputs_path / '.cache'}: 12 images of 16 x 20 pixels need 1.15e-05 GB, and the disk or "
+        "cache_gigabytes: 9.6e-06 leaves 9.6e-06; make room, raise cache_gigabytes, or set cache: False"
+    )
+    assert opened == []
+    pixels_of(tight, FILES[:7])
+    with pytest.raises(UserError, match="5 images .* leaves 2.88e-06; make room"):
+        pixels_of(tight)
+    assert torch.equal(pixels_of(tight, FILES[:7]), decoded(config, FILES[:7]))  # nothing more is needed
+
+
+def test_a_full_disk_is_noticed_before_and_while_it_is_written(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+        with pytest.raises(UserError, match="leaves 1e-06; make room"):
+            pixels_of(config)
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"cannot be used \(No space left on device\); make room, check the access"):
+            pixels_of(config)
+    assert stored(config)[2] == {} and torch.equal(pixels_of(config), decoded(config))
+
+
+def test_a_place_that_cannot_be_written_to_is_said_in_a_line(config):
+    config.outputs_path.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match="cannot be used .*, or set cache: False"):
+        pixels_of(config)
+
+
+def test_it_is_no_class_even_where_outputs_lie_among_the_images(config):
+    inside = config.model_copy(update={"outputs_path": config.data_path})
+    before = scan(config.data_path)
+    pixels_of(inside)
+    table, skipped = scan(config.data_path)
+    assert table.equals(before[0]) and skipped == before[1] == []
+
+
+def test_a_split_is_read_into_memory(config):
+    table = pd.DataFrame({"file": FILES, "label": [file[0] for file in FILES], "split": "test"})
+    images, rows = load_split(table, "test", config, FRAME)
+    assert isinstance(images, torch.Tensor) and torch.equal(images, decoded(config)) and rows.equals(table)
