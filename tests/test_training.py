@@ -79,6 +79,7 @@ def test_results_on_disk(config):
         "history.csv",
         "config.yml",
         "split.csv",
+        "README.md",
     }
     assert tuple(history.columns) == HISTORY and history.epoch.tolist() == [1, 2]
     pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history)

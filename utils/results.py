@@ -13,6 +13,7 @@ from utils.explain.removal import blurred_features, removable_share
 from utils.files import replacing, write_whole
 from utils.images.cache import Images
 from utils.images.pairs import evenly
+from utils.model_card import write_model_card
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
@@ -20,7 +21,8 @@ HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "va
 
 
 class Results:
-    """The files of a run: `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`.
+    """The files of a run: `model.pth` (best epoch), its model card `README.md`, `last.pth`, `history.csv`, `config.yml`
+    and `split.csv`.
 
     Args:
         table: the images that are left: `file`, `label`, `split`.
@@ -71,16 +73,19 @@ class Results:
         write_whole(path, split)
         with replacing(self.folder / "config.yml") as file:
             self.config.save(file)
+        write_model_card(self.config, self.info(self.best["calibrated_threshold"]), self.table, self.frame())
 
     def save(self, name: str, model: SiameseNetwork, threshold: float, **info: Any) -> None:
-        model.save(
-            self.folder / name,
-            config=self.config.model_dump(mode="json"),
-            classes=sorted(set(self.table.label)),
-            calibrated_threshold=threshold,
-            epoch=self.best["epoch"],
-            **info,
-        )
+        model.save(self.folder / name, **self.info(threshold), **info)
+
+    def info(self, threshold: float) -> dict[str, Any]:
+        """What is saved beside the weights."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "classes": sorted(set(self.table.label)),
+            "calibrated_threshold": threshold,
+            "epoch": self.best["epoch"],
+        }
 
     def finish(self, model: SiameseNetwork, images: Images, size: int) -> None:
         """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
