@@ -111,6 +111,8 @@ def test_outputs_are_written_whole_or_not_at_all():
     assert found == {
         ("utils/Siamese.py", "torch.save"),  # into memory
         ("utils/figures/report.py", "image.save"),  # into memory
+        ("utils/chooser.py", "image.save"),  # into memory
+        ("utils/chooser.py", "figure.savefig"),  # into memory
         ("utils/settings.py", "path.write_text"),  # Config.save, under the name that it is given
         ("utils/results.py", "self.save"),  # SiameseNetwork.save, which is careful itself
         ("utils/results.py", "model.save"),

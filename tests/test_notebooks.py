@@ -32,6 +32,11 @@ def test_there_are_three():
     ]
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_small_enough_to_be_shown_by_github(path):
+    assert path.stat().st_size < 2_000_000
+
+
 def test_committed_after_restart_and_run_all_with_outputs(notebook):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
