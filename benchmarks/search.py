@@ -242,7 +242,7 @@ def measure(name: str, count: int, dim: int, kills: int) -> dict[str, object]:
 
 def explain_hits() -> None:
     """Seconds to explain ten hits whose effects are in an index, the query's own being known."""
-    from utils.explain.occlusion import LOOKS, WINDOWS, windows
+    from utils.explain.occlusion import DETAIL, DIRECTIONS, LOOKS, WINDOWS, windows
     from utils.search.query import explained, kept_effects
     from utils.search.store import Entry, FileState
     from utils.Siamese import SiameseNetwork
@@ -257,7 +257,8 @@ def explain_hits() -> None:
         def draw():
             z = rng.normal(size=dim).astype(np.float32)
             delta = rng.normal(size=(regions, dim)).astype(np.float16) / 10
-            return Entry(0, FileState("a.jpg", 1, 1), (300, 200), z, closer, delta)
+            details = rng.normal(size=(DIRECTIONS, DETAIL, DETAIL)).astype(np.float16)
+            return Entry(0, FileState("a.jpg", 1, 1), (300, 200), z, closer, delta, details)
 
         entries, query_effects = [draw() for _ in range(10)], kept_effects(model, draw())
         box = model.frame.box((300, 200))
@@ -267,7 +268,7 @@ def explain_hits() -> None:
             for entry in entries:
                 explained(model, query_effects, box, kept_effects(model, entry), box)
             times.append(time.perf_counter() - start)
-        size = entries[0].delta.nbytes + entries[0].closer.nbytes
+        size = sum(kept.nbytes for kept in (entries[0].closer, entries[0].delta, entries[0].details))
         rows.append((dim, round(1000 * float(np.median(times))), size))
     print(
         pd.DataFrame(rows, columns=["dim", "ten hits explained, ms", "bytes of effects an image"]).to_string(

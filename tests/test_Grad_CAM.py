@@ -7,7 +7,7 @@ from naive import take_secants
 from scipy.ndimage import correlate1d
 from torch import nn
 
-from utils.explain.evidence import feature_maps, own_evidence
+from utils.explain.evidence import embed_feature_maps, feature_maps, gradient_details, own_evidence
 from utils.Grad_CAM import Explanation, explain, explain_features
 from utils.Siamese import SiameseNetwork
 
@@ -239,6 +239,15 @@ def test_identical_images_are_alike_compared_with_the_mean(model):
     image, _ = batches(n=1)
     e = explain(model, image, image, "contrast")
     assert e.is_similar.item() and not e.empty[:, :, 0].any() and torch.allclose(e.raw[:, 0], e.raw[:, 1], rtol=1e-4)
+
+
+def test_details_add_up_to_what_separates_an_embedding_from_a_blurred_image_s(model):
+    image, directions = batches()[0][0], torch.randn(2, 5)
+    with torch.no_grad():
+        reference = model.blurred_features[None, :, None, None].expand_as(feature_maps(model, image[None]))
+        apart = model.embed(image[None]) - embed_feature_maps(model, reference)
+    sums = gradient_details(model, image, directions).sum((1, 2))
+    assert torch.allclose(sums, directions @ apart[0], rtol=0.01, atol=1e-3)
 
 
 def test_own_evidence_is_what_an_image_has_in_common_with_itself(model):

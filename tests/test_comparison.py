@@ -57,7 +57,7 @@ def test_each_image_is_measured_once_when_it_is_first_explained(model, paths):
     for i, j in [(0, 1), (1, 2), (2, 0), (1, 1)]:
         compared.explain(i, j)
         compared.matches(i, j)
-    assert sum(passes) == 5 + 3 * (regions + 2)
+    assert sum(passes) == 5 + 3 * (regions + 3)
 
 
 @pytest.mark.parametrize("method", ["occlusion", "contrast", "distance"])

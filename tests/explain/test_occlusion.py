@@ -1,10 +1,24 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 from toy import SIZE, network_images, trained_network
 
 from utils.explain import occlusion
-from utils.explain.occlusion import CLOSER, GRID, LOOKS, WINDOWS, region_effects, spread, windows
+from utils.explain.evidence import gradient_details
+from utils.explain.occlusion import (
+    CLOSER,
+    DETAIL,
+    DIRECTIONS,
+    FROM_DETAILS,
+    GRID,
+    LOOKS,
+    WINDOWS,
+    region_effects,
+    spread,
+    windows,
+)
 from utils.explain.removal import blur
 from utils.Grad_CAM import LEAST, explain, explain_pairs
 
@@ -61,7 +75,7 @@ def test_a_thousand_pairs_of_twenty_images_cost_twenty_images(model, monkeypatch
     )
     first, second = np.random.default_rng(0).integers(20, size=(2, 1000))
     explanation = explain_pairs(model, images, first, second)
-    assert len(explanation.distance) == 1000 and sum(seen) == 20 * (REGIONS + 2)  # without, and the whole image twice
+    assert len(explanation.distance) == 1000 and sum(seen) == 20 * (REGIONS + 3)  # without, and the whole image thrice
     alone = explain(model, images[first[[7]]], images[second[[7]]])
     assert torch.allclose(alone.raw[0], explanation.raw[7], atol=1e-5)
 
@@ -101,11 +115,44 @@ def test_density_equals_gaussian_process_regression_on_single_positions():
                 ]
                 cover[r, i, j] = overlaps[0] * overlaps[1]
     cover = cover.reshape(4, -1)
-    covariance = cover @ kernel @ cover.T
     scatter = torch.tensor([0.3, 2.0, 0.0, 5.0])
-    covariance += np.diag(np.diag(covariance) * scatter.numpy())
-    expected = kernel @ cover.T @ np.linalg.solve(covariance, effects.numpy())
-    assert np.allclose(spread(regions, effects, size, scatter).reshape(-1, 3), expected, atol=1e-6)
+    details = torch.randn(DIRECTIONS, DETAIL, DETAIL, generator=generator, dtype=torch.float64)
+    enlarged = [ndimage.zoom(one, GRID / DETAIL, order=1, mode="nearest", grid_mode=True) for one in details.numpy()]
+    seen = np.stack(enlarged).reshape(DIRECTIONS, -1)
+    for given, covariances in ((None, kernel), (details, kernel + FROM_DETAILS * seen.T @ seen)):
+        covariance = cover @ covariances @ cover.T
+        covariance += np.diag(np.diag(covariance) * scatter.numpy())
+        expected = covariances @ cover.T @ np.linalg.solve(covariance, effects.numpy())
+        assert np.allclose(spread(regions, effects, size, scatter, given).reshape(-1, 3), expected, atol=1e-6)
+
+
+def test_details_say_where_evidence_lies_within_what_no_window_resolves():
+    """Of two small squares inside the same windows, the one at which a gradient points gets what the windows measured;
+    without a gradient they share it."""
+    size = (64, 64)
+    regions = torch.cat([windows(*w[:2], size) for w in WINDOWS])
+    effects = ((regions[:, 0] <= 24) & (regions[:, 1] >= 40) & (regions[:, 2] <= 24) & (regions[:, 3] >= 40)).double()
+    details = torch.zeros(DIRECTIONS, DETAIL, DETAIL)
+    details[2, 6, 6] = -16.0  # at 24 to 28 pixels; its sign and size are left to the measurement
+    scatter = torch.cat([torch.full((count**2,), share) for _, count, share in WINDOWS])
+    shares = []
+    for given in (None, details):
+        density = spread(regions, effects[:, None], size, scatter, given)[..., 0]
+        shares.append(float(density[12:14, 12:14].sum() / density[18:20, 18:20].sum()))
+    assert 0.8 < shares[0] < 1.25 and shares[1] > 2
+
+
+def test_details_are_those_of_the_directions_in_which_effects_move_an_embedding_most(model, batch):
+    effects = region_effects(model, batch[:1])
+    kept = effects.details[0].double()
+    assert kept.square().sum(0).mean() == pytest.approx(1, rel=1e-5)
+    # The embedding has five numbers; its directions, by an eigenvalue decomposition instead.
+    delta = effects.delta[0].double()
+    directions = torch.linalg.eigh(delta.T @ delta).eigenvectors.flip(1)[:, :DIRECTIONS].T.float()
+    for k, direction in enumerate(directions):
+        one = gradient_details(model, batch[0], direction[None])
+        one = F.interpolate(one[None], (DETAIL, DETAIL), mode="bilinear", antialias=True)[0, 0].double()
+        assert abs(float(F.cosine_similarity(one.flatten(), kept[k].flatten(), dim=0))) > 0.999
 
 
 def test_an_additive_effect_is_found_where_it_is():
@@ -149,6 +196,7 @@ def test_weak_evidence_counts_as_none(model, batch):
 def test_a_blank_image_has_no_evidence(model):
     e = explain(model, torch.zeros(1, 3, *SIZE), torch.zeros(1, 3, *SIZE))
     assert e.empty.all() and not e.raw.any() and torch.isfinite(e.factual).all()
+    assert not region_effects(model, torch.zeros(1, 3, *SIZE)).details.any()
 
 
 def test_a_window_with_less_scatter_is_taken_more_at_its_word(model):

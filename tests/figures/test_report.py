@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 from utils import __main__ as command_line
 from utils.comparison import Comparison
 from utils.explain.matching import WEAKEST
-from utils.explain.occlusion import WINDOWS
+from utils.explain.occlusion import DETAIL, DIRECTIONS, WINDOWS
 from utils.figures.report import MOST, PAGE, SCRIPTS, page, write_report
 from utils.images.frame import Frame
 from utils.images.reading import DataError
@@ -72,8 +72,10 @@ def test_the_page_holds_the_measured_effects_of_regions(compared):
     for i, image in enumerate(images):
         assert np.array_equal(unpacked(image["embedding"], "<f4", 4), effects.embeddings[i].numpy())
         assert np.array_equal(unpacked(image["regions"], "<i2", regions, 4), effects.regions[i].numpy())
-        delta = unpacked(image["delta"], "<i2", regions, 4) * image["step"]
-        assert np.abs(delta - effects.delta[i].numpy()).max() < 1e-4 * effects.delta[i].abs().max() and delta.any()
+        for name, shape in (("delta", (regions, 4)), ("details", (DIRECTIONS, DETAIL, DETAIL))):
+            values = unpacked(image[name]["values"], "<i2", *shape) * image[name]["step"]
+            measured = getattr(effects, name)[i]
+            assert np.abs(values - measured.numpy()).max() < 1e-4 * measured.abs().max() and values.any()
     assert [image["name"] for image in images] == ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]
 
 

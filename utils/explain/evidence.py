@@ -64,6 +64,15 @@ def own_evidence(model: SiameseNetwork, batch: torch.Tensor) -> torch.Tensor:
     ]
 
 
+def gradient_details(model: SiameseNetwork, image: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """What in the fine feature map of one image (3, H, W) takes its embedding in each of K directions (K, D), position
+    by position, as `contrast` reads it: (K, h, w)."""
+    features = feature_maps(model, image[None]).expand(len(directions), -1, -1, -1)
+    leaf, z = traced(model, features)
+    (gradient,) = torch.autograd.grad(z, leaf, directions)
+    return weighted(model, gradient, leaf.detach(), "contrast")
+
+
 def evidence_for(
     model: SiameseNetwork, z: torch.Tensor, wanted: torch.Tensor, leaf: torch.Tensor, method: str
 ) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from utils.explain.evidence import gradient_details
 from utils.explain.removal import blur
 from utils.machine import bfloat16_pays
 from utils.Siamese import SiameseNetwork, eval_mode
@@ -22,6 +23,9 @@ CLOSER = (0.125, 15, 2.0)  # the same for a closer look,
 LOOKS = 40  # of which so many are taken, where the windows before found most
 GRID = 32  # positions of a map along each side
 REACH = 0.06  # over which effects are taken to be alike, as a share of the sides
+# What a gradient sees beside: in how many directions of an embedding, at how many positions along each side, and how
+# much of the variance of effects it is expected to explain, as a share of that of smooth ones.
+DIRECTIONS, DETAIL, FROM_DETAILS = 4, 16, 0.1
 ROUNDING = 1e-5  # of an embedding's length
 
 
@@ -33,6 +37,7 @@ class RegionEffects:
         embeddings: z(x), shape (N, D).
         regions: top, bottom, left and right in pixels, the second and fourth excluded, shape (N, R, 4).
         delta: `z(x) - z(x without R)`, shape (N, R, D).
+        details: where a gradient expects them, shape (N, DIRECTIONS, DETAIL, DETAIL); see `spread`.
         density: delta, and behind it `|delta|^2`, spread over the image: shape (N, GRID, GRID, D + 1), so that its sum
             over a region is about what the region does.
     """
@@ -40,12 +45,13 @@ class RegionEffects:
     embeddings: torch.Tensor
     regions: torch.Tensor
     delta: torch.Tensor
+    details: torch.Tensor
     density: torch.Tensor
 
     def of(self, images: Sequence[int]) -> RegionEffects:
         """Those of some of the images, by position."""
         chosen = list(images)
-        return RegionEffects(self.embeddings[chosen], self.regions[chosen], self.delta[chosen], self.density[chosen])
+        return RegionEffects(**{field.name: getattr(self, field.name)[chosen] for field in fields(RegionEffects)})
 
     @property
     def closer(self) -> torch.Tensor:
@@ -121,22 +127,37 @@ def region_effects(
             closer = whole - embeddings_without(model, image, blurred, chosen, batch_size)
             delta = torch.cat([delta, _beyond_rounding(closer, whole)])
             bar.update(LOOKS)
-            found.append((chosen, delta))
+            found.append((chosen, delta, _details(model, image, delta)))
         embeddings = torch.cat([model.embed(part) for part in batch.split(batch_size)])
-    closer, delta = (torch.stack(parts) for parts in zip(*found))
-    return effects_of_regions(embeddings, closer, delta, size)
+    closer, delta, details = (torch.stack(parts) for parts in zip(*found))
+    return effects_of_regions(embeddings, closer, delta, details, size)
 
 
 def effects_of_regions(
-    embeddings: torch.Tensor, closer: torch.Tensor, delta: torch.Tensor, image_size: tuple[int, int]
+    embeddings: torch.Tensor,
+    closer: torch.Tensor,
+    delta: torch.Tensor,
+    details: torch.Tensor,
+    image_size: tuple[int, int],
 ) -> RegionEffects:
     """`RegionEffects` from what has to be known of them: of N images the embeddings (N, D), the regions of their closer
-    looks (N, LOOKS, 4) and the effects of all regions (N, R, D); the others follow from the size in pixels."""
+    looks (N, LOOKS, 4), the effects of all regions (N, R, D) and the details (N, DIRECTIONS, DETAIL, DETAIL); the
+    others follow from the size in pixels."""
     coarse, scatter = _coarse(image_size), scatters()
     regions = torch.cat([coarse.expand(len(closer), -1, -1), closer.cpu()], dim=1)
     both = torch.cat([delta, delta.square().sum(2, keepdim=True)], dim=2)
-    density = [spread(*image, image_size, scatter) for image in zip(regions, both)]
-    return RegionEffects(embeddings, regions.to(delta.device), delta, torch.stack(density))
+    density = [spread(*image, image_size, scatter, seen) for *image, seen in zip(regions, both, details)]
+    return RegionEffects(embeddings, regions.to(delta.device), delta, details, torch.stack(density))
+
+
+def _details(model: SiameseNetwork, image: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """Where a gradient sees what moves an image's embedding in the directions in which its regions' effects (R, D) move
+    it most: (DIRECTIONS, DETAIL, DETAIL), their mean square 1; 0 where there are no effects, or fewer directions."""
+    directions = torch.linalg.svd(delta.cpu().double(), full_matrices=False).Vh[:DIRECTIONS].to(delta)
+    maps = gradient_details(model, image, directions)
+    maps = F.interpolate(maps[None], (DETAIL, DETAIL), mode="bilinear", antialias=True, align_corners=False)[0]
+    maps = F.pad(maps, (0, 0, 0, 0, 0, DIRECTIONS - len(maps)))
+    return maps / maps.square().sum(0).mean().sqrt().clamp(min=1e-12) if delta.any() else torch.zeros_like(maps)
 
 
 def _coarse(image_size: tuple[int, int]) -> torch.Tensor:
@@ -199,24 +220,43 @@ def _beyond_rounding(delta: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 
 
 def spread(
-    regions: torch.Tensor, effects: torch.Tensor, image_size: tuple[int, int], scatter: torch.Tensor
+    regions: torch.Tensor,
+    effects: torch.Tensor,
+    image_size: tuple[int, int],
+    scatter: torch.Tensor,
+    details: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The most likely density (GRID, GRID, K) of which the effects (R, K) of regions (R, 4) are sums, but for a
     `scatter` (R,).
 
     Gaussian-process regression (Rasmussen & Williams 2006, Eq. 2.25) on sums: with C the share of each position that a
-    region covers, and k a Gaussian kernel of length `REACH`, `density = k C^T (C k C^T + scatter)^-1 effects`. Effects
-    of regions do not quite add up; that is the scatter, in proportion to a region's own prior variance. Kernel and
-    cover are products of those along rows and columns.
+    region covers, and k the covariance of two positions, `density = k C^T (C k C^T + scatter)^-1 effects`. Effects
+    of regions do not quite add up; that is the scatter, in proportion to a region's own prior variance. A density is
+    expected to be smooth, by a Gaussian kernel of length `REACH`, and in part to be a sum of some `details` F
+    (DIRECTIONS, DETAIL, DETAIL) with unknown weights (ibid., section 2.7): `k = gaussian + FROM_DETAILS F^T F`. So what
+    was measured says how much, and details say where, within what no region resolves. The Gaussian kernel and the cover
+    are products of those along rows and columns.
     """
     # On the CPU, whatever the device: it takes double precision, which Apple's GPUs lack, and next to no time.
     kernel = _kernel()
     rows, columns = _covers(regions, image_size)
     smooth_rows, smooth_columns = rows @ kernel, columns @ kernel
     covariance = (smooth_rows @ rows.T) * (smooth_columns @ columns.T)
+    if details is not None:
+        seen = FROM_DETAILS**0.5 * _enlarged(details)
+        seen_in_regions = torch.einsum("rh,rw,dhw->rd", rows, columns, seen)
+        covariance += seen_in_regions @ seen_in_regions.T
     covariance.diagonal().mul_(1 + scatter.double())
     weights = torch.linalg.solve(covariance, effects.cpu().double())
-    return torch.einsum("rh,rw,rk->hwk", smooth_rows, smooth_columns, weights).to(effects)
+    density = torch.einsum("rh,rw,rk->hwk", smooth_rows, smooth_columns, weights)
+    if details is not None:
+        density += torch.einsum("dhw,dk->hwk", seen, seen_in_regions.T @ weights)
+    return density.to(effects)
+
+
+def _enlarged(details: torch.Tensor) -> torch.Tensor:
+    """Maps (DIRECTIONS, DETAIL, DETAIL) at the resolution of a density."""
+    return F.interpolate(details[None].cpu().double(), (GRID, GRID), mode="bilinear", align_corners=False)[0]
 
 
 def _kernel() -> torch.Tensor:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from utils.comparison import Comparison, images_in, pair_folder
 from utils.explain.matching import WEAKEST
-from utils.explain.occlusion import GRID, REACH, WINDOWS, scatters
+from utils.explain.occlusion import DETAIL, DIRECTIONS, FROM_DETAILS, GRID, REACH, WINDOWS, scatters
 from utils.files import write_whole
 from utils.Grad_CAM import LEAST
 from utils.images.frame import Box
@@ -100,8 +100,10 @@ def _contents(compared: Comparison, network: str) -> dict:
     model, everyone = compared.model, range(len(compared.paths))
     effects = compared.effects_of(*everyone)
     side = LARGE if len(compared.paths) <= FEW else SMALL
-    delta = effects.delta.cpu().double().numpy()
-    steps = np.maximum(np.abs(delta).max((1, 2)), 1e-12) / 32767  # 16 bits: 0.002 % of the largest effect
+    delta, details = (
+        [_in_steps(values.cpu().double().numpy()) for values in measured]
+        for measured in (effects.delta, effects.details)
+    )
     return {
         "network": network,
         "missing": compared.unreadable,
@@ -110,6 +112,7 @@ def _contents(compared: Comparison, network: str) -> dict:
         "size": list(model.image_size),
         "grid": GRID,
         "reach": REACH,
+        "details": {"maps": DIRECTIONS, "side": DETAIL, "share": FROM_DETAILS},
         "scatter": scatters().tolist(),
         "windows": [
             {"word": word, "count": count} for word, (_, count, _) in zip(("large", "medium", "small"), WINDOWS)
@@ -123,8 +126,8 @@ def _contents(compared: Comparison, network: str) -> dict:
                 "box": _pixels(compared.boxes[i]),
                 "embedding": _packed(effects.embeddings[i].cpu().numpy(), "<f4"),
                 "regions": _packed(effects.regions[i].cpu().numpy(), "<i2"),
-                "delta": _packed(np.rint(delta[i] / steps[i]), "<i2"),
-                "step": float(steps[i]),
+                "delta": delta[i],
+                "details": details[i],
             }
             for i, name in zip(everyone, _names(compared.paths))
         ],
@@ -140,6 +143,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _packed(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _in_steps(values: np.ndarray) -> dict:
+    """Numbers in 16 bits, to 0.002 % of the largest: whole multiples of a step."""
+    step = max(float(np.abs(values).max()), 1e-12) / 32767
+    return {"step": step, "values": _packed(np.rint(values / step), "<i2")}
 
 
 def _pixels(box: Box) -> list[int]:

@@ -19,7 +19,7 @@ from utils.explain import occlusion
 from utils.settings import UserError
 from utils.Siamese import SiameseNetwork
 
-FORMAT = 1  # of the tables below
+FORMAT = 2  # of the tables below
 WAIT = 60.0  # seconds, for another process to finish writing
 # An id is never used again (AUTOINCREMENT), so the effects of a file's old content cannot become those of its new one.
 TABLES = (
@@ -29,7 +29,8 @@ TABLES = (
         file TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, changed INTEGER NOT NULL,
         width INTEGER NOT NULL, height INTEGER NOT NULL, embedding BLOB NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS effects (
-        id INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, closer BLOB NOT NULL, delta BLOB NOT NULL)""",
+        id INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE,
+        closer BLOB NOT NULL, delta BLOB NOT NULL, details BLOB NOT NULL)""",
 )
 
 
@@ -49,8 +50,8 @@ class FileState(NamedTuple):
 class Entry(NamedTuple):
     """An image of an index.
 
-    `image_size`: width and height in pixels; `embedding`: float32 (D,); `closer` and `delta`: int16 (LOOKS, 4) and
-    float16 (R, D), as of `RegionEffects`, None while they are not known.
+    `image_size`: width and height in pixels; `embedding`: float32 (D,); `closer`, `delta` and `details`: int16 (LOOKS,
+    4), float16 (R, D) and float16 (DIRECTIONS, DETAIL, DETAIL), as of `RegionEffects`, None while they are not known.
     """
 
     id: int
@@ -59,6 +60,7 @@ class Entry(NamedTuple):
     embedding: np.ndarray
     closer: np.ndarray | None
     delta: np.ndarray | None
+    details: np.ndarray | None
 
 
 def identity(model: SiameseNetwork) -> dict[str, str]:
@@ -67,7 +69,8 @@ def identity(model: SiameseNetwork) -> dict[str, str]:
     weights = hashlib.sha256(repr(sorted((k, v) for k, v in model.architecture.items() if k != "threshold")).encode())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    regions = repr((FORMAT, occlusion.WINDOWS, occlusion.CLOSER, occlusion.LOOKS))
+    kept = (occlusion.WINDOWS, occlusion.CLOSER, occlusion.LOOKS, occlusion.DIRECTIONS, occlusion.DETAIL)
+    regions = repr((FORMAT, *kept))
     return {"network": weights.hexdigest(), "version": hashlib.sha256(regions.encode()).hexdigest()}
 
 
@@ -146,12 +149,14 @@ class Index:
 
     def _prepare(self, wanted: dict[str, str], folder: Path) -> None:
         with self._transaction("IMMEDIATE"):
-            for table in TABLES:
-                self.db.execute(table)
+            self.db.execute(TABLES[0])
             about = dict(self.db.execute("SELECT key, value FROM about"))
             self.emptied = _difference(about, wanted) if about else None
-            if self.emptied:
-                self.db.execute("DELETE FROM images")
+            if self.emptied:  # another version's tables may have other columns
+                self.db.execute("DROP TABLE effects")
+                self.db.execute("DROP TABLE images")
+            for table in TABLES[1:]:
+                self.db.execute(table)
             rows = {**wanted, "folder": str(folder.resolve())}.items()
             self.db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
 
@@ -204,11 +209,12 @@ class Index:
     def add_effects(self, ids: Sequence[int], effects: occlusion.RegionEffects) -> None:
         """Keep the effects of regions of images, by their ids; images that have gone meanwhile are left out."""
         closer = effects.closer.cpu().numpy().astype("<i2")
-        delta = effects.delta.cpu().numpy().astype("<f2")
-        rows = [(number, c.tobytes(), d.tobytes()) for number, c, d in zip(ids, closer, delta)]
+        delta, details = (x.cpu().numpy().astype("<f2") for x in (effects.delta, effects.details))
+        rows = [(number, *(x.tobytes() for x in image)) for number, *image in zip(ids, closer, delta, details)]
         with self._transaction("IMMEDIATE"):
             self.db.executemany(
-                "INSERT OR REPLACE INTO effects SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM images WHERE id = ?1)",
+                "INSERT OR REPLACE INTO effects SELECT ?1, ?2, ?3, ?4 "
+                "WHERE EXISTS (SELECT 1 FROM images WHERE id = ?1)",
                 rows,
             )
 
@@ -264,15 +270,17 @@ class Index:
 
     def _entry(self, number: int) -> Entry:
         (row,) = self.db.execute(
-            "SELECT file, size, changed, width, height, embedding, closer, delta FROM images LEFT JOIN effects "
+            "SELECT file, size, changed, width, height, embedding, closer, delta, details FROM images LEFT JOIN effects "
             "USING (id) WHERE id = ?",
             (number,),
         )
-        *state, width, height, embedding, closer, delta = row
+        *state, width, height, embedding, closer, delta, details = row
         if closer is not None:
             closer = np.frombuffer(closer, "<i2").reshape(occlusion.LOOKS, 4)
             delta = np.frombuffer(delta, "<f2").reshape(-1, self.dim)
-        return Entry(number, FileState(*state), (width, height), np.frombuffer(embedding, "<f4"), closer, delta)
+            details = np.frombuffer(details, "<f2").reshape(occlusion.DIRECTIONS, occlusion.DETAIL, occlusion.DETAIL)
+        embedding = np.frombuffer(embedding, "<f4")
+        return Entry(number, FileState(*state), (width, height), embedding, closer, delta, details)
 
 
 def _difference(about: dict[str, str], wanted: dict[str, str]) -> str | None:

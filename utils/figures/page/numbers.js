@@ -1,6 +1,7 @@
 "use strict";
 
-// What Python measured: per image an embedding z, and for each of its regions R what R's going does to it, delta.
+// What Python measured: per image an embedding z, and for each of its regions R what R's going does to it, delta; and
+// where a gradient expects such effects, details.
 const data = JSON.parse(document.getElementById("data").textContent);
 const GRID = data.grid;
 
@@ -11,12 +12,15 @@ function bytes(text, Type) {
   return new Type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 }
 
+const inSteps = ({ step, values }) => Float64Array.from(bytes(values, Int16Array), (value) => value * step);
+
 const images = data.images.map((one) => ({
   name: one.name,
   source: one.picture,
   box: one.box, // top, bottom, left, right of what the image fills of the network's frame, in its pixels
   z: bytes(one.embedding, Float32Array),
-  delta: Float64Array.from(bytes(one.delta, Int16Array), (step) => step * one.step),
+  delta: inSteps(one.delta),
+  details: inSteps(one.details),
   regions: bytes(one.regions, Int16Array), // top, bottom, left, right of each, likewise
 }));
 
@@ -62,7 +66,7 @@ function covers(image, region) {
 // regression on sums, as `spread` in utils/explain/occlusion.py.
 function spread(image, values) {
   image.solver ??= solver(image);
-  const { rows, columns, lower } = image.solver, n = values.length;
+  const { rows, columns, inRegions, lower } = image.solver, n = values.length;
   const weights = Float64Array.from(values), map = new Float64Array(GRID * GRID);
   for (let i = 0; i < n; i++) weights[i] = (weights[i] - dot(lower[i], weights, 0, 0, i)) / lower[i][i];
   for (let i = n - 1; i >= 0; i--) {
@@ -75,7 +79,30 @@ function spread(image, values) {
       for (let x = 0; x < GRID; x++) map[y * GRID + x] += weight * columns[i][x];
     }
   }
+  image.solver.details.forEach((seen, d) => {
+    const weight = dot(weights, inRegions, 0, d * n, n);
+    seen.forEach((value, p) => (map[p] += weight * value));
+  });
   return map;
+}
+
+// The details of an image at GRID positions along each side, each scaled for its share of the covariance.
+function detailed(image) {
+  const { maps, side, share } = data.details;
+  const places = Array.from({ length: GRID }, (_, g) => {
+    const place = Math.min(Math.max(((g + 0.5) / GRID) * side - 0.5, 0), side - 1);
+    const before = Math.min(Math.floor(place), side - 2);
+    return [before, place - before];
+  });
+  return Array.from({ length: maps }, (_, d) => {
+    const at = (y, x) => image.details[(d * side + y) * side + x];
+    return Float64Array.from({ length: GRID * GRID }, (_, p) => {
+      const [y, down] = places[Math.floor(p / GRID)], [x, across] = places[p % GRID];
+      const upper = at(y, x) + across * (at(y, x + 1) - at(y, x));
+      const lower = at(y + 1, x) + across * (at(y + 1, x + 1) - at(y + 1, x));
+      return Math.sqrt(share) * (upper + down * (lower - upper));
+    });
+  });
 }
 
 function solver(image) {
@@ -84,17 +111,25 @@ function solver(image) {
   const smooth = (profile) => Float64Array.from(kernel, (line) => dot(line, profile));
   const plain = Array.from({ length: count(image) }, (_, r) => covers(image, r));
   const rows = plain.map(([row]) => smooth(row)), columns = plain.map(([, column]) => smooth(column));
+  const details = detailed(image), inRegions = new Float64Array(details.length * plain.length);
+  details.forEach((seen, d) => plain.forEach(([row, column], i) => {
+    const sum = row.reduce((total, share, y) => total + (share && share * dot(seen, column, y * GRID)), 0);
+    inRegions[d * plain.length + i] = sum;
+  }));
   const lower = []; // Cholesky factor of the covariance of the effects
   for (let i = 0; i < plain.length; i++) {
     lower.push(new Float64Array(plain.length));
     for (let j = 0; j <= i; j++) {
       let value = dot(rows[i], plain[j][0]) * dot(columns[i], plain[j][1]);
+      for (let d = 0; d < details.length; d++) {
+        value += inRegions[d * plain.length + i] * inRegions[d * plain.length + j];
+      }
       if (i === j) value *= 1 + data.scatter[i];
       value -= dot(lower[i], lower[j], 0, 0, j);
       lower[i][j] = i === j ? Math.sqrt(value) : value / lower[j][j];
     }
   }
-  return { rows, columns, lower };
+  return { rows, columns, details, inRegions, lower };
 }
 
 const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
