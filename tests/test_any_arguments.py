@@ -83,6 +83,8 @@ def test_commands_and_options_are_found():
 @example(arguments=["train", "\udce9"])
 @example(arguments=["audit", "--config", "Data"])
 @example(arguments=["audit", "--config"])
+@example(arguments=["report", "x" * 5000])  # longer than a file's name may be
+@example(arguments=["search", "build", "x" * 5000])
 def test_any_arguments_give_a_result_or_a_line_and_exit_code_2(place, arguments):
     code, out, err = run(arguments)
     if code == 0:

@@ -63,9 +63,13 @@ def test_a_disk_that_turns_read_only_is_said_in_a_line(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="cannot be written"), replacing(tmp_path / "none" / "a.csv") as file:
+def test_a_folder_is_made_and_one_that_cannot_be_is_named(tmp_path):
+    with replacing(tmp_path / "new" / "inner" / "a.csv") as file:
         file.write_text("x")
+    assert (tmp_path / "new" / "inner" / "a.csv").read_text() == "x"
+    for folder in (tmp_path / "new" / "inner" / "a.csv", tmp_path / ("x" * 5000)):
+        with pytest.raises(UserError, match="b.csv: cannot be written"), replacing(folder / "b.csv") as file:
+            pytest.fail("not reached")
 
 
 def test_text_is_written_whole_as_it_is_into_a_new_folder(tmp_path, monkeypatch):

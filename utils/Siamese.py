@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ class SiameseNetwork(nn.Module):
             ModelError: no such file, or not a checkpoint of this project.
             RuntimeError: this machine has no such device.
         """
-        if not Path(path).is_file():
+        if not os.path.isfile(path):  # Path.is_file raises where a name is too long
             raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -273,6 +274,6 @@ def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | 
         start = next((i for i in range(1, len(classes)) if classes[i - 1] == classes[i]), 1)
         return tuple(examples[start - 1 : start + 1])
     for name, path in (("image1", image1), ("image2", image2)):
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise DataError(f"{name}: {path}: no such file; give the path of an image, from the notebook's folder")
     return Path(image1), Path(image2)

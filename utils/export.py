@@ -81,7 +81,6 @@ def export_trained(config: Config) -> str:
     model = SiameseNetwork.load(config.trained_path / "model.pth")
     model.threshold = config.threshold
     path = config.outputs_path / "model.onnx"
-    path.parent.mkdir(parents=True, exist_ok=True)
     export_onnx(model, path)
     return (
         f"{path}: the network in {config.trained_path}; images (N, 3, {', '.join(map(str, model.image_size))}) as uint8"

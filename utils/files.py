@@ -12,7 +12,7 @@ from utils.settings import UserError
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """The path of a new file that takes the place of `path` once it is written; until then, and if that fails, `path`
-    stays as it was.
+    stays as it was. The folder is made, if it is not there.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
@@ -21,6 +21,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     # Figures go by the suffix; a hidden file that a kill leaves is no image of a dataset.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
     except OSError as error:
@@ -33,7 +34,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write text as UTF-8, line ends as they are, making the folder; raises as `replacing` does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write text as UTF-8, line ends as they are; raises as `replacing` does."""
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8", newline="")

@@ -39,8 +39,7 @@ MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, making its folder, at 200 dpi with tight margins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a figure at 200 dpi with tight margins."""
     with replacing(path) as file:
         figure.savefig(file, dpi=200, bbox_inches="tight")
 

@@ -48,7 +48,6 @@ class Results:
             threshold: calibrated on the validation pairs.
             run: what a run goes on from, beside what is known here.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         best = best_epoch(self.frame(), self.first) == len(self.history)
         if best:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -5,6 +5,7 @@ The key names are those of the paper's public implementation, so that its users'
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -214,7 +215,7 @@ class Config(Section):
     @field_validator("weights")
     @classmethod
     def _weights_exist(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_file():
+        if path is not None and not os.path.isfile(path):
             raise ValueError("should be a file, but there is no such file")
         return path
 
@@ -264,8 +265,8 @@ class Config(Section):
         """Where the trained network is: in `checkpoints_path`, or, while there is none and one comes with the project,
         there."""
         shipped = SHIPPED / self.dataset
-        trained_here = (self.checkpoints_path / "model.pth").is_file()
-        return shipped if shipped.is_dir() and not trained_here else self.checkpoints_path
+        trained_here = os.path.isfile(self.checkpoints_path / "model.pth")
+        return shipped if os.path.isdir(shipped) and not trained_here else self.checkpoints_path
 
     def save(self, path: Path) -> None:
         """Write the resolved settings as YAML that `load_config` reads back."""

@@ -152,6 +152,8 @@ def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatc
         (["empty"], "0 image.*sub-folders do not count"),
         (["many"], f"{MOST + 1} images; .* at most {MOST}"),
         (["images", "--checkpoint", "none.pth"], "none.pth: not there"),
+        (["images", "x" * 5000], "no such file or folder"),  # longer than a file's name may be
+        (["images", "--checkpoint", "x" * 5000], "not there"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_and_exit_code_2(trained, monkeypatch, capsys, arguments, words):

@@ -13,6 +13,7 @@ from utils import __main__ as command_line
 from utils.search import build as building
 from utils.search import store
 
+LONG = "x" * 5000  # longer than a file's name may be
 INFO = {"classes": ["a", "b"], "config": {}, "calibrated_threshold": 0.5}  # what training leaves
 
 
@@ -95,6 +96,9 @@ def test_of_several_indexes_one_is_named(place, capsys):
         (["build", "photos", "--config", "none.yml"], "none.yml"),
         (["query", "query.png", "--folder", "more"], "no such index; run python -m utils search build"),
         (["query", "none.png"], "none.png: no such image"),
+        (["build", LONG], "no such folder"),
+        (["query", LONG], "File name too long|no such image"),
+        (["query", "query.png", "--folder", LONG], "no such index"),
         (["query", "config.yml"], "config.yml: not a readable image"),
         (["query", "only/one.png", "--folder", "only"], "no other image in it"),
     ],

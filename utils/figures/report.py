@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,10 +69,10 @@ def write_report(
 
 
 def _images(paths: Sequence[Path]) -> list[Path]:
-    missing = [path for path in paths if not path.exists()]
+    missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         raise DataError(f"{missing[0]}: no such file or folder; give two images, or a folder of images")
-    folders = [path for path in paths if path.is_dir()]
+    folders = [path for path in paths if os.path.isdir(path)]
     if folders and len(paths) > 1:
         raise DataError(f"{folders[0]}: a folder beside other images; give one folder, or two images or more")
     found = images_in(folders[0]) if folders else list(dict.fromkeys(paths))

@@ -23,7 +23,7 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         DataError: no such folder, or fewer than two classes with images.
     """
-    if not data_path.is_dir():
+    if not os.path.isdir(data_path):
         raise DataError(
             f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
         )

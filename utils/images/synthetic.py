@@ -47,7 +47,6 @@ def ensure_synthetic(data_path: Path, verbose: bool = True, images_per_class: in
     for label, index in tqdm(missing, desc="Drawing synthetic scenes", disable=not (verbose and missing)):
         drawn = scene(label, np.random.default_rng([SEED, label, index]), intruder_class(label, index))
         for picture, path in zip(drawn, scene_files(data_path, label, index)):
-            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
                 picture.save(file)
 

@@ -135,7 +135,7 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
     Raises:
         DataError: no such folder, or no image in it.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder; name the folder of images to search")
     found = []
     for place, folders, files in os.walk(
