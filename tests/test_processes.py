@@ -1,6 +1,7 @@
 """Also a script: `torchrun tests/test_processes.py CONFIG` trains as the test in this file compares."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from utils import machine
 from utils.config import load_config
+from utils.launching import run_together
 from utils.processes import Processes, together
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
@@ -72,6 +74,10 @@ def test_two_processes_train_the_network_of_one(config, tmp_path):
         torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
     start = torch.load(tmp_path / "weights.pth", weights_only=True)
     assert not torch.equal(two["backbone.0.weight"], start["0.weight"])  # it has learnt something
+    # Started from here, as from a notebook: the same.
+    there = config.model_copy(update={"checkpoints_path": tmp_path / "here"})
+    started = run_together(2, "test_processes:train_in_float32", there).drop(columns="seconds")
+    pd.testing.assert_frame_equal(started, history)
     # One process shows its progress, and says what there is to say.
     assert run.stderr.count("Preparing explanations: 100%") == 1 and run.stderr.count("Training:   0%") == 1
     assert run.stdout.count("1 of 21 images cannot be read and are left out") == 1
@@ -116,13 +122,22 @@ def fail(message):
     raise RuntimeError(message)
 
 
-def test_running_out_of_memory_in_one_process_is_an_error_in_all():
-    for others, compute in ((1.0, lambda: 7), (0.0, lambda: fail("CUDA out of memory"))):
+def test_running_out_of_memory_in_one_process_is_an_error_in_all_and_so_is_an_interrupt():
+    fine, full, stopped = map(torch.tensor, ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]))  # what the other process says
+    for others, compute in ((full, lambda: 7), (fine, lambda: fail("CUDA out of memory"))):
         with pytest.raises(RuntimeError, match="out of memory in one of the processes"):
             Another(others).attempt(compute)
-    assert Another(0.0).attempt(lambda: 7) == 7
+    assert Another(fine).attempt(lambda: 7) == 7
     with pytest.raises(RuntimeError, match="^broken$"):
-        Another(0.0).attempt(lambda: fail("broken"))
+        Another(fine).attempt(lambda: fail("broken"))
+    with pytest.raises(KeyboardInterrupt):
+        Another(stopped).attempt(lambda: 7)
+    before, interrupted = signal.getsignal(signal.SIGINT), Another(fine)
+    with interrupted.interrupts_together():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.attempt(lambda: 7)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_process_with_other_images_than_the_first_says_so(monkeypatch):

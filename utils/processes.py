@@ -1,4 +1,4 @@
-"""Several processes that train one network together, on one machine or more, started by torchrun.
+"""Several processes that train one network together, on one machine or more, started by torchrun or by `launching`.
 
 Every process draws the same batches from the same generators, embeds its own share of each, and gets the embeddings of
 all: so pairs are formed across processes, as in one. Batch normalisation in training mode takes its statistics from a
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
@@ -26,6 +27,7 @@ from torch import nn
 from utils.machine import TrainingError, is_out_of_memory
 
 T = TypeVar("T")
+MEETING = "SIAMESE_MEETING"  # the file by which processes on one machine find each other, where there is no torchrun
 # Other launchers' numbers of processes, each of which would train alone: of Open MPI, of MPICH and Intel MPI, of srun.
 OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
@@ -35,6 +37,7 @@ class Processes:
 
     def __init__(self, number: int = 0, count: int = 1, device: torch.device | None = None) -> None:
         self.number, self.count, self.device = number, count, device
+        self.interrupted = False  # this process, inside of `interrupts_together`
 
     @property
     def first(self) -> bool:
@@ -86,9 +89,31 @@ class Processes:
                 f"process {self.number} has other images than the first; copy the data to every machine, or share them"
             )
 
+    @contextmanager
+    def interrupts_together(self) -> Iterator[None]:
+        """Inside, an interrupt of one process waits for the end of an `attempt`, and is then one in all of them: left
+        alone at different places, they would wait for each other."""
+        if self.count == 1:
+            yield
+            return
+
+        def remember(*_: object) -> None:
+            self.interrupted = True
+
+        before = signal.signal(signal.SIGINT, remember)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def attempt(self, compute: Callable[[], T]) -> T:
         """What `compute` gives; running out of memory in one process is an error in all of them, so that they try
-        again together."""
+        again together.
+
+        Raises:
+            RuntimeError: out of memory in one of them.
+            KeyboardInterrupt: an interrupt of one of them, inside of `interrupts_together`.
+        """
         if self.count == 1:
             return compute()
         result = None
@@ -97,32 +122,50 @@ class Processes:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        if self.sum(torch.tensor(float(result is None))):
+        failed, interrupted = self.sum(torch.tensor([result is None, self.interrupted]).float()).tolist()
+        if interrupted:
+            raise KeyboardInterrupt
+        if failed:
             raise RuntimeError("out of memory in one of the processes")
         return result
 
 
+def refuse_other_launchers() -> None:
+    """
+    Raises:
+        TrainingError: another launcher than torchrun has started several processes, each of which would train a network
+            of its own.
+    """
+    for name in OTHERS:
+        if os.environ.get(name, "1") not in ("", "0", "1"):
+            raise TrainingError(
+                f"{name}={os.environ[name]}: each of these processes would train a network of its own; "
+                "start them with torchrun (docs/commands.md, Several GPUs)"
+            )
+
+
 @contextmanager
 def together(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun has started, ready to exchange tensors inside; only the first one prints.
+    """The processes that torchrun or `launching` has started, ready to exchange tensors inside; only the first one
+    prints.
 
     Raises:
-        TrainingError: another launcher has started several, each of which would train a network of its own.
+        TrainingError: another launcher has started several.
     """
     if "WORLD_SIZE" not in os.environ:
-        for name in OTHERS:
-            if os.environ.get(name, "1") not in ("", "0", "1"):
-                raise TrainingError(
-                    f"{name}={os.environ[name]}: each of these processes would train a network of its own; "
-                    "start them with torchrun (docs/commands.md, Several GPUs)"
-                )
+        refuse_other_launchers()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # The first one may take its time over the data; a process that dies is torchrun's business, not a time limit's.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    meeting = {}
+    if MEETING in os.environ:
+        meeting = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+        meeting["store"] = dist.FileStore(os.environ[MEETING], meeting["world_size"])
+    # The first one may take its time over the data; a process that dies is the launcher's business, not a time limit's.
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=1), **meeting)
     try:
         processes = Processes(dist.get_rank(), dist.get_world_size(), device)
         with nullcontext() if processes.first else redirect_stdout(io.StringIO()):

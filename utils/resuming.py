@@ -25,6 +25,7 @@ INCONSEQUENTIAL = {
     "cache_gigabytes",
     "outputs_path",
     "compare_path",
+    "num_processes",  # to rounding
 }
 
 

@@ -32,6 +32,7 @@ from utils.explain.additivity import SHARE, halved_boxes, left_over, surplus, wi
 from utils.gradient_caching import EmbedPart, GradientCache, batch_statistics
 from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
+from utils.launching import run_together, starts_processes
 from utils.machine import TrainingError, bfloat16_pays, choose_device, keep_freed_memory, memory_advice
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
@@ -52,8 +53,9 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     epoch, and ends as if nothing had happened; it starts anew if its settings or images changed. An interrupt (Ctrl-C,
     the notebook's stop button) leaves the best network so far, ready for use; the next run goes on, too.
 
-    Processes that torchrun has started train one network together, each on its share of every batch; the first one
-    writes and prints. All need the same images at `config.data_path`.
+    With `num_processes`, so many are started and train one network together, each on its share of every batch; so do
+    processes that torchrun has started, on one machine or several. The first one writes and prints. All need the same
+    images at `config.data_path`.
 
     Args:
         table: a split that `prepare_split` made of the same data before; `None`: it is made here, and its notes are
@@ -65,6 +67,8 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     Raises:
         ConfigError, DataError, ModelError, TrainingError: each says what to fix.
     """
+    if starts_processes(config):
+        return run_together(config.num_processes, "utils.training:train", config, table)
     keep_freed_memory()
     device = choose_device(config)
     cards = [device.index] if device.type == "cuda" else []
@@ -156,7 +160,8 @@ class Trainer:
     def run(self) -> pd.DataFrame:
         steps, done, interrupted = self.epochs * self.steps_per_epoch, len(self.history), False
         initial = done * self.steps_per_epoch
-        with tqdm(total=steps, initial=initial, desc="Training", disable=not self.options.verbose) as bar:
+        bar = tqdm(total=steps, initial=initial, desc="Training", disable=not self.options.verbose)
+        with bar, self.processes.interrupts_together():
             try:
                 for epoch in range(done + 1, self.epochs + 1):
                     if self.stopping.should_stop:
