@@ -84,8 +84,10 @@ def test_an_interrupt_keeps_what_the_processes_have_finished(config, monkeypatch
 
 def test_an_interrupt_before_there_is_anything_to_keep_is_one(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Interrupting("waiting"))
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_together(1, "children:wait")
+    assert time.monotonic() - start < 30  # it would wait for a minute
 
 
 def test_processes_are_started_once(config, monkeypatch):

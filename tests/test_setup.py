@@ -230,7 +230,9 @@ def risks(source):
 
 
 def test_nothing_runs_what_a_file_holds():
-    sources = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("utils/**/*.py")}
+    sources = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("utils/**/*.py")
+    }
     found = {name: [risk for _, risk in risks(source)] for name, source in sources.items()}
     # What it exchanges with processes of its own, through pipes and a folder that only this user can read.
     assert [risk.strip(", ") for risk in found.pop("utils/launching.py")] == ["pickle", "subprocess"]

@@ -224,7 +224,10 @@ def main() -> None:
 def _interrupt_at_the_end() -> None:
     with suppress(OSError):
         os.read(0, 1)  # not through sys.stdin, whose lock the interpreter wants when it ends
-    _thread.interrupt_main()
+    if hasattr(signal, "pthread_kill"):  # wakes a main thread that waits, too
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    else:  # Windows
+        _thread.interrupt_main()
 
 
 if __name__ == "__main__":
