@@ -14,7 +14,10 @@ from utils.settings import ConfigError
 def add_up(number):
     with together(torch.device("cpu")) as processes:
         print(f"process {processes.number} sieht grün")
-        return processes.sum(torch.tensor(number + processes.number)).item(), os.environ["OMP_NUM_THREADS"]
+        total = processes.sum(torch.tensor(number + processes.number)).item()
+        share = processes.share(5)
+        rows = processes.gather(torch.tensor([[position, 10 * position] for position in share]), 5)
+        return total, rows.tolist(), os.environ["OMP_NUM_THREADS"]
 
 
 def fail_alone(kind):

@@ -15,7 +15,8 @@ from utils.training import train
 def test_the_first_process_returns_and_what_it_prints_is_passed_on(capfd, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert run_together(2, "children:add_up", 20) == (20 + 0 + 20 + 1, "3")
+    rows = [[0, 0], [1, 10], [2, 20], [3, 30], [4, 40]]  # two of the first process, three of the second
+    assert run_together(2, "children:add_up", 20) == (20 + 0 + 20 + 1, rows, "3")
     printed = capfd.readouterr()
     assert printed.out == "process 0 sieht grün\n" and printed.err == ""
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,11 +15,14 @@ import torch.distributed as dist
 
 from utils import machine
 from utils.config import load_config
+from utils.dataset import prepare_split
+from utils.images import augmentation
+from utils.images.augmentation import changed_images
 from utils.launching import run_together
 from utils.processes import Processes, together
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
-from utils.training import TrainingError, train
+from utils.training import Trainer, TrainingError, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,6 +85,30 @@ def test_two_processes_train_the_network_of_one(config, tmp_path):
     # One process shows its progress, and says what there is to say.
     assert run.stderr.count("Preparing explanations: 100%") == 1 and run.stderr.count("Training:   0%") == 1
     assert run.stdout.count("1 of 21 images cannot be read and are left out") == 1
+
+
+def test_a_process_augments_its_own_share_alone_as_one_process_would(config, monkeypatch):
+    changed = []
+
+    def counting(images, *args):
+        changed.append(len(images))
+        return changed_images(images, *args)
+
+    monkeypatch.setattr(augmentation, "changed_images", counting)
+    alone, second = (Trainer(config, prepare_split(config)[0]) for _ in range(2))
+    second.processes = Processes(1, 2)
+    positions = np.array([3, 0, 8, 5, 1])  # the second process's share is the last three
+    for _ in range(2):  # batches
+        expected, found = [], []
+        for trainer, start, rows in ((alone, 0, expected), (second, 2, found)):
+            changed.clear()
+            trainer.start_all()
+            some, embed = trainer.draw(positions)
+            assert sum(changed) == 5 - start
+            places, embeddings = embed(2, 5)
+            rows += [some.tolist(), places.tolist(), embeddings.detach()]
+        assert found[:2] == expected[:2]
+        torch.testing.assert_close(found[2], expected[2], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])

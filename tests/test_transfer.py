@@ -32,6 +32,16 @@ def test_views_are_the_images_and_augmented_ones(model):
         assert torch.nn.functional.cosine_similarity(view, expected).min() > 0.999  # bfloat16, on some machines
 
 
+def test_shares_of_the_features_are_those_of_all_images(model, monkeypatch):
+    monkeypatch.setattr("utils.transfer.bfloat16_pays", lambda device: False)
+    options = ImageOptions(size=(32, 32), HorizontalFlip=0.5, RandomResizedCrop=0.3)
+    whole = frozen_features(model, IMAGES, Augmentation(options, seed=0), batch_size=4)
+    for share in (range(0, 2), range(2, 6), range(3, 3)):
+        part = frozen_features(model, IMAGES, Augmentation(options, seed=0), batch_size=4, share=share)
+        torch.testing.assert_close(part, whole[:, share.start : share.stop], rtol=1e-4, atol=1e-4)
+    assert (whole[1:] - whole[0]).abs().mean() > 0.01
+
+
 @pytest.mark.parametrize(
     ("name", "size", "blocks"), [("EfficientNetLite0", (224, 224), 8), ("EfficientNetLite0", (320, 480), 8),
                                  ("resnet18", (224, 224), 8), ("Conv4", (64, 64), 0)]

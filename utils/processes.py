@@ -1,9 +1,8 @@
 """Several processes that train one network together, on one machine or more, started by torchrun or by `launching`.
 
-Every process draws the same batches from the same generators, embeds its own share of each, and gets the embeddings of
-all: so pairs are formed across processes, as in one. Batch normalisation in training mode takes its statistics from a
-process's own share; in fine-tuning they stay, and the network is that of one process, to rounding. Only the network's
-work is shared: each process augments whole batches, and computes the features of a frozen backbone for itself.
+Every process draws the same batches from the same generators, augments and embeds its own share of each, and gets the
+embeddings of all: so pairs are formed across processes, as in one. Batch normalisation in training mode takes its
+statistics from a process's own share; in fine-tuning they stay, and the network is that of one process, to rounding.
 
 torch.distributed by itself: gradient caching needs sums of tensors before and after the backward pass, for which
 Hugging Face accelerate's wrapped networks and optimizers have no place; and processes on CPUs, which accelerate takes
@@ -55,6 +54,22 @@ class Processes:
             dist.all_reduce(there)
             return there.to(tensor.device)
         return tensor
+
+    def gather(self, tensor: torch.Tensor, count: int) -> torch.Tensor:
+        """The rows that all processes have for their shares of `count`, where this one's are, on every process."""
+        if self.count == 1:
+            return tensor
+        rows = tensor.new_empty(count, *tensor.shape[1:])
+        for number in range(self.count):  # one at a time: a card need not hold them all
+            share = Processes(number, self.count).share(count)
+            if not share:
+                continue
+            there = rows[share.start : share.stop].to(self.device)
+            if number == self.number:
+                there.copy_(tensor)
+            dist.broadcast(there, number)
+            rows[share.start : share.stop] = there
+        return rows
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Give parameters the sum of all processes' gradients; a process with an empty share has none of its own."""

@@ -138,12 +138,14 @@ class Trainer:
         """Epochs of the head alone."""
         verbose = self.options.verbose
         for split, images in self.images.items():
+            share = self.processes.share(len(images))
 
             def compute(size: int) -> torch.Tensor:
                 augment = Augmentation(self.config.image, self.config.seed) if split == "train" else None
-                return frozen_features(self.model, images, augment, size, verbose)
+                return frozen_features(self.model, images, augment, size, verbose, share)
 
-            self.features[split] = self.cache.fit(compute, self.options.batch_size)
+            views = self.cache.fit(compute, self.options.batch_size)
+            self.features[split] = torch.stack([self.processes.gather(view, len(images)) for view in views])
         self.optimizer = make_optimizer(self.model.head, self.config, HEAD_RATE)
         steps = self.head_epochs * self.steps_per_epoch
         self.scheduler = OneCycleLR(self.optimizer, HEAD_RATE, total_steps=steps, cycle_momentum=False)
@@ -293,31 +295,36 @@ class Trainer:
                 np.arange(start, stop),
                 self.model.embed_pooled(features[start:stop]),
             )
-        images = self.training_images(positions)
+        images, first = self.training_images(positions), self.processes.share(len(positions)).start
         if not self.options.additivity:
             return nothing, lambda start, stop: (
                 np.arange(start, stop),
-                self.embed_batch(self.model.normalize(images[start:stop])),
+                self.embed_batch(self.model.normalize(images[start - first : stop - first])),
             )
-        some = self.rng.choice(len(images), -(-len(images) // SHARE), replace=False)
+        some = self.rng.choice(len(positions), -(-len(positions) // SHARE), replace=False)
         boxes = halved_boxes(len(some), self.model.image_size, self.rng)
 
         def embed(start: int, stop: int) -> tuple[np.ndarray, torch.Tensor]:
-            part, here = self.model.normalize(images[start:stop]), np.flatnonzero((some >= start) & (some < stop))
+            part = self.model.normalize(images[start - first : stop - first])
+            here = np.flatnonzero((some >= start) & (some < stop))
             if not len(here):
                 return np.arange(start, stop), self.embed_batch(part)
             own = some[here] - start
             embeddings = self.embed_batch(torch.cat([part, without_halves(part[own], boxes[here])]))
             embeddings, changed = embeddings.split([len(part), 3 * len(own)])
-            places = np.concatenate([np.arange(start, stop), len(images) + here])
+            places = np.concatenate([np.arange(start, stop), len(positions) + here])
             return places, torch.cat([embeddings, left_over(embeddings[own], changed)])
 
         return some, embed
 
     def training_images(self, positions: np.ndarray) -> torch.Tensor:
-        """Augmented on the device, on a scale of 0 to 255, (N, 3, H, W)."""
-        images = self.images["train"][positions].to(self.device, non_blocking=True)
-        return self.augment(images, self.progress)
+        """This process's share of a batch, augmented on the device, on a scale of 0 to 255, (N, 3, H, W)."""
+        share = self.processes.share(len(positions))
+        images = self.images["train"][positions[share.start : share.stop]].to(self.device, non_blocking=True)
+        self.augment.skip(share.start)
+        images = self.augment(images, self.progress)
+        self.augment.skip(len(positions) - share.stop)
+        return images
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device))
@@ -336,11 +343,10 @@ class Trainer:
         else:
             share = self.processes.share(len(self.images["valid"]))
             images, wanted = self.images["valid"][share.start : share.stop], self.options.batch_size
-            embeddings = torch.zeros(len(self.images["valid"]), self.config.embedding_dim)
+            embeddings = torch.empty(0, self.config.embedding_dim)
             if share:
-                part = self.cache.fit(lambda size: embed_images(self.model, images, size), wanted)
-                embeddings[share.start : share.stop] = part
-            embeddings = self.processes.sum(embeddings)
+                embeddings = self.cache.fit(lambda size: embed_images(self.model, images, size), wanted)
+            embeddings = self.processes.gather(embeddings, len(self.images["valid"]))
         distance = pair_distances(embeddings, self.valid_pairs)
         loss = self.loss(distance, torch.from_numpy(self.valid_pairs.label))
         dissimilarity = (distance / self.config.margin).numpy()

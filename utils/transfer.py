@@ -26,22 +26,30 @@ def frozen_features(
     augment: Augmentation | None = None,
     batch_size: int = 64,
     verbose: bool = False,
+    share: range | None = None,
 ) -> torch.Tensor:
-    """What the backbone makes of uint8 images (N, 3, H, W), pooled, in eval mode: float (V, N, C) on the CPU.
+    """What the backbone makes of uint8 images (N, 3, H, W), pooled, in eval mode: float (V, N, C) on the CPU, or
+    (V, S, C) of a `share` of them alone.
 
     V is 1, or `VIEWS` where `augment` changes images: the first view is the images as they are, the others are
     augmented. Features for training may be computed in bfloat16.
     """
+    share, count = range(len(images)) if share is None else share, len(images)
+    images = images[share.start : share.stop]
     device, rounds = model.mean.device, VIEWS if augment is not None and augment.changes_images else 1
     features: list[list[torch.Tensor]] = [[] for _ in range(rounds)]
     with eval_mode(model), tqdm(total=rounds * len(images), desc="Computing features", disable=not verbose) as bar:
         for view in range(rounds):
+            if view:
+                augment.skip(share.start)
             for part in images.split(batch_size):
                 batch = model.normalize(augment(part, progress=0.0) if view else part)
                 with torch.autocast(device.type, torch.bfloat16, enabled=augment is not None and bfloat16_pays(device)):
                     maps = model.backbone(batch)
                 features[view].append(model.pooling(maps).cpu())
                 bar.update(len(part))
+            if view:
+                augment.skip(count - share.stop)
     return torch.stack([torch.cat(parts) for parts in features])
 
 

@@ -331,6 +331,17 @@ def test_an_image_s_changes_depend_on_the_images_before_it_and_not_on_the_batche
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
+def test_images_that_are_skipped_count_as_if_they_had_been_changed():
+    whole, part = (Augmentation(EVERYTHING, 3) for _ in range(2))
+    images = IMAGES.repeat(2, 1, 1, 1)
+    expected = torch.cat([whole(images), whole(images)])
+    part.skip(5)
+    first = part(images[5:9])
+    part.skip(len(images) - 9 + 2)
+    torch.testing.assert_close(first, expected[5:9], atol=1e-3, rtol=0)
+    torch.testing.assert_close(part(images[2:4]), expected[len(images) + 2 :][:2], atol=1e-3, rtol=0)
+
+
 def test_switching_one_change_on_leaves_the_others_as_they_were(drawn):
     fewer = EVERYTHING.model_copy(update={"RandomResizedCrop": 1.0, "saturation": 0.0, "VerticalFlip": 0.0})
     other = draw_changes(fewer, np.random.default_rng(0), 10_000, (40, 60), progress=0.5)

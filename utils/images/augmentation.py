@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.images import colours
-from utils.images.draws import COLOURS, Changes, draw_changes
+from utils.images.draws import COLOURS, NUMBERS, Changes, draw_changes
 from utils.images.frame import mean_colour
 from utils.settings import ImageOptions
 
@@ -57,6 +57,10 @@ class Augmentation:
             part = slice(start, start + piece)
             changed[part] = changed_images(images[part].float(), changes.of(part), blank)
         return changed
+
+    def skip(self, count: int) -> None:
+        """Leave out so many images: those that follow are changed as if these had been, too."""
+        self.rng.bit_generator.advance(count * NUMBERS)
 
 
 def changed_images(images: torch.Tensor, changes: Changes, blank: torch.Tensor) -> torch.Tensor:

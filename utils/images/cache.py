@@ -63,8 +63,9 @@ class StoredImages:
         return torch.from_numpy(np.take(self.pixels, self.slots[positions], axis=0))
 
     def split(self, size: int) -> Iterator[torch.Tensor]:
-        """All images, at most `size` at a time."""
-        return (self[np.arange(start, min(start + size, len(self)))] for start in range(0, len(self), size))
+        """All images, at most `size` at a time; of none, as of a tensor, one empty part."""
+        starts = range(0, max(1, len(self)), size)
+        return (self[np.arange(start, min(start + size, len(self)))] for start in starts)
 
 
 Images: TypeAlias = torch.Tensor | StoredImages

@@ -16,6 +16,7 @@ COLOURS = ("brightness", "contrast", "saturation", "hue")
 TRIES = 10  # at a box that fits
 # An image takes as many numbers, whatever is switched on: switching one change on leaves the others as they were.
 COLUMNS = {"flips": 2, "angle": 1, "order": 4, "factors": 4, "crop": 2 * TRIES + 2, "hit": 1, "hole": 2 * TRIES + 2}
+NUMBERS = sum(COLUMNS.values())
 
 
 class Changes(NamedTuple):
@@ -41,7 +42,7 @@ def draw_changes(
     Args:
         progress: in [0, 1]; boxes are erased with `progress` times their probability.
     """
-    numbers = rng.random((count, sum(COLUMNS.values())))
+    numbers = rng.random((count, NUMBERS))
     ends = np.cumsum(list(COLUMNS.values()))[:-1]
     drawn = dict(zip(COLUMNS, np.split(numbers, ends, axis=1)))
     height, width = size
