@@ -15,6 +15,7 @@ from benchmarks.architectures import (
     ordered_pairs,
     position_by_position,
 )
+from benchmarks.augmentation import torchvisions
 from benchmarks.datasets import measure
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
 from benchmarks.soak import soak
@@ -23,7 +24,7 @@ from utils.explain import occlusion
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
 from utils.images.pairs import Pairs
-from utils.settings import Config
+from utils.settings import Config, ImageOptions
 from utils.Siamese import ContrastiveLoss, SiameseNetwork
 
 ARCHITECTURE = {"backbone_model": "Conv4", "embedding_dim": 4, "image_size": (16, 16)}
@@ -207,6 +208,25 @@ def test_effects_that_add_up_are_called_additive(monkeypatch):
 def test_the_soak_looks_at_memory_after_every_part():
     held = soak(rounds=6, parts=3)
     assert len(held) == 3 and all(50 < mebibytes < 100_000 for mebibytes in held)
+
+
+# -------------------------------------------------------------------------------------------- speed
+
+
+def test_torchvisions_transforms_are_those_of_the_configuration():
+    options = {"size": (16, 16), "HorizontalFlip": 1, "VerticalFlip": 0, "RandomErasing": 0, "RandomResizedCrop": 1}
+    assert torch.equal(torchvisions(ImageOptions(**options))(IMAGES[0]), IMAGES[0].flip(2))
+    every = torchvisions(ImageOptions(**options | {"RandomErasing": 1, "brightness": 0.4, "RandomRotationDegrees": 9}))
+    kinds = [type(step).__name__ for step in every.transforms]
+    assert kinds == [
+        "RandomHorizontalFlip",
+        "RandomVerticalFlip",
+        "RandomRotation",
+        "RandomResizedCrop",
+        "ColorJitter",
+        "RandomErasing",
+    ]
+    assert every(IMAGES[0]).shape == IMAGES[0].shape and every.transforms[-1].p == 1
 
 
 # -------------------------------------------------------------------------------------------- training

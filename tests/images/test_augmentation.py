@@ -5,7 +5,7 @@ from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import v2
 
 from utils.images import augmentation
-from utils.images.augmentation import Augmentation, adjust_colours, changed_images
+from utils.images.augmentation import Augmentation, changed_images
 from utils.images.draws import COLOURS, Changes, draw_changes
 from utils.settings import ImageOptions
 
@@ -237,16 +237,6 @@ def test_colours_are_torchvisions_in_every_order(order):
         assert (one - rounded).abs().mean() < 4  # which cuts off fractions four times, and then stretches the contrast
 
 
-def test_images_due_for_different_colours_together_are_as_one_by_one(monkeypatch):
-    orders = np.array([[0, 2, 1, 3], [3, 0, 2, 1], [0, 1, 2, 3], [2, 0, 3, 1]])
-    factors = np.linspace(0.1, 0.5, 16).reshape(4, 4)
-    images = IMAGES[:4].float()
-    expected = adjust_colours(images.clone(), orders, factors)  # one by one, as this is a CPU
-    monkeypatch.setattr(augmentation, "one_by_one", lambda images: False)
-    torch.testing.assert_close(adjust_colours(images.clone(), orders, factors), expected, atol=1e-3, rtol=0)
-    assert (expected - images).abs().mean() > 1
-
-
 def test_holes_are_torchvisions():
     holes = np.array([[2, 3, 5, 7], [0, 0, 0, 0], [11, 20, 5, 4]])
     found = changed_images(IMAGES[:3].float(), changes(3, holes=holes), BLANK)
@@ -329,6 +319,15 @@ def test_an_image_s_changes_depend_on_the_images_before_it_and_not_on_the_batche
     expected = whole(images)
     found = torch.cat([parts(part) for part in images.split([1, 5, 7, 3])])
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_images_that_are_changed_at_once_are_as_one_by_one(monkeypatch):
+    """As on a GPU: each is due for other colours first."""
+    images = IMAGES.repeat(2, 1, 1, 1)
+    expected = Augmentation(EVERYTHING, 3)(images)
+    monkeypatch.setattr(augmentation, "at_once", len)
+    torch.testing.assert_close(Augmentation(EVERYTHING, 3)(images), expected, atol=1e-3, rtol=0)
+    assert (expected - images).abs().mean() > 1
 
 
 def test_images_that_are_skipped_count_as_if_they_had_been_changed():

@@ -11,8 +11,6 @@ from utils.images.draws import COLOURS, NUMBERS, Changes, draw_changes
 from utils.images.frame import mean_colour
 from utils.settings import ImageOptions
 
-PIECE = 4  # images that are changed together on a CPU, whose cache does not hold many
-
 
 class Augmentation:
     """The random changes of the configuration, drawn for every image by itself, from the given seed.
@@ -50,13 +48,7 @@ class Augmentation:
         if not self.changes_images:
             return images
         changes = draw_changes(self.options, self.rng, len(images), tuple(images.shape[2:]), progress)
-        blank = self.blank.to(images.device)
-        changed = torch.empty(images.shape, device=images.device)
-        piece = PIECE if images.device.type == "cpu" else len(images)
-        for start in range(0, len(images), piece):
-            part = slice(start, start + piece)
-            changed[part] = changed_images(images[part].float(), changes.of(part), blank)
-        return changed
+        return changed_images(images, changes, self.blank.to(images.device))
 
     def skip(self, count: int) -> None:
         """Leave out so many images: those that follow are changed as if these had been, too."""
@@ -64,41 +56,67 @@ class Augmentation:
 
 
 def changed_images(images: torch.Tensor, changes: Changes, blank: torch.Tensor) -> torch.Tensor:
-    """Float images (N, 3, H, W) on the scale of 0 to 255, changed; what is outside of them and what is erased has the
-    colour `blank`, (3, 1, 1). The images themselves may be overwritten."""
-    if changes.angles is not None or changes.crops is not None:
-        images = resample(images, changes, blank)
-    elif changes.flips is not None:
-        for axis, flipped in zip((2, 1), changes.flips.T):
-            for position in np.flatnonzero(flipped):
-                images[position] = images[position].flip(axis)
-    if changes.order is not None:
-        images = adjust_colours(images, changes.order, changes.factors)
-    if changes.holes is not None:
-        for image, (top, left, height, width) in zip(images, changes.holes.tolist()):
-            image[:, top : top + height, left : left + width] = blank
-    return images
+    """Images (N, 3, H, W) on the scale of 0 to 255, changed, float32; what is outside of them and what is erased has
+    the colour `blank`, (3, 1, 1).
 
-
-def resample(images: torch.Tensor, changes: Changes, blank: torch.Tensor) -> torch.Tensor:
-    """Flips, turns and crops in one bilinear interpolation.
-
-    A crop is never larger than the image it is enlarged to, so there is nothing to smooth away first. Within the crop,
-    pixels beyond its edge count as those on it, as where a crop is cut out and enlarged.
+    All at once on a GPU, and one by one on a CPU, whose cache does not hold many.
     """
-    count, _, height, width = images.shape
-    top, left, tall, wide = np.broadcast_to(
-        (0, 0, height, width) if changes.crops is None else changes.crops, (count, 4)
-    ).T
+    changed = torch.empty(images.shape, device=images.device)
+    piece = 1 if images.device.type == "cpu" else len(images)
+    lines = (
+        source_lines(changes, tuple(images.shape)) if changes.angles is not None or changes.crops is not None else None
+    )
+    for start in range(0, len(images), piece):
+        part = slice(start, start + piece)
+        some, what = images[part].to(torch.float32, copy=True), changes.of(part)
+        if lines:
+            some = resample(some, *(line[part].to(images.device) for line in lines), blank, what.angles is not None)
+        elif what.flips is not None:
+            for axis, flipped in zip((2, 1), what.flips.T):
+                for position in np.flatnonzero(flipped):
+                    some[position] = some[position].flip(axis)
+        if what.order is not None:
+            some = adjust_colours(some, what.order, what.factors)
+        if what.holes is not None:
+            for image, (top, left, height, width) in zip(some, what.holes.tolist()):
+                image[:, top : top + height, left : left + width] = blank
+        changed[part] = some
+    return changed
+
+
+def at_once(images: torch.Tensor) -> int:
+    return 1 if images.device.type == "cpu" else max(1, len(images))
+
+
+def source_lines(changes: Changes, shape: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the pixels of images of a shape (N, 3, H, W) come from under flips, turns and crops, from the centre, in
+    halves of the sides: x and y, the sum of what a pixel's row and its column say, (N, 2, H, 1) and (N, 2, 1, W).
+
+    Within a crop, pixels beyond its edge count as those on it, as where it is cut out and enlarged.
+    """
+    count, _, height, width = shape
+    crops = (0, 0, height, width) if changes.crops is None else changes.crops
+    top, left, tall, wide = np.broadcast_to(crops, (count, 4)).T
     y, x = (_places(*axis) for axis in ((top, tall, height), (left, wide, width)))
     angles = np.radians(np.zeros(count) if changes.angles is None else changes.angles)[:, None]
-    # Where a pixel comes from, from the centre, in halves of the sides: the sum of what its row and its column say.
     sides = np.array([[width, height]]) / 2 * (1 if changes.flips is None else 1 - 2 * changes.flips)
     columns = np.stack([x * np.cos(angles), x * np.sin(angles)], axis=1) / sides[:, :, None]
     rows = np.stack([-y * np.sin(angles), y * np.cos(angles)], axis=1) / sides[:, :, None]
-    columns, rows = (torch.from_numpy(part).float().to(images.device) for part in (columns, rows))
-    grid = (rows[:, :, :, None] + columns[:, :, None, :]).permute(0, 2, 3, 1)
-    if changes.angles is None:
+    return torch.from_numpy(rows).float()[:, :, :, None], torch.from_numpy(columns).float()[:, :, None, :]
+
+
+def resample(
+    images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, blank: torch.Tensor, turned: bool
+) -> torch.Tensor:
+    """Flips, turns and crops in one bilinear interpolation; the images are overwritten.
+
+    A crop is never larger than the image it is enlarged to, so there is nothing to smooth away first.
+
+    Args:
+        turned: whether pixels may come from beyond the image, where everything is `blank`.
+    """
+    grid = (rows + columns).permute(0, 2, 3, 1)
+    if not turned:
         return F.grid_sample(images, grid, align_corners=False)
     return F.grid_sample(images.sub_(blank), grid, align_corners=False).add_(blank)  # beyond the image there are zeros
 
@@ -110,18 +128,9 @@ def _places(start: np.ndarray, length: np.ndarray, side: int) -> np.ndarray:
     return start + within + 0.5 - side / 2
 
 
-def one_by_one(images: torch.Tensor) -> bool:
-    return images.device.type == "cpu" and len(images) > 1
-
-
 def adjust_colours(images: torch.Tensor, order: np.ndarray, factors: np.ndarray) -> torch.Tensor:
     """Changes of colour, for every image in an order of its own, see `Changes`; images that are due for the same change
-    are changed at once, on a CPU one by one, whose planes then stay in the cache."""
-    if one_by_one(images):
-        for position in range(len(images)):
-            one = slice(position, position + 1)
-            images[one] = adjust_colours(images[one], order[one], factors[one])
-        return images
+    are changed at once."""
     factors = torch.from_numpy(factors).float().to(images.device)[:, :, None, None, None]
     for kinds in order.T:
         for kind in np.unique(kinds):
