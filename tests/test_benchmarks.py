@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import duplicates, trust, variants
 from benchmarks import train as train_benchmark
-from benchmarks import trust, variants
 from benchmarks.architectures import (
     PseudoSiamese,
     Siamese,
@@ -23,6 +23,7 @@ from utils.dataset import prepare_split
 from utils.explain import occlusion
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
+from utils.images.duplicates import MOST_BITS
 from utils.images.pairs import Pairs
 from utils.settings import Config, ImageOptions
 from utils.Siamese import ContrastiveLoss, SiameseNetwork
@@ -227,6 +228,14 @@ def test_torchvisions_transforms_are_those_of_the_configuration():
         "RandomErasing",
     ]
     assert every(IMAGES[0]).shape == IMAGES[0].shape and every.transforms[-1].p == 1
+
+
+def test_planted_twins_differ_in_as_many_bits_as_a_twin_may_and_are_found():
+    bits, (first, second) = duplicates.planted(12_000, np.random.default_rng(0))
+    assert len(first) == 12 and ((bits[first] != bits[second]).sum(1) == MOST_BITS).all()
+    assert 100 < (bits[0] != bits[1]).sum() < 156  # 128 expected, 8 one standard deviation
+    assert duplicates.twins(12_000)["result"] == "12/12 planted twins, 0 others"
+    assert duplicates.pairs(3000)["result"].startswith("6000 pairs, 1000 classes, 6000")
 
 
 # -------------------------------------------------------------------------------------------- training
