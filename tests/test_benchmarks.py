@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import data as data_benchmark
 from benchmarks import duplicates, trust, variants
 from benchmarks import train as train_benchmark
 from benchmarks.architectures import (
@@ -24,6 +25,7 @@ from utils.explain import occlusion
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
 from utils.images.duplicates import MOST_BITS
+from utils.images.frame import Frame
 from utils.images.pairs import Pairs
 from utils.settings import Config, ImageOptions
 from utils.Siamese import ContrastiveLoss, SiameseNetwork
@@ -269,3 +271,29 @@ def test_variants_of_a_step_do_what_they_say_and_leave_the_trainer_as_found(colo
         assert not trainer.autocast()._enabled
     assert trainer.optimizer is optimizer and trainer.model.normalize == normalize
     assert trainer.model.normalize(images).is_contiguous(memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def test_ways_to_read_images_are_timed_and_leave_training_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_benchmark, "BATCH", 4)
+    monkeypatch.setattr(data_benchmark, "FRAME", Frame((16, 16)))
+    monkeypatch.setattr(data_benchmark, "NETWORKS", {"Conv4": {"backbone_model": "Conv4"}})
+    data_benchmark.photographs(tmp_path / "images", 40, (96, 64))
+    table, note = data_benchmark.times(tmp_path, threads=0)
+    assert len(table) == 5 and (table.iloc[:, 0] >= 0).all() and table.loc["decoding every time"].iloc[2] == 1
+    assert table.loc["ours, from the cache"].iloc[2] > 1 and "draft" in note
+    spent = data_benchmark.shares(tmp_path, threads=0).loc["Conv4"]
+    assert 0 < spent["reading, %"] and spent["reading, %"] + spent["random changes, %"] < 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_of_ones_own_and_of_mapped_files_are_told_apart(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(64 * 2**20))
+    before = data_benchmark.held()
+    own = np.ones(32 * 2**20, np.uint8)
+    mapped = np.memmap(tmp_path / "file", np.uint8, "r")
+    assert own.max() + mapped.max() == 1
+    grown = np.subtract(data_benchmark.held(), before)
+    assert np.allclose(grown, [32, 64], atol=4)

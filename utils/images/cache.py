@@ -33,6 +33,7 @@ from utils.settings import Config, UserError
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that it is no class, whatever lies around it
 VERSION = f"1, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of what is made of a file
+FORMAT = 1  # of the two files
 CHUNK = 32 * 2**20  # bytes of pixels between two commits, which are what a killed run may lose
 SPARE = 64  # images, whose pixels may lie there without a file
 WAIT = 60.0  # seconds, for another process to finish writing
@@ -43,7 +44,7 @@ TABLES = (
         slot INTEGER NOT NULL, checksum INTEGER NOT NULL,
         content BLOB NOT NULL, bits BLOB, width INTEGER NOT NULL, height INTEGER NOT NULL)""",
 )
-State = tuple[int, int, str]  # of a file: its bytes, when it changed in nanoseconds, and `VERSION`
+State = tuple[int, int]  # of a file: its bytes, and when it changed, in nanoseconds
 
 
 class StoredImages:
@@ -122,7 +123,7 @@ class ImageCache:
         self.limit, self.num_workers = config.cache_gigabytes, config.hyperparameters.num_workers
         self.folder, self.bytes = config.outputs_path / FOLDER, 3 * frame.size[0] * frame.size[1]
         filled = mean_colour(frame.mean) if frame.fit == "pad" else None
-        digits = hashlib.sha256(repr((self.data_path.as_posix(), filled)).encode()).hexdigest()[:8]
+        digits = hashlib.sha256(repr((FORMAT, self.data_path.as_posix(), filled)).encode()).hexdigest()[:8]
         self.name = f"{frame.size[0]}x{frame.size[1]}-{frame.fit}-{digits}"
 
     def find(self, files: Sequence[str], columns: str, verbose: bool) -> tuple[np.ndarray, list[tuple | str]]:
@@ -137,17 +138,17 @@ class ImageCache:
         """
         states = {file: self._state(file) for file in files}
         problems: dict[str, str] = {}
-        while True:  # again only where another run has replaced what was just decoded
+        while True:  # a third time only if another run has replaced what was just decoded
             pixels, rows = self._look_up(set(files), columns)
-            missing = [f for f, state in states.items() if f not in problems and rows.get(f, ())[:3] != state]
+            missing = [f for f, state in states.items() if f not in problems and rows.get(f, ())[:2] != state]
             if not missing:
-                return pixels, [problems.get(file) or rows[file][3:] for file in files]
+                return pixels, [problems.get(file) or rows[file][2:] for file in files]
             self._decode_all(missing, states, problems, verbose)
 
     def _state(self, file: str) -> State | None:
         with suppress(OSError):  # reading it finds out what is wrong
             found = (self.data_path / file).stat()
-            return found.st_size, found.st_mtime_ns, VERSION
+            return found.st_size, found.st_mtime_ns
         return None
 
     @contextmanager
@@ -184,7 +185,7 @@ class ImageCache:
             path, count = self._pixels(db)
             if not count:
                 return np.empty((0, *self.shape), np.uint8), {}
-            found = db.execute(f"SELECT file, size, changed, version, {columns} FROM images")
+            found = db.execute(f"SELECT file, size, changed, {columns} FROM images WHERE version = ?", (VERSION,))
             rows = {row[0]: row[1:] for row in found if row[0] in files}
             return np.memmap(path, np.uint8, "r", shape=(count, *self.shape)), rows
 
@@ -209,7 +210,7 @@ class ImageCache:
                         problems[file] = result
                         continue
                     states[file], about, pixels[len(rows)] = result
-                    rows.append((file, *states[file], *about))
+                    rows.append((file, *states[file], VERSION, *about))
                 self._append(rows, pixels)
 
     def _check_room(self, count: int) -> None:

@@ -62,8 +62,8 @@ def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
         content = hashlib.sha256(path.read_bytes()).digest()
     except OSError as error:
         raise DataError(f"{path}: not a readable image ({error.strerror}); delete or replace it") from None
-    small = image.convert("L").resize((4 * SIDE, 4 * SIDE))
-    bits = imagehash.phash(image, SIDE).hash.ravel() if np.std(small) >= FLAT else None
+    grey = image.convert("L")
+    bits = imagehash.phash(grey, SIDE).hash.ravel() if np.std(grey.resize((4 * SIDE, 4 * SIDE))) >= FLAT else None
     return Fingerprint(content, bits, image.size)
 
 
