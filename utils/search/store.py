@@ -270,8 +270,8 @@ class Index:
 
     def _entry(self, number: int) -> Entry:
         (row,) = self.db.execute(
-            "SELECT file, size, changed, width, height, embedding, closer, delta, details FROM images LEFT JOIN effects "
-            "USING (id) WHERE id = ?",
+            "SELECT file, size, changed, width, height, embedding, closer, delta, details "
+            "FROM images LEFT JOIN effects USING (id) WHERE id = ?",
             (number,),
         )
         *state, width, height, embedding, closer, delta, details = row
