@@ -52,8 +52,8 @@ def explain(
         batch2: their partners, likewise.
         method: `occlusion` measures: the network looks at each image without one region after the other, and what that
             does to the squared distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`, is spread over the image
-            (`utils.explain.occlusion`). Evidence weaker than a tenth of its image's strongest counts as none. It takes
-            some 170 forward passes per image.
+            (`utils.explain.occlusion`); within what windows resolve, as DeepLIFT's multipliers see it. Evidence weaker
+            than a tenth of its image's strongest counts as none. It takes some 170 forward passes per image.
             `contrast` predicts less of what is measured, for one forward pass and a half. It asks what keeps the pair
             together, or apart, if a region goes. A region's going takes z1 a share r of the way to the mean training
             embedding mu (`model.removable`, measured after training). The derivative of `-D^2` with respect to z1,

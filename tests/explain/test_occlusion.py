@@ -21,6 +21,7 @@ from utils.explain.occlusion import (
 )
 from utils.explain.removal import blur
 from utils.Grad_CAM import LEAST, explain, explain_pairs
+from utils.Siamese import SiameseNetwork
 
 REGIONS = sum(count**2 for _, count, _ in WINDOWS) + LOOKS
 
@@ -169,6 +170,12 @@ def test_an_additive_effect_is_found_where_it_is():
     peak = divmod(int(density.argmax()), GRID)
     assert 20 <= peak[0] < 24 and 8 <= peak[1] < 12
     assert density[16:28, 4:16].sum() > 0.7 * density.clamp(min=0).sum()
+
+
+def test_an_embedding_of_fewer_numbers_has_fewer_details():
+    network = SiameseNetwork("Conv4", embedding_dim=2, image_size=SIZE).eval()
+    details = region_effects(network, torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(3))).details[0]
+    assert [bool(one.any()) for one in details] == [True, True] + [False] * (DIRECTIONS - 2)
 
 
 def test_the_closer_look_goes_where_the_windows_found_most(model):
