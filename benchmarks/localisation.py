@@ -36,18 +36,33 @@ MATTERS = 0.05  # an intruder matters if blurring it makes the decision stronger
 
 
 class Setting(NamedTuple):
-    """What trains a backbone from random weights."""
+    """What trains a backbone; from random weights, unless `more` says otherwise."""
 
     side: int  # pixels
     epochs: int
     images_per_class: int
+    more: dict[str, object] = {}
 
 
-SETTINGS = {"Conv4": Setting(64, 14, 200), "MobileNet": Setting(96, 14, 1600), "resnet18": Setting(96, 10, 1600)}
+# As for photographs.
+FINE_TUNED = {
+    "pretrained": True,
+    "normalize_embeddings": True,
+    "image.RandomErasing": 0.0,
+    "hyperparameters.batch_size": 64,
+    "hyperparameters.learning_rate": 5e-4,
+    "hyperparameters.additivity": 1.0,
+}
+SETTINGS = {
+    "Conv4": Setting(64, 14, 200),
+    "MobileNet": Setting(96, 14, 1600),
+    "resnet18": Setting(96, 10, 1600),
+    "EfficientNetLite0": Setting(128, 6, 200, FINE_TUNED),
+}
 
 
 def trained(backbone: str, seed: int, scratch: Path, settings: dict[str, object]) -> tuple[Config, SiameseNetwork]:
-    side, epochs, images_per_class = SETTINGS[backbone]
+    side, epochs, images_per_class, more = SETTINGS[backbone]
     name = "_".join([backbone, *(f"{key}={value}" for key, value in settings.items()), str(seed)])
     data, folder = scratch / f"scenes_{images_per_class}", scratch / name
     ensure_synthetic(data, images_per_class=images_per_class)
@@ -63,6 +78,7 @@ def trained(backbone: str, seed: int, scratch: Path, settings: dict[str, object]
             "outputs_path": folder,
             "image.size": [side, side],
             "hyperparameters.epochs": epochs,
+            **more,
             **settings,
         },
     )
