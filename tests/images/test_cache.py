@@ -64,6 +64,12 @@ def opened(monkeypatch):
     return found
 
 
+def one_by_one(config):
+    """Without threads."""
+    options = config.hyperparameters.model_copy(update={"num_workers": 0})
+    return config.model_copy(update={"hyperparameters": options})
+
+
 def pixels_of(config, files=FILES, frame=FRAME):
     images, problems = read_images(config, files, frame)
     assert not problems
@@ -106,13 +112,10 @@ def test_a_subset_comes_in_the_order_that_was_asked_for(config):
     assert len(read_images(config, [], FRAME)[0]) == 0
 
 
-@pytest.mark.parametrize(
-    "frame", [Frame((16, 21)), Frame((16, 20), "pad"), Frame((16, 20), "pad", (0, 0, 1))], ids=["size", "fit", "colour"]
-)
-def test_another_frame_has_pixels_of_its_own(config, frame):
-    assert torch.equal(pixels_of(config), decoded(config))
-    assert torch.equal(pixels_of(config, frame=frame), decoded(config, frame=frame))
-    assert torch.equal(pixels_of(config), decoded(config))
+def test_other_frames_have_pixels_of_their_own(config):
+    frames = [FRAME, Frame((16, 21)), Frame((16, 20), "pad"), Frame((16, 20), "pad", (0, 0, 1))]
+    for frame in (*frames, *frames):
+        assert torch.equal(pixels_of(config, frame=frame), decoded(config, frame=frame))
 
 
 def test_another_folder_has_images_of_its_own_even_with_files_of_the_same_name_size_and_time(config, tmp_path):
@@ -246,21 +249,23 @@ def test_what_cannot_be_read_is_named_and_left_out_before_and_after_it_was_cache
     assert sorted(read_images(config, FILES, FRAME)[1]) == [11]
 
 
-def test_a_file_is_known_by_the_state_in_which_it_was_read(config, monkeypatch):
-    """One that changes while others are decoded is decoded as it is then, and once more if it changes again."""
-    read = cache.read_image
+def test_a_file_is_known_by_the_state_in_which_it_was_read(config, opened, monkeypatch):
+    """It may have changed while others were decoded; and it may change again."""
 
-    def changing(path):
-        if path.name == "0.png":  # the first of a class changes the last
-            noise(seed=77).save(path.with_name("5.png"))
-            os.utime(path.with_name("5.png"), ns=(7, 7))
-        return read(path)
+    def change_last(path, moment):
+        if path.name == "0.png":  # the first of a class
+            noise(seed=moment).save(path.with_name("5.png"))
+            os.utime(path.with_name("5.png"), ns=(moment, moment))
+        return read_image(path)
 
-    monkeypatch.setattr(cache, "read_image", changing)
-    single = config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update={"num_workers": 0})})
-    read_fingerprints(single, FILES)
-    monkeypatch.setattr(cache, "read_image", read)
+    monkeypatch.setattr(cache, "read_image", lambda path: change_last(path, 7))
+    read_fingerprints(one_by_one(config), FILES)
+    opened.clear()
+    assert pixels_of(config).shape[0] == len(FILES) and opened == []
     assert torch.equal(pixels_of(config), decoded(config))
+    for moment in (8, 9):
+        change_last(config.data_path / "a/0.png", moment)
+        assert torch.equal(pixels_of(config), decoded(config))
 
 
 def test_images_that_break_while_others_are_decoded_are_left_out(config, monkeypatch):
@@ -270,8 +275,7 @@ def test_images_that_break_while_others_are_decoded_are_left_out(config, monkeyp
         return read_image(path)
 
     monkeypatch.setattr(cache, "read_image", breaking)
-    single = config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update={"num_workers": 0})})
-    _, problems = read_images(single, FILES, FRAME)
+    _, problems = read_images(one_by_one(config), FILES, FRAME)
     assert sorted(problems) == [5, 11] and "no such image" in problems[5]
 
 
@@ -324,6 +328,20 @@ def test_runs_that_build_it_at_once_share_it(config, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(found) == 4 and all(torch.equal(images, expected) for images in found)
+    _, (pixels,), rows = stored(config)
+    assert sorted(rows.values()) == list(range(12)) and pixels.stat().st_size == 12 * BYTES
+
+
+def test_what_another_run_has_added_meanwhile_is_not_added_again(config, monkeypatch):
+    append, others = cache.ImageCache._append, [FILES[1:3], FILES[8:9]]
+
+    def later(self, rows, pixels):
+        while others:
+            pixels_of(config, others.pop())  # which comes here, too
+        append(self, rows, pixels)
+
+    monkeypatch.setattr(cache.ImageCache, "_append", later)
+    assert torch.equal(pixels_of(config), decoded(config))
     _, (pixels,), rows = stored(config)
     assert sorted(rows.values()) == list(range(12)) and pixels.stat().st_size == 12 * BYTES
 
