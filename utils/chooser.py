@@ -65,7 +65,8 @@ class Chooser:
         self.effects: dict[Path, RegionEffects] = {}
         self.buttons: dict[Path, list[Any]] = {}
         self.uploads = tempfile.TemporaryDirectory(prefix="chooser-")
-        self.upload = widgets.FileUpload(accept=",".join(sorted(SUFFIXES)), multiple=True, description="Upload images")
+        kinds, whole = ",".join(sorted(SUFFIXES)), {"width": "max-content"}
+        self.upload = widgets.FileUpload(accept=kinds, multiple=True, description="Upload images", layout=whole)
         self.upload.observe(self._take_uploads, "value")
         wrap = widgets.Layout(flex_flow="row wrap")
         # One for all tiles, as notebooks are stored with their widgets, and these with their layouts.
