@@ -86,6 +86,18 @@ def test_limits_are_those_of_this_network(changes, sizes, wanted):
     assert wanted not in model_card(good, table((("a", 400), ("b", 400))), HISTORY)
 
 
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"pretrained": False, "hyperparameters": {"epochs": 3}}, "up to 3 epochs, batches"),
+        ({"pretrained": True, "hyperparameters": {"epochs": 0}}, "300 steps of the head alone, batches"),
+        ({"pretrained": True, "hyperparameters": {"epochs": 3}}, "300 steps of the head alone, then up to 3 epochs, b"),
+    ],
+)
+def test_steps_are_those_that_were_taken(changes, steps):
+    assert f"**Steps**: {steps}" in model_card(info(**changes), table(), HISTORY)
+
+
 def test_many_classes_are_summed_up():
     card = model_card(info(), table([(f"{k:02d}", 4) for k in range(53)]), HISTORY)
     rows = section(card, "Training Data").strip().split("\n")[2:]

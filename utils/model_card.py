@@ -162,14 +162,15 @@ def _classes(table: pd.DataFrame) -> str:
 
 def _procedure(config: Config, history: pd.DataFrame) -> list[str]:
     options, image = config.hyperparameters, config.image
-    steps = f"{config.head_steps} steps of the head alone, then " if config.head_steps else ""
+    head, rest = f"{config.head_steps} steps of the head alone", f"up to {options.epochs} epochs"
+    steps = ", then ".join([head] * bool(config.head_steps) + [rest] * bool(options.epochs))
     additivity = f"; weight of additivity {options.additivity:g}" if options.additivity and options.epochs else ""
     changes = [f"{key} {getattr(image, key):g}" for key in CHANGES if getattr(image, key)]
     if image.RandomResizedCrop < 1:
         changes.append(f"RandomResizedCrop {image.RandomResizedCrop:g}")
     return [
         f"**Loss**: contrastive, margin {config.margin:g}, pairs: {config.training_pairs}{additivity}",
-        f"**Steps**: {steps}up to {options.epochs} epochs, batches of {options.batch_size}",
+        f"**Steps**: {steps}, batches of {options.batch_size}",
         f"**Optimizer**: {options.optimizer}, learning rate {options.learning_rate:g}, {config.LRScheduler.name}",
         f"**Random changes to images**: {', '.join(changes) or 'none'}",
         f"**Seed**: {config.seed}",
