@@ -128,6 +128,14 @@ def fused(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
+def compiled(trainer: Trainer) -> Iterator[None]:
+    """`torch.compile`; on a CPU it needs a C++ compiler."""
+    model, embed = trainer.model, torch.compile(trainer.model.embed)
+    with patch.object(training, "embed_late", torch.compile(transfer.embed_late)), patch.object(model, "embed", embed):
+        yield
+
+
+@contextmanager
 def as_it_is(trainer: Trainer) -> Iterator[None]:
     yield
 
@@ -145,7 +153,9 @@ def step_seconds(step: Callable, batch: Pairs | np.ndarray, steps: int) -> float
     return min(times[1:])
 
 
-def rates(public: PublicProtocol, config: Config, table: pd.DataFrame, steps: int) -> pd.DataFrame:
+def rates(
+    public: PublicProtocol, config: Config, table: pd.DataFrame, steps: int, variants: dict[str, Callable]
+) -> pd.DataFrame:
     """Images and pairs per second of training steps: the public protocol's, and ours of fine-tuning."""
     rows = []
 
@@ -157,7 +167,7 @@ def rates(public: PublicProtocol, config: Config, table: pd.DataFrame, steps: in
     trainer = Trainer(changed(config, {"hyperparameters.head_steps": 0}), table)
     batch = trainer.epoch_batches()[0]
     for _ in range(2):  # in turns, as other work on the machine comes and goes
-        for name, variant in VARIANTS.items():
+        for name, variant in variants.items():
             trainer.model.train()
             if config.transfer:
                 transfer.freeze(trainer.model, trainer.frozen)
@@ -175,6 +185,7 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=100, help="seconds after which the public protocol is stopped")
     parser.add_argument("--every", type=float, default=25, help="seconds between two looks at it")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile, too; it takes minutes")
     add_set_option(parser)
     arguments = parser.parse_args()
     keep_freed_memory()  # for both
@@ -191,7 +202,9 @@ def main() -> None:
 
         size, threads = "x".join(map(str, config.image.size)), torch.get_num_threads()
         print(f"{config.dataset}, {config.backbone_model}, {size} pixels, threads: {threads}")
-        print(rates(PublicProtocol(config, table), config, table, arguments.steps).round(1).to_string())
+        variants = VARIANTS | ({"compiled": compiled} if arguments.compile else {})
+        found = rates(PublicProtocol(config, table), config, table, arguments.steps, variants)
+        print(found.round(1).to_string(), flush=True)
         ours, reached = run_ours(config, table, arguments.auc)
         print(f"ours: validation AUC {reached:.3f} after {ours:.1f} s", flush=True)
         theirs, best = public.run(arguments.auc, arguments.most, arguments.every, auc)
