@@ -260,7 +260,7 @@ class Index:
         self._ids = np.empty(count, dtype=np.int64)
         self._embeddings = np.empty((count, self.dim), dtype=np.float32)
         rows, start = self.db.execute("SELECT id, embedding FROM images ORDER BY id"), 0
-        while some := rows.fetchmany(8192):
+        while some := rows.fetchmany(512):  # more at a time wake the garbage collector, which takes as long again
             ids, blobs = zip(*some)
             part = slice(start, start := start + len(some))
             self._ids[part] = ids
