@@ -1,5 +1,7 @@
 # make run    the three notebooks on DATASET (default: the built-in Synthetic), into outputs/
 # make test   make lint, then the notebooks against their stored outputs, and the tests
+# make coverage     lines and branches of utils that the tests reach (the notebooks aside)
+# make test-lowest  the tests with the lowest versions that requirements.txt allows, in .venv-lowest
 # make docs   the pages in docs/ as a site, into outputs/docs
 # make figures  the README's figures, made again
 # make lint   style (ruff) and the direction of imports (import-linter)
@@ -15,7 +17,7 @@ VENV_BIN = .venv/bin
 endif
 NOTEBOOKS = 01_Train_Siamese_model 02_Inference 03_Evaluate
 
-.PHONY: run test lint docs figures clean
+.PHONY: run test test-lowest coverage lint docs figures clean
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.12')"
@@ -42,6 +44,18 @@ lint: .venv/installed-dev
 test: lint
 	$(VENV_BIN)/python -m pytest --nbval
 
+coverage: .venv/installed-dev
+	$(VENV_BIN)/python -m coverage erase
+	$(VENV_BIN)/python -m coverage run -m pytest
+	$(VENV_BIN)/python -m coverage combine --quiet
+	$(VENV_BIN)/python -m coverage report
+
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(VENV_BIN:.venv%=.venv-lowest%)/python -m pip install --quiet uv
+	$(VENV_BIN:.venv%=.venv-lowest%)/python -m uv pip install --quiet --python .venv-lowest --resolution lowest-direct -r requirements-dev.txt
+	$(VENV_BIN:.venv%=.venv-lowest%)/python -m pytest
+
 docs: .venv/installed
 	$(VENV_BIN)/python -m pip install --quiet -r docs/requirements.txt
 	$(VENV_BIN)/python -m docs.make_configuration
@@ -51,4 +65,4 @@ figures: .venv/installed
 	$(VENV_BIN)/python -m docs.make_figures
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-lowest
