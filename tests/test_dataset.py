@@ -411,3 +411,15 @@ def test_other_images_are_not_mixed_with_the_built_in_scenes(tmp_path):
     make_files(tmp_path / "Synthetic", ["cats/1.png", "dots/1.png"])
     with pytest.raises(DataError, match="Synthetic: holds cats, not the built-in scenes; name your dataset"):
         prepare_split(config_for(tmp_path / "Synthetic", dataset="Synthetic"))
+
+
+def test_a_split_does_not_depend_on_which_class_comes_first():
+    table = table_of(a=20, b=20)
+    one, two = (table.sort_values("label", ascending=up, kind="stable", ignore_index=True) for up in (True, False))
+    chosen = [set(split.file[split.split == "test"]) for split in (split_images(t, 0.2, 0.2, 3) for t in (one, two))]
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 8
+
+
+def test_groups_of_two_are_for_testing_where_a_single_image_is_wanted():
+    split = split_images(table_of(a=10, b=10), 0.1, 0.1, 0, np.arange(20) // 4 * 2 + np.arange(20) % 2)
+    assert split[split.split == "test"].label.value_counts().to_dict() == {"a": 2, "b": 2}

@@ -661,3 +661,9 @@ def test_the_command_line_reports_the_epoch_that_was_kept(config, monkeypatch, c
     training.train_and_report(settings)
     line = f"kept epoch 2 of 3: validation AUC 0.900; {settings.checkpoints_path / 'model.pth'}\n"
     assert capsys.readouterr().out == (line if printed else "")
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_process_alone_shows_its_progress_if_that_is_wanted(config, capsys, verbose):
+    train(config({"epochs": 1, "verbose": verbose}))
+    assert ("Epoch 1/1" in capsys.readouterr().err) is verbose
