@@ -16,6 +16,7 @@ from utils.explain.occlusion import (
     LOOKS,
     WINDOWS,
     region_effects,
+    scatters,
     spread,
     windows,
 )
@@ -192,6 +193,26 @@ def test_interaction_is_what_two_removals_have_in_common(model, batch):
     assert interaction.shape == (GRID // 2,) * 4
     one, two = (effects.density[i, ..., :-1].unfold(0, 2, 2).unfold(1, 2, 2).mean((3, 4)) for i in (0, 1))
     assert float(interaction[3, 5, 7, 2]) == pytest.approx(float(2 * one[3, 5] @ two[7, 2]), rel=1e-4, abs=1e-9)
+
+
+def test_maps_are_the_effects_on_a_pair_spread_over_the_images(model, batch):
+    """Both by each image's numbers, for any partner, and from the pair's own effects; the regression is linear."""
+    effects = region_effects(model, batch[:2])
+    maps, on_pair = effects.maps([0, 1], [1, 0]), effects.on_pairs([0], [1])[0]
+    for i in (0, 1):
+        own = spread(effects.regions[i], on_pair[i, :, None], SIZE, scatters(), effects.details[i])[..., 0]
+        assert torch.allclose(maps[0, i], own, atol=1e-5 * float(own.abs().max()))
+        assert torch.equal(maps[1, 1 - i], maps[0, i])
+
+
+def test_raw_evidence_is_for_the_decision_in_units_of_squared_distance(model, batch):
+    e, both = explain_pairs(model, batch, [0, 0, 1], [1, 2, 3]), []
+    towards_similar = region_effects(model, batch).maps([0, 0, 1], [1, 2, 3])
+    for raw, maps, similar in zip(e.raw, towards_similar, e.is_similar):
+        kept = raw != 0
+        assert torch.allclose(raw[kept], maps[kept] if similar else -maps[kept], rtol=1e-4)
+        both.append(bool(similar))
+    assert set(both) == {True, False}
 
 
 def test_weak_evidence_counts_as_none(model, batch):
