@@ -272,6 +272,8 @@ def test_an_index_of_another_network_or_version_is_refused_and_made_anew(model, 
     assert "\n" not in str(caught.value)
     report = build(model, folder, path, effects=False)
     assert report.embedded == 7 and "of another network" in report.emptied
+    with Index(path, model) as index:  # effects of what was there before cannot become those of what is there now
+        assert min(number for number, _ in index.unexplained()) == 8
     monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
     with pytest.raises(SearchError, match="written by another version"):
         Index(path, model)

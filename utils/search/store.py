@@ -152,9 +152,9 @@ class Index:
             self.db.execute(TABLES[0])
             about = dict(self.db.execute("SELECT key, value FROM about"))
             self.emptied = _difference(about, wanted) if about else None
-            if self.emptied:  # another version's tables may have other columns
-                self.db.execute("DROP TABLE effects")
-                self.db.execute("DROP TABLE images")
+            if self.emptied:
+                self.db.execute("DELETE FROM images")  # not dropped: the next ids are to be new ones
+                self.db.execute("DROP TABLE effects")  # of another version, it may have other columns
             for table in TABLES[1:]:
                 self.db.execute(table)
             rows = {**wanted, "folder": str(folder.resolve())}.items()
