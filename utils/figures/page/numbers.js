@@ -86,23 +86,30 @@ function spread(image, values) {
   return map;
 }
 
+// Where the pixels of one side fall among `count` positions: the position before, and how far on towards the next.
+function steps(pixels, from, to, frame, count) {
+  return Array.from({ length: pixels }, (_, i) => {
+    const place = ((from + ((i + 0.5) / pixels) * (to - from)) / frame) * count - 0.5;
+    const inside = Math.min(Math.max(place, 0), count - 1), before = Math.min(Math.floor(inside), count - 2);
+    return [before, inside - before];
+  });
+}
+
+// The value of a map, of rows of so many positions, so far on from one position towards the next ones.
+function between(map, at, side, down, across) {
+  const upper = map[at] + across * (map[at + 1] - map[at]);
+  const lower = map[at + side] + across * (map[at + side + 1] - map[at + side]);
+  return upper + down * (lower - upper);
+}
+
 // The details of an image at GRID positions along each side, each scaled for its share of the covariance.
 function detailed(image) {
-  const { maps, side, share } = data.details;
-  const places = Array.from({ length: GRID }, (_, g) => {
-    const place = Math.min(Math.max(((g + 0.5) / GRID) * side - 0.5, 0), side - 1);
-    const before = Math.min(Math.floor(place), side - 2);
-    return [before, place - before];
-  });
-  return Array.from({ length: maps }, (_, d) => {
-    const at = (y, x) => image.details[(d * side + y) * side + x];
-    return Float64Array.from({ length: GRID * GRID }, (_, p) => {
+  const { maps, side, share } = data.details, places = steps(GRID, 0, 1, 1, side);
+  return Array.from({ length: maps }, (_, d) =>
+    Float64Array.from({ length: GRID * GRID }, (_, p) => {
       const [y, down] = places[Math.floor(p / GRID)], [x, across] = places[p % GRID];
-      const upper = at(y, x) + across * (at(y, x + 1) - at(y, x));
-      const lower = at(y + 1, x) + across * (at(y + 1, x + 1) - at(y + 1, x));
-      return Math.sqrt(share) * (upper + down * (lower - upper));
-    });
-  });
+      return Math.sqrt(share) * between(image.details, (d * side + y) * side + x, side, down, across);
+    }));
 }
 
 function solver(image) {

@@ -36,15 +36,6 @@ async function open(image) {
   image.blurred = soft.canvas;
 }
 
-// Where the pixels of one side fall among GRID positions: the position before, and how far on towards the next.
-function steps(pixels, from, to, frame) {
-  return Array.from({ length: pixels }, (_, i) => {
-    const place = ((from + ((i + 0.5) / pixels) * (to - from)) / frame) * GRID - 0.5;
-    const inside = Math.min(Math.max(place, 0), GRID - 1), before = Math.min(Math.floor(inside), GRID - 2);
-    return [before, inside - before];
-  });
-}
-
 // A map on its image: as light (the rest dims), or as evidence in colour on a photograph that turns grey under it;
 // without one, the photograph as it is.
 function paint(canvas, image, map, asLight) {
@@ -54,14 +45,13 @@ function paint(canvas, image, map, asLight) {
   if (!map) return pen.putImageData(image.pixels, 0, 0);
   const result = pen.createImageData(width, height), target = result.data;
   const [top, bottom, left, right] = image.box;
-  const rows = steps(height, top, bottom, data.size[0]), columns = steps(width, left, right, data.size[1]);
+  const rows = steps(height, top, bottom, data.size[0], GRID);
+  const columns = steps(width, left, right, data.size[1], GRID);
   for (let y = 0, p = 0; y < height; y++) {
     const [g, down] = rows[y];
     for (let x = 0; x < width; x++, p += 4) {
       const [h, across] = columns[x], at = g * GRID + h;
-      const upper = map[at] + across * (map[at + 1] - map[at]);
-      const lower = map[at + GRID] + across * (map[at + GRID + 1] - map[at + GRID]);
-      const value = upper + down * (lower - upper), strength = Math.min(Math.abs(value), 1);
+      const value = between(map, at, GRID, down, across), strength = Math.min(Math.abs(value), 1);
       const grey = 0.299 * source[p] + 0.587 * source[p + 1] + 0.114 * source[p + 2];
       const drained = asLight ? 1 - strength : PALE + (1 - PALE) * Math.min(strength / DRAINED, 1);
       const alpha = asLight ? 0 : OPACITY * strength ** 0.7, light = asLight ? DIM + (1 - DIM) * strength : 1;
