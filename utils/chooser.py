@@ -144,7 +144,6 @@ class Chooser:
             # As the browser names it: only a name, of letters that every system takes.
             name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", file["name"])[-100:]
             path = Path(self.uploads.name) / str(len(self.buttons)) / name
-            path.parent.mkdir(exist_ok=True)
             with replacing(path) as partial:
                 partial.write_bytes(file["content"])
             if problem := self._add(path):
