@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from utils.images.reading import SUFFIXES
+from utils.settings import Config
 
 
 def generator(seed=0):
@@ -20,6 +21,21 @@ def make_files(root, names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         noise(seed=seed).save(path) if path.suffix.lower() in SUFFIXES else path.write_text("text")
+
+
+def colour_config(folder, results, **settings):
+    """Of the classes in `colour_folder`, for a tiny network; `settings` come on top."""
+    given = dict(
+        dataset="Colours",
+        data_path=folder,
+        checkpoints_path=results / "c",
+        outputs_path=results / "o",
+        backbone_model="Conv4",
+        image={"size": (16, 16)},
+        test_size=0.2,
+        valid_size=0.25,
+    )
+    return Config(**given | settings)
 
 
 def break_file(path, share):

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from samples import colour_config
 
 from benchmarks import data as data_benchmark
 from benchmarks import duplicates, trust, variants
@@ -28,7 +29,7 @@ from utils.Grad_CAM import explain
 from utils.images.duplicates import MOST_BITS
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
-from utils.settings import Config, ImageOptions
+from utils.settings import ImageOptions
 from utils.Siamese import ContrastiveLoss, SiameseNetwork
 
 ARCHITECTURE = {"backbone_model": "Conv4", "embedding_dim": 4, "image_size": (16, 16)}
@@ -37,17 +38,7 @@ PAIRS = Pairs(np.array([0, 1, 2, 3]), np.array([1, 0, 3, 3]), np.array([0, 0, 1,
 
 
 def folder_config(folder, **settings):
-    return Config(
-        dataset="Colours",
-        data_path=folder,
-        checkpoints_path=folder / "c",
-        outputs_path=folder / "o",
-        backbone_model="Conv4",
-        image={"size": (16, 16)},
-        test_size=0.2,
-        valid_size=0.25,
-        **settings,
-    )
+    return colour_config(folder, folder, **settings)
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import time
 import pandas as pd
 import pytest
 import torch
+from samples import colour_config
 
 from utils.launching import run_together, starts_processes
 from utils.machine import TrainingError
-from utils.settings import Config, ConfigError
+from utils.settings import ConfigError
 from utils.Siamese import SiameseNetwork
 from utils.training import train
 
@@ -37,15 +38,9 @@ def test_an_error_of_one_process_ends_all_and_is_raised_here(kind, count, error,
 
 @pytest.fixture
 def config(colour_folder, tmp_path):
-    return Config(
-        dataset="Colours",
-        data_path=colour_folder,
-        checkpoints_path=tmp_path / "c",
-        outputs_path=tmp_path / "o",
-        backbone_model="Conv4",
-        image={"size": (16, 16)},
-        test_size=0.2,
-        valid_size=0.25,
+    return colour_config(
+        colour_folder,
+        tmp_path,
         device="cpu",
         hyperparameters={"epochs": 2000},
         early_stopping={"patience": 2000},

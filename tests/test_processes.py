@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
+from samples import colour_config
 
 from utils import machine
 from utils.config import load_config
@@ -20,7 +21,6 @@ from utils.images import augmentation
 from utils.images.augmentation import changed_images
 from utils.launching import run_together
 from utils.processes import Processes, together
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 from utils.training import Trainer, TrainingError, train
 
@@ -47,16 +47,12 @@ def config(colour_folder, tmp_path):
     weights = model.backbone.state_dict()
     torch.save(weights, tmp_path / "weights.pth")
     options = {"epochs": 2, "head_steps": 3, "batch_size": 5, "num_workers": 0, "additivity": 1.0}
-    return Config(
-        dataset="Colours",
-        data_path=colour_folder,
+    return colour_config(
+        colour_folder,
+        tmp_path,
         checkpoints_path=tmp_path / "one",
-        outputs_path=tmp_path / "outputs",
-        backbone_model="Conv4",
         weights=tmp_path / "weights.pth",
         image={"size": (16, 16), "RandomErasing": 0.5},
-        test_size=0.2,
-        valid_size=0.25,
         device="cpu",
         embedding_dim=4,
         hyperparameters=options | {"optimizer": "SGD", "learning_rate": 0.05},
