@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from utils.backbones import ModelError
 from utils.dataset import prepare_folder
-from utils.machine import choose_device, seeded
+from utils.machine import choose_device, keep_freed_memory, seeded
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
@@ -46,6 +46,7 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     Raises:
         ConfigError, DataError, ModelError: each says what to fix.
     """
+    keep_freed_memory()
     path = config.trained_path / "model.pth"
     model = SiameseNetwork.load(path, choose_device(config))
     if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:

@@ -239,3 +239,10 @@ def test_a_window_with_less_scatter_is_taken_more_at_its_word(model):
         scatter = torch.cat([torch.full((count**2,), share if side > 0.5 else 2.0) for side, count, _ in WINDOWS])
         within.append(float(spread(regions, effects, size, scatter)[top:bottom, left:right].sum()))
     assert within[0] > 2 * within[1] > 0
+
+
+def test_passes_reuse_freed_memory(model, batch, monkeypatch):
+    asked = []
+    monkeypatch.setattr(occlusion, "keep_freed_memory", lambda: asked.append(True))
+    region_effects(model, batch[:1])
+    assert asked

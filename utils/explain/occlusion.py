@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from utils.explain.evidence import gradient_details
 from utils.explain.removal import blur
-from utils.machine import bfloat16_pays
+from utils.machine import bfloat16_pays, keep_freed_memory
 from utils.Siamese import SiameseNetwork, eval_mode
 
 # Chosen by measurement on photographs and scenes, see docs/benchmarks.md.
@@ -113,6 +113,7 @@ def region_effects(
         batch_size: images that pass through the network at once.
         verbose: show a progress bar, if it takes longer than two seconds.
     """
+    keep_freed_memory()
     batch = batch.to(model.mean.device)
     size = tuple(batch.shape[2:])
     coarse, fine, scatter = _coarse(size), windows(*CLOSER[:2], size), scatters()
