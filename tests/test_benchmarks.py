@@ -23,7 +23,7 @@ from benchmarks.datasets import measure
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
 from benchmarks.soak import soak
 from utils.dataset import prepare_split
-from utils.explain import occlusion
+from utils.explain import without
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
 from utils.images.duplicates import MOST_BITS
@@ -153,7 +153,7 @@ def test_a_dataset_is_measured_on_the_images_that_were_held_out(colour_folder):
 
 
 def test_patches_of_other_images_are_averaged_over_their_effects(monkeypatch):
-    monkeypatch.setattr(occlusion, "bfloat16_pays", lambda device: False)
+    monkeypatch.setattr(without, "bfloat16_pays", lambda device: False)
     torch.manual_seed(0)
     model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
     batch, others = torch.randn(2, 3, 16, 24), torch.randn(2, 3, 16, 24)

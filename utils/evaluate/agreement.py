@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from utils.explain.occlusion import correlation, effect_on_distance, embeddings_without, region_sums, windows
+from utils.explain.occlusion import correlation, effect_on_distance, region_sums, windows
 from utils.explain.removal import OTHERS, blur
+from utils.explain.without import Without, local_stages
 from utils.Grad_CAM import Explanation
 from utils.Siamese import SiameseNetwork, eval_mode
 
@@ -32,13 +33,13 @@ def cell_effects(
         By the same names, `z(x) - z(x without the cell)`, shape (N, grid^2, D), cells in reading order.
     """
     cells = windows(1 / grid, grid, tuple(batch.shape[2:]))
-    nothing = torch.zeros(1, 4, dtype=torch.long)
+    stages = local_stages(model)
     effects: dict[str, list[torch.Tensor]] = {name: [] for name in removals}
     with eval_mode(model), tqdm(total=len(removals) * len(batch), desc="Taking cells away", delay=2) as bar:
         for k, image in enumerate(batch):
-            whole = embeddings_without(model, image, image, nothing)
+            look = Without(model, image, stages)
             for name, instead in removals.items():
-                effects[name].append(whole - embeddings_without(model, image, instead[k], cells))
+                effects[name].append(look.embedding - look.embeddings(instead[k], cells))
                 bar.update()
     return {name: torch.stack(parts) for name, parts in effects.items()}
 

@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from utils.explain.evidence import gradient_details
 from utils.explain.removal import blur
-from utils.machine import bfloat16_pays, keep_freed_memory
+from utils.explain.without import Without, local_stages
+from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork, eval_mode
 
 # Chosen by measurement on photographs and scenes, see docs/benchmarks.md.
@@ -118,14 +119,15 @@ def region_effects(
     size = tuple(batch.shape[2:])
     coarse, fine, scatter = _coarse(size), windows(*CLOSER[:2], size), scatters()
     total = len(batch) * (1 + len(coarse) + LOOKS)
-    found = []
+    found, stages = [], local_stages(model)
     with eval_mode(model), tqdm(total=total, desc="Looking without regions", delay=2, disable=not verbose) as bar:
         for image, blurred in zip(batch, blur(batch)):
-            (whole,) = embeddings_without(model, image, blurred, torch.zeros(1, 4, dtype=torch.long), batch_size)
-            delta = _beyond_rounding(whole - embeddings_without(model, image, blurred, coarse, batch_size), whole)
+            look = Without(model, image, stages, batch_size)
+            whole = look.embedding
+            delta = _beyond_rounding(whole - look.embeddings(blurred, coarse), whole)
             bar.update(1 + len(coarse))
             chosen = fine[_most_effect(fine, spread(coarse, delta, size, scatter[: len(coarse)]), size)]
-            closer = whole - embeddings_without(model, image, blurred, chosen, batch_size)
+            closer = whole - look.embeddings(blurred, chosen)
             delta = torch.cat([delta, _beyond_rounding(closer, whole)])
             bar.update(LOOKS)
             found.append((chosen, delta, _details(model, image, delta)))
@@ -181,22 +183,6 @@ def windows(side: float, count: int, image_size: tuple[int, int]) -> torch.Tenso
         extents.append(torch.stack([start, start + length], dim=1))
     rows, columns = extents
     return torch.cat([rows.repeat_interleave(count, 0), columns.repeat(count, 1)], dim=1)
-
-
-def embeddings_without(
-    model: SiameseNetwork, image: torch.Tensor, instead: torch.Tensor, regions: torch.Tensor, batch_size: int = 32
-) -> torch.Tensor:
-    """Embeddings (R, D) of an image (3, H, W) that shows another one, such as itself blurred, in one of the regions
-    (R, 4) at a time; by a network in eval mode."""
-    device, parts = image.device, []
-    for some in regions.split(batch_size):
-        changed = image.expand(len(some), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for x, (top, bottom, left, right) in zip(changed, some.tolist()):
-            x[:, top:bottom, left:right] = instead[:, top:bottom, left:right]
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
-            maps = model.backbone(changed)
-        parts.append(model.embed_features(maps.float()))
-    return torch.cat(parts)
 
 
 def region_sums(maps: torch.Tensor, regions: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:

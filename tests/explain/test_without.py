@@ -1,0 +1,119 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from utils.explain import without
+from utils.explain.without import Stage, Without, local_stages
+from utils.Siamese import SiameseNetwork, eval_mode
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    monkeypatch.setattr(without, "bfloat16_pays", lambda device: False)
+
+
+def network(backbone: str, *size: int) -> SiameseNetwork:
+    torch.manual_seed(0)
+    return SiameseNetwork(backbone, image_size=size, embedding_dim=4).eval()
+
+
+def random_regions(size: tuple[int, int], count: int = 12) -> torch.Tensor:
+    """Of any size and place, the whole image and single pixels in its corners among them."""
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = (torch.randint(pixels + 1, (count, 2), generator=generator).sort(dim=1).values for pixels in size)
+    some = torch.cat([rows, columns], dim=1)
+    some = some[(some[:, 1] > some[:, 0]) & (some[:, 3] > some[:, 2])]
+    height, width = size
+    corners = [[0, 1, 0, 1], [height - 1, height, width - 1, width], [0, height, 0, width]]
+    return torch.cat([some, torch.tensor(corners)])
+
+
+@pytest.mark.parametrize(
+    "backbone, size, stages",
+    [
+        ("Conv4", (32, 48), 4),
+        ("EfficientNetLite0", (64, 96), 4),  # its strides pad at one end only
+        ("MobileNet", (64, 64), 3),
+        ("resnet18", (64, 72), 3),
+        ("resnet18", (68, 64), 2),  # eighths of 68 pixels are no whole positions
+        ("mobilenet_v3_small", (64, 64), 1),  # squeezes and excites behind its first block
+        ("efficientnet_b0", (64, 64), 0),
+        ("inception_v3", (96, 96), 1),  # its convolutions have no border: only the first block, which has none, is one
+    ],
+)
+def test_what_it_leaves_out_changes_nothing(backbone, size, stages):
+    model = network(backbone, *size)
+    image, instead = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    regions = random_regions(size)
+    found = local_stages(model)
+    assert len(found) == stages
+    with torch.no_grad():
+        look = Without(model, image, found, batch_size=4)
+        for region, embedding in zip(regions.tolist(), look.embeddings(instead, regions)):
+            changed, (top, bottom, left, right) = image.clone(), region
+            changed[:, top:bottom, left:right] = instead[:, top:bottom, left:right]
+            torch.testing.assert_close(embedding, model.embed(changed[None])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(look.embedding, model.embed(image[None])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_small_region_costs_a_small_part_of_the_earlier_blocks():
+    model = network("MobileNet", 96, 96)
+    looked_at = []
+    with torch.no_grad():
+        look = Without(model, torch.randn(3, 96, 96), local_stages(model))
+        model.backbone[0].register_forward_hook(lambda module, given, made: looked_at.append(given[0].shape[2:]))
+        look.embeddings(torch.zeros(3, 96, 96), torch.tensor([[40, 48, 40, 56]]))
+    # Four blocks of 3 x 3 at a stride of 2 see 3 pixels to either side: those that see 8 rows lie within 3 rows of
+    # them, and see 3 more; 16 columns likewise.
+    ((height, width),) = looked_at
+    assert 8 + 2 * 6 - 1 <= height <= 8 + 2 * 6 + 2
+    assert 16 + 2 * 6 - 1 <= width <= 16 + 2 * 6 + 2
+
+
+def test_how_far_blocks_carry_a_change_does_not_depend_on_their_weights():
+    convolution = nn.Conv2d(3, 4, 3, padding=1)
+    model = network("Conv4", 32, 32)
+    model.backbone = nn.Sequential(convolution, nn.MaxPool2d(2), nn.Conv2d(4, 4, 5, padding=2), nn.AvgPool2d(8))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    reach = [(len(stage.blocks), stage.stride, stage.before, stage.after) for stage in local_stages(model)]
+    # One pixel to either side; then position i is the greater of pixels 2 i and 2 i + 1, and two to either side of it.
+    assert reach == [(1, 1, 1, 1), (2, 2, 4, 5)]
+
+
+def test_positions_and_parts_are_those_of_a_loop():
+    side = 24
+    for stride, before, after in ((1, 0, 0), (1, 2, 2), (2, 1, 1), (2, 2, 4), (4, 0, 3), (4, 5, 9)):
+        stage = Stage(nn.Sequential(), stride, before, after)
+        sees = [
+            set(range(stride * i - before, stride * i + after + 1)) & set(range(side)) for i in range(side // stride)
+        ]
+        extents = torch.tensor(list(itertools.combinations(range(side + 1), 2)))
+        changed = stage.changed(extents, side)
+        for (start, end), (first, last) in zip(extents.tolist(), changed.tolist()):
+            expected = [i for i, pixels in enumerate(sees) if pixels & set(range(start, end))]
+            if expected:  # where a stride skips pixels, none may see them
+                assert [*range(first, last)] == expected
+        for positions in changed:
+            (start,), length = stage.needed(positions[None], side)
+            needed = set().union(*(sees[i] for i in range(*positions.tolist())))
+            assert start % stride == length % stride == 0 and 0 <= start <= side - length
+            assert needed <= set(range(int(start), int(start) + length))
+
+
+def test_modes_are_left_as_found():
+    model = network("MobileNet", 64, 64).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    local_stages(model)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_gpu_looks_at_whole_images():
+    model = network("Conv4", 32, 32)
+    model.mean = model.mean.to("meta")
+    assert local_stages(model) == []
+    with eval_mode(model), torch.no_grad():
+        assert len(Without(network("Conv4", 32, 32), torch.zeros(3, 32, 32), []).embedding) == 4
