@@ -12,7 +12,7 @@ from utils.explain.evidence import evidence_for, feature_maps, traced
 from utils.explain.occlusion import RegionEffects, region_effects
 from utils.Siamese import SiameseNetwork, embedding_distance
 
-LEAST = 0.1  # of an image's strongest evidence: of what is measured, weaker evidence is not told from none
+LEAST = 0.1  # of a pair's strongest evidence: of what is measured, weaker evidence is not told from none
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def explain(
         method: `occlusion` measures: the network looks at each image without one region after the other, and what that
             does to the squared distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`, is spread over the image
             (`utils.explain.occlusion`); within what windows resolve, as DeepLIFT's multipliers see it. Evidence weaker
-            than a tenth of its image's strongest counts as none. It takes some 170 forward passes per image.
+            than a tenth of the pair's strongest is in no map, only in `raw`. It takes some 170 looks at each image.
             `contrast` predicts less of what is measured, for one forward pass and a half. It asks what keeps the pair
             together, or apart, if a region goes. A region's going takes z1 a share r of the way to the mean training
             embedding mu (`model.removable`, measured after training). The derivative of `-D^2` with respect to z1,
@@ -110,17 +110,17 @@ def explain_effects(
 ) -> Explanation:
     """As `explain` by `occlusion`, for pairs of images whose `region_effects` are known: no forward pass."""
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
-    raw = effects.maps(first, second)
-    raw = torch.where(raw.abs() > LEAST * raw.abs().amax((2, 3), keepdim=True), raw, 0)
-    sign = torch.where(model.dissimilarity(distance) < model.threshold, 1.0, -1.0)
-    return _explanation(model, distance, sign[:, None, None, None] * raw, image_size)
+    sign = torch.where(model.dissimilarity(distance) < model.threshold, 1.0, -1.0)[:, None, None, None]
+    return _explanation(model, distance, sign * effects.maps(first, second), image_size, LEAST)
 
 
 def _explanation(
-    model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, image_size: tuple[int, int]
+    model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, image_size: tuple[int, int], least: float = 0
 ) -> Explanation:
-    """From distances (N,) and signed evidence for the decisions (N, 2, h, w)."""
-    maps, peaks, empty = _normalised(torch.stack([raw, -raw], dim=2), image_size)
+    """From distances (N,) and signed evidence for the decisions (N, 2, h, w), of which less than a share of the pair's
+    strongest is in no map."""
+    shown = torch.where(raw.abs() > least * raw.abs().amax((1, 2, 3), keepdim=True), raw, 0)
+    maps, peaks, empty = _normalised(torch.stack([shown, -shown], dim=2), image_size)
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
         distance=distance,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from utils.explain.occlusion import (
     windows,
 )
 from utils.explain.removal import blur
-from utils.Grad_CAM import LEAST, explain, explain_pairs
+from utils.Grad_CAM import LEAST, explain, explain_effects, explain_pairs
 from utils.Siamese import SiameseNetwork
 
 REGIONS = sum(count**2 for _, count, _ in WINDOWS) + LOOKS
@@ -210,16 +212,23 @@ def test_raw_evidence_is_for_the_decision_in_units_of_squared_distance(model, ba
     e, both = explain_pairs(model, batch, [0, 0, 1], [1, 2, 3]), []
     towards_similar = region_effects(model, batch).maps([0, 0, 1], [1, 2, 3])
     for raw, maps, similar in zip(e.raw, towards_similar, e.is_similar):
-        kept = raw != 0
-        assert torch.allclose(raw[kept], maps[kept] if similar else -maps[kept], rtol=1e-4)
+        assert torch.allclose(raw, maps if similar else -maps, rtol=1e-4, atol=1e-6)
         both.append(bool(similar))
     assert set(both) == {True, False}
 
 
-def test_weak_evidence_counts_as_none(model, batch):
-    raw = explain(model, batch[:1], batch[1:2]).raw[0]
-    for values in raw.abs():
-        assert values.max() > 0 and values[values > 0].min() >= LEAST * values.max() and (values == 0).any()
+def test_evidence_that_is_weak_beside_the_pairs_strongest_is_in_no_map(model, batch):
+    effects = region_effects(model, batch[:2])
+    strongest = effects.maps([0], [1])[0].abs().amax((1, 2))
+    for share, left in ((1.1 * LEAST, True), (0.9 * LEAST, False)):
+        scale = torch.stack([torch.ones(()), share * strongest[0] / strongest[1]])
+        weaker = replace(effects, density=effects.density * scale[:, None, None, None])
+        e = explain_effects(model, weaker, [0], [1], (GRID, GRID))  # maps as fine as densities
+        assert not e.empty[0, 0].all() and bool(e.empty[0, 1].all()) is not left
+        assert e.raw[0, 1].abs().max() == pytest.approx(float(share * strongest[0]), rel=1e-4)
+        for kind, sign in (("factual", 1), ("counterfactual", -1)):
+            shown = getattr(e, kind)[0] > 0
+            assert torch.equal(shown, sign * e.raw[0] > LEAST * strongest[0])
 
 
 def test_a_blank_image_has_no_evidence(model):

@@ -144,12 +144,9 @@ const largest = (values) => values.reduce((most, value) => Math.max(most, Math.a
 // Signed evidence for "similar" in both images of a pair, as a share of the pair's strongest; weak evidence counts as
 // none.
 function evidence(a, b) {
-  const maps = [[a, b], [b, a]].map(([one, other]) => {
-    const map = spread(one, effects(one, other)), least = data.least * largest(map);
-    return map.map((value) => (Math.abs(value) > least ? value : 0));
-  });
+  const maps = [[a, b], [b, a]].map(([one, other]) => spread(one, effects(one, other)));
   const most = Math.max(...maps.map(largest)) || 1;
-  return maps.map((map) => map.map((value) => value / most));
+  return maps.map((map) => map.map((value) => (Math.abs(value) > data.least * most ? value / most : 0)));
 }
 
 // An image's embedding without some of its regions: exactly as measured for one; of several, the effects added, each in
