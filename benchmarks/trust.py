@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.questions import add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import REMOVALS, effects_on_pairs, mean_correlations
-from utils.evaluate.faithfulness import area_under, check_table, compare_rankings
+from utils.evaluate.faithfulness import area_under, check_table, compare_rankings, curves
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
 from utils.explain.occlusion import correlation, region_sums, windows
 from utils.explain.removal import Interventions, blur
@@ -105,11 +105,12 @@ def main() -> None:
     interventions = Interventions.on(model, batch[first], batch[second], 16)
     for method, explanation in explanations.items():
         print(f"\n{method}\n", check_table(interventions, explanation, config.seed).round(2).to_string(index=False))
-        curves = compare_rankings(interventions, explanation)
-        for name, pair in curves.items():
-            if method == METHODS[0] or name == "factual map":
-                areas = ", ".join(f"{kind} {area_under(curve):.3f}" for kind, curve in pair.items())
-                print(f"{name}: {areas}")
+        rankings = {f"{method}, factual map": curves(interventions, explanation.factual)}
+        if method == METHODS[0]:
+            rankings = compare_rankings(interventions, explanation)
+        for name, pair in rankings.items():
+            areas = ", ".join(f"{kind} {area_under(curve):.3f}" for kind, curve in pair.items())
+            print(f"{name}: {areas}")
     mosaics = make_mosaics(images, np.asarray(labels), arguments.mosaics, config.seed)
     if mosaics is not None:
         one, two = model.normalize(mosaics.first), model.normalize(mosaics.second)
