@@ -12,6 +12,7 @@ from utils.explain.evidence import evidence_for, feature_maps, traced
 from utils.explain.occlusion import RegionEffects, region_effects
 from utils.Siamese import SiameseNetwork, embedding_distance
 
+MAPS = ("factual", "counterfactual")  # in the order of `strength` and `empty`
 LEAST = 0.1  # of a pair's strongest evidence: of what is measured, weaker evidence is not told from none
 
 

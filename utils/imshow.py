@@ -23,7 +23,7 @@ from utils.evaluate.audit import Audit, is_conflicting
 from utils.explain.matching import APART, Match
 from utils.explain.removal import BLUR, strongest_region
 from utils.files import replacing
-from utils.Grad_CAM import Explanation
+from utils.Grad_CAM import MAPS, Explanation
 from utils.images.frame import WHOLE, Box
 from utils.images.reading import read_image, shrink
 from utils.settings import Config
@@ -144,7 +144,7 @@ def show_explanation(
     figure, axes = _rows_of_panels(images, names, columns=3, width=7.2, titles=0.6)
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
-        for column, kind in enumerate(("factual", "counterfactual")):
+        for column, kind in enumerate(MAPS):
             axes[row, column + 1].imshow(explained_image(image, explanation, index, row, kind, boxes[row]))
             if explanation.empty[index, row, column]:
                 write_inside(axes[row, column + 1], "no such evidence")
@@ -163,7 +163,7 @@ def explained_image(
     image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box
 ) -> np.ndarray:
     """One image of a pair under one of its maps, as strong as its evidence is beside the pair's strongest."""
-    strength = explanation.strength[index, row, ("factual", "counterfactual").index(kind)]
+    strength = explanation.strength[index, row, MAPS.index(kind)]
     return overlay(image, getattr(explanation, kind)[index, row][box] * strength)
 
 
@@ -226,7 +226,7 @@ def show_what_if(
     figure, axes = _rows_of_panels(images, names, columns=2, width=4.9, titles=1.0)
     for row, image in enumerate(images):
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
-        for column, kind in enumerate(("factual", "counterfactual")):
+        for column, kind in enumerate(MAPS):
             axis = axes[row, column]
             inside = what_if.regions[row, column][what_if.boxes[row]]
             region = Image.fromarray(inside.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)

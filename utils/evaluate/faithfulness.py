@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.localisation import centred_gaussian
 from utils.explain.removal import Interventions, blurred_features, embed_in_parts, moved, pixel_ranks, strongest_region
-from utils.Grad_CAM import Explanation, explain
+from utils.Grad_CAM import MAPS, Explanation, explain
 from utils.images.pairs import KINDS
 from utils.machine import seeded
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
@@ -50,7 +50,7 @@ def check(interventions: Interventions, explanation: Explanation, kind: str, rng
     maps = getattr(explanation, kind)
     regions = strongest_region(maps)
     before = interventions.before[:, None]
-    empty = explanation.empty[:, :, ("factual", "counterfactual").index(kind)]
+    empty = explanation.empty[:, :, MAPS.index(kind)]
     changes = (interventions.without(chosen) - before for chosen in (regions, moved(regions, rng)))
     return Check(*(torch.where(empty, torch.nan, change) for change in changes))
 
@@ -166,7 +166,7 @@ def check_table(interventions: Interventions, explanation: Explanation, seed: in
     rng = np.random.default_rng(seed)
     similar = explanation.is_similar.cpu()
     rows = []
-    for kind, wanted in (("factual", -1), ("counterfactual", 1)):
+    for kind, wanted in zip(MAPS, (-1, 1)):
         result = check(interventions, explanation, kind, rng)
         for decision, chosen in zip(KINDS, (similar, ~similar)):
             effect, random = (change.cpu()[chosen] for change in (result.effect, result.random))

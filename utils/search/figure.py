@@ -9,6 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
+from utils.Grad_CAM import MAPS
 from utils.images.reading import DataError, read_image, shrink
 from utils.imshow import explained_image, mark_matches, save_figure, short, write_inside
 from utils.models import load_trained
@@ -54,7 +55,7 @@ def show_hits(found: Found) -> Figure:
         for column, kind in ((2, "factual"), (4, "counterfactual")):
             for side, (picture, box) in enumerate(((query, found.box), (image, hit.box))):
                 row[column + side].imshow(explained_image(picture, hit.explanation, 0, side, kind, box))
-                if hit.explanation.empty[0, side, ("factual", "counterfactual").index(kind)]:
+                if hit.explanation.empty[0, side, MAPS.index(kind)]:
                     write_inside(row[column + side], "none")
     return figure
 
