@@ -20,9 +20,9 @@ from benchmarks.questions import add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import REMOVALS, effects_on_pairs, mean_correlations
 from utils.evaluate.faithfulness import area_under, check_table, compare_rankings, curves
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
-from utils.explain.occlusion import correlation, region_sums, windows
+from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import Interventions, blur
-from utils.Grad_CAM import explain, explain_pairs
+from utils.Grad_CAM import Explanation, explain, explain_effects, explain_pairs
 from utils.images.pairs import evaluation_pairs, some_pairs
 from utils.Siamese import eval_mode
 
@@ -76,10 +76,26 @@ def additivity(model, batch, first, second) -> float:
     return float(correlation(sums, large).nanmean())
 
 
+def explained(model, batch, effects, first, second, method) -> Explanation:
+    """Pairs of a batch, given by their positions; `effects`: the batch's `region_effects`."""
+    if method == "occlusion":
+        return explain_effects(model, effects, first, second, model.image_size)
+    return explain_pairs(model, batch, first, second, method)
+
+
+def drawn_pairs(labels: np.ndarray, count: int) -> tuple[list[int], list[int]]:
+    """Up to `count` pairs of images, half of them of one class, as far as there are."""
+    first, second = np.triu_indices(len(labels), 1)
+    same, rng = labels[first] == labels[second], np.random.default_rng(0)
+    drawn = np.concatenate([rng.permutation(np.flatnonzero(same == kind))[: count // 2] for kind in (True, False)])
+    return first[drawn].tolist(), second[drawn].tolist()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="with model.pth, split.csv and config.yml")
-    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=24, help="whose images are measured")
+    parser.add_argument("--checks", type=int, default=120, help="pairs of these images, on which maps are checked")
     parser.add_argument("--mosaics", type=int, default=24)
     add_set_option(parser)
     arguments = parser.parse_args()
@@ -88,7 +104,8 @@ def main() -> None:
     used = sorted({*pairs.first.tolist(), *pairs.second.tolist()})
     first, second = ([used.index(i) for i in side] for side in (pairs.first, pairs.second))
     batch = model.normalize(images[used])
-    explanations = {method: explain_pairs(model, batch, first, second, method) for method in METHODS}
+    measured = region_effects(model, batch)
+    explanations = {method: explained(model, batch, measured, first, second, method) for method in METHODS}
     variants = cam_variants(model, batch, first, second)
     rest = sorted(set(range(len(images))) - set(used))
     others = model.normalize(images[np.random.default_rng(0).choice(rest, PATCHES, replace=False)])
@@ -100,17 +117,18 @@ def main() -> None:
         for name, maps in variants.items():
             sums = region_sums(maps, cells.expand(len(maps), -1, -1), model.image_size)
             table.loc[name] = [float(correlation(sums, effect).nanmean()) for effect in effects.values()]
-        print(f"\n{grid} x {grid} cells\n", table.round(2).to_string())
+        print(f"\n{grid} x {grid} cells\n", table.round(2).to_string(), flush=True)
     print(f"\nsums over cells of 4 x 4 against whole quarters: {additivity(model, batch, first, second):.2f}")
     interventions = Interventions.on(model, batch[first], batch[second], 16)
-    for method, explanation in explanations.items():
-        print(f"\n{method}\n", check_table(interventions, explanation, config.seed).round(2).to_string(index=False))
-        rankings = {f"{method}, factual map": curves(interventions, explanation.factual)}
-        if method == METHODS[0]:
-            rankings = compare_rankings(interventions, explanation)
-        for name, pair in rankings.items():
-            areas = ", ".join(f"{kind} {area_under(curve):.3f}" for kind, curve in pair.items())
-            print(f"{name}: {areas}")
+    curves_of = compare_rankings(interventions, explanations[METHODS[0]])
+    curves_of |= {method: curves(interventions, explanations[method].factual) for method in METHODS[1:]}
+    for name, pair in curves_of.items():
+        print(f"{name}: {', '.join(f'{kind} {area_under(curve):.3f}' for kind, curve in pair.items())}", flush=True)
+    ends = drawn_pairs(np.asarray(labels)[used], arguments.checks)
+    interventions = Interventions.on(model, *(batch[side] for side in ends), 16)
+    for method in METHODS:
+        table = check_table(interventions, explained(model, batch, measured, *ends, method), config.seed)
+        print(f"\n{method}, {len(ends[0])} pairs\n", table.round(2).to_string(index=False), flush=True)
     mosaics = make_mosaics(images, np.asarray(labels), arguments.mosaics, config.seed)
     if mosaics is not None:
         one, two = model.normalize(mosaics.first), model.normalize(mosaics.second)

@@ -181,6 +181,12 @@ def test_an_empty_map_is_said_in_words(wide):
     assert said == [[], [], ["no such evidence"]] * 2
 
 
+def test_a_map_too_weak_to_be_seen_is_said_in_words(wide):
+    weak = replace(explanation(), strength=torch.tensor([[[1.0, 0.1]] * 2]))
+    said = [[text.get_text() for text in axis.texts] for axis in show_explanation((wide, wide), weak).axes[:6]]
+    assert said == [[], [], ["hardly any"]] * 2
+
+
 def test_what_if_blurs_the_region_of_the_original_and_says_the_change(wide):
     regions = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
     regions[0, 0, :4] = True

@@ -13,7 +13,7 @@ from utils.explain.occlusion import RegionEffects, region_effects
 from utils.Siamese import SiameseNetwork, embedding_distance
 
 MAPS = ("factual", "counterfactual")  # in the order of `strength` and `empty`
-LEAST = 0.1  # of a pair's strongest evidence: of what is measured, weaker evidence is not told from none
+LEAST = 0.1  # of the strongest evidence: of what is measured, weaker evidence is not told from none
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def explain(
         method: `occlusion` measures: the network looks at each image without one region after the other, and what that
             does to the squared distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`, is spread over the image
             (`utils.explain.occlusion`); within what windows resolve, as DeepLIFT's multipliers see it. Evidence weaker
-            than a tenth of the pair's strongest is in no map, only in `raw`. It takes some 170 looks at each image.
+            than a tenth of its image's strongest, and evidence against the decision that is weaker than a tenth of the
+            pair's, is in no map, only in `raw`. It takes some 170 looks at each image.
             `contrast` predicts less of what is measured, for one forward pass and a half. It asks what keeps the pair
             together, or apart, if a region goes. A region's going takes z1 a share r of the way to the mean training
             embedding mu (`model.removable`, measured after training). The derivative of `-D^2` with respect to z1,
@@ -118,10 +119,12 @@ def explain_effects(
 def _explanation(
     model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, image_size: tuple[int, int], least: float = 0
 ) -> Explanation:
-    """From distances (N,) and signed evidence for the decisions (N, 2, h, w), of which less than a share of the pair's
-    strongest is in no map."""
-    shown = torch.where(raw.abs() > least * raw.abs().amax((1, 2, 3), keepdim=True), raw, 0)
-    maps, peaks, empty = _normalised(torch.stack([shown, -shown], dim=2), image_size)
+    """From distances (N,) and signed evidence for the decisions (N, 2, h, w). In no map is, of evidence for a decision,
+    less than a share of its image's strongest; of evidence against it, which is rare and claims more, of the pair's."""
+    of_image = least * raw.abs().amax((2, 3), keepdim=True)
+    of_pair = of_image.amax(1, keepdim=True)
+    shown = torch.stack([torch.where(raw > of_image, raw, 0), torch.where(-raw > of_pair, -raw, 0)], dim=2)
+    maps, peaks, empty = _normalised(shown, image_size)
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
         distance=distance,

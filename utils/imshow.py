@@ -33,6 +33,7 @@ from utils.settings import Config
 COLORMAP = ListedColormap(plt.get_cmap("inferno")(np.linspace(0.3, 1, 256)), name="evidence")
 OPACITY = 0.9  # of the strongest evidence
 DRAINED = 0.15  # evidence from which on the image under it is grey
+FAINT = 0.15  # of the pair's strongest evidence: a weaker map is hardly seen, not outlined, and said to be so
 MOST_TWINS = 5  # of a group of near duplicates
 MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
 
@@ -146,10 +147,12 @@ def show_explanation(
         axes[row, 0].imshow(image)
         for column, kind in enumerate(MAPS):
             axes[row, column + 1].imshow(explained_image(image, explanation, index, row, kind, boxes[row]))
-            if explanation.empty[index, row, column]:
+            if explanation.strength[index, row, column] > FAINT:
+                _outline(axes[row, column + 1], image, getattr(explanation, kind)[index, row], boxes[row])
+            elif explanation.empty[index, row, column]:
                 write_inside(axes[row, column + 1], "no such evidence")
             else:
-                _outline(axes[row, column + 1], image, getattr(explanation, kind)[index, row], boxes[row])
+                write_inside(axes[row, column + 1], "hardly any")
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
         axis.set_title(title, fontsize=9)
     figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)

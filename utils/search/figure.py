@@ -11,7 +11,7 @@ from PIL import Image
 
 from utils.Grad_CAM import MAPS
 from utils.images.reading import DataError, read_image, shrink
-from utils.imshow import explained_image, mark_matches, save_figure, short, write_inside
+from utils.imshow import FAINT, explained_image, mark_matches, save_figure, short, write_inside
 from utils.models import load_trained
 from utils.search.build import place_of
 from utils.search.query import Found, Hit, find_index, search
@@ -55,8 +55,9 @@ def show_hits(found: Found) -> Figure:
         for column, kind in ((2, "factual"), (4, "counterfactual")):
             for side, (picture, box) in enumerate(((query, found.box), (image, hit.box))):
                 row[column + side].imshow(explained_image(picture, hit.explanation, 0, side, kind, box))
-                if hit.explanation.empty[0, side, MAPS.index(kind)]:
-                    write_inside(row[column + side], "none")
+                map_of = 0, side, MAPS.index(kind)
+                if hit.explanation.strength[map_of] <= FAINT:
+                    write_inside(row[column + side], "none" if hit.explanation.empty[map_of] else "hardly any")
     return figure
 
 

@@ -141,12 +141,17 @@ function solver(image) {
 
 const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
 
-// Signed evidence for "similar" in both images of a pair, as a share of the pair's strongest; weak evidence counts as
-// none.
+// Signed evidence for "similar" in both images of a pair, as a share of the pair's strongest.
 function evidence(a, b) {
   const maps = [[a, b], [b, a]].map(([one, other]) => spread(one, effects(one, other)));
   const most = Math.max(...maps.map(largest)) || 1;
-  return maps.map((map) => map.map((value) => (Math.abs(value) > data.least * most ? value / most : 0)));
+  return maps.map((map) => map.map((value) => value / most));
+}
+
+// What of an image's evidence a map shows, of a sign and for or against the decision; weak evidence counts as none.
+function shownOf(map, sign, against) {
+  const least = data.least * (against ? 1 : largest(map));
+  return map.map((value) => (sign * value > least ? sign * value : 0));
 }
 
 // An image's embedding without some of its regions: exactly as measured for one; of several, the effects added, each in
