@@ -11,29 +11,22 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import ConnectionPatch, Ellipse
 from PIL import Image, ImageFilter
 
-import utils.figures.style  # noqa: F401
 from utils.comparison import WhatIf
 from utils.evaluate.audit import Audit, is_conflicting
 from utils.explain.matching import APART, Match
 from utils.explain.removal import BLUR, strongest_region
+from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.files import replacing
 from utils.Grad_CAM import MAPS, Explanation
 from utils.images.frame import WHOLE, Box
 from utils.images.reading import read_image, shrink
 from utils.settings import Config
 
-# Brightness rises with the value: legible in print and to colour-blind readers. Its black end is left out, because
-# weak evidence would look like a shadow.
-COLORMAP = ListedColormap(plt.get_cmap("inferno")(np.linspace(0.3, 1, 256)), name="evidence")
-OPACITY = 0.9  # of the strongest evidence
-DRAINED = 0.15  # evidence from which on the image under it is grey
-FAINT = 0.15  # of the pair's strongest evidence: a weaker map is hardly seen, not outlined, and said to be so
 MOST_TWINS = 5  # of a group of near duplicates
 MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
 
@@ -64,7 +57,7 @@ def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarra
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     values = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
     colour = 255 * COLORMAP(values[..., 0])[..., :3]
-    alpha = OPACITY * values**0.7  # so that half the evidence is clearly seen
+    alpha = OPACITY * values**WEAK
     drained = np.clip(values / DRAINED, 0, 1)  # colour on colour would hide both
     pixels = (1 - drained) * pixels + drained * grey
     return np.rint((1 - alpha) * pixels + alpha * colour).clip(0, 255).astype(np.uint8)
@@ -289,7 +282,7 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
         similarity,
         vmin=0,
         vmax=1,
-        cmap="viridis",
+        cmap=SIMILARITY,
         square=True,
         linewidths=0.5,
         ax=axis,

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import Colormap
 from PIL import Image
 
 from utils.comparison import Comparison, images_in, pair_folder
 from utils.explain.matching import WEAKEST
 from utils.explain.occlusion import DETAIL, DIRECTIONS, FROM_DETAILS, GRID, REACH, WINDOWS, scatters
+from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.files import write_whole
 from utils.Grad_CAM import LEAST
 from utils.images.frame import Box
@@ -107,7 +109,7 @@ def _contents(compared: Comparison, network: str) -> dict:
     )
     return {
         "network": network,
-        "missing": compared.unreadable,
+        "missing": [line.removeprefix(f"{compared.paths[0].parent}{os.sep}") for line in compared.unreadable],
         "margin": model.margin,
         "threshold": model.threshold,
         "size": list(model.image_size),
@@ -118,6 +120,13 @@ def _contents(compared: Comparison, network: str) -> dict:
         "windows": [
             {"word": word, "count": count} for word, (_, count, _) in zip(("large", "medium", "small"), WINDOWS)
         ],
+        "style": {
+            "colours": [_colours(COLORMAP), _colours(SIMILARITY)],
+            "opacity": OPACITY,
+            "weak": WEAK,
+            "drained": DRAINED,
+            "faint": FAINT,
+        },
         "least": LEAST,
         "weakest": WEAKEST,
         "images": [
@@ -144,6 +153,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _packed(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
+
+
+def _colours(colours: Colormap) -> str:
+    """256 colours, red, green and blue in a byte each."""
+    return _packed(colours(np.arange(256), bytes=True)[:, :3], "u1")
 
 
 def _in_steps(values: np.ndarray) -> dict:

@@ -1,9 +1,21 @@
-"""How figures write text: names as they are, in any script. Importing this module is enough."""
+"""How figures look, and the page to play with: the colours of evidence and of similarity; names as they are, in any
+script, for which importing this module is enough."""
 
 from contextlib import suppress
 
 import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.font_manager import findSystemFonts, fontManager
+
+# Brightness rises with the value: legible in print and to colour-blind readers. Its black end is left out, because
+# weak evidence would look like a shadow.
+COLORMAP = ListedColormap(matplotlib.colormaps["inferno"](np.linspace(0.3, 1, 256)), name="evidence")
+SIMILARITY = matplotlib.colormaps["viridis"]
+OPACITY = 0.9  # of the strongest evidence
+WEAK = 0.7  # exponent of weaker evidence, so that half of it is clearly seen
+DRAINED = 0.15  # evidence from which on the image under it is grey
+FAINT = 0.15  # of the pair's strongest evidence: a weaker map is hardly seen, not outlined, and said to be so
 
 # With Chinese letters, most of them with Japanese and Korean ones, too; the nicer ones first.
 ASIAN_FONTS = (

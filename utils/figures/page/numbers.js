@@ -6,7 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const GRID = data.grid;
 
 const $ = (id) => document.getElementById(id);
-const state = { threshold: 1 - data.threshold, shown: [true, true], size: 1, pair: null };
+const state = { threshold: 1 - data.threshold, shown: 0, size: 1, pair: null };
 
 function bytes(text, Type) {
   return new Type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);

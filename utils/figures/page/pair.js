@@ -1,7 +1,8 @@
 const figures = [...document.querySelectorAll("figure")].map((figure) => ({
   name: figure.querySelector("bdi"), stage: figure.querySelector(".stage"), canvas: figure.querySelector("canvas"),
+  badge: figure.querySelector(".badge"),
 }));
-const toggles = [...document.querySelectorAll(".evidence")];
+const kinds = [...document.querySelectorAll(".evidence")]; // factual, counterfactual
 
 const number = (value) => value.toFixed(2);
 const word = (similar) => (similar ? "similar" : "dissimilar");
@@ -59,27 +60,27 @@ function refresh() {
   $("is").style.left = `${100 * now}%`;
   $("was").style.left = `${100 * before}%`;
   $("reset").disabled = !removed();
-  const sign = isSimilar(before) ? 1 : -1;
-  toggles.forEach((button, kind) => {
-    const wanted = kind ? -sign : sign;
-    const none = state.pair.evidence.every((map) => !map.some((value) => wanted * value > 0));
-    const role = kind ? "Against it" : "For the decision";
-    button.querySelector("span").textContent = `${role}: for “${word(wanted > 0)}”${none ? " (none)" : ""}`;
-    button.setAttribute("aria-pressed", state.shown[kind]);
+  const signs = isSimilar(before) ? [1, -1] : [-1, 1]; // of the evidence for the decision, and against it
+  kinds.forEach((button, kind) => {
+    button.textContent = `${kind ? "Counterfactual" : "Factual"}: for “${word(signs[kind] > 0)}”`;
+    button.setAttribute("aria-pressed", state.shown === kind);
   });
   document.title = `${capital(word(isSimilar(before)))}, ${number(before)}: ${ends[0].name} – ${ends[1].name}`;
   const match = pointed && matchOf(pointed.side, pointed.region);
-  figures.forEach(({ stage, canvas }, side) => {
-    const shown = state.pair.evidence[side].map((value) => (state.shown[sign * value > 0 ? 0 : 1] ? sign * value : 0));
-    const lit = pointed && pointed.side !== side;
-    paint(canvas, ends[side], lit ? match.map : state.shown.some(Boolean) ? shown : null, lit);
+  figures.forEach(({ stage, canvas, badge }, side) => {
+    const shown = state.pair.evidence[side].map((value) => Math.max(signs[state.shown] * value, 0));
+    const lit = pointed && pointed.side !== side, strongest = largest(shown);
+    paint(canvas, ends[side], lit ? match.map : state.shown === null ? null : shown, lit);
+    badge.hidden = pointed || state.shown === null || strongest > FAINT;
+    badge.textContent = strongest ? "hardly any" : "no such evidence";
     gone[side].forEach((region) => blurWindow(canvas, ends[side], region));
     stage.querySelectorAll(".window").forEach((frame) => frame.remove());
     gone[side].forEach((region) => outline(stage, ends[side], region, "gone"));
     if (pointed && !lit) outline(stage, ends[side], pointed.region, "here");
     if (lit && match.matches) outline(stage, ends[side], match.region, "there");
   });
-  $("readout").textContent = pointed ? sentence(now, match) : "";
+  $("readout").textContent = pointed ? sentence(now, match) : "Point at a region of an image; a click takes it away.";
+  $("readout").classList.toggle("idle", !pointed);
 }
 
 function sentence(now, match) {
@@ -151,13 +152,14 @@ figures.forEach(({ stage }, side) => {
 // Rows down and columns across that an arrow key asks for.
 const moveOf = (event) => ({ ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] })[event.key];
 
-toggles.forEach((button, kind) => {
-  button.querySelector("i").style.background = `linear-gradient(to right, ${RAMPS[kind].join(", ")})`;
+kinds.forEach((button, kind) => {
   button.addEventListener("click", () => {
-    state.shown[kind] = !state.shown[kind];
+    state.shown = state.shown === kind ? null : kind;
     refresh();
   });
 });
+const ramp = [0, 0.25, 0.5, 0.75, 1].map((share) => colourOf(EVIDENCE, share));
+$("ramp").style.background = `linear-gradient(to right, ${ramp.join(", ")})`;
 
 data.windows.forEach(({ word }, size) => {
   const label = document.createElement("label"), input = document.createElement("input");

@@ -1,18 +1,11 @@
 const LONGEST = 640; // pixels of a canvas
-// As utils/imshow.py: opacity of the strongest evidence, and the evidence from which on the photograph is grey. Here it
-// is nearly grey elsewhere, too, as an orange flower would look like evidence.
-const OPACITY = 0.9, DRAINED = 0.15, PALE = 0.8;
 const DIM = 0.3; // brightness of what does not match
-// Weak to strong, for and against the decision: apart in hue for colour-blind readers, and in brightness within each.
-const RAMPS = [["#7f2704", "#cc4c02", "#fb8b24", "#ffe08a"], ["#0b2f7a", "#1c63d6", "#35a7ff", "#b5ecff"]];
+const { opacity, weak, drained: DRAINED, faint: FAINT } = data.style; // as in the notebooks, see utils/figures/style.py
+// 256 colours from weak to strong, three bytes each.
+const [EVIDENCE, SIMILARITY] = data.style.colours.map((colours) => bytes(colours, Uint8Array));
 
-// Colours of a ramp at 256 steps, three numbers each.
-const tables = RAMPS.map((ramp) => Float32Array.from({ length: 3 * 256 }, (_, i) => {
-  const place = (Math.floor(i / 3) / 255) * (ramp.length - 1), k = Math.min(Math.floor(place), ramp.length - 2);
-  const from = 1 + 2 * (i % 3);
-  const [low, high] = [ramp[k], ramp[k + 1]].map((one) => parseInt(one.slice(from, from + 2), 16));
-  return low + (place - k) * (high - low);
-}));
+const stepOf = (share) => 3 * Math.round(255 * share);
+const colourOf = (table, share) => `rgb(${table.subarray(stepOf(share), stepOf(share) + 3).join(" ")})`;
 
 async function open(image) {
   if (image.pixels) return;
@@ -36,8 +29,8 @@ async function open(image) {
   image.blurred = soft.canvas;
 }
 
-// A map on its image: as light (the rest dims), or as evidence in colour on a photograph that turns grey under it;
-// without one, the photograph as it is.
+// A map in [0, 1] on its image: as light (the rest dims), or as evidence in colour on a photograph that turns grey
+// under it; without one, the photograph as it is.
 function paint(canvas, image, map, asLight) {
   const { width, height, data: source } = image.pixels;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
@@ -51,14 +44,13 @@ function paint(canvas, image, map, asLight) {
     const [g, down] = rows[y];
     for (let x = 0; x < width; x++, p += 4) {
       const [h, across] = columns[x], at = g * GRID + h;
-      const value = between(map, at, GRID, down, across), strength = Math.min(Math.abs(value), 1);
+      const strength = Math.min(between(map, at, GRID, down, across), 1);
       const grey = 0.299 * source[p] + 0.587 * source[p + 1] + 0.114 * source[p + 2];
-      const drained = asLight ? 1 - strength : PALE + (1 - PALE) * Math.min(strength / DRAINED, 1);
-      const alpha = asLight ? 0 : OPACITY * strength ** 0.7, light = asLight ? DIM + (1 - DIM) * strength : 1;
-      const table = tables[value > 0 ? 0 : 1], colour = 3 * Math.round(255 * strength);
+      const drained = asLight ? 1 - strength : Math.min(strength / DRAINED, 1), colour = stepOf(strength);
+      const alpha = asLight ? 0 : opacity * strength ** weak, light = asLight ? DIM + (1 - DIM) * strength : 1;
       for (let c = 0; c < 3; c++) {
         const plain = light * (source[p + c] + drained * (grey - source[p + c]));
-        target[p + c] = plain + alpha * (table[colour + c] - plain);
+        target[p + c] = plain + alpha * (EVIDENCE[colour + c] - plain);
       }
       target[p + 3] = 255;
     }

@@ -12,8 +12,8 @@ function buildTable() {
       if (i === j) return null;
       const link = document.createElement("a"), value = similarity(image.z, other.z);
       Object.assign(link, { href: `#${i}-${j}`, textContent: number(value), value, tabIndex: -1 });
-      link.style.setProperty("--s", value);
-      link.classList.toggle("dark", value > 0.55);
+      link.style.setProperty("--colour", colourOf(SIMILARITY, value));
+      link.classList.toggle("bright", value > 0.6);
       cell.append(link);
       return link;
     }));
