@@ -62,6 +62,7 @@ docs: .venv/installed
 	$(VENV_BIN)/python -m mkdocs build --strict
 
 figures: .venv/installed
+	$(VENV_BIN)/python -m pip install --quiet -r docs/requirements.txt
 	$(VENV_BIN)/python -m docs.make_figures
 
 clean:

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from docs.make_configuration import PAGE, keys, page, values
-from docs.make_figures import DOCS, THUMBNAILS, stored_figure
+from docs.make_figures import CLASSES, CROPS, DOCS, SHARES, THUMBNAILS, crops, photograph, stored_figure
 from utils.settings import Config
 
 ROOT = Path(__file__).parents[1]
@@ -88,10 +90,28 @@ def test_the_readme_says_the_same_in_both_languages():
 
 
 def test_figures_are_small():
-    sizes = {path.name: path.stat().st_size for path in DOCS.glob("*.png")}
+    sizes = {path.name: path.stat().st_size for path in DOCS.iterdir() if path.suffix in (".png", ".jpg")}
     assert len(sizes) >= 6 and max(sizes.values()) < 300_000, sizes
 
 
 def test_thumbnails_are_the_notebooks_figures():
     for name, place in THUMBNAILS.items():
         assert (DOCS / name).read_bytes() == stored_figure(*place), f"{name}: run: make figures"
+
+
+def test_crops_lie_anywhere_in_their_photograph():
+    down, across = np.mgrid[:100, :200]
+    found = crops(Image.fromarray(np.stack([down, across, 0 * down], 2).astype(np.uint8)), np.random.default_rng(0))
+    assert len(found) == CROPS
+    for image in found:
+        assert 110 <= image.width <= 200 and 55 <= image.height <= 100 and SHARES == (0.55, 1.0)
+        pixels = np.asarray(image).astype(int)
+        assert (np.diff(pixels[:, 0, 0]) == 1).all() and (np.diff(pixels[0, :, 1]) == 1).all()  # a part, not resized
+    corners = np.array([np.asarray(image)[0, 0, :2] for image in found])
+    assert (np.ptp(corners, axis=0) > (20, 40)).all()
+
+
+def test_a_photograph_is_cut_to_the_part_that_is_wanted():
+    flower = CLASSES["flower"]
+    whole, part = photograph(flower), photograph(flower._replace(area=(300, 100, 340, 130)))
+    assert whole.size == (640, 427) and part.tobytes() == whole.crop((300, 100, 340, 130)).tobytes()
