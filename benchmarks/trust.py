@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.questions import add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import REMOVALS, effects_on_pairs, mean_correlations
-from utils.evaluate.faithfulness import area_under, check_table, compare_rankings, curves
+from utils.evaluate.faithfulness import area_under, check_table, compare_rankings, curves, signed_evidence
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
 from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import Interventions, blur
@@ -121,7 +121,7 @@ def main() -> None:
     print(f"\nsums over cells of 4 x 4 against whole quarters: {additivity(model, batch, first, second):.2f}")
     interventions = Interventions.on(model, batch[first], batch[second], 16)
     curves_of = compare_rankings(interventions, explanations[METHODS[0]])
-    curves_of |= {method: curves(interventions, explanations[method].factual) for method in METHODS[1:]}
+    curves_of |= {method: curves(interventions, signed_evidence(explanations[method])) for method in METHODS[1:]}
     for name, pair in curves_of.items():
         print(f"{name}: {', '.join(f'{kind} {area_under(curve):.3f}' for kind, curve in pair.items())}", flush=True)
     ends = drawn_pairs(np.asarray(labels)[used], arguments.checks)

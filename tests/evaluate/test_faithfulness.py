@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,10 +36,11 @@ from utils.evaluate.faithfulness import (
     curves,
     randomisation_check,
     rank_correlation,
+    signed_evidence,
 )
 from utils.explain import removal
 from utils.explain.evidence import feature_maps
-from utils.explain.removal import Interventions, blur, moved
+from utils.explain.removal import Interventions, blur, moved, pixel_ranks
 from utils.Grad_CAM import explain
 from utils.Siamese import SiameseNetwork
 
@@ -349,13 +351,25 @@ def test_the_check_table_counts_moves_in_the_right_direction(judged, monkeypatch
 def test_rankings_are_compared_from_the_untouched_to_the_fully_blurred_image(judged):
     explanation, interventions = judged
     rankings = compare_rankings(interventions, explanation)
-    assert list(rankings) == ["factual map", "centred Gaussian", "random"]
+    assert list(rankings) == ["map", "centred Gaussian", "random"]
     everything = torch.ones(6, 2, 16, 24, dtype=torch.bool)
     ends = [interventions.before.mean().item(), interventions.without(everything).mean().item()]
     for drawn in rankings.values():
         assert drawn["deletion"][[0, -1]].tolist() == pytest.approx(ends, abs=1e-5)
         assert drawn["insertion"][[-1, 0]].tolist() == pytest.approx(ends, abs=1e-5)
     assert len({tuple(drawn["deletion"].round(6)) for drawn in rankings.values()}) == 3
+
+
+def test_pixels_are_ranked_from_what_speaks_for_the_decision_to_what_speaks_against_it(judged):
+    explanation, interventions = judged
+    halves = torch.cat(
+        [torch.full((6, 2, 4, 2), 1.0), torch.full((6, 2, 4, 2), -1.0)], dim=3
+    )  # left for, right against
+    halves[..., 0] = 2.0
+    evidence = signed_evidence(replace(explanation, raw=halves))
+    ranks = pixel_ranks(evidence)[0, 0]
+    assert evidence.shape == explanation.factual.shape
+    assert ranks[:, 0].max() < ranks[:, 11].min() < ranks[:, 11].max() < ranks[:, -1].min()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])

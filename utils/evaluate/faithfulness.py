@@ -176,12 +176,19 @@ def check_table(interventions: Interventions, explanation: Explanation, seed: in
     return pd.DataFrame(rows, columns=["maps", "decision", "right", "random", "change", "random change", "number"])
 
 
+def signed_evidence(explanation: Explanation) -> torch.Tensor:
+    """All evidence at the images' size, (N, 2, H, W): it ranks pixels from what speaks most for the decision to what
+    speaks most against it, where a factual map makes no difference between nothing, little, and evidence against."""
+    size = tuple(explanation.factual.shape[2:])
+    return F.interpolate(explanation.raw, size=size, mode="bilinear", align_corners=False)
+
+
 def compare_rankings(
     interventions: Interventions, explanation: Explanation, verbose: bool = False
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Deletion and insertion curves of the factual maps beside a centred Gaussian and a random ranking."""
-    factual = explanation.factual
-    random = torch.rand(factual.shape, generator=torch.Generator().manual_seed(0)).to(factual.device)
-    centre = centred_gaussian(1, tuple(factual.shape[2:])).expand(factual.shape).to(factual.device)
-    rankings = {"factual map": factual, "centred Gaussian": centre, "random": random}
+    """Deletion and insertion curves of the maps beside a centred Gaussian and a random ranking."""
+    evidence = signed_evidence(explanation)
+    random = torch.rand(evidence.shape, generator=torch.Generator().manual_seed(0)).to(evidence.device)
+    centre = centred_gaussian(1, tuple(evidence.shape[2:])).expand(evidence.shape).to(evidence.device)
+    rankings = {"map": evidence, "centred Gaussian": centre, "random": random}
     return {name: curves(interventions, maps, verbose) for name, maps in rankings.items()}
