@@ -1,3 +1,7 @@
+import errno
+import io
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -306,6 +310,37 @@ def test_images_that_break_after_the_scan_are_left_out_too(tmp_path, break_it):
     ]
     with pytest.raises(DataError, match="2 of 24 images cannot be read; mend or delete them"):
         load_for_training(table, config_for(tmp_path, on_bad_image="error"), Frame((6, 10)))
+
+
+class Dropping(io.BytesIO):
+    """A file on a network drive that drops after the first kilobyte."""
+
+    def read(self, size=-1):
+        if self.tell() + (size if size > 0 else 2**20) > 1024:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_drive_that_drops_costs_the_images_it_did_not_give_until_it_is_back(tmp_path, monkeypatch, cache):
+    make_files(tmp_path, CLASSES)
+    noise(60, 60).save(tmp_path / CLASSES[5])  # larger than a kilobyte, unlike the others
+    config = config_for(tmp_path, cache=cache)
+    with monkeypatch.context() as patch:
+        load = Image.open
+        patch.setattr(Image, "open", lambda path: load(Dropping(Path(path).read_bytes())))
+        table, notes = prepare_split(config)
+        assert sorted(table.file) == sorted(set(CLASSES) - {CLASSES[5]})
+        assert notes[:2] == [
+            "1 of 24 images cannot be read and are left out (on_bad_image: skip)",
+            f"{CLASSES[5]}: cannot be read (Input/output error); "
+            "check the disk or network drive that it is on, and run again",
+        ]
+        complete = table.assign(file=table.file.replace(table.file[table.split == "train"].iloc[0], CLASSES[5]))
+        left, loaded, notes = load_for_training(complete, config, Frame((6, 10)))
+        assert len(left) == 22 and len(loaded["train"][0]) == (left.split == "train").sum()
+        assert notes[1].startswith(f"{tmp_path / CLASSES[5]}: cannot be read (Input/output error)")
+    assert sorted(prepare_split(config)[0].file) == sorted(CLASSES)
 
 
 def test_too_few_images_after_the_scan_are_an_error(tmp_path):

@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from samples import break_file, noise
 
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import DataError, read_image, shrink
+from utils.images.reading import SUFFIXES, DataError, read_image, shrink
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,10 @@ def test_a_damaged_file_is_named(tmp_path, suffix, share):
 @pytest.mark.parametrize(
     "error, words",
     [
+        (
+            OSError(5, "Input/output error"),
+            "cannot be read (Input/output error); check the disk or network drive that it is on, and run again",
+        ),
         (PermissionError(13, "Permission denied"), "no permission to read it; change the file's access rights"),
         (RuntimeError("a\nb"), "not a readable image (a b); delete or replace it"),
         (MemoryError(), "not a readable image (MemoryError); delete or replace it"),
@@ -93,6 +99,19 @@ def test_whatever_a_decoder_raises_is_one_line_about_the_file(tmp_path, monkeypa
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / "a.png")
     assert str(caught.value) == f"{tmp_path / 'a.png'}: {words}"
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_every_promised_format_is_read(tmp_path, suffix):
+    Image.new("RGB", (8, 8), RED).save(tmp_path / f"a{suffix}")
+    assert np.abs(np.asarray(read_image(tmp_path / f"a{suffix}")) - np.array(RED)).max() <= 3
+
+
+def test_a_file_that_goes_while_it_is_looked_at_costs_an_image_only(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    monkeypatch.setattr(Path, "stat", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(DataError, match=r"a\.png: not a readable image \(cannot identify.*\); delete or replace it"):
+        read_image(tmp_path / "a.png")
 
 
 def test_an_animation_is_its_first_frame(tmp_path):
@@ -109,8 +128,8 @@ def test_an_image_that_is_gone_is_named(tmp_path):
 
 def test_a_portable_greymap_of_sixteen_bits_keeps_its_greys(tmp_path):
     greys = np.arange(0, 65536, 4096, dtype=">u2")
-    (tmp_path / "a.ppm").write_bytes(b"P5\n16 1\n65535\n" + greys.tobytes())  # to Pillow of 32 bits
-    assert np.abs(np.asarray(read_image(tmp_path / "a.ppm"))[0] - (greys / 256)[:, None]).max() <= 1
+    (tmp_path / "a.pgm").write_bytes(b"P5\n16 1\n65535\n" + greys.tobytes())  # to Pillow of 32 bits
+    assert np.abs(np.asarray(read_image(tmp_path / "a.pgm"))[0] - (greys / 256)[:, None]).max() <= 1
 
 
 def test_fractions_are_refused_and_not_read_as_black(tmp_path):

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from utils.images.hashes import close_pairs
-from utils.images.reading import DataError, read_image
+from utils.images.reading import DataError, read_image, what_is_wrong
 
 # A hash of SIDE * SIDE bits; the usual 8 * 8 take different skin lesions, each a blob in the middle, for the same.
 SIDE = 16
@@ -61,7 +61,7 @@ def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
     try:
         content = hashlib.sha256(path.read_bytes()).digest()
     except OSError as error:
-        raise DataError(f"{path}: not a readable image ({error.strerror}); delete or replace it") from None
+        raise DataError(f"{path}: {what_is_wrong(path, error)}") from None
     grey = image.convert("L")
     bits = imagehash.phash(grey, SIDE).hash.ravel() if np.std(grey.resize((4 * SIDE, 4 * SIDE))) >= FLAT else None
     return Fingerprint(content, bits, image.size)

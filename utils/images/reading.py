@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.settings import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
+# `.jfif` and `.jpe` are JPEG too: some browsers on Windows save the first.
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
 class DataError(UserError):
@@ -32,10 +34,11 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return to_rgb(image)
     except Exception as error:  # on damaged files decoders raise whatever they stumble over
-        raise DataError(f"{path}: {_what_is_wrong(path, error)}") from None
+        raise DataError(f"{path}: {what_is_wrong(path, error)}") from None
 
 
-def _what_is_wrong(path: Path, error: Exception) -> str:
+def what_is_wrong(path: Path, error: Exception) -> str:
+    """Why a file was not read, and what to do, of the error that was raised instead."""
     if isinstance(error, FileNotFoundError):
         if path.is_symlink():
             return "a link to nowhere; delete it, or bring back the file that it leads to"
@@ -44,10 +47,13 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         return "a link that leads to itself; delete it"
     if isinstance(error, PermissionError):
         return "no permission to read it; change the file's access rights"
+    if isinstance(error, OSError) and error.errno is not None:  # the system's words, not the decoder's
+        return f"cannot be read ({error.strerror}); check the disk or network drive that it is on, and run again"
     if isinstance(error, Image.DecompressionBombError):
         return f"over {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which is not read; save it smaller"
     if isinstance(error, UnidentifiedImageError):  # Pillow's own words only repeat the path
-        error = "its content is not an image's" if path.stat().st_size else "the file is empty"
+        with suppress(OSError):  # it has gone meanwhile
+            error = "its content is not an image's" if path.stat().st_size else "the file is empty"
     return f"not a readable image ({' '.join(str(error).split()) or type(error).__name__}); delete or replace it"
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from utils.explain.occlusion import region_effects
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import DataError, is_named_as_image, read_image
+from utils.images.reading import DataError, is_named_as_image, read_image, what_is_wrong
 from utils.models import load_trained
 from utils.search.store import FileState, Index
 from utils.settings import Config
@@ -152,8 +152,8 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
                 found.append(state_of(folder, file))
             except UnicodeEncodeError:
                 problems.append(f"{file.encode(errors='replace').decode()}: a name that is not valid text; rename it")
-            except OSError:
-                problems.append(f"{file}: a link to nowhere; delete it, or bring back the file that it leads to")
+            except OSError as error:
+                problems.append(f"{file}: {what_is_wrong(path, error)}")
     if not found:
         raise DataError("\n".join([f"{folder}: no image in it or its sub-folders; name another folder", *problems]))
     return sorted(found)
