@@ -1,8 +1,9 @@
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 
 import pytest
-from samples import twins_in
+from samples import make_files, noise, twins_in
 
 from utils import __main__ as command_line
 from utils import images, training
@@ -24,6 +25,19 @@ def test_audit_by_name(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "Conflicting labels:\n  a/x_5_a.png  b/x_5_b.png\n" in printed
     assert "Near duplicates:\n  a/x_0_a.png  a/x_13_a.png  a/x_7_a.png\n" in printed
+
+
+def test_names_that_a_terminal_lacks_letters_for_are_printed_by_their_numbers(tmp_path, monkeypatch):
+    """As on a Windows whose language is Chinese, into a file or a pipe."""
+    make_files(tmp_path / "Data" / "Mine", [f"{label}/{i}.png" for label in "ab" for i in range(2)])
+    for name in ("a/\N{BLOSSOM}.jfif", "b/\N{CJK UNIFIED IDEOGRAPH-82B1}.jpg"):
+        noise(seed=9).save(tmp_path / "Data" / "Mine" / name, format="PNG")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yml").write_text("datasets: {Mine: {hyperparameters: {verbose: False}}}")
+    printed = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(printed, encoding="gbk", write_through=True))
+    command_line.main(["audit", "Mine"])
+    assert "Conflicting labels:\n  a/\\U0001f33c.jfif  b/\u82b1.jpg\n" in printed.getvalue().decode("gbk")
 
 
 @pytest.mark.parametrize("name, words", [("Mine", "no such folder"), ("Cars", "no block named 'Cars'")])

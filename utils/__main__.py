@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -113,13 +112,12 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a file's name may hold letters that a terminal lacks
-            stream.reconfigure(errors="replace")
     # Here, so that help comes at once.
     from utils.config import load_config
+    from utils.files import print_any_name
     from utils.settings import UserError
 
+    print_any_name()
     try:
         if options.command == "download":
             from utils.images.download import download_public

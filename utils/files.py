@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and their names on a terminal."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 
 from utils.settings import UserError
@@ -37,3 +39,10 @@ def write_whole(path: Path, text: str) -> None:
     """Write text as UTF-8, line ends as they are; raises as `replacing` does."""
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8", newline="")
+
+
+def print_any_name() -> None:
+    """Let what this program prints hold letters that its terminal lacks, which are then shown as their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -104,7 +104,7 @@ def _start(number: int, count: int, folder: Path) -> subprocess.Popen:
         "LOCAL_WORLD_SIZE": str(count),
         MEETING: str(folder / "meeting"),
         "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path),
-        "PYTHONIOENCODING": f"{_encoding()}:replace",
+        "PYTHONIOENCODING": f"{_encoding()}:backslashreplace",
     }
     shown = subprocess.PIPE if number == 0 else subprocess.DEVNULL
     # Ctrl-C in a terminal reaches all of its group: these are to hear of it from us, once.

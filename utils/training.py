@@ -29,6 +29,7 @@ from utils.early_stopping import EarlyStopping
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.explain.additivity import SHARE, halved_boxes, left_over, surplus, without_halves
+from utils.files import print_any_name
 from utils.gradient_caching import EmbedPart, GradientCache, batch_statistics
 from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
@@ -388,6 +389,7 @@ def main() -> None:
     parser.add_argument("--dataset", help="name under `datasets:` (default: the configuration's own)")
     parser.add_argument("--config", default="config.yml", type=Path)
     arguments = parser.parse_args()
+    print_any_name()
     try:
         train_and_report(load_config(arguments.config, arguments.dataset))
     except UserError as error:
