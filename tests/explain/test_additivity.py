@@ -22,6 +22,14 @@ def test_halves_are_neighbours_that_fill_a_box_of_the_image():
     assert SIDES[0] - 0.02 < heights.min() < 0.25 and 0.6 < heights.max() < SIDES[1] + 0.02
 
 
+def test_boxes_of_tiny_images_are_two_pixels_or_more_with_a_cut_between_them():
+    boxes = halved_boxes(200, (3, 4), np.random.default_rng(0))
+    whole = np.stack([boxes[:, 0, 0], boxes[:, 1, 1], boxes[:, 0, 2], boxes[:, 1, 3]])
+    assert set(whole[1] - whole[0]) == {2} and set(whole[3] - whole[2]) == {2, 3}  # 0.7 of 3 and of 4, rounded
+    assert set(whole[0]) == {0, 1} and set(whole[2]) == {0, 1, 2}
+    assert ((boxes[:, :, 1] > boxes[:, :, 0]) & (boxes[:, :, 3] > boxes[:, :, 2])).all()
+
+
 def test_each_half_and_both_are_blurred():
     batch = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     boxes = np.array([[[2, 6, 3, 9], [6, 9, 3, 9]], [[0, 16, 0, 4], [0, 16, 4, 24]]])

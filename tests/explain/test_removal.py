@@ -19,7 +19,7 @@ from toy import (
 )
 
 from utils.explain import removal
-from utils.explain.removal import Interventions, blur, moved, removable_share, top_region
+from utils.explain.removal import OTHERS, Interventions, blur, moved, removable_share, top_region
 
 
 def test_top_region_equals_a_sort_with_ties_in_reading_order():
@@ -98,6 +98,23 @@ def test_margins_follow_the_networks_margin_and_threshold(to_black):
     toy.margin, toy.threshold = 4.0, 0.7  # distances 0.4, 2.5, 8: similar, similar, dissimilar
     interventions = Interventions.on(toy, IMAGES1, IMAGES2)
     assert interventions.before.tolist() == pytest.approx([0.7 - 0.1, 0.7 - 0.625, 2 - 0.7])
+
+
+def test_a_distance_at_the_threshold_is_called_dissimilar(toy, to_black):
+    one, none = toy_image(1, 0)[None], toy_image(0, 0)[None]  # D = 1, half of the margin
+    interventions = Interventions.on(toy, one, none)
+    assert interventions.before.item() == 0
+    assert interventions.margin(none, 0).item() == pytest.approx(-0.5, abs=1e-5)  # alike: less dissimilar
+
+
+def test_two_other_ways_for_a_region_to_go():
+    image = torch.arange(3 * 4 * 6.0).view(1, 3, 4, 6)
+    filled, moved_by_half = (removal(image) for removal in OTHERS.values())
+    for channel in range(3):
+        assert (filled[0, channel] == 24 * channel + 11.5).all()  # of 0 to 23
+        for row in range(4):
+            for column in range(6):
+                assert moved_by_half[0, channel, (row + 2) % 4, (column + 3) % 6] == image[0, channel, row, column]
 
 
 def test_margins_equal_a_naive_loop_with_the_real_blur(toy):
