@@ -19,7 +19,6 @@ from utils.config import load_config
 from utils.dataset import prepare_split
 from utils.images import augmentation
 from utils.images.augmentation import changed_images
-from utils.launching import run_together
 from utils.processes import Processes, together
 from utils.Siamese import SiameseNetwork
 from utils.training import Trainer, TrainingError, train
@@ -74,12 +73,8 @@ def test_two_processes_train_the_network_of_one(config, tmp_path):
         torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
     start = torch.load(tmp_path / "weights.pth", weights_only=True)
     assert not torch.equal(two["backbone.0.weight"], start["0.weight"])  # it has learnt something
-    # Started from here, as from a notebook: the same.
-    there = config.model_copy(update={"checkpoints_path": tmp_path / "here"})
-    started = run_together(2, "test_processes:train_in_float32", there).drop(columns="seconds")
-    pd.testing.assert_frame_equal(started, history)
     # One process shows its progress, and says what there is to say.
-    assert run.stderr.count("Preparing explanations: 100%") == 1 and run.stderr.count("Training:   0%") == 1
+    assert run.stderr.count("Preparing explanations:   0%") == 1 and run.stderr.count("Training:   0%") == 1
     assert run.stdout.count("1 of 21 images cannot be read and are left out") == 1
 
 

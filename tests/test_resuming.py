@@ -1,10 +1,12 @@
 import signal
 
+import dying
 import pandas as pd
 import pytest
 import torch
+from dying import KILLED, exit_code
 
-from benchmarks.kills import configurations, difference, train_killed, watched
+from benchmarks.kills import configurations, difference, watched
 from benchmarks.questions import changed
 from utils import results
 from utils.dataset import prepare_split
@@ -22,7 +24,9 @@ def alone(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes that are killed
     for name, config in configurations(tmp_path_factory.mktemp("kills")).items():
-        config = changed(config, {"checkpoints_path": config.checkpoints_path / name.split()[0]})
+        config = changed(
+            config, {"checkpoints_path": config.checkpoints_path / name.split()[0], "image.size": [32, 32]}
+        )
         train(config)
         found[name] = config
     yield found
@@ -41,7 +45,7 @@ def elsewhere(config, folder):
 )
 def test_a_killed_run_ends_as_if_nothing_had_happened(alone, tmp_path, capsys, network, event, count):
     again = elsewhere(alone[network], tmp_path)
-    train_killed(again, event, count)
+    assert exit_code(dying.training, again, event, count) == KILLED
     train(again)
     assert difference(alone[network].checkpoints_path, again.checkpoints_path) is None
     if event == "step":  # otherwise it may have died before it could remember
@@ -84,7 +88,7 @@ def test_a_run_of_the_head_alone_that_was_killed_while_finishing_finishes(alone,
     with watched() as counts:
         train(undisturbed)
     again = changed(elsewhere(alone["pretrained"], tmp_path), one_cycle)
-    train_killed(again, "write", counts["write"] - 1)
+    assert exit_code(dying.training, again, "write", counts["write"] - 1) == KILLED
     train(again)
     assert "training goes on from there" in capsys.readouterr().out
     assert difference(undisturbed.checkpoints_path, again.checkpoints_path) is None

@@ -2,6 +2,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from utils.explain.removal import blur
 from utils.images.reading import DataError
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
+from utils.processes import Processes
 from utils.results import HISTORY
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
@@ -470,6 +472,15 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_images_and_key(confi
     assert str(caught.value).endswith(f"images: {', '.join(different[:3])} and {len(different) - 3} more")
 
 
+@pytest.mark.parametrize("count, end", [(2, ""), (3, ""), (4, " and 1 more")])
+def test_up_to_three_images_are_named_and_of_more_the_number(config, count, end):
+    trainer = Trainer(config(), prepare_split(config())[0])
+    files = trainer.table.file[trainer.table.split == "train"].tolist()
+    with pytest.raises(TrainingError) as caught:
+        trainer.refuse(np.arange(count), float("nan"), torch.zeros(count, 4))
+    assert str(caught.value).endswith(f"look at its images: {', '.join(files[:count][:3])}{end}")
+
+
 def test_of_a_batch_the_images_are_named_whose_embeddings_are_not_finite(config, monkeypatch):
     settings = config()
     trainer = Trainer(settings, prepare_split(settings)[0])
@@ -521,6 +532,18 @@ def test_command_line_says_a_mistake_in_one_line(config, tmp_path, monkeypatch, 
     assert "no block named 'B'" in str(stop.value) and "\n" not in str(stop.value)
 
 
+def test_names_that_a_terminal_lacks_letters_for_do_not_stop_training(config, tmp_path, monkeypatch):
+    settings, printed = config({"epochs": 1}), BytesIO()
+    (settings.data_path / "red" / "\N{BLOSSOM}.jpg").touch()
+    settings.save(tmp_path / "config.yml")
+    monkeypatch.setattr(sys, "argv", ["training", "--config", str(tmp_path / "config.yml")])
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(printed, encoding="gbk", write_through=True))
+    training.main()
+    lines = printed.getvalue().decode("gbk").splitlines()
+    assert "red/\\U0001f33c.jpg: not a readable image (the file is empty); delete or replace it" in lines
+    assert lines[-1].startswith("kept epoch 1 of 1")
+
+
 def test_batches_of_the_public_configuration_hold_similar_pairs(config):
     settings = config({"batch_size": 4})
     trainer = Trainer(settings, prepare_split(settings)[0])
@@ -550,11 +573,14 @@ def test_the_head_alone_learns_on_features_that_are_computed_once(config, monkey
     assert all(torch.equal(a, b) for a, b in zip(trained.backbone.state_dict().values(), start.state_dict().values()))
 
 
-def test_fine_tuning_follows_and_leaves_the_first_blocks_and_the_statistics(config):
-    settings = config({"epochs": 2, "head_steps": 5, "batch_size": 4, "learning_rate": 1e-3}, **PRETRAINED)
-    history = train(settings)
-    assert history.epoch.tolist() == [1, 2, 3, 4]  # two of the head, two of fine-tuning
-    last = SiameseNetwork.load(settings.checkpoints_path / "last.pth").backbone.state_dict()
+def test_fine_tuning_follows_repeats_bit_for_bit_and_leaves_the_first_blocks_and_the_statistics(config, tmp_path):
+    options = {"epochs": 2, "head_steps": 5, "batch_size": 4, "learning_rate": 1e-3}
+    for run in "ab":
+        history = train(config(options, checkpoints_path=tmp_path / run, **PRETRAINED))
+        assert history.epoch.tolist() == [1, 2, 3, 4]  # two of the head, two of fine-tuning
+    a, b = (weights_of(tmp_path / run / "last.pth") for run in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    last = SiameseNetwork.load(tmp_path / "a" / "last.pth").backbone.state_dict()
     start = nn.Sequential(*backbone_blocks("EfficientNetLite0", pretrained=True)).state_dict()
     changed = {name for name in start if not torch.equal(start[name], last[name])}
     assert {int(name.split(".")[0]) for name in changed} == set(range(8, 21)) and not any(
@@ -562,18 +588,10 @@ def test_fine_tuning_follows_and_leaves_the_first_blocks_and_the_statistics(conf
     )
 
 
-def test_transfer_repeats_bit_for_bit(config, tmp_path):
-    for run in "ab":
-        settings = {"checkpoints_path": tmp_path / run, **PRETRAINED}
-        train(config({"epochs": 1, "head_steps": 3, "batch_size": 4}, **settings))
-    a, b = (weights_of(tmp_path / run / "last.pth") for run in "ab")
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.mark.parametrize(
     "aucs, kept", [([0.9, 0.8, 0.6, 0.7], 4), ([0.9, 0.8, 0.7, 0.6], 3), ([0.9, 0.8], 2), ([0.9, 0.8, 0.7], 3)]
 )
-def test_the_head_alone_is_kept_as_its_schedule_left_it(config, monkeypatch, aucs, kept):
+def test_the_head_alone_is_kept_as_its_schedule_left_it(config, tmp_path, monkeypatch, aucs, kept):
     """Three epochs of the head, however good its first ones looked; then those of fine-tuning compete with its last."""
     scripted(monkeypatch, aucs)
     run_epoch = Trainer.run_epoch
@@ -584,7 +602,8 @@ def test_the_head_alone_is_kept_as_its_schedule_left_it(config, monkeypatch, auc
         return run_epoch(self, epoch, bar)
 
     monkeypatch.setattr(Trainer, "run_epoch", interrupted)
-    settings = config({"epochs": 1, "head_steps": 9, "batch_size": 4}, **PRETRAINED)
+    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
+    settings = config({"epochs": 1, "head_steps": 9, "batch_size": 4}, weights=tmp_path / "w.pth")
     assert train(settings).valid_auc.tolist() == aucs
     assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
 
@@ -626,6 +645,48 @@ def test_effects_that_do_not_add_up_cost_what_the_weight_says(config, monkeypatc
     wanted = 1e4 * torch.cat([gradient.flatten() for gradient in wanted])
     assert wanted.norm() > 1e-3
     torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
+
+
+def test_the_mean_embedding_of_an_epoch_is_that_of_its_steps(config, monkeypatch):
+    settings, step, seen = config({"batch_size": 5}), Trainer.step, []  # batches that differ in size
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: seen.append(step(self, batch)) or seen[-1])
+    trainer = Trainer(settings, prepare_split(settings)[0])
+    row = trainer.run_epoch(1, tqdm(disable=True))
+    embeddings = torch.cat([found for _, found in seen])
+    torch.testing.assert_close(trainer.model.mean_embedding, embeddings.mean(0))
+    assert len({len(found) for _, found in seen}) > 1
+    assert row["train_loss"] == pytest.approx(sum(loss * len(found) for loss, found in seen) / len(embeddings))
+
+
+def test_every_process_draws_its_own_in_every_epoch_whatever_the_seed_and_one_alone_goes_on(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "epoch_batches", lambda self: ["one"])
+    trainer, drawn = Trainer(config(), prepare_split(config())[0]), []
+    monkeypatch.setattr(Trainer, "step", lambda self, batch: drawn.append(torch.initial_seed()) or 1 / 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        for processes in [Processes(), Processes(0, 2), Processes(1, 2)]:
+            for seed in (42, 43):
+                trainer.processes, trainer.config = processes, config(seed=seed)
+                for epoch in range(1, 101):
+                    with pytest.raises(ZeroDivisionError):
+                        trainer.run_epoch(epoch, tqdm(disable=True))
+    assert set(drawn[:200]) == {7} and len(set(drawn[200:])) == 400
+
+
+def test_processes_compare_what_files_and_pixels_they_train_on(config):
+    compared = []
+
+    class Watched(Processes):
+        def check_same_images(self, checksum):
+            compared.append(checksum)
+
+    table = prepare_split(config())[0]
+    for _ in range(2):
+        Trainer(config(), table, Watched())
+    file = config().data_path / table.file[table.split == "train"].iloc[0]
+    Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
+    Trainer(config(), table, Watched())
+    assert compared[0] == compared[1] != compared[2]
 
 
 def test_without_a_weight_no_boxes_are_looked_at(config, monkeypatch):

@@ -104,10 +104,10 @@ def test_a_name_cannot_end_the_data_and_of_two_alike_the_folder_is_shown(pair, m
     assert held["missing"] == [HOSTILE] and held["network"] == HOSTILE
 
 
-def test_fifty_photographs_take_less_than_five_megabytes(tmp_path):
+def test_ten_photographs_take_less_than_a_megabyte(tmp_path):
     network = SiameseNetwork("Conv4", embedding_dim=16, image_size=(16, 16)).eval()
-    text = page(Comparison(network, photographs(tmp_path, 50, size=(400, 300))))
-    assert len(contents(text)["images"]) == 50 and len(text.encode()) < 5e6
+    text = page(Comparison(network, photographs(tmp_path, 10, size=(400, 300))))
+    assert len(contents(text)["images"]) == 10 and len(text.encode()) < 1e6
 
 
 def test_nothing_is_loaded_and_no_text_becomes_markup():

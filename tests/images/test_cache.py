@@ -1,17 +1,16 @@
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
-import textwrap
 import threading
 import zlib
 from pathlib import Path
 
+import dying
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dying import KILLED, exit_code
 from PIL import Image
 from samples import break_file, make_files, noise, twins_in
 
@@ -295,18 +294,7 @@ def test_pixels_of_files_that_have_changed_do_not_pile_up(config, monkeypatch):
 
 def test_a_run_that_is_killed_between_pixels_and_table_leaves_nothing_wrong(config):
     """The first of two chunks is kept; of the second there are pixels, which nobody knows."""
-    code = f"""
-        import os
-        from utils.images import cache
-        from utils.settings import Config
-
-        cache.CHUNK, synced = {7 * BYTES}, []
-        os.fsync = lambda number: synced.append(number) or len(synced) == 2 and os._exit(9)
-        config = Config.model_validate_json({config.model_dump_json()!r})
-        cache.read_fingerprints(config, {FILES!r})
-    """
-    root = Path(__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=root).returncode == 9
+    assert exit_code(dying.reading, config, FILES, 7 * BYTES) == KILLED
     _, (pixels,), rows = stored(config)
     assert sorted(rows) == FILES[:7] and pixels.stat().st_size == len(FILES) * BYTES
     assert torch.equal(pixels_of(config), decoded(config))

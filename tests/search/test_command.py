@@ -170,9 +170,9 @@ def test_a_place_that_cannot_hold_an_index_is_a_line(place, capsys):
     assert caught.value.code == 2 and "cannot be made" in line and "set outputs_path" in line
 
 
-def test_it_starts_as_a_program(place):
+def test_it_starts_as_a_program():
     """And says a mistake in a line, without a traceback."""
-    run = [sys.executable, "-m", "utils", "search", "query", "query.png", "--config", str(place / "config.yml")]
+    run = [sys.executable, "-m", "utils", "search", "query"]
     root = Path(__file__).parents[2]
     done = subprocess.run(run, cwd=root, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""

@@ -1,14 +1,13 @@
 """The index of a folder, and its images found and explained; a tiny network, images of noise."""
 
 import os
-import signal
-import subprocess
 import sys
-from pathlib import Path
 
+import dying
 import numpy as np
 import pytest
 import torch
+from dying import KILLED, exit_code
 from samples import make_files, noise
 from toy import trained_network
 
@@ -210,33 +209,9 @@ def test_a_file_that_goes_while_the_index_is_built_is_named(model, folder, path,
     assert report.problems == ["0/1.png: has gone since the folder was listed"] and report.images == 6
 
 
-KILLED = """
-import os, signal, sys, torch
-from pathlib import Path
-from utils.search import build, store
-from utils.Siamese import SiameseNetwork
-model, done = SiameseNetwork.load(sys.argv[1]), []
-build.EMBEDDED_AT_ONCE = 2
-original = store.Index._transaction
-from contextlib import contextmanager
-@contextmanager
-def dying(self, kind):
-    with original(self, kind):
-        yield
-        done.append(kind)
-        if len(done) == 6:  # made, listed (twice), two batches; the third is written, but not committed
-            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-store.Index._transaction = dying
-build.build_index(model, Path(sys.argv[2]), Path(sys.argv[3]), num_workers=0, verbose=False)
-"""
-
-
 def test_a_killed_build_goes_on(model, folder, path, tmp_path):
     model.save(tmp_path / "model.pth")
-    root = Path(__file__).parents[2]
-    arguments = [str(tmp_path / "model.pth"), str(folder), str(path)]
-    child = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=root, capture_output=True, text=True)
-    assert child.returncode == (-signal.SIGKILL if os.name == "posix" else signal.SIGTERM), child.stderr
+    assert exit_code(dying.indexing, tmp_path / "model.pth", folder, path) == KILLED
     assert len(files_in(model, path)) == 4
     passes = count_passes(model)
     assert build(model, folder, path, effects=False).images == 7 and sum(passes) == 3
