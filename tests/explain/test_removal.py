@@ -15,11 +15,13 @@ from toy import (
     boxes,
     maps_of,
     naive_margins,
+    network_images,
     toy_image,
+    trained_network,
 )
 
 from utils.explain import removal
-from utils.explain.removal import OTHERS, Interventions, blur, moved, removable_share, top_region
+from utils.explain.removal import OTHERS, Interventions, blur, blurred_features, moved, removable_share, top_region
 
 
 def test_top_region_equals_a_sort_with_ties_in_reading_order():
@@ -148,3 +150,12 @@ def test_removable_share_stays_between_nothing_and_all(to_black, monkeypatch, me
     toy.mean_embedding.fill_(mean)  # z goes from 10 to 2: past the mean, or away from it
     monkeypatch.setattr(removal, "own_evidence", lambda model, batch: PATCHES["A"].expand(len(batch), -1, -1))
     assert removable_share(toy, toy_image(8, 2)[None].to(torch.uint8)) == share
+
+
+def test_what_blurring_leaves_of_features_is_averaged_over_images_and_positions():
+    model, images = trained_network(), torch.cat(network_images())  # 8
+    with torch.no_grad():
+        maps = [model.backbone[: model.fine_block + 1](blur(image[None]))[0].numpy() for image in images]
+    found = blurred_features(model, images, batch_size=3)
+    assert np.allclose(found, [np.mean([one[channel] for one in maps]) for channel in range(len(found))], atol=1e-5)
+    assert found.std() > 0.01
