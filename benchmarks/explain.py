@@ -106,22 +106,22 @@ def captum_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch
 
 
 def occlusion_costs(backbone: str) -> None:
-    """Seconds of one pair, with the images that pass through the network, and of a further pair of known images."""
+    """Seconds of one pair, with the number of embeddings that this takes, and of a further pair of known images."""
     torch.manual_seed(0)
     model = SiameseNetwork(backbone).eval()
     one, two = torch.randn(2, 1, 3, 224, 224).unbind()
-    passes: list[int] = []
-    hook = model.backbone[0].register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    embedded: list[int] = []  # ours computes earlier blocks in part only
+    hook = model.pooling.register_forward_hook(lambda module, inputs, output: embedded.append(len(output)))
     runs = {"occlusion (ours)": lambda: explain(model, one, two)} | captum_occlusions(model, one, two)
     counts = {}
     for name, run in runs.items():
-        passes.clear()
+        embedded.clear()
         run()
-        counts[name] = sum(passes)
+        counts[name] = sum(embedded)
     hook.remove()
     for name, run in runs.items():
         took = seconds(run)
-        print(f"{backbone:<18} {name:<24} {counts[name]:>6} {took:>8.2f} {1000 * took / counts[name]:>8.1f}")
+        print(f"{backbone:<18} {name:<24} {counts[name]:>10} {took:>8.2f} {1000 * took / counts[name]:>8.1f}")
     effects = region_effects(model, torch.cat([one, two]))
     further = seconds(lambda: effects.maps([0], [1]))
     drawn = seconds(lambda: explain_effects(model, effects, [0], [1], (224, 224)))
@@ -164,7 +164,7 @@ def main() -> None:
             lambda: grad_cam(batch1, batch2),
         ]
         print(f"{backbone:<10} {count:>5} {1000 * unit:>10.1f}", *(f"{seconds(run) / unit:>8.2f}x" for run in runs))
-    print(f"\n{'backbone':<18} {'one pair':<24} {'passes':>6} {'seconds':>8} {'ms/pass':>8}")
+    print(f"\n{'backbone':<18} {'one pair':<24} {'embeddings':>10} {'seconds':>8} {'ms each':>8}")
     for backbone in ("EfficientNetLite0", "ResNet50"):
         occlusion_costs(backbone)
 
