@@ -116,9 +116,8 @@ class Without:
         return found
 
     def _without(self, instead: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        parts: Sequence[torch.Tensor]
         parts = [instead[:, top:bottom, left:right] for top, bottom, left, right in regions.tolist()]
-        for stage, whole in zip(self.stages, self.whole):
+        for stage, whole in zip(self.stages, self.whole):  # parts of the stage's map, and where they lie
             height, width = whole.shape[2:]
             rows, columns = stage.changed(regions[:, :2], height), stage.changed(regions[:, 2:], width)
             tops, down = stage.needed(rows, height)
