@@ -56,22 +56,24 @@ def local_stages(model: SiameseNetwork) -> list[Stage]:
             given.append(block(given[-1]))
         for side, some in groupby(range(len(given) - 1), lambda k: given[k + 1].shape[2]):
             end = start + len(list(some))
-            stage = _stage(model.backbone[start:end], given[start])
             uneven = PROBE % side or any(pixels * side % PROBE for pixels in model.image_size)
-            if stage is None or uneven or side * COARSEST < PROBE:
+            if uneven or side * COARSEST < PROBE:
+                break
+            stage = _stage(model.backbone[start:end], given[start], given[start].shape[2] // side)
+            if stage is None:
                 break
             stages.append(stage)
             start = end
     return stages
 
 
-def _stage(blocks: nn.Sequential, given: torch.Tensor) -> Stage | None:
-    """What is to be known of blocks that are given maps like this (1, C, h, h); None if a change may go everywhere.
+def _stage(blocks: nn.Sequential, given: torch.Tensor, stride: int) -> Stage | None:
+    """What is to be known of blocks of a stride that are given maps like this (1, C, h, h); None if a change may go
+    everywhere.
 
     Not-a-number in a position of the given map makes that of every position which depends on it, whatever the weights.
     """
     side = given.shape[2]
-    stride = side // blocks(given).shape[2]
     places = torch.arange(stride) + side // 2 // stride * stride
     probes = given.repeat(stride, 1, 1, 1)
     probes[torch.arange(stride), :, places, places] = torch.nan
