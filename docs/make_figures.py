@@ -18,6 +18,7 @@ from PIL import Image
 
 from utils.comparison import Comparison
 from utils.config import load_config
+from utils.Grad_CAM import MAPS
 from utils.imshow import show_explanation
 from utils.models import load_trained
 from utils.Siamese import SiameseNetwork
@@ -106,7 +107,7 @@ def explain_photographs(model: SiameseNetwork, folder: Path) -> None:
     print(what_if.report(pair["names"]))
     distance, sign = float(pair["explanation"].distance[0]), -1 if pair["explanation"].is_similar[0] else 1
     for name, changes in zip(pair["names"], what_if.change):
-        for kind, change in zip(("factual", "counterfactual"), changes):
+        for kind, change in zip(MAPS, changes):
             after = distance + sign * model.margin * change
             print(f"{name} without its {kind} region: distance {distance:.2f} → {after:.2f}")
 

@@ -17,7 +17,7 @@ from utils.dataset import read_split
 from utils.explain.matching import Match, matching_regions
 from utils.explain.occlusion import RegionEffects, correlation, joined, region_effects, region_sums
 from utils.explain.removal import OTHERS, Interventions, embed_in_parts, strongest_region
-from utils.Grad_CAM import Explanation, explain, explain_effects
+from utils.Grad_CAM import MAPS, Explanation, explain, explain_effects
 from utils.images.frame import WHOLE, Box
 from utils.images.pairs import Pairs
 from utils.images.reading import DataError, is_named_as_image, read_image, shrink
@@ -188,7 +188,7 @@ class WhatIf:
         away."""
         lines = []
         for image, name in enumerate(names):
-            for kind, (word, sign) in enumerate((("factual", -1), ("counterfactual", 1))):
+            for kind, (word, sign) in enumerate(zip(MAPS, (-1, 1))):
                 effect = ("weaker", "stronger")[int(self.change[image, kind] > 0)]
                 passed = "as it should" if sign * self.change[image, kind] > 0 else "so do not trust this map"
                 if self.empty[image, kind]:
