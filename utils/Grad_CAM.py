@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from utils.explain.evidence import evidence_for, feature_maps, traced
 from utils.explain.occlusion import RegionEffects, region_effects
+from utils.explain.removal import strongest_region
 from utils.Siamese import SiameseNetwork, embedding_distance
 
 MAPS = ("factual", "counterfactual")  # in the order of `strength` and `empty`
@@ -55,7 +56,9 @@ def explain(
             does to the squared distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`, is spread over the image
             (`utils.explain.occlusion`); within what windows resolve, as DeepLIFT's multipliers see it. Evidence weaker
             than a tenth of its image's strongest, and evidence against the decision that is weaker than a tenth of the
-            pair's, is in no map, only in `raw`. It takes some 170 looks at each image.
+            pair's, is in no map, only in `raw`; nor is evidence against it of which the strongest tenth of the image,
+            gone as a whole, would by the same measurements not make the decision surer. It takes some 170 looks at
+            each image.
             `contrast` predicts less of what is measured, for one forward pass and a half. It asks what keeps the pair
             together, or apart, if a region goes. A region's going takes z1 a share r of the way to the mean training
             embedding mu (`model.removable`, measured after training). The derivative of `-D^2` with respect to z1,
@@ -100,7 +103,7 @@ def explain_features(
     sign = torch.where(is_similar, 1.0, -1.0)[:, None]
     wanted = sign * _towards_similar(model, z1, z2, method)
     raw = torch.stack(evidence_for(model, z, wanted.flatten(0, 1), leaf, method).chunk(2), dim=1)
-    return _explanation(model, distance, raw, image_size)
+    return _explanation(model, distance, raw, torch.stack([raw, -raw], dim=2), image_size)
 
 
 def explain_effects(
@@ -112,18 +115,28 @@ def explain_effects(
 ) -> Explanation:
     """As `explain` by `occlusion`, for pairs of images whose `region_effects` are known: no forward pass."""
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
-    sign = torch.where(model.dissimilarity(distance) < model.threshold, 1.0, -1.0)[:, None, None, None]
-    return _explanation(model, distance, sign * effects.maps(first, second), image_size, LEAST)
+    sign = torch.where(model.dissimilarity(distance) < model.threshold, 1.0, -1.0)
+    raw = sign[:, None, None, None] * effects.maps(first, second)
+    factual, counterfactual = _enough(raw)
+    change = effects.if_gone(first, second, strongest_region(counterfactual))
+    surer = sign[:, None] * change < 0
+    shown = torch.stack([factual, torch.where(surer[:, :, None, None], counterfactual, 0)], dim=2)
+    return _explanation(model, distance, raw, shown, image_size)
+
+
+def _enough(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of measured evidence for a decision (N, 2, h, w), what is not less than a share of its image's strongest; of
+    evidence against it, which is rare and claims more, of the pair's."""
+    of_image = LEAST * raw.abs().amax((2, 3), keepdim=True)
+    of_pair = of_image.amax(1, keepdim=True)
+    return torch.where(raw > of_image, raw, 0), torch.where(-raw > of_pair, -raw, 0)
 
 
 def _explanation(
-    model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, image_size: tuple[int, int], least: float = 0
+    model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, shown: torch.Tensor, image_size: tuple[int, int]
 ) -> Explanation:
-    """From distances (N,) and signed evidence for the decisions (N, 2, h, w). In no map is, of evidence for a decision,
-    less than a share of its image's strongest; of evidence against it, which is rare and claims more, of the pair's."""
-    of_image = least * raw.abs().amax((2, 3), keepdim=True)
-    of_pair = of_image.amax(1, keepdim=True)
-    shown = torch.stack([torch.where(raw > of_image, raw, 0), torch.where(-raw > of_pair, -raw, 0)], dim=2)
+    """From distances (N,), signed evidence for the decisions (N, 2, h, w), and what of it is shown for and against
+    them, (N, 2, 2, h, w)."""
     maps, peaks, empty = _normalised(shown, image_size)
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(

@@ -226,8 +226,38 @@ def test_weak_evidence_is_in_no_map(model, batch):
     strongest = raw.abs().amax((1, 2), keepdim=True)
     assert strongest[1] < 0.9 * strongest[0] and 0 < LEAST < 1
     assert torch.equal(e.factual[0] > 0, raw > LEAST * strongest)  # maps as fine as densities
-    assert torch.equal(e.counterfactual[0] > 0, -raw > LEAST * strongest.max())
-    assert ((raw > 0) & (e.factual[0] == 0)).any() and ((raw < 0) & (e.counterfactual[0] == 0)).any()
+    assert torch.equal(e.counterfactual[0] > 0, (-raw > LEAST * strongest.max()) & ~e.empty[0, :, 1, None, None])
+    assert (
+        not e.empty.all(1).any()
+        and ((raw > 0) & (e.factual[0] == 0)).any()
+        and ((raw < 0) & (e.counterfactual[0] == 0)).any()
+    )
+
+
+def test_regions_gone_all_at_once_take_their_effects_on_the_embedding_together(model, batch):
+    effects = region_effects(model, batch[:2])
+    places = torch.rand(1, 2, GRID, GRID, generator=torch.Generator().manual_seed(0)) < 0.1
+    changes = effects.if_gone([0], [1], places)
+    for i in (0, 1):
+        without = effects.embeddings[i].clone()
+        for row, column in places[0, i].nonzero().tolist():
+            without -= effects.density[i, row, column, :-1]
+        away = effects.embeddings[1 - i]
+        change = (without - away).square().sum() - (effects.embeddings[i] - away).square().sum()
+        assert float(changes[0, i]) == pytest.approx(float(change), rel=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(1.0, True), (1.9, True), (2.1, False)])
+def test_evidence_against_a_decision_is_shown_if_its_going_would_make_the_decision_surer(model, batch, steps, kept):
+    """The strongest tenth of image 1 takes its embedding `steps` times the way to that of image 2 once it is gone."""
+    effects, against = region_effects(model, batch[:2]), round(0.1 * GRID**2)
+    away = torch.tensor([0.01, 0, 0, 0, 0])
+    embeddings, density = torch.stack([away, 0 * away]), torch.zeros(2, GRID, GRID, 6)
+    density[0].view(-1, 6)[300 : 300 + against, :5] = steps * away / against
+    e = explain_effects(model, replace(effects, embeddings=embeddings, density=density), [0], [1], (GRID, GRID))
+    assert e.is_similar.all() and (e.raw[0, 0] < 0).sum() == against
+    assert e.empty[0].tolist() == [[True, not kept], [True, True]]
+    assert (e.counterfactual[0, 0] > 0).sum() == kept * against
 
 
 def test_a_blank_image_has_no_evidence(model):

@@ -17,7 +17,8 @@ from sklearn.datasets import load_sample_image
 from utils import __main__ as command_line
 from utils.comparison import Comparison
 from utils.explain.matching import WEAKEST
-from utils.explain.occlusion import DETAIL, DIRECTIONS, WINDOWS
+from utils.explain.occlusion import DETAIL, DIRECTIONS, GRID, WINDOWS
+from utils.explain.removal import strongest_region
 from utils.figures.report import MOST, PAGE, SCRIPTS, page, write_report
 from utils.Grad_CAM import LEAST
 from utils.images.frame import WHOLE, Frame
@@ -238,12 +239,26 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
     shown = np.array(browser.ask("evidence(images[0], images[1]).map((map) => [...map])")).reshape(raw.shape)
     assert (raw > 0).any() and (raw < 0).any() and np.abs(shown - raw).max() < 2e-3
     for towards in (1, -1):
-        for against, strongest in (("false", np.abs(raw).max((1, 2), keepdims=True)), ("true", 1)):
-            ask = f"evidence(images[0], images[1]).map((map) => [...shownOf(map, {towards}, {against})])"
-            found, least = np.reshape(browser.ask(ask), raw.shape), LEAST * strongest
+        for against, strongest in ((False, np.abs(raw).max((1, 2), keepdims=True)), (True, 1)):
+            least = LEAST * strongest
+            expected = np.where(towards * raw > least, towards * raw, 0)
+            if against:  # it is, if the decision would be surer without
+                surer = towards * effects.if_gone([0], [1], strongest_region(torch.from_numpy(expected)[None]))[0] > 0
+                expected = np.where(surer[:, None, None], expected, 0)
+            ask = (
+                f"evidence(images[0], images[1]).map((map, k) => "
+                f"[...shownOf(map, {towards}, {str(against).lower()}, images[k], images[1 - k])])"
+            )
+            found = np.reshape(browser.ask(ask), raw.shape)
             clear = np.abs(towards * raw - least) > 2e-3  # of the limit
-            assert ((found > 0) == (towards * raw > least))[clear].all()
-            assert np.abs(found - towards * raw)[clear & (found > 0)].max(initial=0) < 2e-3
+            assert ((found > 0) == (expected > 0))[clear].all()
+            assert np.abs(found - expected)[clear].max() < 2e-3
+    places = np.arange(100, 300, 2)
+    gone = torch.zeros(1, 2, GRID * GRID, dtype=torch.bool)
+    gone[:, :, places] = True
+    for i, change in enumerate(effects.if_gone([0], [1], gone.view(1, 2, GRID, GRID))[0]):
+        found = browser.ask(f"ifGone(images[{i}], images[{1 - i}], {places.tolist()})")
+        assert found == pytest.approx(float(change), rel=0.01, abs=1e-4)
     for region in (MEDIUM + 3, 160):
         common = 2 * effects.density[1, ..., :-1].numpy() @ effects.delta[0, region].numpy()
         found = browser.ask(f"[...spread(images[1], interactions(images[0], {region}, images[1]))]")

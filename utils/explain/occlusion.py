@@ -71,6 +71,17 @@ class RegionEffects:
         parts = [(self.density[i], away) for i, away in self._ends(first, second)]
         return torch.stack([d[..., -1] - 2 * torch.einsum("phwd,pd->phw", d[..., :-1], v) for d, v in parts], dim=1)
 
+    def if_gone(self, first: Sequence[int], second: Sequence[int], regions: torch.Tensor) -> torch.Tensor:
+        """What taking positions (P, 2, GRID, GRID), bool, of each image away all at once does to the squared distance
+        of P pairs, (P, 2), if only effects on embeddings add up: `|sum delta|^2`, which grows with the square of a
+        region, is more than the sum over `maps` holds."""
+        changes = []
+        for side, (i, away) in enumerate(self._ends(first, second)):
+            gone = regions[:, side].to(self.density)
+            delta = torch.einsum("phw,phwd->pd", gone, self.density[i, ..., :-1])
+            changes.append(effect_on_distance(delta[:, None], away)[:, 0])
+        return torch.stack(changes, dim=1)
+
     def _ends(self, first: Sequence[int], second: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """For image 1 and image 2 of P pairs: its positions (P,), and its embedding less its partner's (P, D)."""
         i, j = (torch.as_tensor(side, device=self.delta.device) for side in (first, second))

@@ -21,6 +21,7 @@ from PIL import Image
 from utils.comparison import Comparison, images_in, pair_folder
 from utils.explain.matching import WEAKEST
 from utils.explain.occlusion import DETAIL, DIRECTIONS, FROM_DETAILS, GRID, REACH, WINDOWS, scatters
+from utils.explain.removal import REGION
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.files import write_whole
 from utils.Grad_CAM import LEAST
@@ -128,6 +129,7 @@ def _contents(compared: Comparison, network: str) -> dict:
             "faint": FAINT,
         },
         "least": LEAST,
+        "region": REGION,
         "weakest": WEAKEST,
         "images": [
             {

@@ -65,25 +65,32 @@ function covers(image, region) {
 // Effects of an image's regions -> a map (GRID x GRID) whose sum over a region is about its effect: Gaussian-process
 // regression on sums, as `spread` in utils/explain/occlusion.py.
 function spread(image, values) {
-  image.solver ??= solver(image);
-  const { rows, columns, inRegions, lower } = image.solver, n = values.length;
-  const weights = Float64Array.from(values), map = new Float64Array(GRID * GRID);
-  for (let i = 0; i < n; i++) weights[i] = (weights[i] - dot(lower[i], weights, 0, 0, i)) / lower[i][i];
-  for (let i = n - 1; i >= 0; i--) {
-    weights[i] /= lower[i][i];
-    for (let j = 0; j < i; j++) weights[j] -= lower[i][j] * weights[i];
-  }
+  const { rows, columns, details, inRegions } = solverOf(image), n = values.length;
+  const weights = solved(image, values), map = new Float64Array(GRID * GRID);
   for (let i = 0; i < n; i++) {
     for (let y = 0; y < GRID; y++) {
       const weight = weights[i] * rows[i][y];
       for (let x = 0; x < GRID; x++) map[y * GRID + x] += weight * columns[i][x];
     }
   }
-  image.solver.details.forEach((seen, d) => {
+  details.forEach((seen, d) => {
     const weight = dot(weights, inRegions, 0, d * n, n);
     seen.forEach((value, p) => (map[p] += weight * value));
   });
   return map;
+}
+
+// What some positions of an image, gone all at once, do to the squared distance from another: `if_gone` in
+// utils/explain/occlusion.py. A sum of a map weighs the effects of regions, and so the embeddings behind them.
+function ifGone(image, other, positions) {
+  const { rows, columns, details, inRegions } = solverOf(image), n = count(image);
+  const seen = details.map((one) => positions.reduce((sum, p) => sum + one[p], 0));
+  const sums = Float64Array.from({ length: n }, (_, r) =>
+    positions.reduce((sum, p) => sum + rows[r][Math.floor(p / GRID)] * columns[r][p % GRID], 0) +
+    seen.reduce((sum, value, d) => sum + value * inRegions[d * n + r], 0));
+  const delta = new Float64Array(image.z.length);
+  solved(image, sums).forEach((weight, r) => deltaOf(image, r).forEach((value, k) => (delta[k] += weight * value)));
+  return dot(delta, delta) - 2 * dot(delta, Float64Array.from(difference(image.z, other.z)));
 }
 
 // Where the pixels of one side fall among `count` positions: the position before, and how far on towards the next.
@@ -110,6 +117,19 @@ function detailed(image) {
       const [y, down] = places[Math.floor(p / GRID)], [x, across] = places[p % GRID];
       return Math.sqrt(share) * between(image.details, (d * side + y) * side + x, side, down, across);
     }));
+}
+
+const solverOf = (image) => (image.solver ??= solver(image));
+
+// The covariance's inverse times the values (R).
+function solved(image, values) {
+  const { lower } = solverOf(image), weights = Float64Array.from(values);
+  for (let i = 0; i < weights.length; i++) weights[i] = (weights[i] - dot(lower[i], weights, 0, 0, i)) / lower[i][i];
+  for (let i = weights.length - 1; i >= 0; i--) {
+    weights[i] /= lower[i][i];
+    for (let j = 0; j < i; j++) weights[j] -= lower[i][j] * weights[i];
+  }
+  return weights;
 }
 
 function solver(image) {
@@ -148,10 +168,18 @@ function evidence(a, b) {
   return maps.map((map) => map.map((value) => value / most));
 }
 
-// What of an image's evidence a map shows, of a sign and for or against the decision; weak evidence counts as none.
-function shownOf(map, sign, against) {
+// What of an image's evidence, beside another, a map shows, of a sign and for or against the decision: no weak evidence,
+// and none against a decision that would not be surer with the strongest tenth of the image gone.
+function shownOf(map, sign, against, image, other) {
   const least = data.least * (against ? 1 : largest(map));
-  return map.map((value) => (sign * value > least ? sign * value : 0));
+  const shown = map.map((value) => (sign * value > least ? sign * value : 0));
+  return against && sign * ifGone(image, other, strongestPlaces(shown)) <= 0 ? shown.fill(0) : shown;
+}
+
+// The positions of the share of a map that a check takes away, as far as there is evidence.
+function strongestPlaces(map) {
+  const order = [...map.keys()].sort((p, q) => map[q] - map[p]);
+  return order.slice(0, Math.round(data.region * map.length)).filter((p) => map[p] > 0);
 }
 
 // An image's embedding without some of its regions: exactly as measured for one; of several, the effects added, each in

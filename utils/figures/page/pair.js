@@ -68,7 +68,7 @@ function refresh() {
   document.title = `${capital(word(isSimilar(before)))}, ${number(before)}: ${ends[0].name} – ${ends[1].name}`;
   const match = pointed && matchOf(pointed.side, pointed.region);
   figures.forEach(({ stage, canvas, badge }, side) => {
-    const shown = shownOf(state.pair.evidence[side], signs[state.shown], state.shown === 1);
+    const shown = shownOf(state.pair.evidence[side], signs[state.shown], state.shown === 1, ends[side], ends[1 - side]);
     const lit = pointed && pointed.side !== side, strongest = largest(shown);
     paint(canvas, ends[side], lit ? match.map : state.shown === null ? null : shown, lit);
     badge.hidden = pointed || state.shown === null || strongest > FAINT;
