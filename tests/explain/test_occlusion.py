@@ -134,11 +134,11 @@ def test_density_equals_gaussian_process_regression_on_single_positions():
 def test_details_say_where_evidence_lies_within_what_no_window_resolves():
     """Of two small squares inside the same windows, the one at which a gradient points gets what the windows measured;
     without a gradient they share it."""
-    size = (64, 64)
+    size = (40, 40)  # windows lie evenly about the middle
     regions = torch.cat([windows(*w[:2], size) for w in WINDOWS])
-    effects = ((regions[:, 0] <= 24) & (regions[:, 1] >= 40) & (regions[:, 2] <= 24) & (regions[:, 3] >= 40)).double()
+    effects = ((regions[:, 0] <= 15) & (regions[:, 1] >= 25) & (regions[:, 2] <= 15) & (regions[:, 3] >= 25)).double()
     details = torch.zeros(DIRECTIONS, DETAIL, DETAIL)
-    details[2, 6, 6] = -16.0  # at 24 to 28 pixels; its sign and size are left to the measurement
+    details[2, 6, 6] = -16.0  # at 15 to 17.5 pixels; its sign and size are left to the measurement
     scatter = torch.cat([torch.full((count**2,), share) for _, count, share in WINDOWS])
     shares = []
     for given in (None, details):
@@ -244,7 +244,7 @@ def test_regions_gone_all_at_once_take_their_effects_on_the_embedding_together(m
             without -= effects.density[i, row, column, :-1]
         away = effects.embeddings[1 - i]
         change = (without - away).square().sum() - (effects.embeddings[i] - away).square().sum()
-        assert float(changes[0, i]) == pytest.approx(float(change), rel=1e-4)
+        assert float(changes[0, i]) == pytest.approx(float(change), rel=1e-3)
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(1.0, True), (1.9, True), (2.1, False)])

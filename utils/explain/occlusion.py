@@ -19,11 +19,11 @@ from utils.Siamese import SiameseNetwork, eval_mode
 # Windows: their side as a share of the image's; how many fit along each side; and the variance with which their effects
 # fail to add up, as a share of their own: with less for the largest, more of what only a large part does is found, but
 # small objects are smeared.
-WINDOWS = ((0.55, 3, 4.0), (0.35, 6, 2.0), (0.21, 9, 2.0))
-CLOSER = (0.125, 15, 2.0)  # the same for a closer look,
+WINDOWS = ((0.55, 3, 4.0), (0.35, 6, 0.5), (0.21, 9, 1.0))
+CLOSER = (0.125, 15, 1.0)  # the same for a closer look,
 LOOKS = 40  # of which so many are taken, where the windows before found most
 GRID = 32  # positions of a map along each side
-REACH = 0.06  # over which effects are taken to be alike, as a share of the sides
+REACH = 0.05  # over which effects are taken to be alike, as a share of the sides
 # What a gradient sees beside: in how many directions of an embedding, at how many positions along each side, and how
 # much of the variance of effects it is expected to explain, as a share of that of smooth ones.
 DIRECTIONS, DETAIL, FROM_DETAILS = 4, 16, 0.1
