@@ -44,10 +44,9 @@ class Setting(NamedTuple):
     more: dict[str, object] = {}
 
 
-# As for photographs.
+# As for photographs, but for embeddings of any length: docs/benchmarks.md says why.
 FINE_TUNED = {
     "pretrained": True,
-    "normalize_embeddings": True,
     "image.RandomErasing": 0.0,
     "hyperparameters.batch_size": 64,
     "hyperparameters.learning_rate": 5e-4,
