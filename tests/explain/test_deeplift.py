@@ -43,6 +43,8 @@ def test_a_network_worked_out_by_hand():
         (lambda x: x.clamp(min=1.0), 3.0, 0.0, 2 / 3),
         (lambda x: x.pow(3), 2.0, 1.0, 7.0),
         (F.relu, 5.0, 5.0, 0.0),  # nothing changed, nothing is passed on
+        (lambda x: x.pow(2), 1e20, 0.0, 0.0),  # more than a float holds: nothing that could be passed on
+        (lambda x: x.pow(2), -1e20, 0.0, 0.0),
     ],
 )
 def test_the_slope_of_every_nonlinearity(function, x, reference, slope):
