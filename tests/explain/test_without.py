@@ -64,12 +64,12 @@ def test_a_small_region_costs_a_small_part_of_the_earlier_blocks():
     with torch.no_grad():
         look = Without(model, torch.randn(3, 96, 96), local_stages(model))
         model.backbone[0].register_forward_hook(lambda module, given, made: looked_at.append(given[0].shape[2:]))
-        look.embeddings(torch.zeros(3, 96, 96), torch.tensor([[40, 48, 40, 56]]))
+        look.embeddings(torch.zeros(3, 96, 96), torch.tensor([[40, 48, 40, 88], [40, 48, 40, 56]]))
     # Four blocks of 3 x 3 at a stride of 2 see 3 pixels to either side: those that see 8 rows lie within 3 rows of
-    # them, and see 3 more; 16 columns likewise.
-    ((height, width),) = looked_at
-    assert 8 + 2 * 6 - 1 <= height <= 8 + 2 * 6 + 2
-    assert 16 + 2 * 6 - 1 <= width <= 16 + 2 * 6 + 2
+    # them, and see 3 more; columns likewise. A narrow region does not cost what a wide one does.
+    for (height, width), columns in zip(looked_at, (16, 48), strict=True):
+        assert 8 + 2 * 6 - 1 <= height <= 8 + 2 * 6 + 2
+        assert columns + 2 * 6 - 1 <= width <= columns + 2 * 6 + 2
 
 
 def test_how_far_blocks_carry_a_change_does_not_depend_on_their_weights():
@@ -81,6 +81,16 @@ def test_how_far_blocks_carry_a_change_does_not_depend_on_their_weights():
     reach = [(len(stage.blocks), stage.stride, stage.before, stage.after) for stage in local_stages(model)]
     # One pixel to either side; then position i is the greater of pixels 2 i and 2 i + 1, and two to either side of it.
     assert reach == [(1, 1, 1, 1), (2, 2, 4, 5)]
+
+
+@pytest.mark.parametrize("border", [(45, 0), (0, 48)], ids=["before", "after"])
+def test_blocks_that_carry_a_change_to_one_end_are_no_stage(border):
+    """Position i sees pixels 2 i - 45 to 2 i, or 2 i to 2 i + 48: the middle of 96 pixels, 48 and 49, reaches the last
+    position, 47, from 49 only, or the first from 48 only."""
+    model = network("Conv4", 32, 32)
+    pad = nn.ZeroPad2d((border[0], border[1], border[0], border[1]))
+    model.backbone = nn.Sequential(nn.Sequential(pad, nn.Conv2d(3, 1, sum(border) + 1, stride=2)))
+    assert local_stages(model) == []
 
 
 def test_positions_and_parts_are_those_of_a_loop():
