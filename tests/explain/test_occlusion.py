@@ -285,3 +285,10 @@ def test_passes_reuse_freed_memory(model, batch, monkeypatch):
     monkeypatch.setattr(occlusion, "keep_freed_memory", lambda: asked.append(True))
     region_effects(model, batch[:1])
     assert asked
+
+
+def test_effects_that_are_no_more_than_rounding_count_as_none():
+    """Of an embedding of length 50, a hundred thousandth: 5e-4, by the length of an effect."""
+    delta = torch.tensor([[4e-4, 4e-4], [3e-4, 3e-4], [0.0, 6e-4], [0.0, 0.0]])
+    found = occlusion._beyond_rounding(delta, torch.tensor([30.0, 40.0]))
+    assert torch.equal(found, delta * torch.tensor([[1.0], [0.0], [1.0], [0.0]]))
