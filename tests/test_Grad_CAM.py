@@ -8,8 +8,8 @@ from scipy.ndimage import correlate1d
 from torch import nn
 
 from utils.explain.evidence import embed_feature_maps, feature_maps, gradient_details, own_evidence
-from utils.Grad_CAM import Explanation, explain, explain_features
-from utils.Siamese import SiameseNetwork
+from utils.Grad_CAM import Explanation, explain, explain_features, explain_pairs
+from utils.Siamese import AveragePooling, SiameseNetwork
 
 METHODS = ["contrast", "distance"]
 
@@ -391,3 +391,21 @@ def test_flat_and_extreme_images_give_finite_maps(method, normalize):
     for name in ("distance", "similarity", "factual", "counterfactual", "raw", "strength"):
         assert getattr(found, name).isfinite().all(), name
     assert found.factual.min() >= 0 and found.factual.max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_many_pairs_are_explained_a_few_at_a_time(model, method):
+    first, second = [0, 5, 2, 7, 0], [4, 1, 6, 3, 7]
+    batch = torch.cat(batches())
+    expected = explain(model, batch[first], batch[second], method)
+    found = explain_pairs(model, batch, first, second, method, batch_size=2)
+    for name in Explanation.__dataclass_fields__:
+        assert torch.allclose(getattr(found, name).float(), getattr(expected, name).float(), rtol=1e-3, atol=1e-4), name
+
+
+def test_what_a_rounding_error_is_depends_on_the_lengths_of_the_embeddings(model):
+    """Those that are apart by a millionth of sqrt(3^2 + 4^2 + 1 + 3^2 + 4^2 + 1) = 7.2 or less have no direction."""
+    model.pooling, model.head = AveragePooling(), nn.Identity()  # so that these are embeddings:
+    z1 = torch.tensor([[3.0, 4.0, 1.0, 0.0, 0.0]] * 2)[:, :, None, None]
+    z2 = z1 + torch.tensor([6e-6, 8.5e-6])[:, None, None, None] * torch.eye(5)[2][:, None, None]
+    assert explain_features(model, z1, z2, (1, 1), "distance").empty.all(2).tolist() == [[True] * 2, [False] * 2]
