@@ -401,6 +401,7 @@ def test_all_pairs_equals_a_loop():
 
 def test_a_network_is_what_its_documents_say_by_default():
     model = SiameseNetwork("Conv4")
-    assert ContrastiveLoss().margin == model.margin == 2
+    assert ContrastiveLoss().margin == model.margin == 2 and model.threshold == 0.5
     assert model.image_size == (224, 224) and not model.normalize_embeddings
+    assert not model.mean_embedding.any() and not model.blurred_features.any() and model.removable == 1
     assert not {"mean", "std"} & model.state_dict().keys()  # known from the architecture
