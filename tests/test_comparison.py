@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,8 @@ def test_the_report_says_which_map_fails_its_own_check():
         "b, factual region blurred: similarity 0.80 → 0.00, the decision gets stronger, so do not trust this map",
         "b, counterfactual region has no evidence to blur",
     ]
+    without_effect = replace(result, change=np.zeros((2, 2))).report(("a", "b"))
+    assert without_effect.count("so do not trust this map") == 3 and "as it should" not in without_effect
 
 
 @pytest.mark.parametrize(
@@ -229,6 +232,7 @@ def test_the_decision_in_a_sentence(similarity, sentence):
     values = torch.tensor([0.1, similarity])
     explanation = Explanation(values, values, values > 0.6, *[torch.zeros(2, 2, 2, 2)] * 5)
     assert describe(explanation, ("a", "b"), 0.4, index=1) == sentence
+    assert describe(explanation, ("a", "b"), 0.4).startswith("a and b are dissimilar: similarity 0.100")
 
 
 # ----------------------------------------------------------------------------------- which images, where
@@ -265,6 +269,13 @@ def test_examples_are_the_first_test_images_of_every_class(config):
     assert names(comparison.example_images(config)) == ["0.png", "1.png", "2.png", "9.png", "8.png"]
     assert names(comparison.example_images(config, per_class=1)) == ["0.png", "1.png", "9.png"]
     assert comparison.example_images(config)[0] == config.data_path / "a" / "0.png"
+
+
+def test_examples_of_many_classes_are_twenty(config):
+    rows = [(f"{label}/{i}.png", label, "test") for i in range(3) for label in "mlkjihgfedcba"]
+    pd.DataFrame(rows, columns=["file", "label", "split"]).to_csv(config.checkpoints_path / "split.csv", index=False)
+    found = [path.relative_to(config.data_path).as_posix() for path in comparison.example_images(config)]
+    assert found == [f"{label}/{i}.png" for label in "abcdefghij" for i in (0, 1)]
 
 
 def test_examples_before_training_name_the_notebook(config):
@@ -360,17 +371,18 @@ def test_folders_of_pairs_have_names_that_windows_allows(config, name):
 
 def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(model, paths):
     compared = Comparison(model, paths)
-    pair, score = compared.paper(0, 3)
-    expected = explain(model, compared.batch[[0]], compared.batch[[3]], "distance")
-    assert torch.allclose(pair["explanation"].factual, expected.factual) and -1 <= score <= 1
     effects = region_effects(model, compared.batch[[0, 3]])
-    sign = 1 if expected.is_similar.item() else -1
-    scores = []
-    for image in (0, 1):
-        large = torch.nn.functional.interpolate(expected.raw[:, [image]], (16, 24), mode="bilinear")[0, 0] * sign
-        sums = [float(large[a:b, c:d].sum()) for a, b, c, d in effects.regions[image].tolist()]
-        scores.append(np.corrcoef(sums, effects.on_pairs([0], [1])[0, image])[0, 1])
-    assert score == pytest.approx(np.mean(scores), abs=1e-3)
+    for sign, model.threshold in ((1, 1 - 1e-6), (-1, 1e-6)):  # similar, dissimilar
+        pair, score = compared.paper(0, 3)
+        expected = explain(model, compared.batch[[0]], compared.batch[[3]], "distance")
+        assert torch.allclose(pair["explanation"].factual, expected.factual) and -1 <= score <= 1
+        scores = []
+        for image in (0, 1):
+            large = torch.nn.functional.interpolate(expected.raw[:, [image]], (16, 24), mode="bilinear")[0, 0] * sign
+            sums = [float(large[a:b, c:d].sum()) for a, b, c, d in effects.regions[image].tolist()]
+            scores.append(np.corrcoef(sums, effects.on_pairs([0], [1])[0, image])[0, 1])
+        assert score == pytest.approx(np.mean(scores), abs=1e-3)
+        assert expected.is_similar.item() == (sign > 0) and abs(score) > 0.01
 
 
 def test_of_chosen_pairs_only_their_own_images_are_read_each_once(model, paths, monkeypatch):
