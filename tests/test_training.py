@@ -526,10 +526,12 @@ def test_activations_beyond_the_range_of_float16_train(config, monkeypatch):
 
 def test_command_line_says_a_mistake_in_one_line(config, tmp_path, monkeypatch, capsys):
     (tmp_path / "config.yml").write_text("dataset: A\ndatasets:\n  A: {}\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["training", "--dataset", "B", "--config", str(tmp_path / "config.yml")])
-    with pytest.raises(SystemExit) as stop:
-        training.main()
-    assert "no block named 'B'" in str(stop.value) and "\n" not in str(stop.value)
+    monkeypatch.chdir(tmp_path)  # where config.yml is
+    for options in (["--config", str(tmp_path / "config.yml")], []):
+        monkeypatch.setattr(sys, "argv", ["training", "--dataset", "B", *options])
+        with pytest.raises(SystemExit) as stop:
+            training.main()
+        assert "no block named 'B'" in str(stop.value) and "\n" not in str(stop.value)
 
 
 def test_names_that_a_terminal_lacks_letters_for_do_not_stop_training(config, tmp_path, monkeypatch):
@@ -571,6 +573,19 @@ def test_the_head_alone_learns_on_features_that_are_computed_once(config, monkey
     start = nn.Sequential(*backbone_blocks("EfficientNetLite0", pretrained=True))
     trained = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
     assert all(torch.equal(a, b) for a, b in zip(trained.backbone.state_dict().values(), start.state_dict().values()))
+
+
+def test_every_image_of_a_batch_of_the_heads_is_seen_in_a_view_of_its_own(config, monkeypatch):
+    trainer = Trainer(config(), prepare_split(config())[0])
+    trainer.features["train"] = torch.cartesian_prod(torch.arange(4), torch.arange(12)).view(4, 12, 2)
+    monkeypatch.setattr(SiameseNetwork, "embed_pooled", lambda model, features: features)
+    positions, seen = np.array([7, 2, 11, 0, 5]), set()
+    for _ in range(20):  # batches
+        some, embed = trainer.draw(positions)
+        places, drawn = embed(1, 4)
+        assert not len(some) and places.tolist() == [1, 2, 3] and drawn[:, 1].tolist() == [2, 11, 0]
+        seen.add(tuple(drawn[:, 0].tolist()))
+    assert {view for views in seen for view in views} == {0, 1, 2, 3} and any(len(set(views)) > 1 for views in seen)
 
 
 def test_fine_tuning_follows_repeats_bit_for_bit_and_leaves_the_first_blocks_and_the_statistics(config, tmp_path):
@@ -671,6 +686,20 @@ def test_every_process_draws_its_own_in_every_epoch_whatever_the_seed_and_one_al
                     with pytest.raises(ZeroDivisionError):
                         trainer.run_epoch(epoch, tqdm(disable=True))
     assert set(drawn[:200]) == {7} and len(set(drawn[200:])) == 400
+
+
+def test_a_process_may_have_no_share_of_the_validation_images(config):
+    class Idle(Processes):
+        def share(self, count):
+            return range(count, count)
+
+        def gather(self, rows, count):
+            assert rows.shape == (0, 4)
+            return torch.randn(count, 4)  # of the others
+
+    trainer = Trainer(config(), prepare_split(config())[0])
+    trainer.processes = Idle()
+    assert set(trainer.validate()) == {"valid_loss", "valid_accuracy", "valid_auc"}
 
 
 def test_processes_compare_what_files_and_pixels_they_train_on(config):
