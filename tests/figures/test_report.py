@@ -240,7 +240,7 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
     assert (raw > 0).any() and (raw < 0).any() and np.abs(shown - raw).max() < 2e-3
     for towards in (1, -1):
         for against, strongest in ((False, np.abs(raw).max((1, 2), keepdims=True)), (True, 1)):
-            least = LEAST * strongest
+            least = LEAST[against] * strongest
             expected = np.where(towards * raw > least, towards * raw, 0)
             if against:  # it is, if the decision would be surer without
                 surer = towards * effects.if_gone([0], [1], strongest_region(torch.from_numpy(expected)[None]))[0] > 0

@@ -171,7 +171,7 @@ function evidence(a, b) {
 // What of an image's evidence, beside another, a map shows, of a sign and for or against the decision: no weak evidence,
 // and none against a decision that would not be surer with the strongest tenth of the image gone.
 function shownOf(map, sign, against, image, other) {
-  const least = data.least * (against ? 1 : largest(map));
+  const least = data.least[against ? 1 : 0] * (against ? 1 : largest(map));
   const shown = map.map((value) => (sign * value > least ? sign * value : 0));
   return against && sign * ifGone(image, other, strongestPlaces(shown)) <= 0 ? shown.fill(0) : shown;
 }
