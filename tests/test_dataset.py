@@ -11,6 +11,7 @@ from samples import break_file, generator, make_files, noise, twins_in
 from scipy.stats import chisquare
 
 from utils.dataset import (
+    classes_of_one_group,
     images_that_belong_together,
     load_for_training,
     load_split,
@@ -197,6 +198,12 @@ def test_a_pattern_links_groups_of_twins(tmp_path):
     assert notes[0].startswith("1 group of near-duplicate images (2 files)")
 
 
+def test_files_in_which_a_pattern_captures_nothing_stand_alone(tmp_path):
+    make_files(tmp_path, ["a/n1_1.png", "a/n1_2.png", "a/x.png", "a/y.png", "b/z.png"])
+    groups, notes = together(scan(tmp_path)[0], config_for(tmp_path, group_pattern=r"^(n\d)_\d|^."))
+    assert groups.tolist() == [0, 0, 2, 3, 4] and not notes
+
+
 def test_a_pattern_that_matches_nothing_is_said(tmp_path):
     make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
     groups, notes = together(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
@@ -380,6 +387,15 @@ def test_a_class_of_near_duplicates_is_named(tmp_path, size):
         f"c: {size} of its 12 images belong together, as near duplicates or by group_pattern, and stay in one split; "
         "add images that differ, or this class is hardly tested"
     ) in notes
+
+
+@pytest.mark.parametrize(
+    "alike, count, said", [(6, 12, False), (7, 12, True), (2, 2, False), (2, 3, False), (3, 3, True)]
+)
+def test_a_class_is_named_of_which_more_than_half_and_more_than_two_belong_together(alike, count, said):
+    groups = np.array([0] * alike + list(range(alike, count)) + [100, 101])
+    notes = classes_of_one_group(pd.DataFrame({"label": ["a"] * count + ["b"] * 2}), groups)
+    assert [note.split(" images")[0] for note in notes] == [f"a: {alike} of its {count}"] * said
 
 
 def test_twins_that_are_few_in_their_class_are_no_such_class(tmp_path):

@@ -311,15 +311,16 @@ def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, ca
     assert torch.allclose(measured.embeddings, net.embed(pixels), atol=1e-5)
 
 
-def test_many_lost_images_are_still_one_line(tmp_path, capsys):
-    here, gone = ["a/1.png", "a/2.png", "b/1.png"], [f"a/gone{i}.png" for i in range(5)]
+@pytest.mark.parametrize("count, more", [(3, ""), (5, " and 2 more")])
+def test_many_lost_images_are_still_one_line(tmp_path, capsys, count, more):
+    here, gone = ["a/1.png", "a/2.png", "b/1.png"], [f"a/gone{i}.png" for i in range(count)]
     make_files(tmp_path, here)
-    table = pd.DataFrame({"file": gone + here, "label": list("aaaaaaab"), "split": "test"})
+    table = pd.DataFrame({"file": gone + here, "label": ["a"] * count + list("aab"), "split": "test"})
     config = Config(dataset="d", data_path=tmp_path, checkpoints_path=tmp_path, outputs_path=tmp_path / "o")
     assert load_split(table, "test", config, Frame((16, 16)))[1].file.tolist() == here
     assert capsys.readouterr().out == (
-        "test: 5 of 8 images have gone or cannot be read, and are left out: "
-        "a/gone0.png, a/gone1.png, a/gone2.png and 2 more\n"
+        f"test: {count} of {count + 3} images have gone or cannot be read, and are left out: "
+        f"a/gone0.png, a/gone1.png, a/gone2.png{more}\n"
     )
 
 
