@@ -211,6 +211,13 @@ def test_resnet_fine_map_is_the_output_of_layer3():
         assert torch.allclose(network.backbone[: network.fine_block + 1](batch), seen[0], atol=1e-5)
 
 
+def test_the_fine_map_may_be_that_of_the_last_block_but_one(monkeypatch):
+    blocks = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 2, stride=2)]
+    monkeypatch.setattr("utils.Siamese.backbone_blocks", lambda *arguments: blocks)
+    network = SiameseNetwork(image_size=(16, 16))
+    assert network.fine_block == 0 and len(network.blurred_features) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
