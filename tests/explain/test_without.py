@@ -83,6 +83,19 @@ def test_how_far_blocks_carry_a_change_does_not_depend_on_their_weights():
     assert reach == [(1, 1, 1, 1), (2, 2, 4, 5)]
 
 
+class Branches(nn.ModuleList):
+    def forward(self, maps):
+        return torch.cat([branch(maps) for branch in self], dim=1)
+
+
+@pytest.mark.parametrize("kernel", [(1, 5), (5, 1)])
+def test_the_farthest_channel_counts_and_the_farther_direction(kernel):
+    model = network("Conv4", 32, 32)
+    far = nn.Conv2d(3, 2, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
+    model.backbone = nn.Sequential(Branches([nn.Conv2d(3, 2, 1), far]))
+    assert [(stage.before, stage.after) for stage in local_stages(model)] == [(2, 2)]
+
+
 @pytest.mark.parametrize("border", [(45, 0), (0, 48)], ids=["before", "after"])
 def test_blocks_that_carry_a_change_to_one_end_are_no_stage(border):
     """Position i sees pixels 2 i - 45 to 2 i, or 2 i to 2 i + 48: the middle of 96 pixels, 48 and 49, reaches the last
