@@ -7,7 +7,7 @@ from naive import take_secants
 from scipy.ndimage import correlate1d
 from torch import nn
 
-from utils.explain.evidence import embed_feature_maps, feature_maps, gradient_details, own_evidence
+from utils.explain.evidence import embed_feature_maps, feature_maps, gradient_details, local_mean, own_evidence
 from utils.Grad_CAM import Explanation, explain, explain_features, explain_pairs
 from utils.Siamese import AveragePooling, SiameseNetwork
 
@@ -409,3 +409,18 @@ def test_what_a_rounding_error_is_depends_on_the_lengths_of_the_embeddings(model
     z1 = torch.tensor([[3.0, 4.0, 1.0, 0.0, 0.0]] * 2)[:, :, None, None]
     z2 = z1 + torch.tensor([6e-6, 8.5e-6])[:, None, None, None] * torch.eye(5)[2][:, None, None]
     assert explain_features(model, z1, z2, (1, 1), "distance").empty.all(2).tolist() == [[True] * 2, [False] * 2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dissimilarity_of_just_the_threshold_is_not_below_it(model, method):
+    model.margin, model.threshold = 1e-6, 1.0  # all pairs are as dissimilar as can be, 1
+    at = explain(model, *batches(), method)
+    model.threshold = 1.1
+    below = explain(model, *batches(), method)
+    assert not at.is_similar.any() and below.is_similar.all() and torch.equal(at.raw, -below.raw)
+
+
+@pytest.mark.parametrize("size", [(1, 20), (30, 1), (1, 1), (2, 3)])
+def test_neighbourhoods_of_the_smallest_maps(size):
+    maps = torch.randn(2, *size, generator=torch.Generator().manual_seed(4))
+    assert np.allclose(local_mean(maps), neighbourhood(maps.numpy()), atol=1e-5)

@@ -17,6 +17,7 @@ from utils.explain.occlusion import (
     GRID,
     LOOKS,
     WINDOWS,
+    RegionEffects,
     region_effects,
     scatters,
     spread,
@@ -292,3 +293,13 @@ def test_effects_that_are_no_more_than_rounding_count_as_none():
     delta = torch.tensor([[4e-4, 4e-4], [3e-4, 3e-4], [0.0, 6e-4], [0.0, 0.0]])
     found = occlusion._beyond_rounding(delta, torch.tensor([30.0, 40.0]))
     assert torch.equal(found, delta * torch.tensor([[1.0], [0.0], [1.0], [0.0]]))
+
+
+def test_a_dissimilarity_of_just_the_threshold_is_not_below_it(model, monkeypatch):
+    monkeypatch.setattr(model, "margin", 1e-6)
+    monkeypatch.setattr(model, "threshold", 1.0)  # the dissimilarity of a pair beyond the margin
+    generator, nothing = torch.Generator().manual_seed(0), torch.empty(2, 0)
+    density = torch.randn(2, GRID, GRID, 6, generator=generator)
+    effects = RegionEffects(torch.randn(2, 5, generator=generator), nothing, nothing, nothing, density)
+    e = explain_effects(model, effects, [0], [1], SIZE)
+    assert not e.is_similar.item() and torch.equal(e.raw, -effects.maps([0], [1]))
