@@ -757,3 +757,11 @@ def test_the_command_line_reports_the_epoch_that_was_kept(config, monkeypatch, c
 def test_a_process_alone_shows_its_progress_if_that_is_wanted(config, capsys, verbose):
     train(config({"epochs": 1, "verbose": verbose}))
     assert ("Epoch 1/1" in capsys.readouterr().err) is verbose
+
+
+def test_training_reuses_freed_memory(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr(Trainer, "run", lambda self: None)
+    train(config())
+    assert asked == [True]
