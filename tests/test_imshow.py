@@ -230,6 +230,7 @@ def test_similarity_matrix_shows_every_image_along_both_edges(wide):
 def test_grids_hold_all_images_under_their_titles(wide):
     figure = show_images([wide] * 7, list("abcdefg"), columns=5)
     assert [axis.get_title() for axis in figure.axes if axis.images] == list("abcdefg")
+    assert all(axis.images for axis in show_images([wide] * 3, list("abc"), columns=5).axes)  # no empty columns
     figure = show_pairs([(wide, wide)] * 3, ["similar", "similar", "dissimilar"])
     assert sum(len(axis.images) for axis in figure.axes) == 6
 

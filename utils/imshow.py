@@ -65,6 +65,7 @@ def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarra
 
 def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 5) -> Figure:
     """Images in a grid, each under its title."""
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat:

@@ -39,6 +39,11 @@ def test_class_counts_are_the_lengths_of_the_bars():
     assert lengths == {"train": [3, 4], "valid": [1, 0], "test": [2, 0]}
 
 
+def test_there_are_no_half_images():
+    axis = plot_class_counts(pd.DataFrame({"label": ["a"] * 21, "split": ["train"] * 21})).axes[0]
+    assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
 def test_a_split_without_images_still_has_its_colour():
     axis = plot_class_counts(pd.DataFrame({"label": ["a", "b"], "split": ["train", "test"]})).axes[0]
     assert legend(axis) == ["train", "valid", "test"]
@@ -60,6 +65,14 @@ def test_learning_curves_mark_the_epoch_that_was_kept():
     star = next(line for line in right.lines if line.get_marker() == "*")
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, 0.8)
     assert "kept: epoch 2" in legend(right)
+
+
+def test_hundreds_of_epochs_are_drawn_as_lines():
+    history = pd.DataFrame({"epoch": range(1, 301)})
+    history[["train_loss", "valid_loss", "valid_accuracy", "valid_auc"]] = 0.5
+    for count, shown in ((300, 0), (20, 3)):
+        left, _ = plot_learning_curves(history.head(count), kept=count).axes
+        assert [line.get_markersize() for line in left.lines[:2]] == [shown, shown]
 
 
 def test_confusion_shows_the_counts_truth_by_decision():

@@ -22,6 +22,7 @@ from utils.evaluate.scores import PairScores, score_pairs
 from utils.images.pairs import KINDS
 
 COLOURS = sns.color_palette("colorblind")
+MOST_MARKERS = 60  # on a learning curve
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
@@ -31,6 +32,7 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
     counts.plot.barh(stacked=True, ax=axis, color=COLOURS[:3], width=0.75)
     axis.invert_yaxis()
     axis.set(xlabel="images", ylabel="")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     sns.despine(ax=axis)
     return figure
@@ -39,11 +41,12 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
 def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:
     """Loss and validation scores by epoch; the epoch that was kept, counted from 1, is marked."""
     best = history.iloc[kept - 1]
+    size = 3 if len(history) <= MOST_MARKERS else 0  # hundreds of markers would be a bar
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     for axis, columns in ((left, ("train_loss", "valid_loss")), (right, ("valid_auc", "valid_accuracy"))):
         for column, style, colour in zip(columns, ("o-", "s--"), COLOURS if axis is left else COLOURS[2:]):
             name = column.replace("_", " ").replace("auc", "AUC")
-            axis.plot(history.epoch, history[column], style, ms=3, color=colour, label=name)
+            axis.plot(history.epoch, history[column], style, ms=size, color=colour, label=name)
     right.plot(best.epoch, best.valid_auc, "*", ms=13, color="black", label=f"kept: epoch {best.epoch:.0f}")
     for axis, name in ((left, "contrastive loss"), (right, "score")):
         axis.axvline(best.epoch, color="grey", lw=0.8, ls=":")
