@@ -158,7 +158,8 @@ def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, 
     model.threshold = 1 - 1e-6 if similar else 1e-6
     result = compared.what_if(0, 1)
     explanation = compared.explain(0, 1)
-    assert explanation.is_similar.item() == similar and result.before == explanation.similarity.item()
+    assert explanation.is_similar.item() == similar
+    assert result.before == pytest.approx(explanation.similarity.item(), abs=1e-5)
     pixels = model.image_size[0] * model.image_size[1]
     for image in (0, 1):
         for kind, maps in enumerate((explanation.factual, explanation.counterfactual)):
@@ -174,6 +175,18 @@ def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, 
             assert result.after[image, kind] == pytest.approx(1 - after, abs=1e-5)
             stronger = (1 - after) - result.before if similar else result.before - (1 - after)
             assert result.change[image, kind] == pytest.approx(stronger, abs=1e-5)
+
+
+def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
+    model.margin = 1e-3  # far below the distances of an untrained network
+    compared = Comparison(model, paths)
+    result = compared.what_if(0, 1)
+    distance = float((compared.embeddings[0] - compared.embeddings[1]).norm()) / model.margin
+    assert distance > 1 and compared.explain(0, 1).similarity.item() == 0
+    after = 1 - float(result.after[0, 0])
+    assert after > 1 and after - distance == pytest.approx(float(result.change[0, 0]), abs=1e-2)
+    assert result.told(0, 0) == f"distance / margin {distance:.2f} → {after:.2f}"
+    assert WhatIf(-0.2, np.full((2, 2), 0.1), *[np.zeros((2, 2))] * 3).told(0, 0) == "similarity 0.00 → 0.10"
 
 
 def test_what_if_takes_regions_away_in_other_ways_too(model, paths):

@@ -135,10 +135,12 @@ class Comparison:
             )
             for name, removal in OTHERS.items()
         }
-        distance = interventions.sign.cpu() * margins.cpu() + self.model.threshold
+        before, after = (
+            1 - self.model.threshold - (interventions.sign * values).cpu() for values in (interventions.before, margins)
+        )
         return WhatIf(
-            float(explanation.similarity[0]),
-            (1 - distance.clamp(max=1)).numpy(),
+            float(before),
+            after.numpy(),
             changes,
             regions,
             explanation.empty[0].cpu().numpy(),
@@ -165,8 +167,8 @@ class WhatIf:
     """A pair before and after blurring a region; arrays of shape (2, 2): image; factual, counterfactual region.
 
     Attributes:
-        before: similarity of the untouched images.
-        after: similarity with the region of one image blurred, the other image untouched.
+        before: similarity of the untouched images, below 0 beyond the margin.
+        after: the same with the region of one image blurred, the other image untouched.
         change: of the decision's margin; negative if the decision got weaker.
         regions: the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size.
         empty: maps without evidence, for which there is nothing to blur.
@@ -182,8 +184,15 @@ class WhatIf:
     boxes: tuple[Box, Box] = (WHOLE, WHOLE)
     others: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def told(self, image: int, kind: int) -> str:
+        """The similarity before and after; where it is 0 both times, the distances, which still tell them apart."""
+        before, after = self.before, float(self.after[image, kind])
+        if max(before, after) <= 0:
+            return f"distance / margin {1 - before:.2f} → {1 - after:.2f}"
+        return f"similarity {max(before, 0):.2f} → {max(after, 0):.2f}"
+
     def report(self, names: tuple[str, str]) -> str:
-        """What each map's strongest region does to the similarity, and whether the map passes its own check: without
+        """What each map's strongest region does to the pair, and whether the map passes its own check: without
         the factual region the decision should get weaker, without the counterfactual one stronger, however it is taken
         away."""
         lines = []
@@ -194,10 +203,7 @@ class WhatIf:
                 if self.empty[image, kind]:
                     lines.append(f"{name}, {word} region has no evidence to blur")
                     continue
-                line = (
-                    f"{name}, {word} region blurred: similarity {self.before:.2f} → {self.after[image, kind]:.2f}, "
-                    f"the decision gets {effect}, {passed}"
-                )
+                line = f"{name}, {word} region blurred: {self.told(image, kind)}, the decision gets {effect}, {passed}"
                 differ = [other for other, change in self.others.items() if sign * change[image, kind] <= 0]
                 if differ and passed == "as it should":
                     line += f"; but not if it is {' or '.join(differ)}"

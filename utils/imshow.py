@@ -229,9 +229,9 @@ def show_what_if(
             region = Image.fromarray(inside.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
             axis.imshow(Image.composite(blurred, image, region))
             axis.contour(np.asarray(region, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
-            change = f"similarity {what_if.before:.2f} → {what_if.after[row, column]:.2f}"
             nothing = f"no {kind} evidence\nnothing to blur"
-            axis.set_title(nothing if what_if.empty[row, column] else f"{kind} region blurred\n{change}", fontsize=9)
+            shown = f"{kind} region blurred\n{what_if.told(row, column)}"
+            axis.set_title(nothing if what_if.empty[row, column] else shown, fontsize=9)
     return figure
 
 
