@@ -13,6 +13,7 @@ from utils.comparison import (
     WhatIf,
     choose_pair,
     describe,
+    distinct_names,
     explained_pairs,
     images_to_compare,
     pair_folder,
@@ -398,13 +399,20 @@ def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(mo
         assert expected.is_similar.item() == (sign > 0) and abs(score) > 0.01
 
 
+def test_names_that_two_images_share_come_with_their_folders():
+    paths = [Path("rose/IMG_1.jpg"), Path("rose/IMG_2.jpg"), Path("tulip/IMG_1.png")]
+    assert distinct_names(paths[:2]) == ["IMG_1", "IMG_2"]
+    assert distinct_names(paths) == ["rose/IMG_1.jpg", "rose/IMG_2.jpg", "tulip/IMG_1.png"]
+
+
 def test_of_chosen_pairs_only_their_own_images_are_read_each_once(model, paths, monkeypatch):
     opened, read = [], comparison.read_image
     monkeypatch.setattr(comparison, "read_image", lambda path: opened.append(path) or read(path))
     pairs = Pairs(np.array([4, 0, 2, 1]), np.array([2, 3, 1, 3]), np.array([0, 1, 0, 1]))
     found = explained_pairs(model, paths, pairs, [2, 0])
     assert opened == [paths[i] for i in (1, 2, 4)]
-    assert [pair["names"] for pair in found] == [("2", "1"), ("4", "2")]
+    folder = paths[0].parent.name
+    assert [pair["names"] for pair in found] == [(f"{folder}\n{i}", f"{folder}\n{j}") for i, j in ((2, 1), (4, 2))]
     expected = Comparison(model, paths)
     for pair, (i, j) in zip(found, [(2, 1), (4, 2)]):
         torch.testing.assert_close(pair["explanation"].raw, expected.explain(i, j).raw)

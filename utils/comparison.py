@@ -37,7 +37,7 @@ class Comparison:
     Attributes:
         paths: of the images that could be read.
         unreadable: what is wrong with the others, a line each.
-        names: the files' names without suffix.
+        names: of the files, see `distinct_names`.
         images: the originals at their own aspect ratio, in RGB, shrunk for figures.
         boxes: the part of the network's frame that each image fills.
         similarity: all images against all, shape (N, N), 1 on the diagonal.
@@ -63,7 +63,7 @@ class Comparison:
             batch.append(model.preprocess(image))
         if self.unreadable and not (skip_unreadable and len(batch) > 1):  # all at once, not one a run
             raise DataError("\n".join(self.unreadable))
-        self.names = [path.stem for path in self.paths]
+        self.names = distinct_names(self.paths)
         self.batch = torch.stack(batch)
         self.embeddings = embed_in_parts(model, self.batch, 16)
         self.effects: dict[int, RegionEffects] = {}  # of the images explained so far
@@ -149,8 +149,15 @@ class Comparison:
         )
 
 
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The files' names without suffix; folder and name where two would be called the same, as cameras do."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else [f"{path.parent.name}/{path.name}" for path in paths]
+
+
 def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
-    """Some pairs of many images, each as `Comparison.pair` gives it; only their own images are read.
+    """Some pairs of many images, each as `Comparison.pair` gives it, under the names of class and file; only their
+    own images are read.
 
     Args:
         paths: of all images; `pairs` holds positions in it, `chosen` positions in `pairs`.
@@ -158,6 +165,7 @@ def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, 
     ends = [(pairs.first[k], pairs.second[k]) for k in chosen]
     needed = sorted({image for pair in ends for image in pair})
     compared = Comparison(model, [paths[i] for i in needed])
+    compared.names = [f"{path.parent.name}\n{path.stem}" for path in compared.paths]  # class and file
     compared.effects_of(*range(len(needed)))  # of all in one go, under one progress bar
     return [compared.pair(needed.index(i), needed.index(j)) for i, j in ends]
 

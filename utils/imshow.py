@@ -186,7 +186,7 @@ def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
             plain, explained = axes[row, 2 * block : 2 * block + 2]
             plain.imshow(image)
             explained.imshow(explained_image(image, explanation, 0, row, "factual", box))
-            plain.set_title(name, fontsize=8)
+            plain.set_title("\n".join(short(line, 22) for line in name.split("\n")), fontsize=8)
         axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=8)
     for axis in axes.flat:
         axis.axis("off")

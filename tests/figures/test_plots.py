@@ -92,6 +92,15 @@ def test_histogram_counts_every_pair_also_beyond_the_margin():
     assert "configured: 0.50" in legend(axis)
 
 
+def test_legends_cover_no_data_and_pairs_are_not_halved():
+    estimates = {"similarity": np.array([0, 0.2, 0.9, 1, 0.1, 0.3])}
+    for figure in (plot_distances(DISSIMILARITY, LABEL, {"configured": 0.5}), plot_reliability(estimates, LABEL)):
+        figure.canvas.draw()
+        axis = figure.axes[0]
+        assert axis.get_legend().get_window_extent().y0 >= axis.get_window_extent().y1
+        assert all(tick == round(tick) for tick in figure.axes[-1].get_yticks())
+
+
 def test_curves_name_the_area_that_a_loop_over_pairs_gives():
     similar, dissimilar = DISSIMILARITY[LABEL == 0], DISSIMILARITY[LABEL == 1]
     auc = np.mean([b > a for a in similar for b in dissimilar])

@@ -23,6 +23,7 @@ from utils.images.pairs import KINDS
 
 COLOURS = sns.color_palette("colorblind")
 MOST_MARKERS = 60  # on a learning curve
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": 8}  # a legend off the data
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
@@ -83,7 +84,8 @@ def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dic
     for (name, value), style in zip(thresholds.items(), ("-", "--")):
         axis.axvline(value, color="black", lw=1, ls=style, label=f"{name}: {value:.2f}")
     axis.set(xlabel="distance / margin (the margin itself is 1)", ylabel="pairs")
-    axis.legend(frameon=False, fontsize=8)
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.legend(**ABOVE, ncols=2)
     sns.despine(ax=axis)
     return figure
 
@@ -124,8 +126,9 @@ def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Fig
         upper.plot(mean, share, style, ms=4, color=colour, label=f"{name}: Brier {brier[name]:.3f}")
         lower.hist(values, np.linspace(0, 1, 11), histtype="step", lw=1.5, ls=style[1:], color=colour)
     upper.set(ylabel="pairs of one class (share)")
-    upper.legend(frameon=False, fontsize=8)
+    upper.legend(**ABOVE)
     lower.set(xlabel='estimate of "same class"', ylabel="pairs")
+    lower.yaxis.get_major_locator().set_params(integer=True)
     for axis in (upper, lower):
         sns.despine(ax=axis)
     return figure
@@ -142,7 +145,7 @@ def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
         verb = "blurred" if kind == "deletion" else "sharpened"
         axis.set(xlabel=f"pixels {verb}, strongest first (%)", title=f"{kind}: {wanted}")
         place = {"loc": "lower right", "bbox_to_anchor": (1, 0.08)} if kind == "insertion" else {}
-        axis.legend(frameon=False, fontsize=8, **place)  # above the line at 0
+        axis.legend(framealpha=0.8, edgecolor="none", fontsize=8, **place)  # above the line at 0, legible over curves
         sns.despine(ax=axis)
     axes[0].set_ylabel("margin of the decision")
     return figure
