@@ -400,6 +400,19 @@ def test_a_file_that_is_no_configuration(refused, content, start):
     assert line.startswith(start), line
 
 
+@pytest.mark.parametrize(
+    "content, end",
+    [
+        ("dataset: A\n# a：b\nimage：{}\nseed: 1\n", "or the one above; in line 3, write : and a space instead of ："),
+        ("image: {size: [1，2}\n", "or the one above; in line 1, write , and a space instead of ，"),
+        ("dataset: A\nimage: {size: [1, 2}\n# a：b，c\n", "or the one above"),
+    ],
+)
+def test_chinese_colons_and_commas_are_named(refused, content, end):
+    [line] = refused(content)
+    assert line.endswith(end), line
+
+
 def test_a_merged_block_is_not_a_key_written_twice(load):
     text = "dataset: C\ndatasets:\n  A: &a {seed: 1}\n  B: &b {<<: *a, seed: 2}\n  C: {<<: *b, gpu: 3}"
     assert (load(text).seed, load(text).gpu) == (2, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = ""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        text = path.read_text(encoding="utf-8-sig")
+        raw = yaml.load(text, _Loader)
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; start Jupyter in the repository's folder or give `config_path`"
@@ -81,10 +84,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise ConfigError(
             f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); correct that line or the one above"
+            f"{_full_width(text)}"
         ) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
     return raw
+
+
+def _full_width(text: str) -> str:
+    """What to do about the first Chinese colon or comma outside of comments: they look like those of YAML."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if found := re.search("[：，]", line.split("#")[0]):
+            instead = {"：": ":", "，": ","}[found[0]]
+            return f"; in line {number}, write {instead} and a space instead of {found[0]}"
+    return ""
 
 
 def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict[str, Any]:
