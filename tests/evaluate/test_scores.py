@@ -43,6 +43,12 @@ def test_the_surest_decisions_and_the_worst_mistakes():
     assert not len(telling_pairs(dissimilarity[:4], label[:4], 0.5)["wrongly called similar"])
 
 
+def test_two_images_that_meet_twice_are_shown_once():
+    dissimilarity, label = np.array([0.3, 0.1, 0.1, 0.3, 0.2, 0.1]), np.array([0, 0, 0, 0, 0, 1])
+    found = telling_pairs(dissimilarity, label, threshold=0.5)
+    assert list(found["rightly called similar"]) == [1, 4, 0] and list(found["wrongly called similar"]) == [5]
+
+
 def test_scores_of_six_pairs_by_hand():
     scores = score_pairs(np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]), np.array([0, 0, 0, 1, 1, 1]), threshold=0.5)
     assert scores.confusion.tolist() == [[2, 1], [1, 2]]  # 0.5 is not below 0.5

@@ -221,6 +221,8 @@ def telling_pairs(
         ("wrongly called dissimilar", 1, 0),
     ):
         found = np.flatnonzero(((dissimilarity >= threshold) == decision) & (label == truth))
+        # Of pairs at exactly one distance the first: the others are, as good as always, the same two images.
+        found = found[np.sort(np.unique(dissimilarity[found], return_index=True)[1])]
         sureness = np.abs(dissimilarity[found] - threshold)
         galleries[title] = found[np.argsort(-sureness, kind="stable")[:count]]
     return galleries
