@@ -132,7 +132,11 @@ def test_interventions_show_each_ranking_with_its_area():
         "map": {"deletion": np.array([1.0, 0, 0]), "insertion": np.array([0.0, 1, 1])},
         "random": {"deletion": np.array([1, 0.5, 0]), "insertion": np.array([0, 0.5, 1])},
     }
-    deletion, insertion = plot_interventions(rankings).axes
+    figure = plot_interventions(rankings)
+    deletion, insertion = figure.axes
+    figure.canvas.draw()
+    for axis in figure.axes:  # no legend reaches down to a curve
+        assert axis.transData.inverted().transform(axis.get_legend().get_window_extent())[0, 1] > 1
     assert legend(deletion) == ["map: area 0.25", "random: area 0.50"]
     assert legend(insertion) == ["map: area 0.75", "random: area 0.50"]
     assert deletion.lines[0].get_xdata().tolist() == [0, 50, 100]

@@ -144,10 +144,10 @@ def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
         axis.axhline(0, color="grey", lw=0.8)
         verb = "blurred" if kind == "deletion" else "sharpened"
         axis.set(xlabel=f"pixels {verb}, strongest first (%)", title=f"{kind}: {wanted}")
-        place = {"loc": "lower right", "bbox_to_anchor": (1, 0.08)} if kind == "insertion" else {}
-        axis.legend(framealpha=0.8, edgecolor="none", fontsize=8, **place)  # above the line at 0, legible over curves
+        axis.legend(frameon=False, fontsize=8, loc="upper right")
         sns.despine(ax=axis)
-    axes[0].set_ylabel("margin of the decision")
+    low, high = axes[0].get_ylim()
+    axes[0].set(ylabel="margin of the decision", ylim=(low, high + 0.4 * (high - low)))  # the legends are above
     return figure
 
 
