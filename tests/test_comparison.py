@@ -385,10 +385,10 @@ def test_folders_of_pairs_have_names_that_windows_allows(config, name):
 
 def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(model, paths):
     compared = Comparison(model, paths)
-    effects = region_effects(model, compared.batch[[0, 3]])
+    effects = region_effects(model, compared.batch[[2, 4]])
     for sign, model.threshold in ((1, 1 - 1e-6), (-1, 1e-6)):  # similar, dissimilar
-        pair, score = compared.paper(0, 3)
-        expected = explain(model, compared.batch[[0]], compared.batch[[3]], "distance")
+        pair, score = compared.paper(2, 4)
+        expected = explain(model, compared.batch[[2]], compared.batch[[4]], "distance")
         assert torch.allclose(pair["explanation"].factual, expected.factual) and -1 <= score <= 1
         scores = []
         for image in (0, 1):
@@ -396,7 +396,7 @@ def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(mo
             sums = [float(large[a:b, c:d].sum()) for a, b, c, d in effects.regions[image].tolist()]
             scores.append(np.corrcoef(sums, effects.on_pairs([0], [1])[0, image])[0, 1])
         assert score == pytest.approx(np.mean(scores), abs=1e-3)
-        assert expected.is_similar.item() == (sign > 0) and abs(score) > 0.01
+        assert expected.is_similar.item() == (sign > 0) and abs(score) > 0.1
 
 
 def test_names_that_two_images_share_come_with_their_folders():
