@@ -112,7 +112,9 @@ OTHERS = {"filled with the mean colour": mean_colour, "covered by another part o
 
 def top_region(maps: torch.Tensor, share: float) -> torch.Tensor:
     """The strongest `share` of the pixels of each map (..., H, W), bool; among equals the first in reading order."""
-    return pixel_ranks(maps) < round(share * maps.shape[-2:].numel())
+    pixels = maps.flatten(-2)
+    strongest = pixels.argsort(dim=-1, descending=True, stable=True)[..., : round(share * pixels.shape[-1])]
+    return torch.zeros_like(pixels, dtype=torch.bool).scatter(-1, strongest, True).view(maps.shape)
 
 
 def strongest_region(maps: torch.Tensor) -> torch.Tensor:
