@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,17 +123,14 @@ class Comparison:
         interventions = Interventions.on(self.model, self.batch[[first]], self.batch[[second]])
         maps = torch.stack([explanation.factual[0], explanation.counterfactual[0]], dim=1)
         regions = strongest_region(maps)
-        margins = torch.stack([interventions.without(regions[None, :, kind])[0] for kind in (0, 1)], dim=1)
+
+        def margins_without(removal: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+            return torch.stack([interventions.without(regions[None, :, kind], removal)[0] for kind in (0, 1)], dim=1)
+
+        margins = margins_without()
         changes = (margins - interventions.before).cpu().numpy()
         others = {
-            name: np.stack(
-                [
-                    (interventions.without(regions[None, :, kind], removal)[0] - interventions.before).cpu().numpy()
-                    for kind in (0, 1)
-                ],
-                axis=1,
-            )
-            for name, removal in OTHERS.items()
+            name: (margins_without(removal) - interventions.before).cpu().numpy() for name, removal in OTHERS.items()
         }
         before, after = (
             1 - self.model.threshold - (interventions.sign * values).cpu() for values in (interventions.before, margins)
