@@ -36,13 +36,13 @@ const difference = (a, b) => a.map((value, k) => value - b[k]);
 const similarity = (a, b) => 1 - Math.min(Math.sqrt(dot(difference(a, b), difference(a, b)) + 1e-12) / data.margin, 1);
 const isSimilar = (value) => value > state.threshold;
 
+// What an effect on an embedding does to its squared distance from one that it is away from.
+const onDistance = (delta, away) => dot(delta, delta) - 2 * dot(delta, away);
+
 // What each region of a does to the squared distance from b if it goes: |delta|^2 - 2 <delta, z_a - z_b>.
 function effects(a, b) {
   const away = Float64Array.from(difference(a.z, b.z));
-  return Float64Array.from({ length: count(a) }, (_, r) => {
-    const delta = deltaOf(a, r);
-    return dot(delta, delta) - 2 * dot(delta, away);
-  });
+  return Float64Array.from({ length: count(a) }, (_, r) => onDistance(deltaOf(a, r), away));
 }
 
 // What a region of a and each region of b have in common: 2 <delta, delta'>.
@@ -90,7 +90,7 @@ function ifGone(image, other, positions) {
     seen.reduce((sum, value, d) => sum + value * inRegions[d * n + r], 0));
   const delta = new Float64Array(image.z.length);
   solved(image, sums).forEach((weight, r) => deltaOf(image, r).forEach((value, k) => (delta[k] += weight * value)));
-  return dot(delta, delta) - 2 * dot(delta, Float64Array.from(difference(image.z, other.z)));
+  return onDistance(delta, Float64Array.from(difference(image.z, other.z)));
 }
 
 // Where the pixels of one side fall among `count` positions: the position before, and how far on towards the next.
@@ -171,7 +171,7 @@ function evidence(a, b) {
 // What of an image's evidence, beside another, a map shows, of a sign and for or against the decision: no weak evidence,
 // and none against a decision that would not be surer with the strongest tenth of the image gone.
 function shownOf(map, sign, against, image, other) {
-  const least = data.least[against ? 1 : 0] * (against ? 1 : largest(map));
+  const least = against ? data.least[1] : data.least[0] * largest(map);
   const shown = map.map((value) => (sign * value > least ? sign * value : 0));
   return against && sign * ifGone(image, other, strongestPlaces(shown)) <= 0 ? shown.fill(0) : shown;
 }
