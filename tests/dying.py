@@ -18,14 +18,23 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 KILLED = -signal.SIGKILL if os.name == "posix" else signal.SIGTERM  # the exit code
 
 
-def exit_code(function, *arguments):
+def started(function, *arguments):
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
         context.set_forkserver_preload(["benchmarks.kills", "utils.search.build"])
     process = context.Process(target=function, args=arguments)
     process.start()
+    return process
+
+
+def exit_code(function, *arguments):
+    process = started(function, *arguments)
     process.join()
     return process.exitcode
+
+
+def saving(checkpoint):
+    SiameseNetwork.load(checkpoint).save(checkpoint, number=2)
 
 
 def training(config, event, count):
