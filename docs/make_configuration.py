@@ -35,7 +35,7 @@ SYMBOLS = {at.Ge: ("ge", ">="), at.Gt: ("gt", ">"), at.Le: ("le", "<="), at.Lt: 
 def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key with a value, as `image.size`."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if hasattr(field.annotation, "model_fields"):  # a section
             yield from keys(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name, field

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from utils.config import load_config
 from utils.settings import Config, ConfigError
@@ -19,7 +18,7 @@ def keys(section=Config):
     """Every key of the schema, those of its sections too."""
     for name, field in section.model_fields.items():
         yield name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if hasattr(field.annotation, "model_fields"):  # a section; `tuple[int, int]` is no class before Python 3.11
             yield from keys(field.annotation)
 
 

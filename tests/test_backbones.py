@@ -1,4 +1,5 @@
 import socket
+import time
 from importlib.resources import files
 from urllib.error import URLError
 
@@ -78,6 +79,7 @@ def offline(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the tries of who downloads
 
 
 @pytest.mark.parametrize(("photograph", "classes"), [("china.jpg", {442, 698}), ("flower.jpg", {985})])
