@@ -128,6 +128,13 @@ def fused(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
+def without_additivity(trainer: Trainer) -> Iterator[None]:
+    """The paper's loss alone."""
+    with patch.object(trainer, "options", trainer.options.model_copy(update={"additivity": 0.0})):
+        yield
+
+
+@contextmanager
 def compiled(trainer: Trainer) -> Iterator[None]:
     """`torch.compile`; on a CPU it needs a C++ compiler."""
     model, embed = trainer.model, torch.compile(trainer.model.embed)
@@ -140,7 +147,13 @@ def as_it_is(trainer: Trainer) -> Iterator[None]:
     yield
 
 
-VARIANTS = {"as it is": as_it_is, "channels first": plain_layout, "float32": float32, "fused optimizer": fused}
+VARIANTS = {
+    "as it is": as_it_is,
+    "without additivity": without_additivity,
+    "channels first": plain_layout,
+    "float32": float32,
+    "fused optimizer": fused,
+}
 
 
 def step_seconds(step: Callable, batch: Pairs | np.ndarray, steps: int) -> float:

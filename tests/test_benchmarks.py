@@ -277,7 +277,10 @@ def test_variants_of_a_step_do_what_they_say_and_leave_the_trainer_as_found(colo
         assert trainer.model.normalize(images).is_contiguous()
     with train_benchmark.float32(trainer):
         assert not trainer.autocast()._enabled
+    with train_benchmark.without_additivity(trainer):
+        assert not trainer.options.additivity and trainer.options.epochs == config.hyperparameters.epochs
     assert trainer.optimizer is optimizer and trainer.model.normalize == normalize
+    assert trainer.options.additivity == config.hyperparameters.additivity > 0
     assert trainer.model.normalize(images).is_contiguous(memory_format=torch.channels_last)
 
 
