@@ -266,7 +266,7 @@ def test_the_compiled_variant_compiles_what_a_step_runs(colour_folder, monkeypat
 
 
 def test_variants_of_a_step_do_what_they_say_and_leave_the_trainer_as_found(colour_folder):
-    config = folder_config(colour_folder, hyperparameters={"verbose": False})
+    config = folder_config(colour_folder, hyperparameters={"verbose": False, "additivity": 2.0})
     trainer = train_benchmark.Trainer(config, prepare_split(config)[0])
     optimizer, normalize = trainer.optimizer, trainer.model.normalize
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
@@ -280,7 +280,7 @@ def test_variants_of_a_step_do_what_they_say_and_leave_the_trainer_as_found(colo
     with train_benchmark.without_additivity(trainer):
         assert not trainer.options.additivity and trainer.options.epochs == config.hyperparameters.epochs
     assert trainer.optimizer is optimizer and trainer.model.normalize == normalize
-    assert trainer.options.additivity == config.hyperparameters.additivity > 0
+    assert trainer.options.additivity == 2
     assert trainer.model.normalize(images).is_contiguous(memory_format=torch.channels_last)
 
 
