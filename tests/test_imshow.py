@@ -16,6 +16,7 @@ from utils.imshow import (
     OPACITY,
     overlay,
     save_figure,
+    short,
     show_explanation,
     show_gallery,
     show_images,
@@ -293,6 +294,17 @@ def test_long_names_are_shortened_beside_their_panels():
     image = Image.new("RGB", (8, 8))
     figure = show_explanation((image, image), explanation, names=("a" * 30 + "b" * 10, "short"))
     assert [figure.axes[k].get_ylabel() for k in (0, 3)] == ["…" + "a" * 15 + "b" * 10, "short"]
+    assert short("0123456789", 6) == "…56789" and short("0123456789", 10) == "0123456789"
+    wide = "\N{CJK UNIFIED IDEOGRAPH-82B1}"  # two letters wide
+    assert short(wide * 3, 6) == wide * 3 and short("ab" + wide * 3, 6) == "…" + wide * 2
+    low = Image.new("RGB", (600, 330))
+    labels = [
+        axis.yaxis.label
+        for axis in show_explanation((low, low), explanation, names=("14014595475_5892fcda51_n", "a" * 40)).axes
+    ]
+    labels[0].figure.draw_without_rendering()
+    upper, lower = (labels[k].get_window_extent() for k in (0, 3))
+    assert upper.y0 > lower.y1, "they run into each other"
 
 
 def test_a_hundred_figures_shown_as_notebooks_do_leave_none_open(wide, tmp_path):

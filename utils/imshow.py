@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,8 +103,12 @@ def show_twins(audit: Audit, config: Config, most: int = 6) -> Figure | None:
 
 
 def short(name: str, most: int = 26) -> str:
-    """The end of a long file name, which tells more than its start."""
-    return name if len(name) <= most else f"…{name[1 - most :]}"
+    """The end of a long file name, which tells more than its start; a Chinese letter is as wide as two others."""
+    widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name]
+    if sum(widths) <= most:
+        return name
+    start = next(start for start in range(len(name)) if 1 + sum(widths[start:]) <= most)
+    return f"…{name[start:]}"
 
 
 def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequence[str]) -> Figure:
@@ -201,8 +206,8 @@ def _rows_of_panels(
     heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
     size = (width, 2.1 * sum(heights) + titles)
     figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights})
-    for row, name in zip(axes, names):
-        row[0].set_ylabel(short(name), fontsize=9)
+    for row, name, height in zip(axes, names, heights):
+        row[0].set_ylabel(short(name, min(26, round(26 * height))), fontsize=9)  # along the side of a low image, too
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
