@@ -19,7 +19,8 @@ def test_the_first_process_returns_and_what_it_prints_is_passed_on(capfd, monkey
     rows = [[0, 0], [1, 10], [2, 20], [3, 30], [4, 40]]  # two of the first process, three of the second
     assert run_together(2, "children:add_up", 20) == (20 + 0 + 20 + 1, rows, "3")
     printed = capfd.readouterr()
-    assert printed.out == "process 0 sieht grün\n" and printed.err == ""
+    out = [line for line in printed.out.splitlines() if not line.startswith("[Gloo]")]  # torch 2.8's own
+    assert out == ["process 0 sieht grün"] and printed.err == ""
 
 
 @pytest.mark.parametrize(
