@@ -16,6 +16,7 @@ from utils.comparison import (
     distinct_names,
     explained_pairs,
     images_to_compare,
+    names_with_folders,
     pair_folder,
 )
 from utils.explain import occlusion
@@ -338,11 +339,11 @@ def test_with_nothing_to_compare_test_images_stand_in(config, tmp_path, present)
     assert images_to_compare(config) == comparison.example_images(config)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_given_folder_must_hold_two_images(config, tmp_path, count):
+@pytest.mark.parametrize("count, number", [(0, "0 images"), (1, "1 image")])
+def test_a_given_folder_must_hold_two_images(config, tmp_path, count, number):
     for i in range(count):
         touch(tmp_path / "mine" / f"{i}.png")
-    with pytest.raises(DataError, match=f"compare_folder: .*mine: {count} images there"):
+    with pytest.raises(DataError, match=f"compare_folder: .*mine: {number} there"):
         images_to_compare(config, tmp_path / "mine")
 
 
@@ -403,6 +404,10 @@ def test_names_that_two_images_share_come_with_their_folders():
     paths = [Path("rose/IMG_1.jpg"), Path("rose/IMG_2.jpg"), Path("tulip/IMG_1.png")]
     assert distinct_names(paths[:2]) == ["IMG_1", "IMG_2"]
     assert distinct_names(paths) == ["rose/IMG_1.jpg", "rose/IMG_2.jpg", "tulip/IMG_1.png"]
+    assert distinct_names([Path("1.jpg"), Path("1.png")]) == ["1.jpg", "1.png"]
+    assert names_with_folders([Path("a/rose/1.jpg"), Path("b/../b/rose/1.jpg")]) == ["a/rose/1.jpg", "b/rose/1.jpg"]
+    assert names_with_folders([Path("rose/1.jpg"), Path("rose/2.jpg")]) == ["1.jpg", "2.jpg"]
+    assert names_with_folders([Path("rose/1.jpg")] * 2) == ["1.jpg", "1.jpg"]
 
 
 def test_of_chosen_pairs_only_their_own_images_are_read_each_once(model, paths, monkeypatch):

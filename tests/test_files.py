@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import replacing, write_whole
+from utils.files import counted, replacing, write_whole
 from utils.settings import UserError
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX's")
@@ -152,3 +152,7 @@ def test_outputs_are_written_whole_or_not_at_all():
         "json.dump(x, f)",
     ]
     assert not list(writes("with replacing(p) as f:\n    table.to_csv(f)\nopen(p).read()\ntable.to_csv()"))
+
+
+def test_one_thing_is_singular():
+    assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]

@@ -102,7 +102,7 @@ def _count(text: str) -> int:
 def _add_report(commands: argparse._SubParsersAction) -> None:
     text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
     page = commands.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    page.add_argument("images", nargs="+", type=Path, help="two images or more, or a folder of images")
+    page.add_argument("images", nargs="+", type=Path, help="two images or more, or a folder with its sub-folders")
     _add_dataset(page)
     page.add_argument("--checkpoint", type=Path, metavar="FILE", help="of the network that compares, instead")
     page.add_argument(

@@ -17,6 +17,7 @@ from utils.dataset import read_split
 from utils.explain.matching import Match, matching_regions
 from utils.explain.occlusion import RegionEffects, correlation, joined, region_effects, region_sums
 from utils.explain.removal import OTHERS, Interventions, embed_in_parts, strongest_region
+from utils.files import counted
 from utils.Grad_CAM import MAPS, Explanation, explain, explain_effects
 from utils.images.frame import WHOLE, Box
 from utils.images.pairs import Pairs
@@ -36,7 +37,7 @@ class Comparison:
 
     Attributes:
         paths: of the images that could be read.
-        unreadable: what is wrong with the others, a line each.
+        unreadable: what is wrong with the others, a line by path.
         names: of the files, see `distinct_names`.
         images: the originals at their own aspect ratio, in RGB, shrunk for figures.
         boxes: the part of the network's frame that each image fills.
@@ -50,19 +51,19 @@ class Comparison:
         self, model: SiameseNetwork, paths: Sequence[Path], method: str = "occlusion", skip_unreadable: bool = False
     ) -> None:
         self.model, self.method, self.paths = model, method, []
-        self.images, self.boxes, batch, self.unreadable = [], [], [], []
+        self.images, self.boxes, batch, self.unreadable = [], [], [], {}
         for path in tqdm(paths, desc="Reading images", disable=len(paths) < 50):
             try:
                 image = read_image(path)
             except DataError as error:
-                self.unreadable.append(str(error))
+                self.unreadable[path] = str(error)
                 continue
             self.paths.append(path)
             self.images.append(shrink(image))
             self.boxes.append(model.frame.box(image.size))
             batch.append(model.preprocess(image))
         if self.unreadable and not (skip_unreadable and len(batch) > 1):  # all at once, not one a run
-            raise DataError("\n".join(self.unreadable))
+            raise DataError("\n".join(self.unreadable.values()))
         self.names = distinct_names(self.paths)
         self.batch = torch.stack(batch)
         self.embeddings = embed_in_parts(model, self.batch, 16)
@@ -147,9 +148,19 @@ class Comparison:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The files' names without suffix; folder and name where two would be called the same, as cameras do."""
+    """The files' names without suffix; with it, and with folders, where two would be called the same, as cameras do."""
     stems = [path.stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else [f"{path.parent.name}/{path.name}" for path in paths]
+    return stems if len(set(stems)) == len(stems) else names_with_folders(paths)
+
+
+def names_with_folders(paths: Sequence[Path]) -> list[str]:
+    """The files' names; where they lie in several folders, each after its folder's, or after as many as tell all
+    apart."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    depth = 1 if len({part[:-1] for part in parts}) == 1 else 2
+    while len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
 
 
 def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
@@ -248,20 +259,16 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
     Raises:
         DataError: the given folder is missing, or has fewer than two images.
     """
-    found = images_in(Path(folder) if folder else config.compare_path)
+    inside = Path(folder or config.compare_path).glob("*")  # of nothing, where there is no folder
+    found = sorted(path for path in inside if is_named_as_image(path) and path.is_file())
     if len(found) >= 2:
         return found
     if folder:
         raise DataError(
-            f"compare_folder: {folder}: {len(found)} images there; "
+            f"compare_folder: {folder}: {counted(len(found), 'image')} there, those of its sub-folders not counted; "
             "put at least two into it, or leave it None for an example"
         )
     return example_images(config)
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images of a folder by their names, not those of its sub-folders; none where there is no folder."""
-    return sorted(path for path in folder.glob("*") if is_named_as_image(path) and path.is_file())
 
 
 def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their names on a terminal."""
+"""Files that are written whole or not at all, and what is said of them on a terminal."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def write_whole(path: Path, text: str) -> None:
     """Write text as UTF-8, line ends as they are; raises as `replacing` does."""
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8", newline="")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 image, 2 images."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def print_any_name() -> None:

@@ -95,7 +95,7 @@ def test_evidence_and_similarity_have_the_colours_of_the_notebooks(pair):
 
 def test_a_name_cannot_end_the_data_and_of_two_alike_the_folder_is_shown(pair, monkeypatch):
     monkeypatch.setattr(pair, "paths", [Path("one", HOSTILE.replace("/", "")), Path("two", HOSTILE.replace("/", ""))])
-    monkeypatch.setattr(pair, "unreadable", [HOSTILE])
+    monkeypatch.setattr(pair, "unreadable", {Path("one", "3.jpg"): HOSTILE})
     text = page(pair, network=HOSTILE)
     assert text.count("</script") == text.count("<script") == 2 and "alert" not in text.split("<script>", 1)[1]
     held = contents(text)
@@ -146,6 +146,26 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     assert [line.split(":")[0] for line in held["missing"]] == ["00.jpg"] and "trained on a, b" in held["network"]
 
 
+def test_a_folder_of_class_folders_is_compared_with_the_classes_in_the_names(trained, monkeypatch, capsys):
+    one, two, three, four = photographs(trained, 4)
+    for image, file in ((one, "data/tulip/1.jpg"), (two, "data/rose/1.jpg"), (three, "data/rose/broken.jpg")):
+        (trained / file).parent.mkdir(parents=True, exist_ok=True)
+        image.rename(trained / file)
+    (trained / "data" / ".hidden").mkdir()
+    (trained / "data" / ".hidden" / "2.jpg").touch()
+    break_file(trained / "data/rose/broken.jpg", 0.5)
+    four.rename(trained / "own.jpg")
+    monkeypatch.chdir(trained)
+    command_line.main(["report", "data", "own.jpg", "--checkpoint", "model.pth", "--output", "page.html"])
+    held = contents((trained / "page.html").read_text(encoding="utf-8"))
+    names = ["rose/1.jpg", "tulip/1.jpg", f"{trained.name}/own.jpg"]
+    assert [image["name"] for image in held["images"]] == names
+    (line,) = held["missing"]
+    assert (
+        line.startswith("rose/broken.jpg: not a readable image") and f"left out: data/{line}" in capsys.readouterr().err
+    )
+
+
 def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatch, capsys):
     (trained / "checkpoints" / "Mine").mkdir(parents=True)
     info = {"classes": ["c", "d"], "config": {}, "calibrated_threshold": 0.5}
@@ -161,10 +181,10 @@ def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatc
     "arguments, words",
     [
         (["nowhere"], "nowhere: no such file or folder"),
-        (["one.jpg"], "1 image"),
-        (["images", "one.jpg"], "images: a folder beside other images"),
-        (["empty"], "0 image.*sub-folders do not count"),
-        (["many"], f"{MOST + 1} images; .* at most {MOST}"),
+        (["one.jpg"], f"one.jpg: 1 image; a page compares 2 to {MOST}: name so many"),
+        (["one.jpg", "./one.jpg"], "1 image;"),
+        (["empty"], "empty: 0 images; "),
+        (["many"], f"many: {MOST + 1} images; a page compares 2 to {MOST}: name so many, or a folder"),
         (["images", "--checkpoint", "none.pth"], "none.pth: not there"),
         (["images", "x" * 5000], "no such file or folder"),  # longer than a file's name may be
         (["images", "--checkpoint", "x" * 5000], "not there"),
@@ -440,9 +460,9 @@ def test_a_table_of_all_images_whose_cells_open_pairs(browser, files, compared):
 
 @in_a_browser
 def test_names_are_shown_as_they_are_whatever_they_hold(browser, compared, monkeypatch, tmp_path):
-    names = [f"{HOSTILE}{k}" for k in range(4)]
-    monkeypatch.setattr("utils.figures.report._names", lambda paths: names)
-    monkeypatch.setattr(compared, "unreadable", [HOSTILE])
+    names = [f"{HOSTILE}{k}" for k in range(3)] + ["\udce9.jpg"]  # a byte on a disk that is no text
+    monkeypatch.setattr("utils.figures.report.names_with_folders", lambda paths: names)
+    monkeypatch.setattr(compared, "unreadable", {compared.paths[0]: HOSTILE})
     (tmp_path / "page.html").write_text(page(compared, HOSTILE), encoding="utf-8")
     browser.open(tmp_path / "page.html")
     assert browser.ask("[...document.querySelectorAll('tbody bdi')].map((e) => e.textContent)") == names

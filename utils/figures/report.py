@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +17,14 @@ import numpy as np
 from matplotlib.colors import Colormap
 from PIL import Image
 
-from utils.comparison import Comparison, images_in, pair_folder
+from utils.comparison import Comparison, names_with_folders, pair_folder
 from utils.explain.matching import WEAKEST
 from utils.explain.occlusion import DETAIL, DIRECTIONS, FROM_DETAILS, GRID, REACH, WINDOWS, scatters
 from utils.explain.removal import REGION
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
-from utils.files import write_whole
+from utils.files import counted, write_whole
 from utils.Grad_CAM import LEAST
+from utils.images.folder import images_below
 from utils.images.frame import Box
 from utils.images.reading import DataError
 from utils.machine import choose_device
@@ -46,7 +46,7 @@ def write_report(
     """Compare images with the configuration's trained network, or another one, and write the page.
 
     Args:
-        paths: one folder, whose images are taken, not those of its sub-folders; or two images or more.
+        paths: images, and folders, whose images are taken with those of their sub-folders; two images or more in all.
         checkpoint: of the network, instead.
         output: the file to write; without it, a pair's is in its own folder under `config.outputs_path`, that of more
             images in `compare`, as the figures of notebook 02.
@@ -57,7 +57,7 @@ def write_report(
     Raises:
         DataError: nothing to compare, or more than `MOST` images.
     """
-    paths = _images(paths)
+    paths, problems = _images(paths)
     if checkpoint is None:
         model, note = load_trained(config)
     else:
@@ -68,23 +68,21 @@ def write_report(
     folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"
     output = output or folder / "report.html"
     write_whole(output, page(compared, note))
-    return output, compared.unreadable
+    return output, [*problems, *compared.unreadable.values()]
 
 
-def _images(paths: Sequence[Path]) -> list[Path]:
-    missing = [path for path in paths if not os.path.exists(path)]
-    if missing:
-        raise DataError(f"{missing[0]}: no such file or folder; give two images, or a folder of images")
-    folders = [path for path in paths if os.path.isdir(path)]
-    if folders and len(paths) > 1:
-        raise DataError(f"{folders[0]}: a folder beside other images; give one folder, or two images or more")
-    found = images_in(folders[0]) if folders else list(dict.fromkeys(paths))
-    if len(found) < 2:
-        hint = "; those of its sub-folders do not count" if folders else ", and to compare it takes another one"
-        raise DataError(f"{paths[0]}: {len(found)} image(s){hint}; give two images, or a folder of two or more")
-    if len(found) > MOST:
-        raise DataError(f"{len(found)} images; a page holds at most {MOST}, choose fewer")
-    return found
+def _images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The images to compare, each once, and the folders that cannot be listed, a line each."""
+    found, problems = {}, []
+    for path in paths:
+        if not os.path.exists(path):
+            raise DataError(f"{path}: no such file or folder; give two images, or a folder of images")
+        found |= dict.fromkeys(sorted(images_below(path, problems)) if os.path.isdir(path) else [path])
+    if not 2 <= len(found) <= MOST:
+        some, number = ", ".join(map(str, paths[:3])), counted(len(found), "image")
+        advice = f"a page compares 2 to {MOST}: name so many, or a folder that holds so many"
+        raise DataError("\n".join([f"{some}: {number}; {advice}", *problems]))
+    return list(found), problems
 
 
 def page(compared: Comparison, network: str = "") -> str:
@@ -102,6 +100,8 @@ def page(compared: Comparison, network: str = "") -> str:
 def _contents(compared: Comparison, network: str) -> dict:
     """What the page holds, as plain values; arrays are in base64."""
     model, everyone = compared.model, range(len(compared.paths))
+    files = [*compared.paths, *compared.unreadable]
+    names = dict(zip(files, names_with_folders(files)))
     effects = compared.effects_of(*everyone)
     side = LARGE if len(compared.paths) <= FEW else SMALL
     delta, details = (
@@ -110,7 +110,7 @@ def _contents(compared: Comparison, network: str) -> dict:
     )
     return {
         "network": network,
-        "missing": [line.removeprefix(f"{compared.paths[0].parent}{os.sep}") for line in compared.unreadable],
+        "missing": [line.replace(str(path), names[path], 1) for path, line in compared.unreadable.items()],
         "margin": model.margin,
         "threshold": model.threshold,
         "size": list(model.image_size),
@@ -133,7 +133,7 @@ def _contents(compared: Comparison, network: str) -> dict:
         "weakest": WEAKEST,
         "images": [
             {
-                "name": name,
+                "name": names[compared.paths[i]],
                 "picture": _picture(compared.images[i], side),
                 "box": _pixels(compared.boxes[i]),
                 "embedding": _packed(effects.embeddings[i].cpu().numpy(), "<f4"),
@@ -141,16 +141,9 @@ def _contents(compared: Comparison, network: str) -> dict:
                 "delta": delta[i],
                 "details": details[i],
             }
-            for i, name in zip(everyone, _names(compared.paths))
+            for i in everyone
         ],
     }
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The files' names, those that occur twice with their folder's."""
-    often = Counter(path.name for path in paths)
-    names = [path.name if often[path.name] == 1 else f"{path.resolve().parent.name}/{path.name}" for path in paths]
-    return [name.encode(errors="replace").decode() for name in names]  # not every name on a disk is text
 
 
 def _packed(values: np.ndarray, dtype: str) -> str:

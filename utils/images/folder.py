@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.images.duplicates import Fingerprint
-from utils.images.reading import SUFFIXES, DataError
+from utils.images.reading import SUFFIXES, DataError, is_named_as_image
 
 
 def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -39,6 +39,19 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
     table = pd.DataFrame(rows, columns=["file", "label"])
     check_two_classes(table, data_path, skipped[:5])  # some of a thousand images beside the class folders will do
     return table, skipped
+
+
+def images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
+    """The images of a folder and its sub-folders by their names, in no order; what is hidden is skipped.
+
+    Args:
+        problems: gets a line for each folder that cannot be listed.
+    """
+    for place, folders, files in os.walk(
+        folder, onerror=lambda error: problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
+    ):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for path in (Path(place, name) for name in files) if is_named_as_image(path))
 
 
 def _everything(data_path: Path) -> Iterator[Path]:

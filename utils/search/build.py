@@ -14,8 +14,9 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.explain.occlusion import region_effects
+from utils.images.folder import images_below
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import DataError, is_named_as_image, read_image, what_is_wrong
+from utils.images.reading import DataError, read_image, what_is_wrong
 from utils.models import load_trained
 from utils.search.store import FileState, Index
 from utils.settings import Config
@@ -138,22 +139,15 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder; name the folder of images to search")
     found = []
-    for place, folders, files in os.walk(
-        folder, onerror=lambda error: problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
-    ):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(place, name)
-            if not is_named_as_image(path):
-                continue
-            file = path.relative_to(folder).as_posix()
-            try:
-                file.encode()
-                found.append(state_of(folder, file))
-            except UnicodeEncodeError:
-                problems.append(f"{file.encode(errors='replace').decode()}: a name that is not valid text; rename it")
-            except OSError as error:
-                problems.append(f"{file}: {what_is_wrong(path, error)}")
+    for path in images_below(folder, problems):
+        file = path.relative_to(folder).as_posix()
+        try:
+            file.encode()
+            found.append(state_of(folder, file))
+        except UnicodeEncodeError:
+            problems.append(f"{file.encode(errors='replace').decode()}: a name that is not valid text; rename it")
+        except OSError as error:
+            problems.append(f"{file}: {what_is_wrong(path, error)}")
     if not found:
         raise DataError("\n".join([f"{folder}: no image in it or its sub-folders; name another folder", *problems]))
     return sorted(found)
