@@ -261,7 +261,7 @@ def test_all_bad_images_are_left_out_and_named_at_once(tmp_path):
     bad = broken_folder(tmp_path)
     table, notes = prepare_split(config_for(tmp_path))
     assert sorted(table.file) == sorted(set(CLASSES) - set(bad)) and set(table.split) == {"train", "valid", "test"}
-    assert notes[0] == "4 of 25 images cannot be read and are left out (on_bad_image: skip)"
+    assert notes[0] == "4 of 25 images cannot be read: left out (on_bad_image: skip)"
     assert [note.split(":")[0] for note in notes[1:]] == bad
     assert [note.split(": ")[1].split("; ")[0] for note in notes[2:]] == [
         "a link to nowhere",
@@ -339,7 +339,7 @@ def test_a_drive_that_drops_costs_the_images_it_did_not_give_until_it_is_back(tm
         table, notes = prepare_split(config)
         assert sorted(table.file) == sorted(set(CLASSES) - {CLASSES[5]})
         assert notes[:2] == [
-            "1 of 24 images cannot be read and are left out (on_bad_image: skip)",
+            "1 of 24 images cannot be read: left out (on_bad_image: skip)",
             f"{CLASSES[5]}: cannot be read (Input/output error); "
             "check the disk or network drive that it is on, and run again",
         ]

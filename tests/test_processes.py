@@ -75,7 +75,7 @@ def test_two_processes_train_the_network_of_one(config, tmp_path):
     assert not torch.equal(two["backbone.0.weight"], start["0.weight"])  # it has learnt something
     # One process shows its progress, and says what there is to say.
     assert run.stderr.count("Preparing explanations:   0%") == 1 and run.stderr.count("Training:   0%") == 1
-    assert run.stdout.count("1 of 21 images cannot be read and are left out") == 1
+    assert run.stdout.count("1 of 21 images cannot be read: left out") == 1
 
 
 def test_a_process_augments_its_own_share_alone_as_one_process_would(config, monkeypatch):

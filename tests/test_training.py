@@ -373,7 +373,7 @@ def test_training_goes_on_without_images_that_break_after_the_split(config, caps
     left = read_split(settings.checkpoints_path / "split.csv")
     assert sorted(left.file) == sorted(set(table.file) - {gone, cut})
     summary, *lines = capsys.readouterr().out.splitlines()
-    assert summary == f"2 of {len(table)} images cannot be read and are left out (on_bad_image: skip)"
+    assert summary == f"2 of {len(table)} images cannot be read: left out (on_bad_image: skip)"
     assert [line.split(": ")[0] for line in lines[:2]] == [str(settings.data_path / file) for file in (gone, cut)]
 
 
@@ -382,7 +382,7 @@ def test_a_split_that_training_makes_itself_comes_with_its_notes(config, capsys)
     (settings.data_path / "red/1.png").write_bytes(b"")
     train(settings)
     assert capsys.readouterr().out.splitlines()[:2] == [
-        "1 of 20 images cannot be read and are left out (on_bad_image: skip)",
+        "1 of 20 images cannot be read: left out (on_bad_image: skip)",
         "red/1.png: not a readable image (the file is empty); delete or replace it",
     ]
 

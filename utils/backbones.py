@@ -15,6 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import nn
 
+from utils.files import counted
 from utils.settings import UserError
 
 ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50", "EfficientNetLite0": "tf_efficientnet_lite0"}
@@ -203,8 +204,8 @@ def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None
         ) from None
     if unmatched:
         raise ModelError(
-            f"weights: {path} is for another backbone ({len(unmatched)} tensors differ, {unmatched[0]} "
-            "first); change backbone_model"
+            f"weights: {path} is for another backbone (it differs in {counted(len(unmatched), 'tensor')}, "
+            f"{unmatched[0]} first); change backbone_model"
         )
     complete = model.state_dict()  # with the metadata that MNASNet insists on
     complete.update({name: state[name] for name in own if name in state})

@@ -174,7 +174,7 @@ def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]
     if config.on_bad_image == "error":
         advice = "mend or delete them, or set on_bad_image: skip to go on without them"
         raise DataError("\n".join([f"{config.data_path}: {number}; {advice}", *bad]))
-    return [f"{number} and are left out (on_bad_image: skip)", *bad]
+    return [f"{number}: left out (on_bad_image: skip)", *bad]
 
 
 def classes_of_one_group(table: pd.DataFrame, groups: np.ndarray) -> list[str]:
@@ -230,7 +230,7 @@ def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) ->
         notes_on_bad_images(list(lost.values()), count, config)
         check_split(rows, split, config, bad=list(lost.values()))
         some = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        print(f"{split}: {len(lost)} of {count} images have gone or cannot be read, and are left out: {some}")
+        print(f"{split}: {len(lost)} of {count} images gone or unreadable, left out: {some}")
     return images[np.arange(len(images))], rows
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.files import write_whole
+from utils.files import counted, write_whole
 from utils.settings import Config
 
 CARD = "README.md"
@@ -138,7 +138,9 @@ def _limits(config: Config, table: pd.DataFrame) -> list[str]:
         "a region, not with something else in its place.",
     ]
     names = {"valid": "validation", "test": "test"}
-    if few := [f"{counts.get(split, 0)} {name} images" for split, name in names.items() if counts.get(split, 0) < FEW]:
+    if few := [
+        counted(counts.get(split, 0), f"{name} image") for split, name in names.items() if counts.get(split, 0) < FEW
+    ]:
         limits.append(f"Scores are rough: they rest on {' and '.join(few)}.")
     if sizes.max() >= 10 * sizes.min():
         limits.append(f"Classes have {sizes.min()} to {sizes.max()} images: rare ones are learnt less well.")
@@ -162,7 +164,7 @@ def _classes(table: pd.DataFrame) -> str:
 
 def _procedure(config: Config, history: pd.DataFrame) -> list[str]:
     options, image = config.hyperparameters, config.image
-    head, rest = f"{config.head_steps} steps of the head alone", f"up to {options.epochs} epochs"
+    head, rest = f"{counted(config.head_steps, 'step')} of the head alone", f"up to {counted(options.epochs, 'epoch')}"
     steps = ", then ".join([head] * bool(config.head_steps) + [rest] * bool(options.epochs))
     additivity = f"; weight of additivity {options.additivity:g}" if options.additivity and options.epochs else ""
     changes = [f"{key} {getattr(image, key):g}" for key in CHANGES if getattr(image, key)]
@@ -174,7 +176,7 @@ def _procedure(config: Config, history: pd.DataFrame) -> list[str]:
         f"**Optimizer**: {options.optimizer}, learning rate {options.learning_rate:g}, {config.LRScheduler.name}",
         f"**Random changes to images**: {', '.join(changes) or 'none'}",
         f"**Seed**: {config.seed}",
-        f"**Time**: {history.seconds.sum():.0f} s for {len(history)} epochs",
+        f"**Time**: {history.seconds.sum():.0f} s for {counted(len(history), 'epoch')}",
     ]
 
 

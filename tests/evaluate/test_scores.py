@@ -309,9 +309,7 @@ def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, ca
     lost = {"a/1.png": Path.unlink, "b/2.png": lambda path: break_file(path, 0.5)}
     net, measured = lost_after_training(tmp_path, lost, cache=cache)
     assert measured.files == ["a/0.png", "a/2.png", "b/0.png", "b/1.png"] and measured.labels.tolist() == list("aabb")
-    assert capsys.readouterr().out == (
-        "test: 2 of 6 images have gone or cannot be read, and are left out: a/1.png, b/2.png\n"
-    )
+    assert capsys.readouterr().out == ("test: 2 of 6 images gone or unreadable, left out: a/1.png, b/2.png\n")
     pixels = torch.stack([net.preprocess(Image.open(tmp_path / file)) for file in measured.files])
     assert torch.allclose(net.normalize(measured.images), pixels) and len(measured.pairs.label) == 8
     assert torch.allclose(measured.embeddings, net.embed(pixels), atol=1e-5)
@@ -325,7 +323,7 @@ def test_many_lost_images_are_still_one_line(tmp_path, capsys, count, more):
     config = Config(dataset="d", data_path=tmp_path, checkpoints_path=tmp_path, outputs_path=tmp_path / "o")
     assert load_split(table, "test", config, Frame((16, 16)))[1].file.tolist() == here
     assert capsys.readouterr().out == (
-        f"test: {count} of {count + 3} images have gone or cannot be read, and are left out: "
+        f"test: {count} of {count + 3} images gone or unreadable, left out: "
         f"a/gone0.png, a/gone1.png, a/gone2.png{more}\n"
     )
 

@@ -445,6 +445,9 @@ def test_a_table_of_all_images_whose_cells_open_pairs(browser, files, compared):
     assert f"4 images: {similar} of 6 pairs" in browser.text("#count")
     browser.ask("$('threshold').value = 0; $('threshold').dispatchEvent(new Event('input'))")
     assert f"{int((compared.similarity[np.triu_indices(4, 1)] > 0).sum())} of 6" in browser.text("#count")
+    second = sorted(similarity(compared.model, *compared.embeddings[[i, j]]) for i in range(4) for j in range(i))[-2]
+    browser.ask(f"$('threshold').value = {second + 0.01}; $('threshold').dispatchEvent(new Event('input'))")
+    assert "1 of 6 pairs is similar" in browser.text("#count")
     browser.press("Tab", "Tab", "ArrowRight", "ArrowRight", "ArrowDown")
     assert browser.ask("document.activeElement === cells[1][3]")
     browser.press("Enter")

@@ -259,7 +259,7 @@ def test_a_folder_of_the_user_is_left_alone(server, tmp_path):
     (tmp_path / "Flowers" / "Mine").mkdir(parents=True)
     (tmp_path / "Flowers" / "Mine" / "a.jpg").write_bytes(b"mine")
     message = refused(server, tmp_path)
-    assert "1 images instead of 3" in message and "move it away" in message
+    assert "1 image instead of 3" in message and "move it away" in message
     assert files(tmp_path) == {"Flowers/Mine/a.jpg"} and not server.requests
 
 

@@ -63,8 +63,23 @@ def test_embeddings_only_leave_the_rest_to_queries(place, capsys):
     assert out.splitlines()[8].split()[0] == "7" and "\n    8 " not in out  # ten are wanted, and seven there
     assert "0/0.png: gone or changed; run python -m utils search build" in out
     search("build", "photos")
-    report = "photos: 6 images in the index, 0 of them new or changed; 1 that have gone were taken out\n"
+    report = "photos: 6 images in the index, 0 of them new or changed; 1 that has gone was taken out\n"
     assert capsys.readouterr().out.endswith(report)
+
+
+def test_of_one_image_the_report_is_in_the_singular(place, capsys):
+    make_files(place / "only", ["one.png", "gone.png"])
+    (place / "only" / "broken.png").write_text("no image")
+    search("build", "only", "--embeddings-only")
+    (place / "only" / "gone.png").unlink()
+    capsys.readouterr()
+    search("build", "only", "--embeddings-only")
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "1 image cannot be read: left out",
+        "broken.png: not a readable image (its content is not an image's); delete or replace it",
+        "only: 1 image in the index, 0 of them new or changed; 1 that has gone was taken out",
+        "1 of them is measured when a query first finds it",
+    ]
 
 
 def test_of_several_indexes_one_is_named(place, capsys):

@@ -166,7 +166,7 @@ def test_unreadable_files_are_named_and_left_out(model, folder, path):
     (folder / "0" / "1.png").write_text("no image")
     report = build(model, folder, path, effects=False)
     assert report.problems == ["0/1.png: not a readable image (its content is not an image's); delete or replace it"]
-    assert "1 images cannot be read and are left out" in str(report) and report.images == 6
+    assert "1 image cannot be read: left out" in str(report) and report.images == 6
     noise().save(folder / "0" / "1.png")
     assert build(model, folder, path, effects=False).embedded == 1
 

@@ -26,6 +26,7 @@ import PIL
 import torch
 from tqdm.auto import tqdm
 
+from utils.files import counted
 from utils.images.duplicates import Fingerprint, fingerprint_of, fingerprints
 from utils.images.frame import Frame, load_what_opens, mean_colour, to_uint8
 from utils.images.reading import DataError, read_image
@@ -219,9 +220,10 @@ class ImageCache:
         room = min(self.limit - used / 1e9, shutil.disk_usage(self.folder).free / 1e9)
         if count * self.bytes / 1e9 > room:
             raise UserError(
-                f"{self.folder}: {count} images of {self.shape[1]} x {self.shape[2]} pixels need "
-                f"{count * self.bytes / 1e9:.3g} GB, and the disk or cache_gigabytes: {self.limit:g} leaves "
-                f"{max(0.0, room):.3g}; make room, raise cache_gigabytes, or set cache: False"
+                f"{self.folder}: {counted(count, 'image')} of {self.shape[1]} x {self.shape[2]} pixels "
+                f"{'needs' if count == 1 else 'need'} {count * self.bytes / 1e9:.3g} GB, and the disk or "
+                f"cache_gigabytes: {self.limit:g} leaves {max(0.0, room):.3g}; make room, raise cache_gigabytes, or "
+                "set cache: False"
             )
 
     def _decode(self, file: str) -> tuple[State, tuple, np.ndarray] | str:

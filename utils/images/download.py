@@ -20,6 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import download_url
 from tqdm.auto import tqdm
 
+from utils.files import counted
 from utils.settings import UserError
 
 REPOSITORY = "https://github.com/ioannislivieris/Grad_CAM_Siamese"
@@ -50,7 +51,9 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
     by_hand = f"download it by hand from {REPOSITORY} and put its folder Data/{name} at {final}"
     if final.exists():
         if (found := _count_images(final)) != expected:
-            raise DownloadError(f"{final} holds {found} images instead of {expected}; move it away and run this again")
+            raise DownloadError(
+                f"{final} holds {counted(found, 'image')} instead of {expected}; move it away and run this again"
+            )
         print(f"{final}: all {expected} images are there already")
         return final
     try:
@@ -59,7 +62,7 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
         _unpack(archive, f"Data/{name}", partial)
         if (found := _count_images(partial)) != expected:
             raise DownloadError(
-                f"{archive} has {found} images of {name} instead of {expected}; "
+                f"{archive} has {counted(found, 'image')} of {name} instead of {expected}; "
                 f"delete it and run this again, or {by_hand}"
             )
         partial.rename(final)

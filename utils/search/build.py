@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.explain.occlusion import region_effects
+from utils.files import counted
 from utils.images.folder import images_below
 from utils.images.frame import Frame, to_uint8
 from utils.images.reading import DataError, read_image, what_is_wrong
@@ -52,15 +53,17 @@ class Report:
     def __str__(self) -> str:
         lines = [f"the index that was there is {self.emptied}: made anew"] if self.emptied else []
         if self.problems:
-            lines += [f"{len(self.problems)} images cannot be read and are left out", *self.problems]
+            lines += [f"{counted(len(self.problems), 'image')} cannot be read: left out", *self.problems]
+        gone = "1 that has gone was" if self.gone == 1 else f"{self.gone} that have gone were"
         lines.append(
-            f"{self.folder}: {self.images} images in the index, {self.embedded} of them new or changed; "
-            f"{self.gone} that have gone were taken out"
+            f"{self.folder}: {counted(self.images, 'image')} in the index, {self.embedded} of them new or changed; "
+            f"{gone} taken out"
         )
         if self.stopped:
             lines.append("stopped: what is in the index can be searched; build again to go on from there")
         if self.unexplained:
-            lines.append(f"{self.unexplained} of them are measured when a query first finds them")
+            are, them = ("is", "it") if self.unexplained == 1 else ("are", "them")
+            lines.append(f"{self.unexplained} of them {are} measured when a query first finds {them}")
         return "\n".join(lines)
 
 

@@ -55,5 +55,5 @@ function refreshTable() {
     link.setAttribute("aria-label", `${images[i].name} and ${images[j].name}: ${number(link.value)}, ${decision}`);
   }));
   const pairs = (images.length * (images.length - 1)) / 2;
-  $("count").textContent = `${images.length} images: ${similar} of ${pairs} pairs are similar at this threshold.`;
+  $("count").textContent = `${images.length} images: ${similar} of ${pairs} pairs ${similar === 1 ? "is" : "are"} similar at this threshold.`;
 }
