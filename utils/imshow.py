@@ -145,13 +145,7 @@ def show_explanation(
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, kind in enumerate(MAPS):
-            axes[row, column + 1].imshow(explained_image(image, explanation, index, row, kind, boxes[row]))
-            if explanation.strength[index, row, column] > FAINT:
-                _outline(axes[row, column + 1], image, getattr(explanation, kind)[index, row], boxes[row])
-            elif explanation.empty[index, row, column]:
-                write_inside(axes[row, column + 1], "no such evidence")
-            else:
-                write_inside(axes[row, column + 1], "hardly any")
+            draw_map(axes[row, column + 1], image, explanation, index, row, kind, boxes[row])
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
         axis.set_title(title, fontsize=9)
     figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)
@@ -159,6 +153,19 @@ def show_explanation(
     bar.set_label("evidence, as a share of the pair's strongest", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def draw_map(
+    axis: Axes, image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box, size: int = 9
+) -> None:
+    """One image of a pair under one of its maps, whose strongest tenth is outlined; or where it is too weak to be seen,
+    in words of so many points."""
+    axis.imshow(explained_image(image, explanation, index, row, kind, box))
+    this = index, row, MAPS.index(kind)
+    if explanation.strength[this] > FAINT:
+        _outline(axis, image, getattr(explanation, kind)[index, row], box)
+    else:
+        write_inside(axis, "no such evidence" if explanation.empty[this] else "hardly any", size)
 
 
 def explained_image(
@@ -214,10 +221,10 @@ def _rows_of_panels(
     return figure, axes
 
 
-def write_inside(axis: Axes, text: str) -> None:
+def write_inside(axis: Axes, text: str, size: int = 9) -> None:
     """A few words in the middle of a panel."""
     box = {"boxstyle": "round", "facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=9, bbox=box)
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=size, bbox=box)
 
 
 def show_what_if(

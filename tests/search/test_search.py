@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import dying
 import numpy as np
@@ -124,6 +125,21 @@ def test_a_hit_is_explained_from_the_index_alone_as_explain_does(model, folder, 
         assert (hit.explanation.raw - raw).abs().max() < 5e-3 * raw.abs().max()
         assert hit.explanation.is_similar == expected[found.name(hit)].is_similar and hit.matches
     assert len(show_hits(found).axes) == 7 * 6
+
+
+def test_maps_of_hits_are_marked_as_those_of_a_pair(model, folder, path):
+    build(model, folder, path)
+    with Index(path, model) as index:
+        found = search(model, index, folder / "0" / "0.png", 1)
+    (hit,) = found.hits
+    strength = torch.tensor([[[1.0, 0.1], [1.0, 0.0]]])  # image, map
+    maps = {"strength": strength, "empty": strength == 0, "counterfactual": 0 * hit.explanation.counterfactual}
+    found = replace(found, hits=[replace(hit, explanation=replace(hit.explanation, **maps))])
+    *_, own, hits, weak, none = show_hits(found).axes
+    assert (
+        own.collections and hits.collections and not weak.collections and not none.collections
+    )  # lines around regions
+    assert [axis.texts[0].get_text() for axis in (weak, none)] == ["hardly any", "no such evidence"]
 
 
 def test_what_a_query_measures_is_kept(model, folder, path):

@@ -9,9 +9,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.Grad_CAM import MAPS
 from utils.images.reading import DataError, read_image, shrink
-from utils.imshow import FAINT, explained_image, mark_matches, save_figure, short, write_inside
+from utils.imshow import draw_map, mark_matches, save_figure, short, write_inside
 from utils.models import load_trained
 from utils.search.build import place_of
 from utils.search.query import Found, Hit, find_index, search
@@ -49,15 +48,12 @@ def show_hits(found: Found) -> Figure:
         row[0].imshow(query)
         row[1].imshow(image)
         if hit.explanation is None:
-            write_inside(row[2], "not explained:\ngone or changed")
+            write_inside(row[2], "not explained:\ngone or changed", 7)
             continue
         mark_matches(row[:2], (query, image), hit.matches, size=6)
         for column, kind in ((2, "factual"), (4, "counterfactual")):
             for side, (picture, box) in enumerate(((query, found.box), (image, hit.box))):
-                row[column + side].imshow(explained_image(picture, hit.explanation, 0, side, kind, box))
-                map_of = 0, side, MAPS.index(kind)
-                if hit.explanation.strength[map_of] <= FAINT:
-                    write_inside(row[column + side], "none" if hit.explanation.empty[map_of] else "hardly any")
+                draw_map(row[column + side], picture, hit.explanation, 0, side, kind, box, size=7)
     return figure
 
 
