@@ -135,7 +135,8 @@ def test_maps_of_hits_are_marked_as_those_of_a_pair(model, folder, path):
     strength = torch.tensor([[[1.0, 0.1], [1.0, 0.0]]])  # image, map
     maps = {"strength": strength, "empty": strength == 0, "counterfactual": 0 * hit.explanation.counterfactual}
     found = replace(found, hits=[replace(hit, explanation=replace(hit.explanation, **maps))])
-    *_, own, hits, weak, none = show_hits(found).axes
+    _, named, own, hits, weak, none = show_hits(found).axes
+    assert named.get_xlabel() == found.name(hit).replace("/", "\n")
     assert (
         own.collections and hits.collections and not weak.collections and not none.collections
     )  # lines around regions

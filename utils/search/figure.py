@@ -32,7 +32,7 @@ def show_hits(found: Found) -> Figure:
     figure, axes = plt.subplots(
         len(images),
         len(TITLES),
-        figsize=(9.2, 1.45 * sum(heights) + 0.5),
+        figsize=(9.2, 1.45 * sum(heights) + 0.25 * len(images) + 0.5),
         layout="constrained",
         squeeze=False,
         gridspec_kw={"height_ratios": heights},
@@ -41,9 +41,10 @@ def show_hits(found: Found) -> Figure:
         axis.set_title(title, fontsize=8)
     for rank, (row, hit, image) in enumerate(zip(axes, found.hits, images), start=1):
         decision = "similar" if hit.is_similar else "dissimilar"
-        row[0].set_ylabel(f"{rank}. {decision}, {hit.similarity:.2f}\n{short(found.name(hit), 24)}", fontsize=7)
+        row[0].set_ylabel(f"{rank}. {decision}, {hit.similarity:.2f}", fontsize=7)
+        row[1].set_xlabel("\n".join(short(part) for part in found.name(hit).rsplit("/", 1)), fontsize=6)
         for axis in row:
-            axis.set(xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[], anchor="N")
             sns.despine(ax=axis, left=True, bottom=True)
         row[0].imshow(query)
         row[1].imshow(image)
