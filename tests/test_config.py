@@ -413,6 +413,22 @@ def test_chinese_colons_and_commas_are_named(refused, content, end):
     assert line.endswith(end), line
 
 
+@pytest.mark.parametrize(
+    "text, key, end",
+    [
+        ("image: {size: [128，64]}", "image.size.0", "got '128，64'; write , and a space instead of ，"),
+        ("image: {size: [128、64]}", "image.size.0", "got '128、64'; write , and a space instead of 、"),
+        ("image: {size: 【128, 64】}", "image.size", "got '【128'; write [ instead of 【"),
+        ("image:\n  size：[128, 64]", "image", "got 'size：[128, 64]'; write : and a space instead of ："),
+        ("hyperparameters: {epochs：3}", "hyperparameters.epochs：3", "'epochs'?; write : and a space instead of ："),
+        ("seed: seven", "seed", "got 'seven'"),
+    ],
+)
+def test_signs_of_a_chinese_keyboard_are_named_where_a_value_is_refused(refused, text, key, end):
+    [line, *_] = refused("dataset: A\n" + text)
+    assert line.startswith(f"{key}: ") and line.endswith(end), line
+
+
 def test_a_merged_block_is_not_a_key_written_twice(load):
     text = "dataset: C\ndatasets:\n  A: &a {seed: 1}\n  B: &b {<<: *a, seed: 2}\n  C: {<<: *b, gpu: 3}"
     assert (load(text).seed, load(text).gpu) == (2, 3)

@@ -82,22 +82,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8 text; save it again with the encoding UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        written = enumerate((row.split("#")[0] for row in text.splitlines()), start=1)  # without comments
+        hints = (f"; in line {number}, {hint}" for number, row in written if (hint := _full_width(row)))
         raise ConfigError(
             f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); correct that line or the one above"
-            f"{_full_width(text)}"
+            f"{next(hints, '')}"
         ) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
     return raw
 
 
+# What a Chinese keyboard writes -> what YAML knows; they look alike.
+HALF_WIDTH = dict(zip("：，、【】［］", ":,,[][]"))
+
+
 def _full_width(text: str) -> str:
-    """What to do about the first Chinese colon or comma outside of comments: they look like those of YAML."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if found := re.search("[：，]", line.split("#")[0]):
-            instead = {"：": ":", "，": ","}[found[0]]
-            return f"; in line {number}, write {instead} and a space instead of {found[0]}"
-    return ""
+    """What to write instead of the first Chinese sign of a text; nothing, if it has none."""
+    if not (found := re.search(f"[{''.join(HALF_WIDTH)}]", text)):
+        return ""
+    instead = HALF_WIDTH[found[0]]
+    return f"write {instead}{' and a space' if instead in ':,' else ''} instead of {found[0]}"
 
 
 def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict[str, Any]:
@@ -166,6 +171,8 @@ def _explain(problem: dict[str, Any], path: str | Path) -> str:
         message = PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
         if not isinstance(problem["input"], dict):
             message += f", got {problem['input']!r}"
+    if hint := _full_width(f"{last} {problem['input']}"):
+        message += f"; {hint}"
     return ": ".join(filter(None, (str(path), ".".join(map(str, [*parents, last])), message)))
 
 
