@@ -1,4 +1,5 @@
 import ast
+import hashlib
 import json
 import os
 import select
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import counted, replacing, write_whole
+from utils.files import counted, digits_of, replacing, write_whole
 from utils.settings import UserError
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX's")
@@ -156,3 +157,13 @@ def test_outputs_are_written_whole_or_not_at_all():
 
 def test_one_thing_is_singular():
     assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+
+
+def test_digits_are_of_the_full_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digits = digits_of(Path("a.png"), Path("b.png"))
+    full = f"{(tmp_path / 'a.png').resolve()}\n{(tmp_path / 'b.png').resolve()}"
+    assert digits == hashlib.sha256(full.encode()).hexdigest()[:8]
+    assert (
+        len({digits, digits_of(Path("b.png"), Path("a.png")), digits_of(Path("a.png")), digits_of(Path("\udce9"))}) == 4
+    )

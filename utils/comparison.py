@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from utils.dataset import read_split
 from utils.explain.matching import Match, matching_regions
 from utils.explain.occlusion import RegionEffects, correlation, joined, region_effects, region_sums
 from utils.explain.removal import OTHERS, Interventions, embed_in_parts, strongest_region
-from utils.files import counted
+from utils.files import counted, digits_of
 from utils.Grad_CAM import MAPS, Explanation, explain, explain_effects
 from utils.images.frame import WHOLE, Box
 from utils.images.pairs import Pairs
@@ -241,14 +240,13 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
     """Where the figures of a pair go: a folder of its own, named after both images and their folders.
 
     Long names are cut, as some systems allow 255 bytes, or 260 for the whole path, and characters that Windows forbids
-    become `_`; eight digits of a hash of both full paths keep pairs apart.
+    become `_`; digits of both full paths keep pairs apart.
     """
     paths = [path.resolve() for path in (path1, path2)]
     names = [f"{path.parent.name[:18]}-{path.stem[:18]}" for path in paths]
-    digits = hashlib.sha256("\n".join(map(str, paths)).encode(errors="surrogatepass")).hexdigest()[:8]
     # A dot, because `con.1-a` would be a device; surrogates, because they stand for bytes that are no text.
     readable = re.sub(r'[<>:"/\\|?*.\x00-\x1f\ud800-\udfff]', "_", "__".join(names))
-    return config.outputs_path / "pairs" / f"{readable}__{digits}"
+    return config.outputs_path / "pairs" / f"{readable}__{digits_of(*paths)}"
 
 
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:

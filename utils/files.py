@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,12 @@ def write_whole(path: Path, text: str) -> None:
     """Write text as UTF-8, line ends as they are; raises as `replacing` does."""
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8", newline="")
+
+
+def digits_of(*paths: Path) -> str:
+    """Eight digits of a hash of full paths, which keep files of one name apart."""
+    full = "\n".join(str(path.resolve()) for path in paths)
+    return hashlib.sha256(full.encode(errors="surrogatepass")).hexdigest()[:8]  # for bytes in names that are no text
 
 
 def counted(number: int, noun: str) -> str:

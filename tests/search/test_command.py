@@ -1,5 +1,6 @@
 """`python -m utils search build|query`, through the command line's own `main`."""
 
+import os
 import re
 import subprocess
 import sys
@@ -80,6 +81,15 @@ def test_of_one_image_the_report_is_in_the_singular(place, capsys):
         "only: 1 image in the index, 0 of them new or changed; 1 that has gone was taken out",
         "1 of them is measured when a query first finds it",
     ]
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names of any bytes are Linux's")
+def test_a_query_may_have_a_name_that_is_no_text(place, capsys):
+    search("build", "photos", "--embeddings-only")
+    query = (place / "query.png").rename(os.fsdecode(b"caf\xe9.png"))
+    search("query", str(query), "--hits", "1")
+    (figure,) = (place / "outputs" / "Mine" / "search").glob("caf*.png")
+    assert capsys.readouterr().out.endswith(f"{figure.name}\n".replace("\udce9", "\\udce9"))
 
 
 def test_of_several_indexes_one_is_named(place, capsys):

@@ -198,6 +198,9 @@ def test_what_cannot_be_named_or_reached_is_left_out_with_a_reason(model, folder
         "lost.png: a link to nowhere; delete it, or bring back the file that it leads to",
     ]
     assert report.images == 7
+    folder = folder.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9"))
+    with pytest.raises(DataError, match="a path that is not valid text; rename the folder"):
+        build(model, folder, path)
 
 
 def test_a_file_that_changes_before_its_regions_are_measured_waits_for_the_next_build(model, folder, path, monkeypatch):

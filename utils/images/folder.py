@@ -33,7 +33,7 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
         if any(part.startswith(".") for part in name.parts):
             continue
         if reason := _why_skipped(path, inside_a_class=len(name.parts) > 1):
-            skipped.append(f"{_printable(name.as_posix())}: {reason}")
+            skipped.append(f"{printable(name.as_posix())}: {reason}")
         else:
             rows.append((name.as_posix(), name.parts[0]))
     table = pd.DataFrame(rows, columns=["file", "label"])
@@ -94,12 +94,13 @@ def _why_skipped(path: Path, inside_a_class: bool) -> str | None:
         return "not named as an image; save it as JPEG or PNG if it is one"
     if os.path.exists(path) and not os.path.isfile(path):
         return "not a file; delete it"
-    if _printable(path.name) != path.name:
+    if printable(path.name) != path.name:
         return "a name that is not valid text; rename it"  # it could not be written to split.csv
     return None
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A name with `?` for bytes that are no text."""
     return name.encode(errors="replace").decode()
 
 

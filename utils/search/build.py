@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,8 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.explain.occlusion import region_effects
-from utils.files import counted
-from utils.images.folder import images_below
+from utils.files import counted, digits_of
+from utils.images.folder import images_below, printable
 from utils.images.frame import Frame, to_uint8
 from utils.images.reading import DataError, read_image, what_is_wrong
 from utils.models import load_trained
@@ -68,10 +67,8 @@ class Report:
 
 
 def place_of(config: Config, path: Path, suffix: str) -> Path:
-    """Where what belongs to a folder or image is kept: eight digits of a hash of its full path keep those of one name
-    apart."""
-    digits = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    return config.outputs_path / "search" / f"{path.resolve().stem[:40]}-{digits}{suffix}"
+    """Where what belongs to a folder or image is kept, apart from that of others of its name."""
+    return config.outputs_path / "search" / f"{path.resolve().stem[:40]}-{digits_of(path)}{suffix}"
 
 
 def build_index(
@@ -141,14 +138,16 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
     """
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder; name the folder of images to search")
+    if printable(full := str(folder.resolve())) != full:
+        raise DataError(f"{folder}: a path that is not valid text; rename the folder")
     found = []
     for path in images_below(folder, problems):
         file = path.relative_to(folder).as_posix()
+        if printable(file) != file:
+            problems.append(f"{printable(file)}: a name that is not valid text; rename it")
+            continue
         try:
-            file.encode()
             found.append(state_of(folder, file))
-        except UnicodeEncodeError:
-            problems.append(f"{file.encode(errors='replace').decode()}: a name that is not valid text; rename it")
         except OSError as error:
             problems.append(f"{file}: {what_is_wrong(path, error)}")
     if not found:
