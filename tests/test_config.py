@@ -435,7 +435,8 @@ def test_a_merged_block_is_not_a_key_written_twice(load):
 
 
 @pytest.mark.parametrize(
-    "name, words", [("absent.yml", ["no such file", "config_path"]), ("", ["cannot be read", "config_path"])]
+    "name, words",
+    [("absent.yml", ["no such file", "config_path", "--config"]), ("", ["cannot be read", "config_path"])],
 )
 def test_a_path_that_leads_to_no_file(tmp_path, name, words):
     with pytest.raises(ConfigError) as caught:

@@ -67,6 +67,16 @@ def test_a_failed_download_is_one_line_and_an_exit_code(monkeypatch, capsys):
     assert (caught.value.code, capsys.readouterr().err) == (2, "Flowers: HTTP 429; wait and try again\n")
 
 
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images.download, "download_public", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["download", "Flowers"])
+    assert (caught.value.code, capsys.readouterr().err) == (130, "stopped\n")
+
+
 def test_train_by_name_without_a_name_and_with_another_configuration(tmp_path, colour_folder, monkeypatch, capsys):
     trained = []
     monkeypatch.setattr(training, "train_and_report", trained.append)

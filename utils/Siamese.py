@@ -249,7 +249,9 @@ class SiameseNetwork(nn.Module):
         except PermissionError:
             raise ModelError(f"{path}: no permission to read it; change the file's access rights") from None
         except Exception as error:
-            raise ModelError(f"{path}: not a checkpoint of this project ({brief(error)}); train again") from None
+            # Torch's own words advise to switch its protection off.
+            reason = "no file of plain tensors" if "weights_only" in str(error) else brief(error)
+            raise ModelError(f"{path}: not a checkpoint of this project ({reason}); train again") from None
         return model.to(device).eval()
 
 

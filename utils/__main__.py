@@ -141,6 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train_and_report(load_config(options.config, options.name))
     except UserError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)  # as shells count an interrupt
 
 
 def _search(options: argparse.Namespace, config: Config) -> None:
@@ -157,7 +160,8 @@ def _search(options: argparse.Namespace, config: Config) -> None:
 def _report(options: argparse.Namespace, config: Config) -> None:
     from utils.figures.report import write_report
 
-    written, unreadable = write_report(config, options.images, options.checkpoint, options.output)
+    written, note, unreadable = write_report(config, options.images, options.checkpoint, options.output)
+    print(note)
     for line in unreadable:
         print(f"left out: {line}", file=sys.stderr)
     print(written)

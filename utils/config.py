@@ -74,10 +74,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.load(text, _Loader)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file; start Jupyter in the repository's folder or give `config_path`"
+            f"{path}: no such file; start Jupyter, or the command, in the repository's folder, or give another file "
+            "as `config_path` or --config"
         ) from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a YAML file as `config_path`") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a YAML file as `config_path` or --config"
+        ) from None
     except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise ConfigError(f"{path}: not UTF-8 text; save it again with the encoding UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -29,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or name another folder in config.yml"
+            f"{path}: cannot be written ({error.strerror or error}); make room, or choose another place"
         ) from None
     finally:
         with suppress(OSError):  # on a read-only disk even this fails, and would hide what is said above

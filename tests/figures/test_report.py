@@ -138,7 +138,7 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     command_line.main(["report", "images", "--checkpoint", "model.pth"])
     printed = capsys.readouterr()
     written = next((trained / "outputs" / "Mine" / "pairs").glob("*/report.html"))  # two images are left
-    assert printed.out.strip() == str(written.relative_to(trained))
+    assert printed.out.endswith(f"model.pth: trained on a, b\n{written.relative_to(trained)}\n")
     (line,) = [line for line in printed.err.splitlines() if "left out" in line]
     assert "00.jpg: not a readable image" in line
     held = contents(written.read_text(encoding="utf-8"))
@@ -172,22 +172,24 @@ def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatc
     make_network().save(trained / "checkpoints" / "Mine" / "model.pth", **info)
     photographs(trained, 2)
     monkeypatch.chdir(trained)
-    command_line.main(["report", "00.jpg", "01.jpg", "--output", "page.html"])
-    assert capsys.readouterr().out == "page.html\n"
-    assert contents((trained / "page.html").read_text(encoding="utf-8"))["network"].startswith("Mine: trained on c, d")
+    for output, written in (("page.html", "page.html"), (".", "report.html")):
+        command_line.main(["report", "00.jpg", "01.jpg", "--output", output])
+        assert capsys.readouterr().out == f"Mine: trained on c, d\n{written}\n"
+        held = contents((trained / written).read_text(encoding="utf-8"))
+        assert held["network"] == "Mine: trained on c, d"
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["nowhere"], "nowhere: no such file or folder"),
-        (["one.jpg"], f"one.jpg: 1 image; a page compares 2 to {MOST}: name so many"),
+        (["one.jpg"], "one.jpg: 1 image; give two or more, or a folder of them"),
         (["one.jpg", "./one.jpg"], "1 image;"),
         (["empty"], "empty: 0 images; "),
-        (["many"], f"many: {MOST + 1} images; a page compares 2 to {MOST}: name so many, or a folder"),
-        (["images", "--checkpoint", "none.pth"], "none.pth: not there"),
+        (["many"], f"many: more than {MOST} images, .*; give fewer"),
+        (["images", "--checkpoint", "none.pth"], "none.pth: no such file; give the model.pth"),
         (["images", "x" * 5000], "no such file or folder"),  # longer than a file's name may be
-        (["images", "--checkpoint", "x" * 5000], "not there"),
+        (["images", "--checkpoint", "x" * 5000], "no such file"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_and_exit_code_2(trained, monkeypatch, capsys, arguments, words):

@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +43,17 @@ MOST = 100  # images: their table has 9,900 cells
 
 def write_report(
     config: Config, paths: Sequence[Path], checkpoint: Path | None = None, output: Path | None = None
-) -> tuple[Path, list[str]]:
+) -> tuple[Path, str, list[str]]:
     """Compare images with the configuration's trained network, or another one, and write the page.
 
     Args:
         paths: images, and folders, whose images are taken with those of their sub-folders; two images or more in all.
         checkpoint: of the network, instead.
-        output: the file to write; without it, a pair's is in its own folder under `config.outputs_path`, that of more
-            images in `compare`, as the figures of notebook 02.
+        output: the file to write, or the folder for it; without it, a pair's is in its own folder under
+            `config.outputs_path`, that of more images in `compare`, as the figures of notebook 02.
 
     Returns:
-        The file, and what is left out because it cannot be read, a line each.
+        The file; which network it was, in a sentence; and what is left out because it cannot be read, a line each.
 
     Raises:
         DataError: nothing to compare, or more than `MOST` images.
@@ -60,15 +61,18 @@ def write_report(
     paths, problems = _images(paths)
     if checkpoint is None:
         model, note = load_trained(config)
+    elif not os.path.isfile(checkpoint):
+        raise DataError(f"{checkpoint}: no such file; give the model.pth of a trained network as --checkpoint")
     else:
         model = SiameseNetwork.load(checkpoint, choose_device(config))
         note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {', '.join(model.info['classes'])}"
     compared = Comparison(model, paths, skip_unreadable=True)
     pair = len(compared.paths) == 2
     folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"
-    output = output or folder / "report.html"
+    if output is None or os.path.isdir(output):
+        output = (output or folder) / "report.html"
     write_whole(output, page(compared, note))
-    return output, [*problems, *compared.unreadable.values()]
+    return output, note, [*problems, *compared.unreadable.values()]
 
 
 def _images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -77,11 +81,16 @@ def _images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder; give two images, or a folder of images")
-        found |= dict.fromkeys(sorted(images_below(path, problems)) if os.path.isdir(path) else [path])
-    if not 2 <= len(found) <= MOST:
-        some, number = ", ".join(map(str, paths[:3])), counted(len(found), "image")
-        advice = f"a page compares 2 to {MOST}: name so many, or a folder that holds so many"
-        raise DataError("\n".join([f"{some}: {number}; {advice}", *problems]))
+        inside = islice(images_below(path, problems), MOST + 1)  # nobody waits for a walk through a whole disk
+        found |= dict.fromkeys(sorted(inside) if os.path.isdir(path) else [path])
+    some = ", ".join(map(str, paths[:3]))
+    if len(found) > MOST:
+        raise DataError(
+            f"{some}: more than {MOST} images, and a page holds no more; give fewer, or a folder with fewer"
+        )
+    if len(found) < 2:
+        line = f"{some}: {counted(len(found), 'image')}; give two or more, or a folder of them"
+        raise DataError("\n".join([line, *problems]))
     return list(found), problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -150,7 +151,9 @@ def find_index(config: Config, folder: Path | None = None) -> Path:
         SearchError: there is none, or several.
     """
     if folder is not None:
-        return place_of(config, folder, INDEX)
+        if not os.path.isfile(index := place_of(config, folder, INDEX)):
+            raise SearchError(f"{folder}: not indexed; run python -m utils search build {folder} first")
+        return index
     place = config.outputs_path / "search"
     found = sorted(place.glob(f"*{INDEX}"))
     if not found:
