@@ -334,6 +334,20 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_clicked_away_it_i
 
 
 @in_a_browser
+def test_of_a_pair_beyond_the_margin_a_region_is_told_by_the_distance(browser, files, pair):
+    browser.open(files / "pair.html")
+    effects, spot = pair.effects_of(0, 1), at_region(2, 2)
+    z1, z2 = effects.embeddings
+    region = MEDIUM + 2 * WINDOWS[1][1] + 2
+    distances = [float((z - z2).norm()) for z in (z1, z1 - effects.delta[0, region])]
+    browser.ask(f"data.margin = {min(distances) / 1.5}; refresh()")
+    browser.mouse(FIRST, *spot)
+    before, after = (1.5 * distance / min(distances) for distance in distances)
+    assert f"distance / margin {before:.2f} → {after:.2f}" in browser.text("#readout") and abs(after - before) > 0.01
+    assert browser.text("#number") == "0.00"
+
+
+@in_a_browser
 def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(browser, files, pair):
     browser.open(files / "pair.html")
     effects = pair.effects_of(0)
@@ -486,6 +500,8 @@ def test_it_fits_a_phone_and_darkens_with_the_system(browser, files, name):
         browser.open(files / f"{name}.html", width=390, height=844, dark=dark)
         assert browser.ask("document.documentElement.scrollWidth <= innerWidth")
         papers.append(browser.ask("getComputedStyle(document.body).backgroundColor"))
+    if name == "table":  # whose names stand in lines, not letter below letter
+        assert browser.ask("Math.min(...[...document.querySelectorAll('tbody bdi')].map((e) => e.offsetWidth))") > 60
     light, dark = (sum(map(int, re.findall(r"\d+", paper))) for paper in papers)
     assert light > 600 and dark < 150
 

@@ -33,7 +33,9 @@ function dot(a, b, startA = 0, startB = 0, length = b.length) {
 const deltaOf = (image, region) => image.delta.subarray(region * image.z.length, (region + 1) * image.z.length);
 const count = (image) => image.regions.length / 4;
 const difference = (a, b) => a.map((value, k) => value - b[k]);
-const similarity = (a, b) => 1 - Math.min(Math.sqrt(dot(difference(a, b), difference(a, b)) + 1e-12) / data.margin, 1);
+// 1 - distance / margin: the similarity, but below 0 beyond the margin.
+const closeness = (a, b) => 1 - Math.sqrt(dot(difference(a, b), difference(a, b)) + 1e-12) / data.margin;
+const similarity = (a, b) => Math.max(closeness(a, b), 0);
 const isSimilar = (value) => value > state.threshold;
 
 // What an effect on an embedding does to its squared distance from one that it is away from.

@@ -15,8 +15,14 @@ const called = (image) => { // isolated, so that a name written from right to le
 const removed = () => state.pair.gone[0].length + state.pair.gone[1].length;
 const guess = (gone) => (gone.some((regions) => regions.length > 1) ? "about " : "");
 
-function similarityWithout(gone) {
-  return similarity(...state.pair.ends.map((image, side) => without(image, gone[side])));
+function closenessWithout(gone) {
+  return closeness(...state.pair.ends.map((image, side) => without(image, gone[side])));
+}
+
+// The similarity before and after; where it is 0 both times, the distances, which still tell them apart.
+function change(before, after, about) {
+  if (Math.max(before, after) <= 0) return `distance / margin ${number(1 - before)} → ${about}${number(1 - after)}`;
+  return `similarity ${number(Math.max(before, 0))} → ${about}${number(Math.max(after, 0))}`;
 }
 
 // Every region that can be pointed at in one image, beside the other: the strongest match of each, and of them all.
@@ -52,7 +58,7 @@ function showPair(i, j) {
 
 // Everything that depends on the state of the pair.
 function refresh() {
-  const { ends, gone, pointed } = state.pair, before = similarity(ends[0].z, ends[1].z), now = similarityWithout(gone);
+  const { ends, gone, pointed } = state.pair, before = similarity(ends[0].z, ends[1].z), now = Math.max(closenessWithout(gone), 0);
   $("number").textContent = number(now);
   $("verdict").textContent = isSimilar(now) ? "similar" : "dissimilar";
   const several = guess(gone) && "; about, the effects of several regions being added";
@@ -79,17 +85,17 @@ function refresh() {
     if (pointed && !lit) outline(stage, ends[side], pointed.region, "here");
     if (lit && match.matches) outline(stage, ends[side], match.region, "there");
   });
-  $("readout").textContent = pointed ? sentence(now, match) : "Point at a region of an image; a click takes it away.";
+  $("readout").textContent = pointed ? sentence(match) : "Point at a region of an image; a click takes it away.";
   $("readout").classList.toggle("idle", !pointed);
 }
 
-function sentence(now, match) {
+function sentence(match) {
   const { ends, gone, pointed: { side, region } } = state.pair;
-  const back = gone[side].includes(region), then = toggled(side, region), after = similarityWithout(then);
+  const back = gone[side].includes(region), then = toggled(side, region);
   const effect = effects(ends[side], ends[1 - side])[region];
-  const change = `similarity ${number(now)} → ${guess(then)}${number(after)}`;
-  const first = back ? `With this region of ${called(ends[side])} back: ${change}.`
-    : `Without this region of ${called(ends[side])}: ${change}. It speaks for “${word(effect > 0)}”.`;
+  const does = change(closenessWithout(gone), closenessWithout(then), guess(then));
+  const first = back ? `With this region of ${called(ends[side])} back: ${does}.`
+    : `Without this region of ${called(ends[side])}: ${does}. It speaks for “${word(effect > 0)}”.`;
   const other = called(ends[1 - side]);
   return `${first} ${match.matches ? `What matches it in ${other} is lit.` : `Nothing in ${other} matches it.`}`;
 }
