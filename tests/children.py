@@ -33,3 +33,10 @@ def fail_alone(kind):
 def wait():
     print("waiting", file=sys.stderr)
     time.sleep(60)
+
+
+def hang_alone():
+    """In the last process, when the first has its value."""
+    if os.environ["RANK"] != "0":
+        time.sleep(600)
+    return "done"

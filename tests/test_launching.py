@@ -6,6 +6,7 @@ import pytest
 import torch
 from samples import colour_config
 
+from utils import launching
 from utils.launching import run_together, starts_processes
 from utils.machine import TrainingError
 from utils.settings import ConfigError
@@ -35,6 +36,12 @@ def test_an_error_of_one_process_ends_all_and_is_raised_here(kind, count, error,
     with pytest.raises(error, match=message):
         run_together(count, "children:fail_alone", kind)
     assert capfd.readouterr().err == ""
+
+
+def test_what_the_first_process_returns_does_not_wait_for_one_that_hangs(monkeypatch):
+    monkeypatch.setattr(launching, "GRACE", 1)
+    start = time.monotonic()
+    assert run_together(2, "children:hang_alone") == "done" and time.monotonic() - start < 60
 
 
 @pytest.fixture

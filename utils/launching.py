@@ -32,7 +32,7 @@ from utils.machine import TrainingError
 from utils.processes import MEETING, refuse_other_launchers
 from utils.settings import Config, UserError
 
-GRACE = 10.0  # seconds for the other processes to end, after one has failed
+GRACE = 10.0  # seconds for the other processes to end, after one has failed or the first has returned
 
 
 class Outcome(NamedTuple):
@@ -142,7 +142,8 @@ def _follow(children: Sequence[subprocess.Popen]) -> tuple[bool, list[int]]:
                 _end(children)
                 break
             failed = [number for number, child in enumerate(children) if child.poll()]
-            deadline = min(deadline, time.monotonic() + GRACE) if failed else deadline
+            over = failed or children[0].poll() == 0  # only the first one's value is wanted
+            deadline = min(deadline, time.monotonic() + GRACE) if over else deadline
         except KeyboardInterrupt:
             if interrupted:
                 raise
