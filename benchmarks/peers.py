@@ -25,7 +25,7 @@ from xaitk_saliency.utils.masking import occlude_image_batch
 
 from benchmarks.questions import add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import effects_on_pairs
-from utils.evaluate.faithfulness import area_under, curves
+from utils.evaluate.faithfulness import area_under, curves, signed_evidence
 from utils.evaluate.localisation import centred_gaussian
 from utils.explain.occlusion import LOOKS, WINDOWS, correlation, region_sums, windows
 from utils.explain.removal import Interventions, blur, embed_in_parts, strongest_region
@@ -51,12 +51,13 @@ def saliency(model: SiameseNetwork, image: torch.Tensor, partner: torch.Tensor, 
 
 
 def rankings(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> dict[str, tuple[torch.Tensor, float]]:
-    """Maps (P, 2, H, W) of what speaks for "similar" in P pairs, and the seconds of a pair, by method."""
+    """Maps (P, 2, H, W) of what speaks for "similar" in P pairs, ours with what speaks against it below 0, and the
+    seconds of a pair, by method."""
     height, width = size = tuple(one.shape[2:])
     found = {}
     for method in ("occlusion", "contrast", "distance"):
         start = time.perf_counter()
-        maps = explain(model, one, two, method).factual
+        maps = signed_evidence(explain(model, one, two, method))
         found[method] = maps, (time.perf_counter() - start) / len(one)
     steps = [(side - side // 4) // 12 for side in size]  # 13 x 13 windows
     for name, perturb in (
