@@ -187,8 +187,18 @@ def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
     assert distance > 1 and compared.explain(0, 1).similarity.item() == 0
     after = 1 - float(result.after[0, 0])
     assert after > 1 and after - distance == pytest.approx(float(result.change[0, 0]), abs=1e-2)
-    assert result.told(0, 0) == f"distance / margin {distance:.2f} → {after:.2f}"
+    assert result.told(0, 0).startswith(f"distance / margin {distance:.2f}")
     assert WhatIf(-0.2, np.full((2, 2), 0.1), *[np.zeros((2, 2))] * 3).told(0, 0) == "similarity 0.00 → 0.10"
+
+
+def test_a_small_change_is_told_by_as_many_decimals_as_show_it():
+    for before, after, told in (
+        (0.9, 0.904, "similarity 0.900 → 0.904"),
+        (0.9, 0.906, "similarity 0.90 → 0.91"),
+        (0.9, 0.90004, "similarity 0.9000 → 0.9000"),
+        (-0.3, -0.3003, "distance / margin 1.3000 → 1.3003"),
+    ):
+        assert WhatIf(before, np.full((2, 2), after), *[np.zeros((2, 2))] * 3).told(0, 0) == told
 
 
 def test_what_if_takes_regions_away_in_other_ways_too(model, paths):

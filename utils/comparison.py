@@ -203,8 +203,8 @@ class WhatIf:
         """The similarity before and after; where it is 0 both times, the distances, which still tell them apart."""
         before, after = self.before, float(self.after[image, kind])
         if max(before, after) <= 0:
-            return f"distance / margin {1 - before:.2f} → {1 - after:.2f}"
-        return f"similarity {max(before, 0):.2f} → {max(after, 0):.2f}"
+            return f"distance / margin {_apart(1 - before, 1 - after)}"
+        return f"similarity {_apart(max(before, 0), max(after, 0))}"
 
     def report(self, names: tuple[str, str]) -> str:
         """What each map's strongest region does to the pair, and whether the map passes its own check: without
@@ -224,6 +224,12 @@ class WhatIf:
                     line += f"; but not if it is {' or '.join(differ)}"
                 lines.append(line)
         return "\n".join(lines)
+
+
+def _apart(before: float, after: float) -> str:
+    """Two numbers by two decimals, or, up to four, as many as tell them apart."""
+    digits = next((digits for digits in (2, 3) if f"{before:.{digits}f}" != f"{after:.{digits}f}"), 4)
+    return f"{before:.{digits}f} → {after:.{digits}f}"
 
 
 def describe(explanation: Explanation, names: tuple[str, str], threshold: float, index: int = 0) -> str:

@@ -4,7 +4,7 @@ const figures = [...document.querySelectorAll("figure")].map((figure) => ({
 }));
 const kinds = [...document.querySelectorAll(".evidence")]; // factual, counterfactual
 
-const number = (value) => value.toFixed(2);
+const number = (value, digits = 2) => value.toFixed(digits);
 const word = (similar) => (similar ? "similar" : "dissimilar");
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 const called = (image) => { // isolated, so that a name written from right to left does not turn the sentence round
@@ -19,10 +19,16 @@ function closenessWithout(gone) {
   return closeness(...state.pair.ends.map((image, side) => without(image, gone[side])));
 }
 
+// Two numbers by two decimals, or, up to four, as many as tell them apart.
+function apart(before, after, about) {
+  const digits = [2, 3].find((digits) => number(before, digits) !== number(after, digits)) ?? 4;
+  return `${number(before, digits)} → ${about}${number(after, digits)}`;
+}
+
 // The similarity before and after; where it is 0 both times, the distances, which still tell them apart.
 function change(before, after, about) {
-  if (Math.max(before, after) <= 0) return `distance / margin ${number(1 - before)} → ${about}${number(1 - after)}`;
-  return `similarity ${number(Math.max(before, 0))} → ${about}${number(Math.max(after, 0))}`;
+  if (Math.max(before, after) <= 0) return `distance / margin ${apart(1 - before, 1 - after, about)}`;
+  return `similarity ${apart(Math.max(before, 0), Math.max(after, 0), about)}`;
 }
 
 // Every region that can be pointed at in one image, beside the other: the strongest match of each, and of them all.
