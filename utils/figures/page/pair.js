@@ -64,7 +64,8 @@ function showPair(i, j) {
 
 // Everything that depends on the state of the pair.
 function refresh() {
-  const { ends, gone, pointed } = state.pair, before = similarity(ends[0].z, ends[1].z), now = Math.max(closenessWithout(gone), 0);
+  const { ends, gone, pointed } = state.pair, before = similarity(ends[0].z, ends[1].z);
+  const now = Math.max(closenessWithout(gone), 0);
   $("number").textContent = number(now);
   $("verdict").textContent = isSimilar(now) ? "similar" : "dissimilar";
   const several = guess(gone) && "; about, the effects of several regions being added";
