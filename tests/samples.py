@@ -1,10 +1,22 @@
 """Images and folders to test with."""
 
+import sys
+
 import numpy as np
+import pytest
 from PIL import Image
 
 from utils.images.reading import SUFFIXES
 from utils.settings import Config
+
+
+def on_disk(name):
+    """Of a name, the letters that files can have: not all under a locale other than UTF-8's."""
+    encoding = sys.getfilesystemencoding()
+    return name.encode(encoding, "ignore").decode(encoding)
+
+
+NEEDS_EMOJI = pytest.mark.skipif(not on_disk("\N{BLOSSOM}"), reason="no file can have this name under this locale")
 
 
 def generator(seed=0):

@@ -3,7 +3,7 @@ import sys
 from io import BytesIO, TextIOWrapper
 
 import pytest
-from samples import make_files, noise, twins_in
+from samples import NEEDS_EMOJI, make_files, noise, twins_in
 
 from utils import __main__ as command_line
 from utils import images, training
@@ -27,6 +27,7 @@ def test_audit_by_name(tmp_path, monkeypatch, capsys):
     assert "Near duplicates:\n  a/x_0_a.png  a/x_13_a.png  a/x_7_a.png\n" in printed
 
 
+@NEEDS_EMOJI
 def test_names_that_a_terminal_lacks_letters_for_are_printed_by_their_numbers(tmp_path, monkeypatch):
     """As on a Windows whose language is Chinese, into a file or a pipe."""
     make_files(tmp_path / "Data" / "Mine", [f"{label}/{i}.png" for label in "ab" for i in range(2)])

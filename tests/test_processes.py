@@ -34,7 +34,8 @@ def train_in_float32(config):
 
 def torchrun(count, *command, **environment):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *command]
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "USE_LIBUV": "0"} | environment
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "USE_LIBUV": "0", "PYTHONIOENCODING": "utf-8"}
+    variables = os.environ | own | environment
     return subprocess.run(run, cwd=ROOT, env=variables, capture_output=True, text=True, encoding="utf-8")
 
 

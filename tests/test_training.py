@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from samples import NEEDS_EMOJI
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -534,6 +535,7 @@ def test_command_line_says_a_mistake_in_one_line(config, tmp_path, monkeypatch, 
         assert "no block named 'B'" in str(stop.value) and "\n" not in str(stop.value)
 
 
+@NEEDS_EMOJI
 def test_names_that_a_terminal_lacks_letters_for_do_not_stop_training(config, tmp_path, monkeypatch):
     settings, printed = config({"epochs": 1}), BytesIO()
     (settings.data_path / "red" / "\N{BLOSSOM}.jpg").touch()

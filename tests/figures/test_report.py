@@ -11,7 +11,7 @@ import pytest
 import torch
 from browser import CHROMIUM, Browser
 from PIL import Image
-from samples import break_file
+from samples import break_file, on_disk
 from sklearn.datasets import load_sample_image
 
 from utils import __main__ as command_line
@@ -27,7 +27,7 @@ from utils.imshow import COLORMAP, explained_image
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
-HOSTILE = "</script><script>alert(1)</script>&amp;\"'<b>中国 🌼"
+HOSTILE = on_disk("</script><script>alert(1)</script>&amp;\"'<b>中国 🌼")
 FIRST, SECOND = "figure:nth-child(1) .stage", "figure:nth-child(2) .stage"
 FORBIDDEN = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(", "://", "url(")
 MEDIUM = WINDOWS[0][1] ** 2  # the first medium window's position among the regions

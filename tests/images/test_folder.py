@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from samples import break_file, make_files, noise
+from samples import NEEDS_EMOJI, break_file, make_files, noise
 
 from utils.images.duplicates import fingerprints
 from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
@@ -256,7 +256,7 @@ FINE = {
 }
 
 
-@pytest.mark.parametrize("name", FINE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[NEEDS_EMOJI] * ("\U0001f338" in name)) for name in FINE])
 def test_an_unusual_image_is_taken(tmp_path, name):
     make_files(tmp_path, ["a/1.png", "b/1.png"])
     FINE[name](tmp_path / "a" / name)
