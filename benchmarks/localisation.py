@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     more: dict[str, object] = {}
 
 
-# As for photographs, but for embeddings of any length: docs/benchmarks.md says why.
+# As for photographs, but for embeddings of any length: docs/trials.md says why.
 FINE_TUNED = {
     "pretrained": True,
     "image.RandomErasing": 0.0,

@@ -15,7 +15,7 @@ from utils.Siamese import SiameseNetwork, embedding_distance
 
 MAPS = ("factual", "counterfactual")  # in the order of `strength` and `empty`
 # Of what is measured, weaker evidence is not told from none: for a decision, than this share of its image's strongest;
-# against it, than this of the pair's (docs/benchmarks.md).
+# against it, than this of the pair's (docs/trials.md).
 LEAST = (0.2, 0.1)
 
 

@@ -18,7 +18,7 @@ from utils.backbones import IMAGENET_MEAN, IMAGENET_STD, ModelError, backbone_bl
 from utils.files import replacing
 from utils.images.frame import Frame, to_uint8
 
-FINE = 14 * 14  # positions of a feature map that explanations need: stride 16 at 224 pixels (docs/benchmarks.md)
+FINE = 14 * 14  # positions of a feature map that explanations need: stride 16 at 224 pixels (docs/trials.md)
 
 
 class ContrastiveLoss(nn.Module):

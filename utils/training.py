@@ -118,7 +118,7 @@ class Trainer:
         self.head_epochs = math.ceil(config.head_steps / self.steps_per_epoch)
         self.epochs = self.head_epochs + self.options.epochs
         # The head's schedule is kept to its end: its best epoch on few validation images is chance
-        # (docs/benchmarks.md).
+        # (docs/trials.md).
         self.results = Results(config, self.table, first=self.head_epochs or 1)
         self.features: dict[str, torch.Tensor] = {}  # of the frozen backbone, while only the head is trained
         self.frozen = 0  # first blocks of the backbone that stay as they are

@@ -1,7 +1,7 @@
 """Training in which effects of regions add up, so that a map, which is a sum over regions, can be right about them.
 
 For a network as it comes, blurring a region may do something else than blurring its parts one at a time. Then no map is
-right for regions of all sizes (docs/benchmarks.md). Here a box of an image is cut in two, and the network is taught
+right for regions of all sizes (docs/trials.md). Here a box of an image is cut in two, and the network is taught
 that blurring both halves does what blurring the one and blurring the other do together.
 """
 

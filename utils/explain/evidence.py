@@ -14,7 +14,7 @@ from utils.Siamese import SiameseNetwork, eval_mode
 
 METHODS = ("contrast", "distance")
 # Neighbourhood over which `contrast` averages evidence: standard deviation, as a share of the map's sides (chosen by
-# measurement, docs/benchmarks.md).
+# measurement, docs/trials.md).
 SPREAD = 0.05
 
 

@@ -15,7 +15,7 @@ from utils.explain.without import Without, local_stages
 from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork, eval_mode
 
-# Chosen by measurement on photographs and scenes, see docs/benchmarks.md.
+# Chosen by measurement on photographs and scenes, see docs/trials.md.
 # Windows: their side as a share of the image's; how many fit along each side; and the variance with which their effects
 # fail to add up, as a share of their own: with less for the largest, more of what only a large part does is found, but
 # small objects are smeared.
