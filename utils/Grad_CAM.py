@@ -101,8 +101,7 @@ def explain_features(
     leaf, z = traced(model, torch.cat([features1, features2]), method)
     z1, z2 = z.detach().chunk(2)
     distance = embedding_distance(z1, z2)
-    is_similar = model.dissimilarity(distance) < model.threshold
-    sign = torch.where(is_similar, 1.0, -1.0)[:, None]
+    sign = torch.where(model.is_similar(distance), 1.0, -1.0)[:, None]
     wanted = sign * _towards_similar(model, z1, z2, method)
     raw = torch.stack(evidence_for(model, z, wanted.flatten(0, 1), leaf, method).chunk(2), dim=1)
     return _explanation(model, distance, raw, torch.stack([raw, -raw], dim=2), image_size)
@@ -117,7 +116,7 @@ def explain_effects(
 ) -> Explanation:
     """As `explain` by `occlusion`, for pairs of images whose `region_effects` are known: no forward pass."""
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
-    sign = torch.where(model.dissimilarity(distance) < model.threshold, 1.0, -1.0)
+    sign = torch.where(model.is_similar(distance), 1.0, -1.0)
     raw = sign[:, None, None, None] * effects.maps(first, second)
     factual, counterfactual = _enough(raw)
     change = effects.if_gone(first, second, strongest_region(counterfactual))
@@ -144,7 +143,7 @@ def _explanation(
     return Explanation(
         distance=distance,
         similarity=1 - model.dissimilarity(distance),
-        is_similar=model.dissimilarity(distance) < model.threshold,
+        is_similar=model.is_similar(distance),
         factual=maps[:, :, 0],
         counterfactual=maps[:, :, 1],
         raw=raw,

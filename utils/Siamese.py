@@ -209,6 +209,10 @@ class SiameseNetwork(nn.Module):
         """Raw distance D -> `min(D / margin, 1)`."""
         return (distance / self.margin).clamp(max=1)
 
+    def is_similar(self, distance: torch.Tensor) -> torch.Tensor:
+        """The decision on pairs at raw distances, bool of their shape: d lies below the threshold."""
+        return self.dissimilarity(distance) < self.threshold
+
     # ------------------------------------------------------------------------------------- checkpoints
 
     def save(self, path: str | Path, **info: Any) -> None:

@@ -42,7 +42,7 @@ class Interventions:
         """Prepare pairs of preprocessed images, two batches of shape (N, 3, H, W)."""
         images = batch1.to(model.mean.device), batch2.to(model.mean.device)
         embeddings = tuple(embed_in_parts(model, batch, batch_size) for batch in images)
-        similar = model.dissimilarity(embedding_distance(*embeddings)) < model.threshold
+        similar = model.is_similar(embedding_distance(*embeddings))
         return cls(
             model,
             images,
