@@ -159,9 +159,9 @@ def shares(folder: Path, threads: int) -> pd.DataFrame:
                 return timed("reading", self.images.__getitem__, positions)
 
         trainer.images["train"] = Timed(trainer.images["train"])
-        skip = trainer.augment.skip
-        trainer.augment = partial(timed, "random changes", trainer.augment)
-        trainer.augment.skip = skip
+        augment = trainer.augment
+        trainer.augment = partial(timed, "random changes", augment)
+        trainer.augment.skip, trainer.augment.covers = augment.skip, augment.covers
         trainer.model.train()
         batches = trainer.epoch_batches()[:6]
         trainer.step(batches[0])

@@ -52,7 +52,7 @@ def config(colour_folder, tmp_path):
         tmp_path,
         checkpoints_path=tmp_path / "one",
         weights=tmp_path / "weights.pth",
-        image={"size": (16, 16), "RandomErasing": 0.5},
+        image={"size": (16, 16), "RandomErasing": 0.5, "CutMix": 0.4},
         device="cpu",
         embedding_dim=4,
         hyperparameters=options | {"optimizer": "SGD", "learning_rate": 0.05},

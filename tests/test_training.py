@@ -590,6 +590,17 @@ def test_every_image_of_a_batch_of_the_heads_is_seen_in_a_view_of_its_own(config
     assert {view for views in seen for view in views} == {0, 1, 2, 3} and any(len(set(views)) > 1 for views in seen)
 
 
+def test_boxes_are_covered_by_another_image_of_the_batch(config):
+    changes = {"size": (16, 16), "HorizontalFlip": 0, "CutMix": 1}
+    trainer = Trainer(settings := config({}, image=changes), prepare_split(settings)[0])
+    positions = np.array([4, 0, 7])
+    plain = trainer.images["train"][positions].float()
+    covered = trainer.training_images(positions)
+    for k in range(3):
+        inside = (covered[k] != plain[k]).any(0)
+        assert inside.any() and torch.equal(covered[k][:, inside], plain[k - 1][:, inside])
+
+
 def test_fine_tuning_follows_repeats_bit_for_bit_and_leaves_the_first_blocks_and_the_statistics(config, tmp_path):
     options = {"epochs": 2, "head_steps": 5, "batch_size": 4, "learning_rate": 1e-3}
     for run in "ab":

@@ -17,7 +17,7 @@ from utils.settings import Config
 CARD = "README.md"
 MOST_CLASSES = 50  # in the table
 FEW = 100  # images: scores of fewer are rough
-CHANGES = ("HorizontalFlip", "VerticalFlip", "RandomRotationDegrees", "RandomErasing")
+CHANGES = ("HorizontalFlip", "VerticalFlip", "RandomRotationDegrees", "RandomErasing", "CutMix")
 CHANGES += ("brightness", "contrast", "saturation", "hue")
 
 PAGE = """---

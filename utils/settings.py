@@ -75,6 +75,9 @@ class ImageOptions(Section):
     RandomErasing: Probability = 0.0
     """probability that a box of an image is blanked out in training, rising to this value in the last epoch; keeps
     evidence local"""
+    CutMix: Probability = 0.0
+    """probability that a box of an image is covered by that of another one in training, but for the head alone; the
+    image keeps its class, so evidence is learnt to be local, and strange things beside it to mean nothing"""
     brightness: NotNegative = 0.0
     """strength of random changes in training, as in torchvision's ColorJitter"""
     contrast: NotNegative = 0.0

@@ -321,9 +321,12 @@ class Trainer:
     def training_images(self, positions: np.ndarray) -> torch.Tensor:
         """This process's share of a batch, augmented on the device, on a scale of 0 to 255, (N, 3, H, W)."""
         share = self.processes.share(len(positions))
-        images = self.images["train"][positions[share.start : share.stop]].to(self.device, non_blocking=True)
+        parts = [positions, np.roll(positions, 1)][: 1 + self.augment.covers]  # of the batch, and of who covers whom
+        images, *others = (
+            self.images["train"][part[share.start : share.stop]].to(self.device, non_blocking=True) for part in parts
+        )
         self.augment.skip(share.start)
-        images = self.augment(images, self.progress)
+        images = self.augment(images, self.progress, *others)
         self.augment.skip(len(positions) - share.stop)
         return images
 

@@ -237,6 +237,27 @@ def test_colours_are_torchvisions_in_every_order(order):
         assert (one - rounded).abs().mean() < 4  # which cuts off fractions four times, and then stretches the contrast
 
 
+def test_a_covered_box_shows_what_the_other_image_has_there():
+    covers = np.array([[2, 3, 5, 7], [0, 0, 0, 0], [11, 20, 5, 4]])
+    images, others = IMAGES[:3].float(), IMAGES[3:6]
+    found = changed_images(images.clone(), changes(3, covers=covers), BLANK, others)
+    for image, other, (top, left, height, width), one in zip(images, others, covers.tolist(), found):
+        for y, x in np.ndindex(image.shape[1:]):
+            inside = top <= y < top + height and left <= x < left + width
+            assert torch.equal(one[:, y, x], (other.float() if inside else image)[:, y, x])
+    assert torch.equal(
+        changed_images(images.clone(), changes(3, covers=covers), BLANK), images
+    )  # nothing to cover with
+
+
+def test_without_other_images_nothing_is_covered():
+    augment = Augmentation(ImageOptions(HorizontalFlip=0, CutMix=1), 0)
+    assert augment.covers and not augment.changes_images and augment(IMAGES) is IMAGES
+    covered = augment(IMAGES, others=255 - IMAGES) != IMAGES
+    assert covered.flatten(1).any(1).all() and covered.float().mean() < 0.4
+    assert not Augmentation(ImageOptions(), 0).covers
+
+
 def test_holes_are_torchvisions():
     holes = np.array([[2, 3, 5, 7], [0, 0, 0, 0], [11, 20, 5, 4]])
     found = changed_images(IMAGES[:3].float(), changes(3, holes=holes), BLANK)
@@ -253,6 +274,7 @@ EVERYTHING = ImageOptions(
     RandomRotationDegrees=30,
     RandomResizedCrop=0.4,
     RandomErasing=0.4,
+    CutMix=0.3,
     brightness=0.3,
     contrast=1.4,
     saturation=0.2,
@@ -313,11 +335,22 @@ def test_colours_are_distributed_as_torchvisions(drawn):
     assert len(orders) == 24 and chisquare(counts).pvalue > 0.001
 
 
+def test_boxes_are_covered_as_often_as_asked_from_the_start_and_are_those_that_would_be_erased(drawn):
+    hit = drawn.covers[:, 2] > 0
+    assert hit.mean() == pytest.approx(0.3, abs=0.02)  # 0.005 one standard deviation
+    assert not (hit & (drawn.holes[:, 2] > 0)).any()  # 0.2 + 0.3 of 1
+    same_distribution(drawn.covers[hit], torchvisions(v2.RandomErasing(), ["i", "j", "h", "w"]))
+    whole = draw_changes(EVERYTHING.model_copy(update={"CutMix": 1}), np.random.default_rng(0), 10_000, (40, 60), 0)
+    assert (whole.covers[:, 2] > 0).all() and not whole.holes.any()
+
+
 def test_an_image_s_changes_depend_on_the_images_before_it_and_not_on_the_batches():
     whole, parts = (Augmentation(EVERYTHING, 3) for _ in range(2))
     images = IMAGES.repeat(2, 1, 1, 1)
-    expected = whole(images)
-    found = torch.cat([parts(part) for part in images.split([1, 5, 7, 3])])
+    others, sizes = images.flip(0), [1, 5, 7, 3]
+    expected = whole(images, others=others)
+    pieces = zip(images.split(sizes), others.split(sizes))
+    found = torch.cat([parts(part, others=covering) for part, covering in pieces])
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 

@@ -20,8 +20,9 @@ class Augmentation:
             filled with the normalisation's mean colour; `RandomResizedCrop` is the smallest share of the area that a
             crop keeps, its aspect ratio at most 4 / 3 off, enlarged again (Szegedy et al., 2015); brightness, contrast,
             saturation and hue as in torchvision's ColorJitter; `RandomErasing` is the probability that a box of 2 to 33
-            % of the image is filled with the mean colour (Zhong et al., 2020). All zero, and the crop 1: images come
-            back as they are.
+            % of the image is filled with the mean colour (Zhong et al., 2020), `CutMix` that it is covered by that of
+            another image, the class staying what it was (after Yun et al., 2019). All zero, and the crop 1: images
+            come back as they are.
     """
 
     def __init__(self, options: ImageOptions, seed: int) -> None:
@@ -31,12 +32,17 @@ class Augmentation:
 
     @property
     def changes_images(self) -> bool:
-        """Whether anything is switched on."""
+        """Whether anything is switched on that needs no other images."""
         options = self.options
         keys = ("HorizontalFlip", "VerticalFlip", "RandomRotationDegrees", "RandomErasing", *COLOURS)
         return options.RandomResizedCrop < 1 or any(getattr(options, key) for key in keys)
 
-    def __call__(self, images: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
+    @property
+    def covers(self) -> bool:
+        """Whether boxes are to be covered by other images."""
+        return self.options.CutMix > 0
+
+    def __call__(self, images: torch.Tensor, progress: float = 1.0, others: torch.Tensor | None = None) -> torch.Tensor:
         """uint8 images of shape (N, 3, H, W) -> the same, changed at random on the device they are on: float32 on the
         scale of 0 to 255, not rounded. An image's changes depend on how many images came before it, and not on the
         batches they came in.
@@ -44,20 +50,23 @@ class Augmentation:
         Args:
             progress: share of the training that is over, in [0, 1]; boxes are erased with `progress` times their
                 probability.
+            others: as many images to cover boxes with, likewise; without them, nothing is covered.
         """
-        if not self.changes_images:
+        if not (self.changes_images or self.covers and others is not None):
             return images
         changes = draw_changes(self.options, self.rng, len(images), tuple(images.shape[2:]), progress)
-        return changed_images(images, changes, self.blank.to(images.device))
+        return changed_images(images, changes, self.blank.to(images.device), others)
 
     def skip(self, count: int) -> None:
         """Leave out so many images: those that follow are changed as if these had been, too."""
         self.rng.bit_generator.advance(count * NUMBERS)
 
 
-def changed_images(images: torch.Tensor, changes: Changes, blank: torch.Tensor) -> torch.Tensor:
+def changed_images(
+    images: torch.Tensor, changes: Changes, blank: torch.Tensor, others: torch.Tensor | None = None
+) -> torch.Tensor:
     """Images (N, 3, H, W) on the scale of 0 to 255, changed, float32; what is outside of them and what is erased has
-    the colour `blank`, (3, 1, 1).
+    the colour `blank`, (3, 1, 1), and what is covered shows what the `others` (N, 3, H, W) have there.
 
     All at once on a GPU, and one by one on a CPU, whose cache does not hold many.
     """
@@ -80,6 +89,10 @@ def changed_images(images: torch.Tensor, changes: Changes, blank: torch.Tensor) 
         if what.holes is not None:
             for image, (top, left, height, width) in zip(some, what.holes.tolist()):
                 image[:, top : top + height, left : left + width] = blank
+        if what.covers is not None and others is not None:
+            for image, other, (top, left, height, width) in zip(some, others[part], what.covers.tolist()):
+                box = slice(None), slice(top, top + height), slice(left, left + width)
+                image[box] = other[box].to(image)
         changed[part] = some
     return changed
 

@@ -1,7 +1,7 @@
 """What is to happen to training images: the random draws of `augmentation`, as plain arrays with a row per image.
 
 The distributions are those of torchvision's RandomHorizontalFlip, RandomRotation, RandomResizedCrop, ColorJitter and
-RandomErasing.
+RandomErasing. Boxes of CutMix (Yun et al., 2019) are drawn as those that are erased.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Changes(NamedTuple):
     order: np.ndarray | None  # (N, K) positions in `COLOURS`: what comes first, second, ...
     factors: np.ndarray  # (N, 4) of the colour changes
     holes: np.ndarray | None  # (N, 4) ints: top, left, height, width; without a height, nothing is erased
+    covers: np.ndarray | None  # (N, 4), likewise: what is covered by another image
 
     def of(self, part: slice) -> Changes:
         """Those of some of the images."""
@@ -55,14 +56,16 @@ def draw_changes(
     on = np.flatnonzero(strengths)
     shape = width / height
     crops = draw_boxes(drawn["crop"], size, (smallest, 1), (3 / 4 * shape, 4 / 3 * shape), size, (0, 0, *size))
-    holes = draw_boxes(drawn["hole"], size, (0.02, 0.33), (1 / 3.3, 1 / 0.3), (height - 1, width - 1), (0, 0, 0, 0))
+    boxes = draw_boxes(drawn["hole"], size, (0.02, 0.33), (1 / 3.3, 1 / 0.3), (height - 1, width - 1), (0, 0, 0, 0))
     return Changes(
         flips=drawn["flips"] < chances if any(chances) else None,
         angles=between(drawn["angle"][:, 0], -limit, limit) if limit else None,
         crops=crops if smallest < 1 else None,
         order=on[drawn["order"][:, on].argsort(1)] if on.size else None,
         factors=between(drawn["factors"], lowest, highest),
-        holes=np.where(drawn["hit"] < progress * options.RandomErasing, holes, 0) if options.RandomErasing else None,
+        holes=np.where(drawn["hit"] < progress * options.RandomErasing, boxes, 0) if options.RandomErasing else None,
+        # From the other end, so that few are erased as well.
+        covers=np.where(drawn["hit"] >= 1 - options.CutMix, boxes, 0) if options.CutMix else None,
     )
 
 
