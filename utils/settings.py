@@ -76,8 +76,9 @@ class ImageOptions(Section):
     """probability that a box of an image is blanked out in training, rising to this value in the last epoch; keeps
     evidence local"""
     CutMix: Probability = 0.0
-    """probability that a box of an image is covered by that of another one in training, but for the head alone; the
-    image keeps its class, so evidence is learnt to be local, and strange things beside it to mean nothing"""
+    """probability that a box of an image is covered by that of another one in training, but for the head alone, while
+    the image keeps its class; 0.5 makes maps agree better with what happens, and costs 0.01 to 0.02 of the AUC on
+    photographs"""
     brightness: NotNegative = 0.0
     """strength of random changes in training, as in torchvision's ColorJitter"""
     contrast: NotNegative = 0.0
