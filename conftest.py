@@ -33,6 +33,12 @@ def _no_sandbox(monkeypatch):
 
 
 @pytest.fixture
+def sandbox(pytestconfig):
+    """The folder in which the notebooks run under --nbval."""
+    return pytestconfig.stash[FOLDER]
+
+
+@pytest.fixture
 def notebook_results(pytestconfig):
     """The folder in which `pytest --nbval` has run the notebooks."""
     if not pytestconfig.option.nbval:

@@ -90,9 +90,12 @@ def test_every_figure_is_saved_and_each_pair_has_its_folder(notebook_results):
     assert shown in (len(figures), len(figures) + 1)  # the example pair may be the most similar one, too
 
 
-def test_a_clone_explains_two_images_before_any_training(tmp_path, monkeypatch):
+def test_a_clone_explains_two_images_before_any_training(tmp_path, sandbox, monkeypatch):
     shutil.copy(ROOT / "tests" / "config.yml", tmp_path)
-    monkeypatch.setenv(SANDBOX, str(tmp_path))  # a place where nothing was trained and no scene drawn
+    drawn = sandbox / "Data" / "Synthetic"
+    if drawn.is_dir():  # by notebook 01, under --nbval: to draw them again takes its time
+        shutil.copytree(drawn, tmp_path / "Data" / "Synthetic")
+    monkeypatch.setenv(SANDBOX, str(tmp_path))  # a place where nothing was trained
     notebook = nbformat.read(ROOT / "02_Inference.ipynb", as_version=4)
     last = next(k for k, cell in enumerate(notebook.cells) if "similarity.png" in cell.source)
     notebook.cells = notebook.cells[: last + 1]  # what follows is tested with the trained network
