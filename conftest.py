@@ -39,11 +39,11 @@ def sandbox(pytestconfig):
 
 
 @pytest.fixture
-def notebook_results(pytestconfig):
+def notebook_results(pytestconfig, sandbox):
     """The folder in which `pytest --nbval` has run the notebooks."""
     if not pytestconfig.option.nbval:
         pytest.skip("the notebooks run with `pytest --nbval` only")
-    return pytestconfig.stash[FOLDER]
+    return sandbox
 
 
 @pytest.fixture

@@ -187,7 +187,10 @@ def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
     assert distance > 1 and compared.explain(0, 1).similarity.item() == 0
     after = 1 - float(result.after[0, 0])
     assert after > 1 and after - distance == pytest.approx(float(result.change[0, 0]), abs=1e-2)
-    assert result.told(0, 0).startswith(f"distance / margin {distance:.2f}")
+    prefix, told = "distance / margin ", result.told(0, 0)
+    assert told.startswith(prefix) and told.count(" → ") == 1
+    shown = [float(number) for number in told.removeprefix(prefix).split(" → ")]
+    assert shown == pytest.approx([distance, after], abs=0.0051)  # two decimals or more
     assert WhatIf(-0.2, np.full((2, 2), 0.1), *[np.zeros((2, 2))] * 3).told(0, 0) == "similarity 0.00 → 0.10"
 
 

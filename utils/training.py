@@ -321,12 +321,13 @@ class Trainer:
     def training_images(self, positions: np.ndarray) -> torch.Tensor:
         """This process's share of a batch, augmented on the device, on a scale of 0 to 255, (N, 3, H, W)."""
         share = self.processes.share(len(positions))
-        parts = [positions, np.roll(positions, 1)][: 1 + self.augment.covers]  # of the batch, and of who covers whom
-        images, *others = (
-            self.images["train"][part[share.start : share.stop]].to(self.device, non_blocking=True) for part in parts
-        )
+
+        def own(positions: np.ndarray) -> torch.Tensor:
+            return self.images["train"][positions[share.start : share.stop]].to(self.device, non_blocking=True)
+
+        others = [own(np.roll(positions, 1))] if self.augment.covers else []  # each image is covered by the one before
         self.augment.skip(share.start)
-        images = self.augment(images, self.progress, *others)
+        images = self.augment(own(positions), self.progress, *others)
         self.augment.skip(len(positions) - share.stop)
         return images
 
