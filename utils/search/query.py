@@ -128,9 +128,9 @@ def _hit(
     model: SiameseNetwork, index: Index, query: RegionEffects, query_box: Box, entry: Entry, known: RegionEffects | str
 ) -> Hit:
     box = model.frame.box(entry.image_size)
-    distance = float(np.linalg.norm(query.embeddings[0].cpu().numpy() - entry.embedding))
-    dissimilarity = float(model.dissimilarity(torch.tensor(distance)))
-    hit = [index.folder / entry.state.file, entry.image_size, box, 1 - dissimilarity, dissimilarity < model.threshold]
+    distance = torch.tensor(float(np.linalg.norm(query.embeddings[0].cpu().numpy() - entry.embedding)))
+    similarity, decision = 1 - float(model.dissimilarity(distance)), bool(model.is_similar(distance))
+    hit = [index.folder / entry.state.file, entry.image_size, box, similarity, decision]
     if isinstance(known, str):
         return Hit(*hit, problem=known)
     return Hit(*hit, *explained(model, query, query_box, known, box))
