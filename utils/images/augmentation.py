@@ -66,26 +66,26 @@ def changed_images(
     images: torch.Tensor, changes: Changes, blank: torch.Tensor, others: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Images (N, 3, H, W) on the scale of 0 to 255, changed, float32; what is outside of them and what is erased has
-    the colour `blank`, (3, 1, 1), and what is covered shows what the `others` (N, 3, H, W) have there.
-
-    All at once on a GPU, and one by one on a CPU, whose cache does not hold many.
-    """
+    the colour `blank`, (3, 1, 1), and what is covered shows what the `others` (N, 3, H, W) have there."""
     changed = torch.empty(images.shape, device=images.device)
-    piece = 1 if images.device.type == "cpu" else len(images)
+    piece, single = at_once(images)
     lines = (
         source_lines(changes, tuple(images.shape)) if changes.angles is not None or changes.crops is not None else None
     )
     for start in range(0, len(images), piece):
         part = slice(start, start + piece)
-        some, what = images[part].to(torch.float32, copy=True), changes.of(part)
+        some, what = changed[part].copy_(images[part]), changes.of(part)
         if lines:
-            some = resample(some, *(line[part].to(images.device) for line in lines), blank, what.angles is not None)
+            places = (line[part].to(images.device) for line in lines)
+            some.copy_(resample(some, *places, blank, what.angles is not None))
         elif what.flips is not None:
             for axis, flipped in zip((2, 1), what.flips.T):
                 for position in np.flatnonzero(flipped):
                     some[position] = some[position].flip(axis)
         if what.order is not None:
-            some = adjust_colours(some, what.order, what.factors)
+            for first in range(0, len(some), single):
+                few = slice(first, first + single)
+                some[few] = adjust_colours(some[few], what.order[few], what.factors[few])
         if what.holes is not None:
             for image, (top, left, height, width) in zip(some, what.holes.tolist()):
                 image[:, top : top + height, left : left + width] = blank
@@ -93,12 +93,13 @@ def changed_images(
             for image, other, (top, left, height, width) in zip(some, others[part], what.covers.tolist()):
                 box = slice(None), slice(top, top + height), slice(left, left + width)
                 image[box] = other[box].to(image)
-        changed[part] = some
     return changed
 
 
-def at_once(images: torch.Tensor) -> int:
-    return 1 if images.device.type == "cpu" else max(1, len(images))
+def at_once(images: torch.Tensor) -> tuple[int, int]:
+    """How many images are resampled at once, and of how many the colours are changed: on a GPU all of them, on a CPU as
+    many as there are threads, and one, as its cache does not hold many."""
+    return (torch.get_num_threads(), 1) if images.device.type == "cpu" else (len(images), len(images))
 
 
 def source_lines(changes: Changes, shape: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
