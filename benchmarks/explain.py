@@ -19,6 +19,7 @@ from utils.Grad_CAM import explain, explain_effects
 from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork
 
+MANY = 100
 SETTINGS = [(backbone, batch) for backbone in ("MobileNet", "ResNet50") for batch in (1, 8)]
 
 
@@ -106,7 +107,8 @@ def captum_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch
 
 
 def occlusion_costs(backbone: str) -> None:
-    """Seconds of one pair, with the number of embeddings that this takes, and of a further pair of known images."""
+    """Seconds of one pair, with the number of embeddings that this takes, of a further pair of known images, and of all
+    pairs of `MANY` images."""
     torch.manual_seed(0)
     model = SiameseNetwork(backbone).eval()
     one, two = torch.randn(2, 1, 3, 224, 224).unbind()
@@ -126,6 +128,14 @@ def occlusion_costs(backbone: str) -> None:
     further = seconds(lambda: effects.maps([0], [1]))
     drawn = seconds(lambda: explain_effects(model, effects, [0], [1], (224, 224)))
     print(f"{backbone:<18} a further pair: {1000 * further:.2f} ms, drawn at 224 px {1000 * drawn:.2f} ms")
+    images, pairs = torch.randn(MANY, 3, 224, 224), torch.combinations(torch.arange(MANY))
+    start = time.perf_counter()
+    effects = region_effects(model, images)
+    measured = time.perf_counter() - start
+    for part in pairs.split(64):
+        effects.maps(*part.T)
+    took = time.perf_counter() - start
+    print(f"{backbone:<18} all {len(pairs)} pairs of {MANY} images: {took:.1f} s, {measured:.1f} of it for the images")
 
 
 def seconds(run: Callable, least: float = 4.0) -> float:

@@ -122,8 +122,7 @@ def compare_methods(valid: SplitDistances, test: SplitDistances, model: SiameseN
 
     Returns:
         A row per method, the trained network first: `AUC` with its 95 % interval from `AUC low` to `AUC high`,
-            `accuracy` at the
-        calibrated threshold, and `average precision`.
+        `accuracy` at the calibrated threshold, and `average precision`.
     """
     calibration, distances = (
         {"trained network": split.dissimilarity, **baseline_distances(split.images, split.pairs, model, config)}

@@ -159,9 +159,8 @@ def check_table(interventions: Interventions, explanation: Explanation, seed: in
 
     Returns:
         One row per kind of map and decision: `right` and `random`, the shares of interventions that moved it so with
-            the map's
-        region and with the same region at a random place, `change` and `random change` of the margin, and the `number`
-        of maps. Maps without evidence are left out.
+        the map's region and with the same region at a random place, `change` and `random change` of the margin, and the
+        `number` of maps. Maps without evidence are left out.
     """
     rng = np.random.default_rng(seed)
     similar = explanation.is_similar.cpu()

@@ -91,9 +91,8 @@ def localisation_table(
 
     Returns:
         One row per method and kind of pair: `pointing` (share of hits), `energy` (share of the map on the object over
-            the
-        object's share of the image; 1 is chance), `IoU` at half maximum, means over both images, and the `number` of
-        maps.
+        the object's share of the image; 1 is chance), `IoU` at half maximum, means over both images, and the `number`
+        of maps.
     """
     size = tuple(masks.shape[1:])
     count = len(pairs.label)

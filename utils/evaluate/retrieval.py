@@ -14,12 +14,11 @@ RECALL_AT = (1, 5, 10)
 def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int = 256) -> pd.DataFrame:
     """Recall@k, mAP and MAP@R with every image as a query against all others, nearest embedding first.
 
-    For a query with R other images of its class, `hit(i)` whether the i-th nearest is one of them, and `P(i)` the share
-    of hits
-    among the i nearest: recall@k is whether there is a hit among the k nearest; AP the mean of P(i) over all hits; and
-        AP@R
-    the sum of P(i) over the hits among the R nearest, divided by R (MAP@R; Musgrave et al., 2020). Of equally near
-    images those of other classes come first, so that a network that maps all images to one point gains nothing.
+    For a query with R other images of its class, `hit(i)` says whether the i-th nearest is one of them, and `P(i)` is
+    the share of hits among the i nearest. recall@k is whether there is a hit among the k nearest; AP the mean of P(i)
+    over all hits; AP@R the sum of P(i) over the hits among the R nearest, divided by R (its mean over queries is MAP@R;
+    Musgrave et al., 2020). Of equally near images those of other classes come first, so that a network that maps all
+    images to one point gains nothing.
 
     Args:
         embeddings: shape (N, D).

@@ -4,9 +4,8 @@ Everything else is drawn alike for all classes: the colours, the disc's place an
 plain clutter on it. So an explanation has a right answer, the disc, and its mask is kept for every image.
 
 Every fifth scene has an intruder: a smaller disc with another class's texture, with a mask of its own. It speaks
-    against
-"similar" when the partner is of the scene's class, and against "dissimilar" when the partner is of the intruder's: the
-right answer for a counterfactual explanation.
+against "similar" when the partner is of the scene's class, and against "dissimilar" when the partner is of the
+intruder's: the right answer for a counterfactual explanation.
 """
 
 from __future__ import annotations
