@@ -23,6 +23,7 @@ from utils.search.figure import show_hits
 from utils.search.query import find_index, search
 from utils.search.store import FileState, Index, SearchError
 from utils.settings import Config
+from utils.Siamese import SiameseNetwork
 
 SIZE = (16, 24)
 PASSES = sum(count**2 for _, count, _ in WINDOWS) + LOOKS + 3  # without each region; the whole image, thrice
@@ -88,6 +89,26 @@ def test_hits_are_those_of_a_loop_nearest_first(model, folder, path):
     assert len(own.hits) == 6 and "0/0.png" not in own.table().file.tolist()
     decisions = ["similar" if found[file] / model.margin < 0.5 else "dissimilar" for file in expected[:4]]
     assert result.table().decision.tolist() == decisions
+
+
+def test_the_nearest_of_indexes_of_parts_together_are_those_of_one_index_of_all(model, tmp_path):
+    """As docs/commands.md has it for more than one machine, each with a copy of the checkpoint."""
+    model.save(tmp_path / "model.pth")
+    noise(seed=50).save(tmp_path / "query.png")
+    found = {}
+    for place, numbers in {"all": range(12), "one": range(6), "two": range(6, 12)}.items():
+        for number in numbers:
+            (tmp_path / place / "x").mkdir(parents=True, exist_ok=True)
+            noise(seed=number).save(tmp_path / place / "x" / f"{number}.png")
+        copy = SiameseNetwork.load(tmp_path / "model.pth")
+        build(copy, tmp_path / place, tmp_path / f"{place}.sqlite", effects=False)
+        with Index(tmp_path / f"{place}.sqlite", copy) as index:
+            result = search(copy, index, tmp_path / "query.png", 4)
+        found[place] = [(hit.similarity, result.name(hit)) for hit in result.hits]
+    together = sorted(found["one"] + found["two"], reverse=True)[:4]
+    assert [file for _, file in together] == [file for _, file in found["all"]]
+    assert [similar for similar, _ in together] == pytest.approx([similar for similar, _ in found["all"]], abs=1e-6)
+    assert all(set(found[place]) & set(together) for place in ("one", "two")) and together[-1][0] > 0
 
 
 def test_nearest_of_many_even_far_from_the_origin(model, path, tmp_path):
