@@ -8,6 +8,7 @@ from samples import NEEDS_EMOJI, make_files, noise, twins_in
 from utils import __main__ as command_line
 from utils import images, training
 from utils.images.download import PUBLIC_SETS, DownloadError
+from utils.Siamese import SiameseNetwork
 
 
 def test_download_by_name(monkeypatch):
@@ -106,12 +107,19 @@ def test_the_public_sets_are_those_that_can_be_downloaded():
     assert sorted(PUBLIC_SETS) == sorted(command_line.PUBLIC_SETS)
 
 
-def test_help_and_inference_load_no_more_than_they_need():
+def test_help_and_inference_load_no_more_than_they_need(tmp_path):
     """Start-up is most of what a short command takes."""
-    inference = "from utils.Siamese import SiameseNetwork as S; S('Conv4', image_size=(16, 16)).embed"
+    SiameseNetwork("Conv4", image_size=(16, 16)).save(tmp_path / "model.pth")
+    inference = """
+from PIL import Image
+from utils.Siamese import SiameseNetwork
+model = SiameseNetwork.load(sys.argv[1])
+assert model.embed(model.preprocess(Image.new("RGB", (20, 30)))[None]).shape == (1, 16)
+"""
     for code, heavy in (
-        ("from utils.__main__ import parse; parse(['train'])", ["torch", "pandas", "numpy", "pydantic"]),
+        ("from utils.__main__ import main; main(['--help'])", ["torch", "pandas", "numpy", "pydantic"]),
         (inference, ["matplotlib", "sklearn", "pandas"]),
     ):
-        found = f"{code}; import sys; print(*[name for name in {heavy} if name in sys.modules])"
-        assert subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout == "\n"
+        after = f"atexit.register(lambda: print(*[name for name in {heavy} if name in sys.modules], file=sys.stderr))"
+        run = [sys.executable, "-c", f"import atexit, sys; {after}\n{code}", str(tmp_path / "model.pth")]
+        assert subprocess.run(run, capture_output=True, text=True, check=True).stderr == "\n"
