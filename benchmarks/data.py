@@ -28,6 +28,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
+from benchmarks.computer import about_computer
 from utils.dataset import load_for_training, prepare_split
 from utils.images.cache import Images, read_images
 from utils.images.frame import Frame, load_what_opens, to_uint8
@@ -222,6 +223,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             photographs(Path(name) / "images", count)
             bytes_each = np.mean([path.stat().st_size for path in Path(name).rglob("*.jpg")])
+            print(about_computer())
             print(f"{count} JPEG files of {SIZE[0]} x {SIZE[1]} pixels, {bytes_each / 1000:.0f} kB in the mean")
             print(f"fitted into {FRAME.size}; threads: {arguments.threads} read, {torch.get_num_threads()} compute")
             table, note = times(Path(name), arguments.threads)

@@ -12,7 +12,6 @@ hit is explained. Each step runs in a process of its own, whose peak memory it i
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from benchmarks.computer import about_computer
 from benchmarks.questions import changed
 from benchmarks.search import peak_memory
 from utils.config import load_config
@@ -120,7 +120,6 @@ def main() -> None:
         seconds = time.perf_counter() - start
         print(f"{seconds:.1f}\t{peak_memory() / 2**20:.0f} MiB\t{result}")
         return
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as temporary:
         rows = []
         for step in arguments.steps:
@@ -128,7 +127,7 @@ def main() -> None:
             command += ["--images", str(arguments.images), "--folder", str(arguments.folder or temporary)]
             *_, last = subprocess.check_output(command, text=True).strip().splitlines()
             rows.append([step, *last.split("\t")])
-    print(f"{arguments.images:,} images, cores: {cores}, threads: {threads}")
+    print(f"{arguments.images:,} images, threads: {torch.get_num_threads()}; {about_computer()}")
     print(pd.DataFrame(rows, columns=["step", "seconds", "peak memory", "result"]).to_string(index=False))
 
 

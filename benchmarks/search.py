@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.computer import about_computer
+
 QUERIES = 20
 APPENDED = 1000
 BATCH = 10_000  # images between two commits
@@ -295,7 +297,7 @@ def main() -> None:
         )
         return
     rows = [measure(name, options.count, dim, options.kills) for dim in options.dims for name in options.stores]
-    print(f"{options.count:,} embeddings, {len(os.sched_getaffinity(0))} core(s)")
+    print(f"{options.count:,} embeddings; {about_computer()}")
     print(pd.DataFrame(rows).to_string(index=False))
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from benchmarks.computer import about_computer
 from benchmarks.questions import add_set_option, changed, scratch
 from utils import training, transfer
 from utils.config import load_config
@@ -214,7 +215,7 @@ def main() -> None:
             return score_pairs(distance, pairs.label, 1.0).auc
 
         size, threads = "x".join(map(str, config.image.size)), torch.get_num_threads()
-        print(f"{config.dataset}, {config.backbone_model}, {size} pixels, threads: {threads}")
+        print(f"{config.dataset}, {config.backbone_model}, {size} pixels, threads: {threads}; {about_computer()}")
         variants = VARIANTS | ({"compiled": compiled} if arguments.compile else {})
         found = rates(PublicProtocol(config, table), config, table, arguments.steps, variants)
         print(found.round(1).to_string(), flush=True)

@@ -1,13 +1,14 @@
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from samples import colour_config
+from samples import colour_config, twins_in
 
 from benchmarks import data as data_benchmark
-from benchmarks import duplicates, trust, variants
+from benchmarks import duplicates, start, trust, variants
 from benchmarks import train as train_benchmark
 from benchmarks.architectures import (
     PseudoSiamese,
@@ -19,6 +20,7 @@ from benchmarks.architectures import (
     position_by_position,
 )
 from benchmarks.augmentation import torchvisions
+from benchmarks.computer import about_computer
 from benchmarks.datasets import measure
 from benchmarks.questions import QUESTIONS, answers, changed, split_of
 from benchmarks.soak import soak
@@ -230,6 +232,27 @@ def test_planted_twins_differ_in_as_many_bits_as_a_twin_may_and_are_found():
     assert 100 < (bits[0] != bits[1]).sum() < 156  # 128 expected, 8 one standard deviation
     assert duplicates.twins(12_000)["result"] == "12/12 planted twins, 0 others"
     assert duplicates.pairs(20_000)["result"] == "40000 pairs, 1000 classes, 40000 labelled rightly"
+
+
+def test_groups_of_twins_in_a_folder_are_found_by_parts_and_by_all_pairs(tmp_path, monkeypatch):
+    twins_in(tmp_path)
+    row = duplicates.photographs(tmp_path)
+    assert (row["images"], row["groups"], row["same by all pairs"]) == (40, 2, True) and row["pairs compared"] != "0.0%"
+    monkeypatch.setattr(duplicates.hashes, "_distance", lambda words, pairs: np.full(pairs.shape[1], MOST_BITS + 1))
+    assert not duplicates.photographs(tmp_path)["same by all pairs"]  # no parts agree any more
+
+
+def test_what_was_measured_on_is_named(monkeypatch):
+    for cores, words in (({0}, ", 1 core"), ({0, 3}, ", 2 cores")):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: cores, raising=False)
+        assert about_computer().endswith(words) and len(about_computer()) > len(words)
+
+
+def test_a_start_is_timed_in_the_checkout_and_an_error_of_it_is_one(tmp_path):
+    (tmp_path / "slow.py").write_text("import time; time.sleep(0.3)")
+    assert 0.3 < start.least_seconds(["slow.py"], tmp_path, 1)
+    with pytest.raises(subprocess.CalledProcessError):
+        start.least_seconds(["none.py"], tmp_path, 1)
 
 
 # -------------------------------------------------------------------------------------------- training
