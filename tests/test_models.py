@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from utils.models import build_model, load_trained, starting_point
@@ -25,6 +27,16 @@ def test_before_training_the_shipped_network_stands_in_and_says_so(tmp_path, mon
     assert config.trained_path == SHIPPED / "Synthetic" and model.threshold == 0.3
     assert note.startswith("Synthetic: trained on checks, dots") and "not trained yet" in note
     assert (tmp_path / "Synthetic" / "dots" / "dots_000.png").is_file()
+
+
+def test_scenes_are_not_drawn_to_look_at_something_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.images.synthetic.IMAGES_PER_CLASS", 1)
+    monkeypatch.chdir(tmp_path)
+    config, scene = config_of(tmp_path), Path("Synthetic/rings/rings_000.png")
+    load_trained(config, [tmp_path / "one.png", Path("Synthetic other")])
+    assert not (tmp_path / "Synthetic").exists()
+    load_trained(config, [tmp_path / "one.png", scene])
+    assert scene.is_file()
 
 
 def test_a_network_of_ones_own_is_preferred(tmp_path, monkeypatch):

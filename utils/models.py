@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
 from utils.backbones import ModelError
 from utils.dataset import prepare_folder
 from utils.machine import choose_device, keep_freed_memory, seeded
@@ -37,11 +41,15 @@ def starting_point(config: Config) -> str:
     return "random weights, which know nothing: all is learnt from your images"
 
 
-def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
-    """The network in `config.trained_path`, on the configured device and deciding at the configured threshold.
+def load_trained(config: Config, paths: Sequence[Path] | None = None) -> tuple[SiameseNetwork, str]:
+    """The network in `config.trained_path`, on the configured device and deciding at the configured threshold. The
+    built-in scenes are drawn, if they are missing.
+
+    Args:
+        paths: images and folders that it is to look at; scenes are drawn only if one of these lies among them.
 
     Returns:
-        The network, and a sentence that says which one it is. The built-in scenes are drawn, if they are missing.
+        The network, and a sentence that says which one it is.
 
     Raises:
         ConfigError, DataError, ModelError: each says what to fix.
@@ -52,7 +60,9 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
         raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
     model.threshold = config.threshold
-    prepare_folder(config)
+    data = Path(os.path.abspath(config.data_path))
+    if paths is None or any(Path(os.path.abspath(path)).is_relative_to(data) for path in paths):
+        prepare_folder(config)
     note = f"{config.dataset}: trained on {', '.join(model.info['classes'])}"
     if config.trained_path != config.checkpoints_path:
         note += ". You have not trained yet: this network comes with the project"

@@ -149,7 +149,7 @@ def test_a_query_before_any_build_says_what_to_run(place, capsys):
 
 def test_of_several_processes_each_takes_a_card_of_its_own(place, monkeypatch):
     asked = []
-    monkeypatch.setattr(building, "load_trained", lambda config: (asked.append(config.gpu), "a note"))
+    monkeypatch.setattr(building, "load_trained", lambda config, paths: (asked.append(config.gpu), "a note"))
     monkeypatch.setattr(building, "build_index", lambda *arguments: "a report")
     monkeypatch.setenv("LOCAL_RANK", "3")
     search("build", "photos")

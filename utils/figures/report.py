@@ -60,7 +60,7 @@ def write_report(
     """
     paths, problems = _images(paths)
     if checkpoint is None:
-        model, note = load_trained(config)
+        model, note = load_trained(config, paths)
     elif not os.path.isfile(checkpoint):
         raise DataError(f"{checkpoint}: no such file; give the model.pth of a trained network as --checkpoint")
     else:

@@ -194,7 +194,7 @@ def build_and_report(config: Config, folder: Path, effects: bool = True) -> None
     """Build as the command line does, and print what was done."""
     if "LOCAL_RANK" in os.environ:  # under torchrun: a card for each process
         config = config.model_copy(update={"gpu": int(os.environ["LOCAL_RANK"])})
-    model, note = load_trained(config)
+    model, note = load_trained(config, [folder])
     print(note)
     options = config.hyperparameters
     print(build_index(model, folder, place_of(config, folder, INDEX), effects, options.num_workers, options.verbose))

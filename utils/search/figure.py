@@ -67,7 +67,7 @@ def _picture(hit: Hit) -> Image.Image:
 
 def query_and_report(config: Config, image: Path, folder: Path | None = None, count: int = 10) -> None:
     """Search as the command line does: print the hits and where their figure is."""
-    model, note = load_trained(config)
+    model, note = load_trained(config, [image])
     print(note)
     with Index(find_index(config, folder), model) as index:
         found = search(model, index, image, count)
