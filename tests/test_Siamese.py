@@ -125,6 +125,15 @@ def test_both_images_take_one_backbone_call(model):
     assert calls == [6]
 
 
+def test_channels_lie_last_in_the_network_and_in_its_batches(model, tmp_path):
+    """As it is faster: `python -m benchmarks.train`."""
+    model.save(tmp_path / "model.pth")
+    for network in (model, SiameseNetwork.load(tmp_path / "model.pth")):
+        weights = [parameter for parameter in network.parameters() if parameter.ndim == 4]
+        batch = network.normalize(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+        assert weights and all(x.is_contiguous(memory_format=torch.channels_last) for x in [*weights, batch])
+
+
 def test_unknown_fit():
     with pytest.raises(ValueError, match="fit must be 'stretch' or 'pad', got 'crop'"):
         SiameseNetwork("Conv4", image_size=(16, 16), fit="crop")

@@ -14,6 +14,7 @@ from dying import KILLED, exit_code
 from PIL import Image
 from samples import break_file, make_files, noise, twins_in
 
+from utils import results
 from utils.dataset import load_split, prepare_split
 from utils.evaluate.audit import audit, report
 from utils.evaluate.scores import measure_split
@@ -194,6 +195,23 @@ def test_results_are_the_same_bit_for_bit_without_the_cache(tmp_path):
         assert all(torch.equal(value, parameters[0][name]) for name, value in state.items())
         assert torch.equal(test.images, measured[0].images) and test.files == measured[0].files
         assert np.array_equal(test.dissimilarity, measured[0].dissimilarity)
+
+
+def test_training_takes_from_the_disk_a_batch_at_a_time(tmp_path, monkeypatch):
+    """So that memory does not grow with the number of images."""
+    twins_in(tmp_path / "data")
+    config, taken, take = config_for(tmp_path, **SMALL), [], StoredImages.__getitem__
+
+    def counting(self, positions):
+        found = take(self, positions)
+        taken.extend([len(found)] * isinstance(found, torch.Tensor))
+        return found
+
+    table = prepare_split(config)[0]
+    monkeypatch.setattr(StoredImages, "__getitem__", counting)
+    monkeypatch.setattr(results, "evenly", lambda count, most: np.arange(5))  # of 256 at most
+    train(config, table)
+    assert sum(taken) > 2 * 20 and max(taken) <= 9  # batches of 8, an image left over joins the last
 
 
 def test_without_the_cache_nothing_is_left_and_files_are_decoded_each_time(config, opened):
