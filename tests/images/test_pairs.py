@@ -6,7 +6,16 @@ import pytest
 from samples import generator
 from scipy.stats import chisquare
 
-from utils.images.pairs import Pairs, evaluation_pairs, evenly, image_batches, make_pairs, pair_batches, some_pairs
+from utils.images.pairs import (
+    Pairs,
+    evaluation_pairs,
+    evenly,
+    image_batches,
+    make_pairs,
+    only_used,
+    pair_batches,
+    some_pairs,
+)
 from utils.images.reading import DataError
 
 LABELS = {
@@ -116,3 +125,9 @@ def test_some_pairs_are_evenly_chosen_and_few_pairs_are_kept():
         np.array_equal(a, b)
         for a, b in zip(some_pairs(Pairs(*(column[:5] for column in pairs))), (column[:5] for column in pairs))
     )
+
+
+def test_pairs_count_only_the_images_that_they_are_of():
+    used, pairs = only_used(Pairs(np.array([7, 2, 9]), np.array([2, 9, 4]), np.array([0, 1, 1])))
+    assert used.tolist() == [2, 4, 7, 9]
+    assert [column.tolist() for column in pairs] == [[2, 0, 3], [0, 3, 1], [0, 1, 1]]

@@ -93,3 +93,10 @@ def some_pairs(pairs: Pairs, most: int = 60) -> Pairs:
     """At most `most` pairs, evenly from all, so that interventions take seconds."""
     chosen = evenly(len(pairs.label), most)
     return Pairs(*(column[chosen] for column in pairs))
+
+
+def only_used(pairs: Pairs) -> tuple[np.ndarray, Pairs]:
+    """The images that are in pairs, sorted, and the same pairs by their places among these, so that no other images
+    have to be looked at or held."""
+    used, places = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
+    return used, Pairs(*np.split(places, 2), pairs.label)
