@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,11 +33,26 @@ def train_in_float32(config):
         return train(config)
 
 
-def torchrun(count, *command, **environment):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", *command]
+def torchrun(machines, processes, *command):
+    """What a torchrun on each of some machines, which are all this one, has printed: out and err."""
+    where = ["--standalone"]
+    if machines > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        where = [f"--nnodes={machines}", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}"]
+        where += ["--local-addr=localhost"]
+    run = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc_per_node={processes}", *command]
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "USE_LIBUV": "0", "PYTHONIOENCODING": "utf-8"}
-    variables = os.environ | own | environment
-    return subprocess.run(run, cwd=ROOT, env=variables, capture_output=True, text=True, encoding="utf-8")
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    runs = [subprocess.Popen(run, cwd=ROOT, env=os.environ | own, **pipes) for _ in range(machines)]
+    try:
+        printed = [child.communicate(timeout=300) for child in runs]
+    finally:
+        for child in runs:
+            child.kill()
+    assert [child.returncode for child in runs] == [0] * machines, printed
+    return ["".join(texts) for texts in zip(*printed)]
 
 
 @pytest.fixture
@@ -59,13 +75,16 @@ def config(colour_folder, tmp_path):
     )
 
 
-def test_two_processes_train_the_network_of_one(config, tmp_path):
+@pytest.mark.parametrize(
+    "machines, processes",
+    [(1, 2), pytest.param(2, 1, marks=pytest.mark.skipif(os.name == "nt", reason="a firewall would ask"))],
+)
+def test_two_processes_train_the_network_of_one(config, tmp_path, machines, processes):
     (config.data_path / "red" / "broken.png").write_bytes(b"")
     alone = train_in_float32(config)
     there = config.model_copy(update={"checkpoints_path": tmp_path / "two"})
     there.save(tmp_path / "config.yml")
-    run = torchrun(2, str(Path(__file__)), str(tmp_path / "config.yml"))
-    assert run.returncode == 0, run.stderr
+    out, err = torchrun(machines, processes, str(Path(__file__)), str(tmp_path / "config.yml"))
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
     history = pd.read_csv(tmp_path / "two" / "history.csv").drop(columns="seconds")
     pd.testing.assert_frame_equal(history, alone.drop(columns="seconds"), rtol=1e-4)
@@ -75,8 +94,8 @@ def test_two_processes_train_the_network_of_one(config, tmp_path):
     start = torch.load(tmp_path / "weights.pth", weights_only=True)
     assert not torch.equal(two["backbone.0.weight"], start["0.weight"])  # it has learnt something
     # One process shows its progress, and says what there is to say.
-    assert run.stderr.count("Preparing explanations:   0%") == 1 and run.stderr.count("Training:   0%") == 1
-    assert run.stdout.count("1 of 21 images cannot be read: left out") == 1
+    assert err.count("Preparing explanations:   0%") == 1 and err.count("Training:   0%") == 1
+    assert out.count("1 of 21 images cannot be read: left out") == 1
 
 
 def test_a_process_augments_its_own_share_alone_as_one_process_would(config, monkeypatch):
