@@ -164,7 +164,7 @@ class PseudoSiameseTrainer(Trainer):
 
     def validate(self) -> dict[str, float]:
         images, label = self.images["valid"], self.valid_pairs.label
-        scores = self.model.scores(images[np.arange(len(images))], self.valid_pairs)  # read into memory
+        scores = self.model.scores(images[range(len(images))], self.valid_pairs)  # read into memory
         self.calibrated_threshold = calibrate_threshold(scores.numpy(), label)
         result = score_pairs(scores.numpy(), label, self.calibrated_threshold)
         loss = self.loss(scores * self.config.margin, torch.from_numpy(label)).item()
@@ -265,6 +265,7 @@ def score(name: str, base: Config, seed: int, folder: Path) -> tuple[dict, pd.Da
     config, model, seconds = trained(NETWORKS[name], base, seed, folder)
     table = read_split(folder / "split.csv")
     images, rows = load_split(table, "test", config, model.frame)
+    images = images[range(len(images))]  # read into memory
     pairs = evaluation_pairs(rows.label, seed)
     scores = model.scores(images, pairs).numpy()
     result = score_pairs(scores, pairs.label, model.threshold)

@@ -159,7 +159,7 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     table = read_split(config.checkpoints_path / "split.csv")
     test = measure_split(model, table, "test", config)
     rows = table[table.split == "test"]
-    batch = model.normalize(test.images)
+    batch = model.normalize(test.images[range(len(test.images))])
     auc = score_pairs(test.dissimilarity, test.pairs.label, 0.5).auc
     pairs = some_pairs(test.pairs, 200)
     explanations = {method: explain_pairs(model, batch, pairs.first, pairs.second, method) for method in METHODS}

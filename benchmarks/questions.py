@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 import yaml
 from tqdm.auto import tqdm
 
@@ -26,6 +25,7 @@ from utils.config import load_config
 from utils.dataset import load_split, prepare_folder, prepare_split, read_split, split_images
 from utils.evaluate.scores import measure_split, score_pairs
 from utils.figures.plots import COLOURS
+from utils.images.cache import Images
 from utils.images.folder import scan
 from utils.imshow import save_figure
 from utils.settings import Config
@@ -128,9 +128,7 @@ def measure(config: Config, table: pd.DataFrame) -> tuple[dict[str, float], pd.D
     }, history
 
 
-def checkpoint_and_test(
-    folder: Path, settings: dict[str, object]
-) -> tuple[Config, SiameseNetwork, torch.Tensor, np.ndarray]:
+def checkpoint_and_test(folder: Path, settings: dict[str, object]) -> tuple[Config, SiameseNetwork, Images, np.ndarray]:
     """What training left in a folder: its configuration, with some settings changed, its network, and the images of its
     test split, uint8 (N, 3, H, W), with their classes (N,)."""
     config = changed(load_config(folder / "config.yml"), settings)

@@ -196,7 +196,7 @@ def score(folder: Path, most: int) -> pd.DataFrame:
     class_means = torch.stack([known[names == name].mean(0) for name in np.unique(names)])
     pairs = some_pairs(test.pairs, most)
     rows = table[table.split == "test"]
-    batch = model.normalize(test.images)
+    batch = model.normalize(test.images[range(len(test.images))])
     interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
     similar = (interventions.sign < 0).numpy()
     masks, intruders = (load_masks(config.data_path, rows.file, model.frame, ending) for ending in ("", "_intruder"))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from utils.images.cache import Images, read_fingerprints, read_images
 from utils.images.duplicates import Fingerprint, join, twin_groups
@@ -217,9 +216,9 @@ def check_split(table: pd.DataFrame, name: str, config: Config, alike: str = "",
     return []
 
 
-def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[torch.Tensor, pd.DataFrame]:
-    """The images of one split, in memory, uint8 (N, 3, H, W), and their rows, in the table's order; files that have
-    gone or broken since the folder was scanned are left out, in a line.
+def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[Images, pd.DataFrame]:
+    """The images of one split, uint8 (N, 3, H, W), and their rows, in the table's order; files that have gone or broken
+    since the folder was scanned are left out, in a line.
 
     Raises:
         DataError: there are such files, and `on_bad_image` is `error`, or too few are left.
@@ -231,7 +230,7 @@ def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) ->
         check_split(rows, split, config, bad=list(lost.values()))
         some = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         print(f"{split}: {len(lost)} of {count} images gone or unreadable, left out: {some}")
-    return images[np.arange(len(images))], rows
+    return images, rows
 
 
 def load_for_training(

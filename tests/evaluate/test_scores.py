@@ -231,7 +231,7 @@ def test_a_split_is_measured_in_the_networks_frame(model, tmp_path):
     )
     images = measure_split(
         model, pd.DataFrame({"file": files, "label": list("aabb"), "split": "test"}), "test", config
-    ).images
+    ).images[range(4)]
     assert (images[..., 8:16] == 255).all() and not images[..., :8].any() and not images[..., 16:].any()
 
 
@@ -260,7 +260,7 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
         (4, 3, 16, 24),
         (2, 3, 16, 24),
     ]
-    assert measured.images.shape == (10, 3, 16, 24) and torch.allclose(
+    assert measured.images[range(10)].shape == (10, 3, 16, 24) and torch.allclose(
         embed_images(model, measured.images), measured.embeddings, atol=1e-6
     )
     assert measured.labels.tolist() == ["a"] * 5 + ["b"] * 5
@@ -311,7 +311,7 @@ def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, ca
     assert measured.files == ["a/0.png", "a/2.png", "b/0.png", "b/1.png"] and measured.labels.tolist() == list("aabb")
     assert capsys.readouterr().out == ("test: 2 of 6 images gone or unreadable, left out: a/1.png, b/2.png\n")
     pixels = torch.stack([net.preprocess(Image.open(tmp_path / file)) for file in measured.files])
-    assert torch.allclose(net.normalize(measured.images), pixels) and len(measured.pairs.label) == 8
+    assert torch.allclose(net.normalize(measured.images[range(len(pixels))]), pixels) and len(measured.pairs.label) == 8
     assert torch.allclose(measured.embeddings, net.embed(pixels), atol=1e-5)
 
 

@@ -17,6 +17,7 @@ from samples import break_file, make_files, noise, twins_in
 from utils import results
 from utils.dataset import load_split, prepare_split
 from utils.evaluate.audit import audit, report
+from utils.evaluate.baselines import compare_methods
 from utils.evaluate.scores import measure_split
 from utils.images import cache
 from utils.images.cache import StoredImages, checksums, read_fingerprints, read_images
@@ -178,7 +179,7 @@ def test_every_file_is_decoded_once_for_split_audit_training_and_evaluation(tmp_
 
 def test_results_are_the_same_bit_for_bit_without_the_cache(tmp_path):
     twins_in(tmp_path / "data")
-    histories, parameters, splits, tables, measured = [], [], [], [], []
+    histories, parameters, splits, tables, measured, methods = [], [], [], [], [], []
     for wanted in (True, False, True):
         config = config_for(tmp_path, **SMALL, cache=wanted)
         histories.append(train(config).drop(columns="seconds"))
@@ -187,17 +188,21 @@ def test_results_are_the_same_bit_for_bit_without_the_cache(tmp_path):
         splits.append((config.checkpoints_path / "split.csv").read_bytes())
         tables.append(report(audit(config)))
         model, _ = load_trained(config)
-        measured.append(measure_split(model, pd.read_csv(config.checkpoints_path / "split.csv"), "test", config))
+        table = pd.read_csv(config.checkpoints_path / "split.csv")
+        measured.append(measure_split(model, table, "test", config))
+        methods.append(compare_methods(measure_split(model, table, "valid", config), measured[-1], model, config))
     assert splits[0] == splits[1] == splits[2] and tables[0] == tables[1] == tables[2]
-    for history, state, test in zip(histories[1:], parameters[1:], measured[1:]):
+    for history, state, test, compared in zip(histories[1:], parameters[1:], measured[1:], methods[1:]):
+        pd.testing.assert_frame_equal(methods[0], compared, check_exact=True)
         pd.testing.assert_frame_equal(histories[0], history, check_exact=True)
         assert state.keys() == parameters[0].keys()
         assert all(torch.equal(value, parameters[0][name]) for name, value in state.items())
-        assert torch.equal(test.images, measured[0].images) and test.files == measured[0].files
+        one, other = (part.images[range(len(part.files))] for part in (test, measured[0]))
+        assert torch.equal(one, other) and test.files == measured[0].files
         assert np.array_equal(test.dissimilarity, measured[0].dissimilarity)
 
 
-def test_training_takes_from_the_disk_a_batch_at_a_time(tmp_path, monkeypatch):
+def test_training_and_evaluation_take_from_the_disk_a_batch_at_a_time(tmp_path, monkeypatch):
     """So that memory does not grow with the number of images."""
     twins_in(tmp_path / "data")
     config, taken, take = config_for(tmp_path, **SMALL), [], StoredImages.__getitem__
@@ -212,6 +217,10 @@ def test_training_takes_from_the_disk_a_batch_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "evenly", lambda count, most: np.arange(5))  # of 256 at most
     train(config, table)
     assert sum(taken) > 2 * 20 and max(taken) <= 9  # batches of 8, an image left over joins the last
+    taken.clear()
+    model, _ = load_trained(config)
+    measure_split(model, table, "test", config)
+    assert sum(taken) == 10 and max(taken) == 8
 
 
 def test_without_the_cache_nothing_is_left_and_files_are_decoded_each_time(config, opened):
@@ -441,7 +450,8 @@ def test_it_is_no_class_even_where_outputs_lie_among_the_images(config):
     assert table.equals(before[0]) and skipped == before[1] == []
 
 
-def test_a_split_is_read_into_memory(config):
+def test_a_split_stays_on_the_disk(config):
     table = pd.DataFrame({"file": FILES, "label": [file[0] for file in FILES], "split": "test"})
     images, rows = load_split(table, "test", config, FRAME)
-    assert isinstance(images, torch.Tensor) and torch.equal(images, decoded(config)) and rows.equals(table)
+    assert isinstance(images, StoredImages) and rows.equals(table)
+    assert torch.equal(images[range(len(FILES))], decoded(config))

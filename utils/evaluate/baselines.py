@@ -15,18 +15,19 @@ from torchvision.transforms.v2 import functional
 from utils.backbones import ModelError, backbone_blocks
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
+from utils.images.cache import Images
 from utils.images.pairs import Pairs
 from utils.machine import seeded
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
 
-def perceptual_hashes(images: torch.Tensor) -> np.ndarray:
+def perceptual_hashes(images: Images) -> np.ndarray:
     """The signs of the low frequencies of each image in grey (Zauner, 2010): uint8 (N, 3, H, W) -> bool (N, 64)."""
     return np.stack([imagehash.phash(Image.fromarray(image.permute(1, 2, 0).numpy())).hash.ravel() for image in images])
 
 
-def colour_histograms(images: torch.Tensor) -> np.ndarray:
+def colour_histograms(images: Images) -> np.ndarray:
     """Share of the pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991): uint8 (N, 3, H, W) -> (N, 512)."""
     counts = []
     for image in images:
@@ -35,7 +36,7 @@ def colour_histograms(images: torch.Tensor) -> np.ndarray:
     return np.stack(counts)
 
 
-def small_pixels(images: torch.Tensor, side: int = 32) -> np.ndarray:
+def small_pixels(images: Images, side: int = 32) -> np.ndarray:
     """Each image shrunk to `side` x `side`, its pixels in a row: uint8 (N, 3, H, W) -> (N, 3 `side`^2) in [0, 1]."""
     # In parts: it may work in float.
     small = [functional.resize(part, [side, side], antialias=True) for part in images.split(64)]
@@ -43,7 +44,7 @@ def small_pixels(images: torch.Tensor, side: int = 32) -> np.ndarray:
 
 
 @torch.no_grad()
-def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: torch.Tensor, batch_size: int) -> np.ndarray:
+def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: Images, batch_size: int) -> np.ndarray:
     """Final feature map of `backbone` averaged over positions, images normalised as for `model`: uint8 (N, 3, H, W) ->
     (N, C).
 
@@ -78,9 +79,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 1 - (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)
 
 
-def baseline_distances(
-    images: torch.Tensor, pairs: Pairs, model: SiameseNetwork, config: Config
-) -> dict[str, np.ndarray]:
+def baseline_distances(images: Images, pairs: Pairs, model: SiameseNetwork, config: Config) -> dict[str, np.ndarray]:
     """Distances of pairs by each training-free method; every image is described once, however many pairs it is in.
 
     Args:

@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import resize
 
 from utils.explain.removal import Interventions
 from utils.Grad_CAM import Explanation
+from utils.images.cache import Images
 from utils.Siamese import SiameseNetwork
 
 CELLS = 4  # of a mosaic, 2 x 2
@@ -32,7 +33,7 @@ class Mosaics:
     cell: torch.Tensor
 
 
-def make_mosaics(images: torch.Tensor, labels: np.ndarray, count: int, seed: int) -> Mosaics | None:
+def make_mosaics(images: Images, labels: np.ndarray, count: int, seed: int) -> Mosaics | None:
     """`count` random pairs of mosaics; the classes take turns, no image is in a pair twice.
 
     Args:

@@ -39,7 +39,7 @@ class SplitDistances:
     `files`, as in `split.csv`.
     """
 
-    images: torch.Tensor
+    images: Images
     embeddings: torch.Tensor
     labels: np.ndarray
     pairs: Pairs
