@@ -265,6 +265,7 @@ def test_processes_share_the_files(model, folder, path, monkeypatch):
         monkeypatch.setenv("RANK", rank)
         report = build(model, folder, path, effects=False)
         assert 0 < report.embedded < 7
+        assert f"taken out, as far as process {int(rank) + 1} of 2 knows: others may still be at work" in str(report)
     assert report.images == 7 and sum(passes) == 7
 
 

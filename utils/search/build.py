@@ -38,6 +38,7 @@ class Report:
         problems: files left out, a line each with the reason and what to do.
         emptied: why the index was made anew.
         stopped: whether the user has stopped it.
+        process: which one of how many has done it, where there are several.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     emptied: str | None = None
     stopped: bool = False
+    process: str | None = None
 
     def __str__(self) -> str:
         lines = [f"the index that was there is {self.emptied}: made anew"] if self.emptied else []
@@ -58,6 +60,8 @@ class Report:
             f"{self.folder}: {counted(self.images, 'image')} in the index, {self.embedded} of them new or changed; "
             f"{gone} taken out"
         )
+        if self.process:
+            lines[-1] += f", as far as {self.process} knows: others may still be at work"
         if self.stopped:
             lines.append("stopped: what is in the index can be searched; build again to go on from there")
         if self.unexplained:
@@ -106,6 +110,8 @@ def build_index(
         except KeyboardInterrupt:
             report.stopped = True
         report.images, report.unexplained = len(index), len(index.unexplained())
+    if processes > 1:
+        report.process = f"process {rank + 1} of {processes}"
     return report
 
 
