@@ -636,6 +636,17 @@ def test_the_head_alone_is_kept_as_its_schedule_left_it(config, tmp_path, monkey
     assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
 
 
+@pytest.mark.parametrize("schedule, kept", [("OneCycle", 3), ("ReduceLROnPlateau", 2)])
+def test_where_the_schedule_has_an_end_the_last_network_is_kept(config, monkeypatch, schedule, kept):
+    scripted(monkeypatch, [0.7, 0.9, 0.8])
+    settings = config({"epochs": 3}, LRScheduler={"name": schedule})
+    train(settings)
+    best, last = (SiameseNetwork.load(settings.checkpoints_path / f"{name}.pth") for name in ("model", "last"))
+    assert best.info["epoch"] == kept
+    alike = [torch.equal(a, b) for a, b in zip(best.head.parameters(), last.head.parameters())]
+    assert alike == [kept == 3] * len(alike)
+
+
 def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config):
     assert train(config({"epochs": 1, "head_steps": 300})).epoch.tolist() == [1]
 

@@ -45,9 +45,16 @@ class EarlyStopping:
         return self.epochs_without_improvement >= self.patience
 
 
-def best_epoch(history: pd.DataFrame, first: int = 1) -> int:
-    """The epoch, of those from `first` on, with the highest `valid_auc`; among equals, as at 1.0, that with the lowest
-    `valid_loss`. Epochs count from 1; the last one if `first` is yet to come."""
+def best_epoch(history: pd.DataFrame, first: int = 1, last: int | None = None) -> int:
+    """The epoch to keep: of those from `first` on, that with the highest `valid_auc`; among equals, as at 1.0, that
+    with the lowest `valid_loss`. Epochs count from 1; the last one if `first` is yet to come.
+
+    Args:
+        last: the epoch that ends a schedule of the learning rate: kept, whatever its score, once it is there. Which one
+            scores best on few validation images is chance (docs/trials.md).
+    """
+    if len(history) == last:
+        return last
     candidates = history.reset_index(drop=True)[min(first, len(history)) - 1 :]
     order = candidates.sort_values(["valid_auc", "valid_loss"], ascending=[False, True], kind="stable")
     return int(order.index[0]) + 1

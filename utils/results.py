@@ -26,11 +26,11 @@ class Results:
 
     Args:
         table: the images that are left: `file`, `label`, `split`.
-        first: the first epoch that may be the best.
+        first, last: the first epoch that may be the best, and the one that is, if it is reached; see `best_epoch`.
     """
 
-    def __init__(self, config: Config, table: pd.DataFrame, first: int) -> None:
-        self.config, self.table, self.first = config, table, first
+    def __init__(self, config: Config, table: pd.DataFrame, first: int, last: int | None) -> None:
+        self.config, self.table, self.first, self.last = config, table, first, last
         self.folder = config.checkpoints_path
         self.history: list[dict[str, float]] = []  # a row per finished epoch
         self.best: dict[str, Any] = {}  # epoch, calibrated_threshold and state_dict of the best epoch so far
@@ -48,7 +48,7 @@ class Results:
             threshold: calibrated on the validation pairs.
             run: what a run goes on from, beside what is known here.
         """
-        best = best_epoch(self.frame(), self.first) == len(self.history)
+        best = best_epoch(self.frame(), self.first, self.last) == len(self.history)
         if best:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             self.best = {"epoch": len(self.history), "calibrated_threshold": threshold, "state_dict": state}

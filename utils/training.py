@@ -49,10 +49,13 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """Train a network and leave `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`
     under `config.checkpoints_path`.
 
-    The best epoch has the highest validation AUC, and among equals the lowest loss; epochs of the head alone count as
-    one, the last. Nothing is written before the first epoch ends. A run that was killed goes on after its last finished
-    epoch, and ends as if nothing had happened; it starts anew if its settings or images changed. An interrupt (Ctrl-C,
-    the notebook's stop button) leaves the best network so far, ready for use; the next run goes on, too.
+    The best epoch is the last one under `OneCycle`, whose rate has come down by then; under `ReduceLROnPlateau`, and as
+    long as training is not over, it has the highest validation AUC, and among equals the lowest loss. Epochs of the
+    head alone count as one, the last.
+
+    Nothing is written before the first epoch ends. A run that was killed goes on after its last finished epoch, and
+    ends as if nothing had happened; it starts anew if its settings or images changed. An interrupt (Ctrl-C, the
+    notebook's stop button) leaves the best network so far, ready for use; the next run goes on, too.
 
     With `num_processes`, so many are started and train one network together, each on its share of every batch; so do
     processes that torchrun has started, on one machine or several. The first one writes and prints. All need the same
@@ -117,9 +120,8 @@ class Trainer:
         self.steps_per_epoch = len(self.epoch_batches())
         self.head_epochs = math.ceil(config.head_steps / self.steps_per_epoch)
         self.epochs = self.head_epochs + self.options.epochs
-        # The head's schedule is kept to its end: its best epoch on few validation images is chance
-        # (docs/trials.md).
-        self.results = Results(config, self.table, first=self.head_epochs or 1)
+        last = self.epochs if config.LRScheduler.name == "OneCycle" else None
+        self.results = Results(config, self.table, self.head_epochs or 1, last)
         self.features: dict[str, torch.Tensor] = {}  # of the frozen backbone, while only the head is trained
         self.frozen = 0  # first blocks of the backbone that stay as they are
         self.data = fingerprints(self.table, self.images)
