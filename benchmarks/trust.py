@@ -23,7 +23,7 @@ from utils.evaluate.mosaics import make_mosaics, mosaic_scores
 from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import Interventions, blur
 from utils.Grad_CAM import Explanation, explain, explain_effects, explain_pairs
-from utils.images.pairs import evaluation_pairs, some_pairs
+from utils.images.pairs import evaluation_pairs, some_pairs, used_in
 from utils.Siamese import eval_mode
 
 METHODS = ("occlusion", "contrast", "distance")
@@ -101,13 +101,12 @@ def main() -> None:
     arguments = parser.parse_args()
     config, model, images, labels = checkpoint_and_test(arguments.folder, dict(arguments.set))
     pairs = some_pairs(evaluation_pairs(labels, config.seed), arguments.pairs)
-    used = sorted({*pairs.first.tolist(), *pairs.second.tolist()})
-    first, second = ([used.index(i) for i in side] for side in (pairs.first, pairs.second))
+    used, first, second = used_in(pairs.first, pairs.second)
     batch = model.normalize(images[used])
     measured = region_effects(model, batch)
     explanations = {method: explained(model, batch, measured, first, second, method) for method in METHODS}
     variants = cam_variants(model, batch, first, second)
-    rest = sorted(set(range(len(images))) - set(used))
+    rest = np.setdiff1d(np.arange(len(images)), used)
     others = model.normalize(images[np.random.default_rng(0).choice(rest, PATCHES, replace=False)])
     print(f"{arguments.folder}: {len(first)} pairs of {len(used)} test images")
     for grid in (5, 3):

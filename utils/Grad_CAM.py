@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from utils.explain.evidence import evidence_for, feature_maps, traced
 from utils.explain.occlusion import RegionEffects, region_effects
 from utils.explain.removal import strongest_region
+from utils.images.pairs import used_in
 from utils.Siamese import SiameseNetwork, embedding_distance
 
 MAPS = ("factual", "counterfactual")  # in the order of `strength` and `empty`
@@ -166,8 +167,7 @@ def explain_pairs(
     that are in none.
     """
     if method == "occlusion":
-        used = sorted({*map(int, first), *map(int, second)})
-        ends = ([used.index(i) for i in side] for side in (first, second))
+        used, *ends = used_in(first, second)
         return explain_effects(model, region_effects(model, batch[used], batch_size), *ends, tuple(batch.shape[2:]))
     features = torch.cat([feature_maps(model, part, method) for part in batch.split(batch_size)])
     size, step = tuple(batch.shape[2:]), range(0, len(first), batch_size)

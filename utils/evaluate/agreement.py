@@ -13,6 +13,7 @@ from utils.explain.occlusion import correlation, effect_on_distance, region_sums
 from utils.explain.removal import OTHERS, blur
 from utils.explain.without import Without, local_stages
 from utils.Grad_CAM import Explanation
+from utils.images.pairs import used_in
 from utils.Siamese import SiameseNetwork, eval_mode
 
 GRID = 5  # cells along each side
@@ -104,8 +105,7 @@ def agreement_table(
         last row is what knowing the effects of blurring the very same cells would reach, a ceiling for all maps that
         are made by blurring.
     """
-    used = sorted({*map(int, first), *map(int, second)})
-    ends = ([used.index(int(i)) for i in side] for side in (first, second))
+    used, *ends = used_in(first, second)
     images = batch[used].to(model.mean.device)
     removals = {name: removal(images) for name, removal in REMOVALS.items()}
     effects = effects_on_pairs(model, images, *ends, removals, grid)

@@ -95,8 +95,14 @@ def some_pairs(pairs: Pairs, most: int = 60) -> Pairs:
     return Pairs(*(column[chosen] for column in pairs))
 
 
+def used_in(first: Sequence[int], second: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images that are in pairs (P,), sorted, and the first and second images of these by their places among them,
+    so that no other images have to be looked at or held."""
+    used, places = np.unique(np.concatenate([first, second]).astype(int), return_inverse=True)
+    return used, *np.split(places, 2)
+
+
 def only_used(pairs: Pairs) -> tuple[np.ndarray, Pairs]:
-    """The images that are in pairs, sorted, and the same pairs by their places among these, so that no other images
-    have to be looked at or held."""
-    used, places = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
-    return used, Pairs(*np.split(places, 2), pairs.label)
+    """`used_in`, of pairs with their labels."""
+    used, *ends = used_in(pairs.first, pairs.second)
+    return used, Pairs(*ends, pairs.label)

@@ -93,7 +93,7 @@ def build_index(
         SearchError: the index is damaged or cannot be written.
     """
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    report = Report(folder)
+    report = Report(folder, process=f"process {rank + 1} of {processes}" if processes > 1 else None)
     found = images_in(folder, report.problems)
 
     def mine(file: str) -> bool:
@@ -110,8 +110,6 @@ def build_index(
         except KeyboardInterrupt:
             report.stopped = True
         report.images, report.unexplained = len(index), len(index.unexplained())
-    if processes > 1:
-        report.process = f"process {rank + 1} of {processes}"
     return report
 
 
