@@ -18,6 +18,7 @@ MAPS = ("factual", "counterfactual")  # in the order of `strength` and `empty`
 # Of what is measured, weaker evidence is not told from none: for a decision, than this share of its image's strongest;
 # against it, than this of the pair's (docs/trials.md).
 LEAST = (0.2, 0.1)
+EDGE = 0.25  # share of these limits at which maps end between a cell with evidence and one without: at 0 in steps
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,11 @@ def _normalised(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What signed maps (N, 2, 2, h, w) have at image size beyond `least` >= 0, (N, 2, 2), each divided by its maximum;
     the maxima, and which maps are zero everywhere, (N, 2, 2)."""
+    least = least[..., None, None]
     maps = F.interpolate(
-        raw.clamp(min=0).flatten(0, 1), size=image_size, mode="bilinear", align_corners=False
+        torch.where(raw > least, raw, 0).flatten(0, 1), size=image_size, mode="bilinear", align_corners=False
     ).unflatten(0, raw.shape[:2])
-    maps.masked_fill_(maps <= least[..., None, None], 0)  # after interpolation, or the edges would be those of cells
+    maps.masked_fill_(maps <= EDGE * least.nan_to_num(posinf=0), 0)
     peaks = maps.amax((3, 4), keepdim=True)
     empty = peaks < torch.finfo(maps.dtype).tiny
     return maps.div_(peaks.masked_fill(empty, torch.inf)), peaks[..., 0, 0], empty[..., 0, 0]

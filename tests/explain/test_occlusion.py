@@ -235,16 +235,19 @@ def test_weak_evidence_is_in_no_map(model, batch):
     )
 
 
-def test_where_weak_evidence_ends_is_found_at_the_size_of_the_image(model, batch):
-    """Evidence that grows by 1 a column of densities, up to 31; a fifth of it is reached between two columns."""
+def test_maps_end_between_cells_where_weak_evidence_begins(model, batch):
+    """Evidence that grows by 1 a column, up to 31, counts from 7 on (a fifth is 6.2); between columns 6 and 7 the map
+    rises from 0 to 7, and ends at 1.55, a quarter of 6.2."""
     density = torch.zeros(2, GRID, GRID, 6)
     density[..., -1] = torch.arange(GRID)
     effects = replace(region_effects(model, batch[:2]), density=density, embeddings=torch.zeros(2, 5))
     e = explain_effects(model, effects, [0], [1], (GRID, 8 * GRID))
-    columns = ((torch.arange(8 * GRID) + 0.5) / 8 - 0.5).clamp(0, GRID - 1)  # in those of densities
     assert GRID == 32 and e.is_similar.all()
-    assert torch.equal(e.factual[0, 0, 5] > 0, columns > 0.2 * 31)
-    assert torch.allclose(e.factual[0, 0, 5], torch.where(columns > 0.2 * 31, columns / 31, 0))
+    places = (np.arange(8 * GRID) + 0.5) / 8 - 0.5  # of the image's columns among those of densities
+    profile = np.interp(places, np.arange(GRID), [*[0] * 7, *range(7, 32)])
+    expected = np.where(profile > 1.55, profile / 31, 0)
+    assert (places < 7)[expected > 0].sum() == 6
+    assert np.allclose(e.factual[0, 0, 5].numpy(), expected, atol=1e-6)
 
 
 def test_regions_gone_all_at_once_take_their_effects_on_the_embedding_together(model, batch):
