@@ -56,6 +56,32 @@ def explanation(similar=True, empty=False):
     )
 
 
+def outlines(region):
+    """The lines around a map that is 1 in a region, bool (H, W), in points (x, y) of the image."""
+    image, found = Image.new("RGB", region.shape[::-1]), explanation()
+    maps = torch.from_numpy(region).float().expand(1, 2, -1, -1)
+    axis = show_explanation((image, image), replace(found, factual=maps)).axes[1]
+    return [points for lines in axis.collections for points in lines.get_paths()[0].to_polygons(closed_only=False)]
+
+
+def test_the_outline_of_a_region_in_steps_cuts_the_corners():
+    """Four steps of a map's cells (8 of 256 pixels): 64 pixels along the steps, 45 along the diagonal."""
+    region = np.zeros((256, 256), bool)
+    for step in range(4):
+        region[100 + 8 * step : 108 + 8 * step, 100 : 108 + 8 * step] = True
+    (line,) = outlines(region)
+    length = np.hypot(*np.diff(line, axis=0).T).sum()
+    assert 94 < length < 114  # of 128, or 109
+    assert np.all(line > 99) and np.all(line < 132)
+
+
+def test_a_region_smaller_than_a_cell_is_outlined_too():
+    region = np.zeros((256, 256), bool)
+    region[100:102, 50:52] = True
+    (line,) = outlines(region)
+    assert line.min(axis=0) == pytest.approx([49.5, 99.5]) and line.max(axis=0) == pytest.approx([51.5, 101.5])
+
+
 def test_without_evidence_the_image_shows_plainly(wide):
     assert np.array_equal(overlay(wide, torch.zeros(7, 7)), np.asarray(wide))
 

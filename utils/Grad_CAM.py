@@ -18,7 +18,6 @@ MAPS = ("factual", "counterfactual")  # in the order of `strength` and `empty`
 # Of what is measured, weaker evidence is not told from none: for a decision, than this share of its image's strongest;
 # against it, than this of the pair's (docs/trials.md).
 LEAST = (0.2, 0.1)
-EDGE = 0.25  # share of these limits at which maps end between a cell with evidence and one without: at 0 in steps
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def explain_features(
     sign = torch.where(model.is_similar(distance), 1.0, -1.0)[:, None]
     wanted = sign * _towards_similar(model, z1, z2, method)
     raw = torch.stack(evidence_for(model, z, wanted.flatten(0, 1), leaf, method).chunk(2), dim=1)
-    return _explanation(model, distance, raw, raw.new_zeros(len(raw), 2, 2), image_size)
+    return _explanation(model, distance, raw, torch.stack([raw, -raw], dim=2), image_size)
 
 
 def explain_effects(
@@ -120,21 +119,27 @@ def explain_effects(
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
     sign = torch.where(model.is_similar(distance), 1.0, -1.0)
     raw = sign[:, None, None, None] * effects.maps(first, second)
-    of_image = raw.abs().amax((2, 3))
-    of_pair = of_image.amax(1, keepdim=True)  # evidence against a decision is rare, and claims more
-    against = LEAST[1] * of_pair.expand_as(of_image)
-    region = strongest_region(torch.where(-raw > against[:, :, None, None], -raw, 0))
-    surer = sign[:, None] * effects.if_gone(first, second, region) < 0
-    least = torch.stack([LEAST[0] * of_image, torch.where(surer, against, torch.inf)], dim=2)
-    return _explanation(model, distance, raw, least, image_size)
+    factual, counterfactual = _enough(raw)
+    change = effects.if_gone(first, second, strongest_region(counterfactual))
+    surer = sign[:, None] * change < 0
+    shown = torch.stack([factual, torch.where(surer[:, :, None, None], counterfactual, 0)], dim=2)
+    return _explanation(model, distance, raw, shown, image_size)
+
+
+def _enough(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of measured evidence for a decision (N, 2, h, w), what is not less than a share of its image's strongest; of
+    evidence against it, which is rare and claims more, of the pair's."""
+    of_image = raw.abs().amax((2, 3), keepdim=True)
+    of_pair = of_image.amax(1, keepdim=True)
+    return torch.where(raw > LEAST[0] * of_image, raw, 0), torch.where(-raw > LEAST[1] * of_pair, -raw, 0)
 
 
 def _explanation(
-    model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, least: torch.Tensor, image_size: tuple[int, int]
+    model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, shown: torch.Tensor, image_size: tuple[int, int]
 ) -> Explanation:
-    """From distances (N,), signed evidence for the decisions (N, 2, h, w), and beyond what it is shown, for and against
-    them, (N, 2, 2)."""
-    maps, peaks, empty = _normalised(torch.stack([raw, -raw], dim=2), least, image_size)
+    """From distances (N,), signed evidence for the decisions (N, 2, h, w), and what of it is shown for and against
+    them, (N, 2, 2, h, w)."""
+    maps, peaks, empty = _normalised(shown, image_size)
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
         distance=distance,
@@ -185,16 +190,12 @@ def _towards_similar(model: SiameseNetwork, z1: torch.Tensor, z2: torch.Tensor, 
     return torch.where(wanted.square().sum(2, keepdim=True) > rounding, wanted, 0)
 
 
-def _normalised(
-    raw: torch.Tensor, least: torch.Tensor, image_size: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What signed maps (N, 2, 2, h, w) have at image size beyond `least` >= 0, (N, 2, 2), each divided by its maximum;
-    the maxima, and which maps are zero everywhere, (N, 2, 2)."""
-    least = least[..., None, None]
+def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Positive parts of signed maps (N, 2, 2, h, w) at image size, each divided by its maximum; the maxima, and which
+    maps are zero everywhere, (N, 2, 2)."""
     maps = F.interpolate(
-        torch.where(raw > least, raw, 0).flatten(0, 1), size=image_size, mode="bilinear", align_corners=False
+        raw.clamp(min=0).flatten(0, 1), size=image_size, mode="bilinear", align_corners=False
     ).unflatten(0, raw.shape[:2])
-    maps.masked_fill_(maps <= EDGE * least.nan_to_num(posinf=0), 0)
     peaks = maps.amax((3, 4), keepdim=True)
     empty = peaks < torch.finfo(maps.dtype).tiny
     return maps.div_(peaks.masked_fill(empty, torch.inf)), peaks[..., 0, 0], empty[..., 0, 0]

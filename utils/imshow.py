@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 from utils.comparison import WhatIf
 from utils.evaluate.audit import Audit, is_conflicting
 from utils.explain.matching import APART, Match
+from utils.explain.occlusion import GRID
 from utils.explain.removal import BLUR, strongest_region
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.files import replacing
@@ -179,9 +180,17 @@ def explained_image(
 def _outline(axis: Axes, image: Image.Image, heatmap: torch.Tensor, box: Box) -> None:
     """A thin line around a map's strongest tenth, which is what the checks take away."""
     inside = strongest_region(heatmap)[box].cpu().numpy()
-    region = np.asarray(Image.fromarray(inside).resize(image.size, Image.Resampling.NEAREST), dtype=float)
-    if 0 < region.mean() < 1:
-        axis.contour(region, levels=[0.5], colors="white", linewidths=0.7)
+    _line_around(axis, Image.fromarray(inside).resize(image.size, Image.Resampling.NEAREST), 0.7)
+
+
+def _line_around(axis: Axes, region: Image.Image, width: float) -> None:
+    """A line of so many points around a region of an image, "1" of its size; where the region goes in steps of a map's
+    cells, as where weak evidence ends, the line cuts the corners."""
+    sharp = region.convert("L")
+    smooth = sharp.filter(ImageFilter.GaussianBlur(max(sharp.size) / GRID / 2))
+    inside = np.asarray(smooth if smooth.getextrema()[1] > 128 else sharp) / 255  # else it is smaller than a cell
+    if inside.min() < 0.5 < inside.max():
+        axis.contour(inside, levels=[0.5], colors="white", linewidths=width)
 
 
 def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
@@ -240,7 +249,7 @@ def show_what_if(
             inside = what_if.regions[row, column][what_if.boxes[row]]
             region = Image.fromarray(inside.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
             axis.imshow(Image.composite(blurred, image, region))
-            axis.contour(np.asarray(region, dtype=float), levels=[0.5], colors="white", linewidths=0.8)
+            _line_around(axis, region, 0.8)
             nothing = f"no {kind} evidence\nnothing to blur"
             shown = f"{kind} region blurred\n{what_if.told(row, column)}"
             axis.set_title(nothing if what_if.empty[row, column] else shown, fontsize=9)

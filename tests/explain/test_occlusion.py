@@ -235,21 +235,6 @@ def test_weak_evidence_is_in_no_map(model, batch):
     )
 
 
-def test_maps_end_between_cells_where_weak_evidence_begins(model, batch):
-    """Evidence that grows by 1 a column, up to 31, counts from 7 on (a fifth is 6.2); between columns 6 and 7 the map
-    rises from 0 to 7, and ends at 1.55, a quarter of 6.2."""
-    density = torch.zeros(2, GRID, GRID, 6)
-    density[..., -1] = torch.arange(GRID)
-    effects = replace(region_effects(model, batch[:2]), density=density, embeddings=torch.zeros(2, 5))
-    e = explain_effects(model, effects, [0], [1], (GRID, 8 * GRID))
-    assert GRID == 32 and e.is_similar.all()
-    places = (np.arange(8 * GRID) + 0.5) / 8 - 0.5  # of the image's columns among those of densities
-    profile = np.interp(places, np.arange(GRID), [*[0] * 7, *range(7, 32)])
-    expected = np.where(profile > 1.55, profile / 31, 0)
-    assert (places < 7)[expected > 0].sum() == 6
-    assert np.allclose(e.factual[0, 0, 5].numpy(), expected, atol=1e-6)
-
-
 def test_regions_gone_all_at_once_take_their_effects_on_the_embedding_together(model, batch):
     effects = region_effects(model, batch[:2])
     places = torch.rand(1, 2, GRID, GRID, generator=torch.Generator().manual_seed(0)) < 0.1
