@@ -23,6 +23,7 @@ from utils.evaluate.scores import (
     telling_pairs,
 )
 from utils.images.frame import Frame
+from utils.images.cache import StoredImages
 from utils.images.pairs import Pairs
 from utils.images.reading import DataError
 from utils.settings import Config
@@ -199,6 +200,12 @@ def test_batches_embed_as_single_images_in_order(model):
     embeddings = embed_images(model.train(), images, batch_size=3)
     assert torch.allclose(embeddings, expected, atol=1e-5) and not embeddings.requires_grad
     assert len(expected.unique(dim=0)) == 7
+
+
+def test_the_bar_knows_how_many_batches_there_are_on_disk(model, capsys):
+    images = StoredImages(np.zeros((7, 3, 16, 24), np.uint8), np.arange(7), np.zeros(7, np.uint32))
+    embed_images(model, images, batch_size=3, verbose=True)
+    assert "3/3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,12 @@ from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 @torch.no_grad()
 def embed_images(model: SiameseNetwork, images: Images, batch_size: int = 64, verbose: bool = False) -> torch.Tensor:
     """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; modes are left as found."""
-    batches = tqdm(images.split(batch_size), desc="Embedding images", disable=not verbose)
+    batches = tqdm(
+        images.split(batch_size),
+        desc="Embedding images",
+        total=math.ceil(len(images) / batch_size),  # images on disk are read while they are gone through
+        disable=not verbose,
+    )
     with eval_mode(model):
         return torch.cat([model.embed(model.normalize(batch)).float().cpu() for batch in batches])
 
