@@ -22,8 +22,8 @@ from utils.evaluate.scores import (
     score_table,
     telling_pairs,
 )
-from utils.images.frame import Frame
 from utils.images.cache import StoredImages
+from utils.images.frame import Frame
 from utils.images.pairs import Pairs
 from utils.images.reading import DataError
 from utils.settings import Config
