@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from captum.attr import FeatureAblation, LayerGradCam, Occlusion
 from pytorch_grad_cam import GradCAM
 from torch import nn
+from xaitk_saliency.impls.perturb_image.sliding_window import SlidingWindow
 
+from benchmarks.peers import saliency
 from utils.explain.occlusion import region_effects
 from utils.Grad_CAM import explain, explain_effects
 from utils.machine import keep_freed_memory
@@ -81,9 +83,9 @@ def grad_cam_maps(model: SiameseNetwork) -> Callable:
     return run
 
 
-def captum_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor) -> dict[str, Callable]:
-    """Captum's Occlusion by 9 x 9 windows of a quarter of the side, and FeatureAblation of 9 x 9 cells, both images of
-    one pair, each for this partner only."""
+def other_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor) -> dict[str, Callable]:
+    """Captum's Occlusion by 9 x 9 windows of a quarter of the side and its FeatureAblation of 9 x 9 cells, and
+    xaitk-saliency's SBSM by windows of the same sizes and strides, both images of one pair, each for this partner."""
     wrapped, side = DistanceToPartner(model), batch1.shape[-1]
     window, step = side // 4, (side - side // 4) // 8
     edges = torch.arange(side) * 9 // side
@@ -95,6 +97,7 @@ def captum_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch
                 wrapped.partner = model.embed(partner)
                 attribute(image)
 
+    ends, slide = ((batch1[0], batch2[0]), (batch2[0], batch1[0])), SlidingWindow((window, window), (step, step))
     window_options = {"sliding_window_shapes": (3, window, window), "strides": (3, step, step)}
     return {
         "captum Occlusion": lambda: run(
@@ -103,6 +106,7 @@ def captum_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch
         "captum FeatureAblation": lambda: run(
             lambda x: FeatureAblation(wrapped).attribute(x, target=0, perturbations_per_eval=32, feature_mask=cells)
         ),
+        "xaitk-saliency SBSM": lambda: [saliency(model, *pair, slide) for pair in ends],
     }
 
 
@@ -114,7 +118,7 @@ def occlusion_costs(backbone: str) -> None:
     one, two = torch.randn(2, 1, 3, 224, 224).unbind()
     embedded: list[int] = []  # ours computes earlier blocks in part only
     hook = model.pooling.register_forward_hook(lambda module, inputs, output: embedded.append(len(output)))
-    runs = {"occlusion (ours)": lambda: explain(model, one, two)} | captum_occlusions(model, one, two)
+    runs = {"occlusion (ours)": lambda: explain(model, one, two)} | other_occlusions(model, one, two)
     counts = {}
     for name, run in runs.items():
         embedded.clear()
