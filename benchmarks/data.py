@@ -200,7 +200,8 @@ def memory(counts: Sequence[int]) -> pd.DataFrame:
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             photographs(Path(folder) / "images", count, SMALL.size)
-            for how in ("cache: False", "making the cache", "from the cache")[count > IN_MEMORY :]:
+            cached = ("making the cache", "from the cache")
+            for how in cached if count > IN_MEMORY else ("cache: False", *cached):
                 command = [sys.executable, "-m", "benchmarks.data", "hold", folder, *["--cached"] * ("the" in how)]
                 rows[count, how] = map(float, subprocess.check_output(command, text=True).split())
     return pd.DataFrame(rows, index=["its own", "mapped files"]).T.round(0)

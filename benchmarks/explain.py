@@ -91,13 +91,14 @@ def other_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.
     edges = torch.arange(side) * 9 // side
     cells = (edges[:, None] * 9 + edges).expand(1, 1, -1, -1)
 
+    ends, slide = ((batch1, batch2), (batch2, batch1)), SlidingWindow((window, window), (step, step))
+
     def run(attribute: Callable) -> None:
-        for image, partner in ((batch1, batch2), (batch2, batch1)):
+        for image, partner in ends:
             with torch.no_grad():
                 wrapped.partner = model.embed(partner)
                 attribute(image)
 
-    ends, slide = ((batch1[0], batch2[0]), (batch2[0], batch1[0])), SlidingWindow((window, window), (step, step))
     window_options = {"sliding_window_shapes": (3, window, window), "strides": (3, step, step)}
     return {
         "captum Occlusion": lambda: run(
@@ -106,7 +107,7 @@ def other_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.
         "captum FeatureAblation": lambda: run(
             lambda x: FeatureAblation(wrapped).attribute(x, target=0, perturbations_per_eval=32, feature_mask=cells)
         ),
-        "xaitk-saliency SBSM": lambda: [saliency(model, *pair, slide) for pair in ends],
+        "xaitk-saliency SBSM": lambda: [saliency(model, image[0], partner[0], slide) for image, partner in ends],
     }
 
 

@@ -19,7 +19,7 @@ from utils.explain.removal import OTHERS, Interventions, embed_in_parts, stronge
 from utils.files import counted, digits_of
 from utils.Grad_CAM import MAPS, Explanation, explain, explain_effects
 from utils.images.frame import WHOLE, Box
-from utils.images.pairs import Pairs
+from utils.images.pairs import Pairs, used_in
 from utils.images.reading import DataError, is_named_as_image, read_image, shrink
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork, similarity_matrix
@@ -169,12 +169,11 @@ def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, 
     Args:
         paths: of all images; `pairs` holds positions in it, `chosen` positions in `pairs`.
     """
-    ends = [(pairs.first[k], pairs.second[k]) for k in chosen]
-    needed = sorted({image for pair in ends for image in pair})
+    needed, *ends = used_in(pairs.first[chosen], pairs.second[chosen])
     compared = Comparison(model, [paths[i] for i in needed])
     compared.names = [f"{path.parent.name}\n{path.stem}" for path in compared.paths]  # class and file
     compared.effects_of(*range(len(needed)))  # of all in one go, under one progress bar
-    return [compared.pair(needed.index(i), needed.index(j)) for i, j in ends]
+    return [compared.pair(i, j) for i, j in zip(*(side.tolist() for side in ends))]
 
 
 @dataclass(frozen=True)
