@@ -179,8 +179,12 @@ def explained_image(
 
 def _outline(axis: Axes, image: Image.Image, heatmap: torch.Tensor, box: Box) -> None:
     """A thin line around a map's strongest tenth, which is what the checks take away."""
-    inside = strongest_region(heatmap)[box].cpu().numpy()
-    _line_around(axis, Image.fromarray(inside).resize(image.size, Image.Resampling.NEAREST), 0.7)
+    _line_around(axis, _mask(strongest_region(heatmap)[box], image), 0.7)
+
+
+def _mask(region: torch.Tensor, image: Image.Image) -> Image.Image:
+    """A region (h, w), bool, of an image, stretched to it: "1" of its size."""
+    return Image.fromarray(region.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
 
 
 def _line_around(axis: Axes, region: Image.Image, width: float) -> None:
@@ -246,8 +250,7 @@ def show_what_if(
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
         for column, kind in enumerate(MAPS):
             axis = axes[row, column]
-            inside = what_if.regions[row, column][what_if.boxes[row]]
-            region = Image.fromarray(inside.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
+            region = _mask(what_if.regions[row, column][what_if.boxes[row]], image)
             axis.imshow(Image.composite(blurred, image, region))
             _line_around(axis, region, 0.8)
             nothing = f"no {kind} evidence\nnothing to blur"
