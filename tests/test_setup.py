@@ -29,6 +29,7 @@ PROVIDED_BY = {
     "nbclient": "papermill",  # depends on it
     "packaging": "pytest",  # depends on it
     "fontTools": "matplotlib",  # depends on it
+    "jinja2": "torch",  # depends on it
 }
 # Used without an import.
 TOOLS = {
