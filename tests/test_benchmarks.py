@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from samples import colour_config, twins_in
+from samples import colour_config
 
 from benchmarks import data as data_benchmark
-from benchmarks import duplicates, start, trust, variants
+from benchmarks import start, trust, variants
 from benchmarks import train as train_benchmark
 from benchmarks.architectures import (
     PseudoSiamese,
@@ -28,7 +28,6 @@ from utils.dataset import prepare_split
 from utils.explain import without
 from utils.explain.removal import blurred_features
 from utils.Grad_CAM import explain
-from utils.images.duplicates import MOST_BITS
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
 from utils.settings import ImageOptions
@@ -224,22 +223,6 @@ def test_torchvisions_transforms_are_those_of_the_configuration():
         "RandomErasing",
     ]
     assert every(IMAGES[0]).shape == IMAGES[0].shape and every.transforms[-1].p == 1
-
-
-def test_planted_twins_differ_in_as_many_bits_as_a_twin_may_and_are_found():
-    bits, (first, second) = duplicates.planted(12_000, np.random.default_rng(0))
-    assert len(first) == 12 and ((bits[first] != bits[second]).sum(1) == MOST_BITS).all()
-    assert 100 < (bits[0] != bits[1]).sum() < 156  # 128 expected, 8 one standard deviation
-    assert duplicates.twins(12_000)["result"] == "12/12 planted twins, 0 others"
-    assert duplicates.pairs(20_000)["result"] == "40000 pairs, 1000 classes, 40000 labelled rightly"
-
-
-def test_groups_of_twins_in_a_folder_are_found_by_parts_and_by_all_pairs(tmp_path, monkeypatch):
-    twins_in(tmp_path)
-    row = duplicates.photographs(tmp_path)
-    assert (row["images"], row["groups"], row["same by all pairs"]) == (40, 2, True) and row["pairs compared"] != "0.0%"
-    monkeypatch.setattr(duplicates.hashes, "_distance", lambda words, pairs: np.full(pairs.shape[1], MOST_BITS + 1))
-    assert not duplicates.photographs(tmp_path)["same by all pairs"]  # no parts agree any more
 
 
 def test_what_was_measured_on_is_named(monkeypatch):

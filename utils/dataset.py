@@ -95,7 +95,7 @@ def images_that_belong_together(
     notes = []
     groups = np.arange(len(table))
     if config.dataset != SYNTHETIC:  # the built-in scenes are drawn one by one: there are no twins
-        groups = twin_groups(prints)
+        groups = twin_groups(prints, config.hyperparameters.verbose)
         sizes = np.bincount(groups)
         if (twins := sizes[sizes > 1]).size:
             notes.append(

@@ -112,7 +112,7 @@ def audit(config: Config) -> Audit:
         skipped=tuple(skipped),
         doubtful=tuple(odd_classes(table[readable], config.data_path)),
         copies=_named(exact_groups(prints), table.file),
-        groups=_named(twin_groups(prints), table.file),
+        groups=_named(twin_groups(prints, config.hyperparameters.verbose), table.file),
         tiny=tuple(
             label
             for label, count in counts.items()

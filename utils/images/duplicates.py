@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from utils.images.hashes import close_pairs
 from utils.images.reading import DataError, read_image, what_is_wrong
 
 # A hash of SIDE * SIDE bits; the usual 8 * 8 take different skin lesions, each a blob in the middle, for the same.
@@ -27,7 +27,7 @@ MOST_BITS = (
     40  # in which twins differ: up to here all pairs seen in the paper's three sets are twins, from 44 on some are not
 )
 FLAT = 2.0  # grey levels, standard deviation: below, a hash would tell of noise only
-LINKS = 2**20  # between twins that wait to be joined
+CHUNK = 2048  # hashes that are compared with as many others at a time: 16 MB of agreements
 
 
 class Fingerprint(NamedTuple):
@@ -67,32 +67,32 @@ def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
     return Fingerprint(content, bits, image.size)
 
 
-def twin_groups(prints: Sequence[Fingerprint | str]) -> np.ndarray:
+def twin_groups(prints: Sequence[Fingerprint | str], verbose: bool = False) -> np.ndarray:
     """Connected components of "same content, or hashes that differ in at most `MOST_BITS` bits".
 
     Where one component of near duplicates has more than half of all images, the hash cannot tell these pictures apart
     (drawings of the same outline, say), and only copies are twins.
 
+    Args:
+        verbose: show a bar, should it take more than two seconds: all pairs are compared, in memory for a few.
+
     Returns:
         For every image the position of its group's first image, int (N,): its own position if it has no twin.
     """
-    copies = exact_groups(prints)
-    hashed = np.array(
-        [i for i, seen in enumerate(prints) if isinstance(seen, Fingerprint) and seen.bits is not None], dtype=int
-    )
+    groups = copies = exact_groups(prints)
+    hashed = np.array([i for i, seen in enumerate(prints) if isinstance(seen, Fingerprint) and seen.bits is not None])
     if len(hashed) == 0:
         return copies
-    groups, waiting = copies, 0
-    links = [(hashed[:0], hashed[:0])]  # none yet
-    for pairs in close_pairs(np.stack([prints[i].bits for i in hashed]), MOST_BITS):
-        first, second = hashed[pairs]
-        unknown = groups[first] != groups[second]  # among many alike images most links say nothing new
-        links.append((first[unknown], second[unknown]))
-        waiting += np.count_nonzero(unknown)
-        if waiting > LINKS:
-            groups, waiting = join(groups, *map(np.concatenate, zip(*links))), 0
-            links = links[:1]
-    groups = join(groups, *map(np.concatenate, zip(*links)))
+    bits = np.stack([prints[i].bits for i in hashed])
+    chunks = list(combinations_with_replacement(range(0, len(bits), CHUNK), 2))
+    for row, column in tqdm(chunks, desc="Comparing images", delay=2, disable=not verbose):
+        one, other = (bits[start : start + CHUNK] * np.float32(2) - 1 for start in (row, column))
+        # A product of signs is the bits that agree less those that differ.
+        close = np.flatnonzero(one @ other.T >= bits.shape[1] - 2 * MOST_BITS)
+        first, second = hashed[row + close // len(other)], hashed[column + close % len(other)]
+        new = groups[first] != groups[second]
+        if new.any():
+            groups = join(groups, first[new], second[new])
     return copies if np.bincount(groups).max() > max(len(prints) / 2, np.bincount(copies).max()) else groups
 
 
@@ -108,9 +108,9 @@ def exact_groups(prints: Sequence[Fingerprint | str]) -> np.ndarray:
 def join(groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Groups, shape (N,), merged wherever positions `first` and `second`, shape (E,), are linked; numbered as in
     `twin_groups`."""
-    count = len(groups)
-    rows, columns = np.concatenate([np.arange(count), first]), np.concatenate([groups, second])
-    component = connected_components(
-        coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count)), directed=False
-    )[1]
-    return np.unique(component, return_index=True)[1][component]
+    linked, ends = np.unique([groups[first], groups[second]], return_inverse=True)
+    links = coo_array((np.ones(len(first), bool), ends.reshape(2, -1)), shape=(len(linked), len(linked)))
+    component = connected_components(links, directed=False)[1]
+    merged = np.arange(len(groups))
+    merged[linked] = linked[np.unique(component, return_index=True)[1]][component]  # the first of each component
+    return merged[groups]
