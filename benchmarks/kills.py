@@ -89,7 +89,7 @@ def kill_one_of_two(config: Config, count: int) -> str | None:
     )
     train_killed(again, "step", count, processes=2)
     for run in (alone, again):
-        child = start(run, 2, "utils.training")
+        child = start(run, 2, "utils", "train")
         child.check_returncode()
     if "training goes on from there" not in child.stdout:
         return "started anew"

@@ -4,24 +4,31 @@ long."""
 import multiprocessing
 import os
 import signal
+from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 
-from benchmarks.kills import watched
 from utils.images import cache
 from utils.search import build, store
+from utils.settings import Config
 from utils.Siamese import SiameseNetwork
-from utils.training import train
+from utils.training import Trainer, train
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 KILLED = -signal.SIGKILL if os.name == "posix" else signal.SIGTERM  # the exit code
+EVENTS = {"step": (Trainer, "step"), "write": (Path, "replace")}
 
 
 def started(function, *arguments):
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
-        context.set_forkserver_preload(["benchmarks.kills", "utils.search.build"])
+        context.set_forkserver_preload(["utils.training", "utils.search.build"])
     process = context.Process(target=function, args=arguments)
     process.start()
     return process
@@ -35,6 +42,92 @@ def exit_code(function, *arguments):
 
 def saving(checkpoint):
     SiameseNetwork.load(checkpoint).save(checkpoint, number=2)
+
+
+@contextmanager
+def watched(die=None):
+    """Count the events of a training run, and die at one of them, as by `kill -9`."""
+    counts: Counter = Counter()
+
+    def watch(name, function):
+        def call(*args, **options):
+            counts[name] += 1
+            if die == (name, counts[name]):
+                os.kill(os.getpid(), KILL)
+            return function(*args, **options)
+
+        return call
+
+    patches = [patch.object(owner, name, watch(event, getattr(owner, name))) for event, (owner, name) in EVENTS.items()]
+    with patches[0], patches[1]:
+        yield counts
+
+
+def changed(config, settings):
+    """A configuration with some dotted keys changed."""
+    values = config.model_dump()
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        section = values
+        for name in parents:
+            section = section[name]
+        section[last] = value
+    return Config.model_validate(values)
+
+
+def draw_images(folder):
+    rng = np.random.default_rng(0)
+    for label in ("dark", "light", "red"):
+        (folder / label).mkdir(parents=True)
+        for k in range(14):
+            pixels = rng.integers(128, size=(64, 64, 3)) + (128 if label == "light" else 0)
+            pixels[..., 0] = np.where(label == "red", 255 - pixels[..., 0] // 2, pixels[..., 0])
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / label / f"{k}.png")
+
+
+def configurations(folder):
+    """From random weights, and from pretrained ones: the head alone first, then all of it."""
+    draw_images(folder / "data")
+    options = {"batch_size": 8, "verbose": False, "num_workers": 0}
+    base = Config(
+        dataset="kills",
+        data_path=folder / "data",
+        checkpoints_path=folder / "alone",
+        outputs_path=folder / "outputs",
+        image={"size": (64, 64), "RandomErasing": 0.5},
+        test_size=0.2,
+        valid_size=0.3,
+        device="cpu",
+        hyperparameters=options | {"epochs": 4},
+    )
+    return {
+        "random weights": changed(base, {"backbone_model": "Conv4", "pretrained": False}),
+        "pretrained": changed(
+            base,
+            {
+                "backbone_model": "EfficientNetLite0",
+                "pretrained": True,
+                "hyperparameters.head_steps": 9,
+                "hyperparameters.epochs": 2,
+            },
+        ),
+    }
+
+
+def difference(one, other):
+    """What of the results of two runs differs, in a word; `None` if they are the same bit for bit."""
+    histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (one, other)]
+    if not histories[0].equals(histories[1]):
+        return "history"
+    for name in ("split.csv", "model.pth", "last.pth"):
+        if name.endswith("csv"):
+            same = (one / name).read_bytes() == (other / name).read_bytes()
+        else:
+            a, b = (torch.load(folder / name, weights_only=True)["state_dict"] for folder in (one, other))
+            same = a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+        if not same:
+            return name
+    return None
 
 
 def training(config, event, count):

@@ -259,6 +259,7 @@ def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeyp
             "image.normalization.men",
             ["unknown key", "did you mean 'mean'?"],
         ),
+        ("num_processes: 1", "num_processes", ["delete it", "torchrun --nproc_per_node=N -m utils train NAME"]),
         ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
         ("hyperparameters: {epochs: many}", "hyperparameters.epochs", ["whole number", "got 'many'"]),
         ("hyperparameters: {epochs: True}", "hyperparameters.epochs", ["number", "got True"]),

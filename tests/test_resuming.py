@@ -4,10 +4,8 @@ import dying
 import pandas as pd
 import pytest
 import torch
-from dying import KILLED, exit_code
+from dying import KILLED, changed, configurations, difference, exit_code, watched
 
-from benchmarks.kills import configurations, difference, watched
-from benchmarks.questions import changed
 from utils import results
 from utils.dataset import prepare_split
 from utils.resuming import fingerprints

@@ -235,8 +235,6 @@ def test_nothing_runs_what_a_file_holds():
         path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("utils/**/*.py")
     }
     found = {name: [risk for _, risk in risks(source)] for name, source in sources.items()}
-    # What it exchanges with processes of its own, through pipes and a folder that only this user can read.
-    assert [risk.strip(", ") for risk in found.pop("utils/launching.py")] == ["pickle", "subprocess"]
     assert len(found) > 30 and not any(found.values()), found
     for source in ("eval('1')", "import pickle", "from pickle import loads", "torch.load(f)", "run(x, shell=True)"):
         assert list(risks(source)), source

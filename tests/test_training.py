@@ -1,8 +1,6 @@
 import os
 import shutil
-import sys
 from collections import Counter
-from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from samples import NEEDS_EMOJI
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -523,29 +520,6 @@ def test_activations_beyond_the_range_of_float16_train(config, monkeypatch):
         hook.remove()
     assert seen[0].dtype is torch.bfloat16 and seen[0].abs().max() > torch.finfo(torch.float16).max
     assert embeddings.isfinite().all()
-
-
-def test_command_line_says_a_mistake_in_one_line(config, tmp_path, monkeypatch, capsys):
-    (tmp_path / "config.yml").write_text("dataset: A\ndatasets:\n  A: {}\n", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)  # where config.yml is
-    for options in (["--config", str(tmp_path / "config.yml")], []):
-        monkeypatch.setattr(sys, "argv", ["training", "--dataset", "B", *options])
-        with pytest.raises(SystemExit) as stop:
-            training.main()
-        assert "no block named 'B'" in str(stop.value) and "\n" not in str(stop.value)
-
-
-@NEEDS_EMOJI
-def test_names_that_a_terminal_lacks_letters_for_do_not_stop_training(config, tmp_path, monkeypatch):
-    settings, printed = config({"epochs": 1}), BytesIO()
-    (settings.data_path / "red" / "\N{BLOSSOM}.jpg").touch()
-    settings.save(tmp_path / "config.yml")
-    monkeypatch.setattr(sys, "argv", ["training", "--config", str(tmp_path / "config.yml")])
-    monkeypatch.setattr(sys, "stdout", TextIOWrapper(printed, encoding="gbk", write_through=True))
-    training.main()
-    lines = printed.getvalue().decode("gbk").splitlines()
-    assert "red/\\U0001f33c.jpg: not a readable image (the file is empty); delete or replace it" in lines
-    assert lines[-1].startswith("kept epoch 1 of 1")
 
 
 def test_batches_of_the_public_configuration_hold_similar_pairs(config):

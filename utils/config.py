@@ -154,11 +154,19 @@ PLAIN = {
     "string_pattern_mismatch": "should be a plain name, without / or \\, without a dot or space at an end",
 }
 
+# Keys of earlier versions -> what to do instead.
+GONE = {
+    "num_processes": "no key any more; delete it, and start several processes by "
+    "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)"
+}
+
 
 def _explain(problem: dict[str, Any], path: str | Path) -> str:
     """A pydantic error as one line: file, key, what was expected, what was found."""
     *parents, last = problem["loc"] or [""]
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden" and last in GONE:
+        message = GONE[last]
+    elif problem["type"] == "extra_forbidden":
         known = list(_fields_of(parents))
         near = difflib.get_close_matches(str(last), known, n=1)
         message = "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}")

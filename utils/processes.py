@@ -1,4 +1,4 @@
-"""Several processes that train one network together, on one machine or more, started by torchrun or by `launching`.
+"""Several processes that train one network together, on one machine or more, started by torchrun.
 
 Every process draws the same batches from the same generators, augments and embeds its own share of each, and gets the
 embeddings of all: so pairs are formed across processes, as in one. Batch normalisation in training mode takes its
@@ -26,7 +26,6 @@ from torch import nn
 from utils.machine import TrainingError, is_out_of_memory
 
 T = TypeVar("T")
-MEETING = "SIAMESE_MEETING"  # the file by which processes on one machine find each other, where there is no torchrun
 # Other launchers' numbers of processes, each of which would train alone: of Open MPI, of MPICH and Intel MPI, of srun.
 OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
@@ -161,20 +160,21 @@ def refuse_other_launchers() -> None:
 
 @contextmanager
 def together(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun or `launching` has started, ready to exchange tensors inside; only the first one
-    prints."""
+    """The processes that torchrun has started, ready to exchange tensors inside; only the first one prints.
+
+    Raises:
+        TrainingError: another launcher has started them.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        refuse_other_launchers()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    meeting = {}
-    if MEETING in os.environ:
-        meeting = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-        meeting["store"] = dist.FileStore(os.environ[MEETING], meeting["world_size"])
     # The first one may take its time over the data; a process that dies is the launcher's business, not a time limit's.
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(days=1), **meeting)
+    dist.init_process_group(backend, timeout=timedelta(days=1))
     try:
         processes = Processes(dist.get_rank(), dist.get_world_size(), device)
         with nullcontext() if processes.first else redirect_stdout(io.StringIO()):

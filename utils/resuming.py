@@ -25,7 +25,6 @@ INCONSEQUENTIAL = {
     "cache_gigabytes",
     "outputs_path",
     "compare_path",
-    "num_processes",  # to rounding
 }
 
 

@@ -207,8 +207,6 @@ class Config(Section):
     """whether `auto` may take a GPU"""
     gpu: Annotated[int, Field(ge=0)] = 0
     """which one, numbered as in nvidia-smi"""
-    num_processes: Count = 1
-    """how many processes on this machine train one network, each on a share of every batch: as many as it has GPUs"""
 
     @field_validator("dataset")
     @classmethod

@@ -1,19 +1,16 @@
 """Training: one loop, from a configuration to checkpoints and a history table.
 
-python -m utils.training --dataset NAME
-torchrun --standalone --nproc_per_node=4 -m utils.training --dataset NAME
+python -m utils train NAME
+torchrun --standalone --nproc_per_node=4 -m utils train NAME
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-import sys
 import time
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -23,24 +20,21 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from utils.config import load_config
 from utils.dataset import load_for_training, prepare_split
 from utils.early_stopping import EarlyStopping
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.explain.additivity import SHARE, halved_boxes, left_over, surplus, without_halves
-from utils.files import print_any_name
 from utils.gradient_caching import EmbedPart, GradientCache, batch_statistics
 from utils.images.augmentation import Augmentation
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
-from utils.launching import run_together, starts_processes
 from utils.machine import TrainingError, bfloat16_pays, choose_device, keep_freed_memory, memory_advice
 from utils.models import build_model
 from utils.optimization import make_optimizer, make_scheduler
 from utils.processes import Processes, together
 from utils.results import Results
 from utils.resuming import fingerprints, put_back, state_of, unfinished
-from utils.settings import Config, UserError
+from utils.settings import Config
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance
 from utils.transfer import HEAD_RATE, early_blocks, embed_late, freeze, frozen_features
 
@@ -57,9 +51,8 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     ends as if nothing had happened; it starts anew if its settings or images changed. An interrupt (Ctrl-C, the
     notebook's stop button) leaves the best network so far, ready for use; the next run goes on, too.
 
-    With `num_processes`, so many are started and train one network together, each on its share of every batch; so do
-    processes that torchrun has started, on one machine or several. The first one writes and prints. All need the same
-    images at `config.data_path`.
+    Processes that torchrun has started, on one machine or several, train one network together, each on its share of
+    every batch. The first one writes and prints. All need the same images at `config.data_path`.
 
     Args:
         table: a split that `prepare_split` made of the same data before; `None`: it is made here, and its notes are
@@ -71,8 +64,6 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     Raises:
         ConfigError, DataError, ModelError, TrainingError: each says what to fix.
     """
-    if starts_processes(config):
-        return run_together(config.num_processes, "utils.training:train", config, table)
     keep_freed_memory()
     device = choose_device(config)
     cards = [device.index] if device.type == "cuda" else []
@@ -388,19 +379,3 @@ def train_and_report(config: Config) -> None:
     path = config.checkpoints_path / "model.pth"
     kept = SiameseNetwork.load(path).info["epoch"]
     print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.training", description="Train on one dataset.")
-    parser.add_argument("--dataset", help="name under `datasets:` (default: the configuration's own)")
-    parser.add_argument("--config", default="config.yml", type=Path)
-    arguments = parser.parse_args()
-    print_any_name()
-    try:
-        train_and_report(load_config(arguments.config, arguments.dataset))
-    except UserError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()
