@@ -131,7 +131,7 @@ def padding(model, tmp_path):
 
 
 def test_a_padded_pair_knows_the_part_of_the_frame_that_each_image_fills(padding):
-    boxes = ((slice(5, 11), slice(0, 24)), (slice(0, 16), slice(11, 13)))
+    boxes = ((5, 11, 0, 24), (0, 16, 11, 13))  # top, bottom, left, right
     assert padding.pair(0, 1)["boxes"] == padding.what_if(0, 1).boxes == boxes
     assert padding.pair(1, 0)["boxes"] == boxes[::-1]
     assert padding.explain(0, 1).factual.shape == (1, 2, 16, 24)

@@ -11,6 +11,7 @@ from utils.comparison import WhatIf
 from utils.evaluate.audit import audit
 from utils.explain.matching import Match
 from utils.Grad_CAM import Explanation
+from utils.images.frame import Box
 from utils.imshow import (
     COLORMAP,
     OPACITY,
@@ -123,7 +124,7 @@ def test_six_panels_named_by_the_decision(wide, similar, words):
     assert [panels[0].get_ylabel(), panels[3].get_ylabel()] == ["a.png", "b.png"]
 
 
-PADDED = ((slice(2, 6), slice(0, 8)), (slice(0, 8), slice(3, 5)))  # a wide and a tall image in a frame of 8 x 8
+PADDED = (Box(2, 6, 0, 8), Box(0, 8, 3, 5))  # a wide and a tall image in a frame of 8 x 8
 
 
 def hot_spot(first, second):

@@ -18,7 +18,7 @@ from utils.explain.occlusion import RegionEffects, correlation, joined, region_e
 from utils.explain.removal import OTHERS, Interventions, embed_in_parts, strongest_region
 from utils.files import counted, digits_of
 from utils.Grad_CAM import MAPS, Explanation, explain, explain_effects
-from utils.images.frame import WHOLE, Box
+from utils.images.frame import Box
 from utils.images.pairs import Pairs, used_in
 from utils.images.reading import DataError, is_named_as_image, read_image, shrink
 from utils.settings import Config
@@ -186,7 +186,7 @@ class WhatIf:
         change: of the decision's margin; negative if the decision got weaker.
         regions: the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size.
         empty: maps without evidence, for which there is nothing to blur.
-        boxes: the part of the network's frame that each image fills.
+        boxes: the part of the network's frame that each image fills; `None` for all of it.
         others: as `change`, by other removals, by their names.
     """
 
@@ -195,7 +195,7 @@ class WhatIf:
     change: np.ndarray
     regions: torch.Tensor
     empty: np.ndarray
-    boxes: tuple[Box, Box] = (WHOLE, WHOLE)
+    boxes: tuple[Box | None, Box | None] = (None, None)
     others: dict[str, np.ndarray] = field(default_factory=dict)
 
     def told(self, image: int, kind: int) -> str:

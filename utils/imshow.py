@@ -25,7 +25,7 @@ from utils.explain.removal import BLUR, strongest_region
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.files import replacing
 from utils.Grad_CAM import MAPS, Explanation
-from utils.images.frame import WHOLE, Box
+from utils.images.frame import Box
 from utils.images.reading import read_image, shrink
 from utils.settings import Config
 
@@ -128,7 +128,7 @@ def show_explanation(
     explanation: Explanation,
     names: tuple[str, str] = ("image 1", "image 2"),
     index: int = 0,
-    boxes: tuple[Box, Box] = (WHOLE, WHOLE),
+    boxes: tuple[Box | None, Box | None] = (None, None),
 ) -> Figure:
     """The paper's six panels: each image, its factual and its counterfactual map, on the originals.
 
@@ -136,8 +136,7 @@ def show_explanation(
         images: the two originals.
         explanation: of the pair at position `index`.
         names: shown beside the rows.
-        boxes: the part of the maps that each image fills, `model.frame.box(image.size)`; all, unless `image.fit` is
-            `pad`.
+        boxes: the part of the maps that each image fills, `model.frame.box(image.size)`; `None` for all of them.
     """
     similar = bool(explanation.is_similar[index])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
@@ -157,7 +156,14 @@ def show_explanation(
 
 
 def draw_map(
-    axis: Axes, image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box, size: int = 9
+    axis: Axes,
+    image: Image.Image,
+    explanation: Explanation,
+    index: int,
+    row: int,
+    kind: str,
+    box: Box | None,
+    size: int = 9,
 ) -> None:
     """One image of a pair under one of its maps, whose strongest tenth is outlined; or where it is too weak to be seen,
     in words of so many points."""
@@ -170,16 +176,21 @@ def draw_map(
 
 
 def explained_image(
-    image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box
+    image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box | None
 ) -> np.ndarray:
     """One image of a pair under one of its maps, as strong as its evidence is beside the pair's strongest."""
     strength = explanation.strength[index, row, MAPS.index(kind)]
-    return overlay(image, getattr(explanation, kind)[index, row][box] * strength)
+    return overlay(image, _inside(getattr(explanation, kind)[index, row], box) * strength)
 
 
-def _outline(axis: Axes, image: Image.Image, heatmap: torch.Tensor, box: Box) -> None:
+def _inside(heatmap: torch.Tensor, box: Box | None) -> torch.Tensor:
+    """The part of a map (h, w) that its image fills."""
+    return heatmap if box is None else heatmap[box.slices]
+
+
+def _outline(axis: Axes, image: Image.Image, heatmap: torch.Tensor, box: Box | None) -> None:
     """A thin line around a map's strongest tenth, which is what the checks take away."""
-    _line_around(axis, _mask(strongest_region(heatmap)[box], image), 0.7)
+    _line_around(axis, _mask(_inside(strongest_region(heatmap), box), image), 0.7)
 
 
 def _mask(region: torch.Tensor, image: Image.Image) -> Image.Image:
@@ -250,7 +261,7 @@ def show_what_if(
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
         for column, kind in enumerate(MAPS):
             axis = axes[row, column]
-            region = _mask(what_if.regions[row, column][what_if.boxes[row]], image)
+            region = _mask(_inside(what_if.regions[row, column], what_if.boxes[row]), image)
             axis.imshow(Image.composite(blurred, image, region))
             _line_around(axis, region, 0.8)
             nothing = f"no {kind} evidence\nnothing to blur"

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from utils.explain.matching import Match, matching_regions, strongest_matches
+from utils.images.frame import Box
 
 
 def test_the_strongest_matches_are_found_in_order_and_keep_their_surroundings():
@@ -41,7 +42,7 @@ def test_matches_lie_apart_in_every_direction_and_four_are_enough():
 
 def test_matches_of_padded_images_lie_inside_them_and_are_shares_of_their_own_sides():
     """A frame of 40 x 60 pixels, of which a position of the maps sees 10 x 10."""
-    boxes = (slice(10, 30), slice(0, 60)), (slice(0, 34), slice(18, 48))
+    boxes = Box(10, 30, 0, 60), Box(0, 34, 18, 48)
     similarity = torch.zeros(4, 6, 4, 6)
     similarity[0, 0, 2, 2] = 9  # beside the first image
     similarity[2, 2, 2, 5] = 8  # beside the second one

@@ -21,7 +21,7 @@ from utils.explain.occlusion import DETAIL, DIRECTIONS, GRID, WINDOWS
 from utils.explain.removal import strongest_region
 from utils.figures.report import MOST, PAGE, SCRIPTS, page, write_report
 from utils.Grad_CAM import LEAST
-from utils.images.frame import WHOLE, Frame
+from utils.images.frame import Frame
 from utils.images.reading import DataError
 from utils.imshow import COLORMAP, explained_image
 from utils.settings import Config
@@ -426,7 +426,7 @@ def test_maps_are_painted_as_the_notebooks_paint_them(browser, files, pair):
     browser.open(files / "pair.html")
     drawn, plain = pixels(browser)
     photograph = Image.fromarray(plain.astype(np.uint8))
-    expected = explained_image(photograph, pair.explain(0, 1), 0, 0, "factual", WHOLE)
+    expected = explained_image(photograph, pair.explain(0, 1), 0, 0, "factual", None)
     away = np.abs(drawn - expected)
     # A map is resized twice in a notebook, once here.
     coloured = np.abs(expected - plain.astype(float)).mean()

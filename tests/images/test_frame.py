@@ -8,7 +8,7 @@ from samples import break_file, make_files, noise
 
 from utils.images import frame
 from utils.images.augmentation import Augmentation
-from utils.images.frame import Frame, load_what_opens, to_uint8
+from utils.images.frame import Box, Frame, load_what_opens, to_uint8
 from utils.images.reading import read_image
 from utils.settings import ImageOptions
 
@@ -39,7 +39,7 @@ SIZES = [(10, 6), (6, 10), (7, 7), (301, 57), (13, 640), (1, 1), (2000, 3), (3, 
 def test_stretching_is_one_resize_to_the_whole_frame(size):
     image, frame = noise(size[1], size[0]), Frame((9, 14))
     assert np.array_equal(to_uint8(image, frame).permute(1, 2, 0), image.resize((14, 9), Image.Resampling.BILINEAR))
-    assert frame.box(size) == (slice(0, 9), slice(0, 14))
+    assert frame.box(size) == Box(0, 9, 0, 14)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_stretching_is_one_resize_to_the_whole_frame(size):
     ],
 )
 def test_a_padded_image_fills_the_middle_of_the_frame(size, frame, rows, columns):
-    assert Frame(frame, "pad").box(size) == (slice(*rows), slice(*columns))
+    assert Frame(frame, "pad").box(size) == Box(*rows, *columns)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -65,17 +65,17 @@ def test_a_padded_image_fills_the_middle_of_the_frame(size, frame, rows, columns
 def test_padding_agrees_with_pillow_but_for_rounding(size, frame):
     image = noise(size[1], size[0])
     framed = to_uint8(image, Frame(frame, "pad", (0.1, 0.2, 0.3))).permute(1, 2, 0).numpy()
-    rows, columns = Frame(frame, "pad").box(size)
+    box = Frame(frame, "pad").box(size)
     inside = np.zeros(frame, dtype=bool)
-    inside[rows, columns] = True
-    height, width = rows.stop - rows.start, columns.stop - columns.start
+    inside[box.slices] = True
+    height, width = box.height, box.width
     assert np.array_equal(
         framed[inside].reshape(height, width, 3), image.resize((width, height), Image.Resampling.BILINEAR)
     )
     assert (framed[~inside] == [26, 51, 76]).all()  # 25.5, 51 and 76.5, halves to the even number
     if min(size) > 3:  # Pillow would make thinner ones vanish
         assert np.abs(np.subtract((width, height), ImageOps.contain(image, frame[::-1]).size)).max() <= 1
-    assert abs(rows.start - (frame[0] - rows.stop)) <= 1 and abs(columns.start - (frame[1] - columns.stop)) <= 1
+    assert abs(box.top - (frame[0] - box.bottom)) <= 1 and abs(box.left - (frame[1] - box.right)) <= 1
 
 
 def test_a_turned_photograph_is_padded_as_it_is_seen(tmp_path):

@@ -12,7 +12,7 @@ from utils.dataset import prepare_folder, split_sizes
 from utils.images.cache import read_fingerprints
 from utils.images.duplicates import Fingerprint, exact_groups, twin_groups
 from utils.images.folder import odd_classes, scan
-from utils.images.frame import Frame, sides
+from utils.images.frame import Frame
 from utils.images.reading import DataError
 from utils.settings import Config
 
@@ -50,7 +50,7 @@ class Audit:
 
     def table(self) -> pd.DataFrame:
         """A row for each kind of finding: `finding`, `number`, `what to do`."""
-        fitted = np.array([sides(self.frame.box(size))[::-1] for size in self.sizes])
+        fitted = np.array([(box.width, box.height) for box in map(self.frame.box, self.sizes)])
         ratios = self.sizes[:, 0] / self.sizes[:, 1]
         stretch = ratios / (fitted[:, 0] / fitted[:, 1])
         small = (self.sizes < fitted).any(axis=1)

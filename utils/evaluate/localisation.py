@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from utils.images.frame import Frame, sides
+from utils.images.frame import Frame
 from utils.images.pairs import KINDS, Pairs
 
 
@@ -74,8 +74,8 @@ def load_masks(data_path: Path, files: Sequence[str], frame: Frame, ending: str 
         if path.is_file():
             with Image.open(path) as image:
                 box = frame.box(image.size)
-                fitted = image.convert("L").resize(sides(box)[::-1], Image.Resampling.NEAREST)
-                mask[box] = torch.from_numpy(np.array(fitted) > 127)
+                fitted = image.convert("L").resize((box.width, box.height), Image.Resampling.NEAREST)
+                mask[box.slices] = torch.from_numpy(np.array(fitted) > 127)
     return masks if masks.any() else None
 
 

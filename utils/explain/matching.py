@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.explain.occlusion import RegionEffects
-from utils.images.frame import Box, sides
+from utils.images.frame import Box
 
 APART = 0.2  # of the map's longer side: positions nearer to a chosen match than this belong to it
 WEAKEST = 0.3  # of the strongest match: weaker ones are not worth showing
@@ -44,14 +44,15 @@ def matching_regions(
 def _inside(box: Box, image_size: tuple[int, int], shape: tuple[int, int]) -> torch.Tensor:
     """Positions of a map that see some of what lies in a box of the frame, bool of shape (h, w)."""
     filled = torch.zeros(1, *image_size)
-    filled[0][box] = 1
+    filled[0][box.slices] = 1
     return F.adaptive_max_pool2d(filled, shape)[0] > 0
 
 
 def _in_image(place: tuple[float, float], box: Box, image_size: tuple[int, int]) -> tuple[float, float]:
     """A place in shares of the frame's sides, as shares of those of the image in the box."""
-    pixels = (share * side - part.start for share, side, part in zip(place, image_size, box))
-    return tuple(min(max(pixel / side, 0.0), 1.0) for pixel, side in zip(pixels, sides(box)))
+    row = (place[0] * image_size[0] - box.top) / box.height
+    column = (place[1] * image_size[1] - box.left) / box.width
+    return min(max(row, 0.0), 1.0), min(max(column, 0.0), 1.0)
 
 
 def strongest_matches(similarity: torch.Tensor, count: int = 4) -> list[Match]:

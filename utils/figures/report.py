@@ -26,7 +26,6 @@ from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, W
 from utils.files import counted, write_whole
 from utils.Grad_CAM import LEAST
 from utils.images.folder import images_below
-from utils.images.frame import Box
 from utils.images.reading import DataError
 from utils.machine import choose_device
 from utils.models import load_trained
@@ -144,7 +143,7 @@ def _contents(compared: Comparison, network: str) -> dict:
             {
                 "name": names[compared.paths[i]],
                 "picture": _picture(compared.images[i], side),
-                "box": _pixels(compared.boxes[i]),
+                "box": compared.boxes[i],
                 "embedding": _packed(effects.embeddings[i].cpu().numpy(), "<f4"),
                 "regions": _packed(effects.regions[i].cpu().numpy(), "<i2"),
                 "delta": delta[i],
@@ -168,10 +167,6 @@ def _in_steps(values: np.ndarray) -> dict:
     """Numbers in 16 bits, to 0.002 % of the largest: whole multiples of a step."""
     step = max(float(np.abs(values).max()), 1e-12) / 32767
     return {"step": step, "values": _packed(np.rint(values / step), "<i2")}
-
-
-def _pixels(box: Box) -> list[int]:
-    return [edge for part in box for edge in (part.start, part.stop)]
 
 
 def _picture(image: Image.Image, longest_side: int) -> str:

@@ -15,8 +15,27 @@ from tqdm.auto import tqdm
 from utils.images.reading import DataError, read_image, to_rgb
 from utils.settings import Normalization
 
-Box = tuple[slice, slice]  # rows and columns of a frame; `maps[box]` cuts them out
-WHOLE: Box = (slice(None), slice(None))
+
+class Box(NamedTuple):
+    """A rectangle in pixels; `bottom` and `right` are the first ones outside."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns: `pixels[box.slices]` cuts the box out of an array (H, W, ...)."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 class Frame(NamedTuple):
@@ -37,13 +56,8 @@ class Frame(NamedTuple):
         if self.fit == "pad":
             scale = min(side / own for side, own in zip(self.size, image_size[::-1]))
             filled = [max(1, round(scale * own)) for own in image_size[::-1]]
-        starts = [(side - part) // 2 for side, part in zip(self.size, filled)]
-        return tuple(slice(start, start + part) for start, part in zip(starts, filled))
-
-
-def sides(box: Box) -> tuple[int, int]:
-    """Height and width of a box."""
-    return tuple(part.stop - part.start for part in box)
+        top, left = ((side - part) // 2 for side, part in zip(self.size, filled))
+        return Box(top, top + filled[0], left, left + filled[1])
 
 
 def mean_colour(mean: Sequence[float]) -> list[int]:
@@ -57,7 +71,7 @@ def to_uint8(image: Image.Image, frame: Frame) -> torch.Tensor:
     box = frame.box(image.size)
     pixels = np.empty((*frame.size, 3), dtype=np.uint8)
     pixels[:] = mean_colour(frame.mean)
-    pixels[box] = image.resize(sides(box)[::-1], Image.Resampling.BILINEAR)
+    pixels[box.slices] = image.resize((box.width, box.height), Image.Resampling.BILINEAR)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
