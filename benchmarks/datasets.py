@@ -3,20 +3,18 @@
     python -m benchmarks.datasets --dataset Flowers --seeds 3
 
 A seed draws the split, so every seed tests other images. Seconds are those of everything: reading, training, and what
-is measured after it for the explanations.
+is measured after it.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from benchmarks.questions import add_set_option, changed, scratch
-from utils.config import load_config
+from benchmarks.common import add_dataset_options, changed, chosen_config, scratch
 from utils.dataset import prepare_split
 from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import bootstrap_intervals, measure_split, score_pairs
@@ -30,7 +28,7 @@ def measure(config: Config) -> dict[str, float]:
     start = time.perf_counter()
     table = prepare_split(config)[0]
     history = train(config, table)
-    seconds = time.perf_counter() - start
+    took = time.perf_counter() - start
     model = SiameseNetwork.load(config.checkpoints_path / "model.pth")
     test = measure_split(model, table, "test", config)
     threshold = model.info["calibrated_threshold"]
@@ -45,18 +43,16 @@ def measure(config: Config) -> dict[str, float]:
         "recall@1": retrieval_scores(test.embeddings, test.labels)["recall@1"].iloc[-1],
         "valid AUC": history.valid_auc.max(),
         "valid AUC, head alone": history.valid_auc[: len(history) - config.hyperparameters.epochs].max(),
-        "seconds": seconds,
+        "seconds": took,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset")
-    parser.add_argument("--config", default="config.yml", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    add_set_option(parser)
+    add_dataset_options(parser)
     arguments = parser.parse_args()
-    base = changed(load_config(arguments.config, arguments.dataset), dict(arguments.set))
+    base = chosen_config(arguments)
     rows = []
     for seed in tqdm(range(arguments.seeds), desc=base.dataset):
         with scratch(changed(base, {"seed": seed})) as config:

@@ -5,24 +5,23 @@ pip install -r benchmarks/requirements.txt
 python -m benchmarks.explain
 """
 
+import argparse
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from captum.attr import FeatureAblation, LayerGradCam, Occlusion
+from captum.attr import LayerGradCam, Occlusion
 from pytorch_grad_cam import GradCAM
 from torch import nn
 from xaitk_saliency.impls.perturb_image.sliding_window import SlidingWindow
 
+from benchmarks.common import about_computer, best_seconds, seconds
 from benchmarks.peers import saliency
 from utils.explain.occlusion import region_effects
 from utils.Grad_CAM import explain, explain_effects
 from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork
-
-MANY = 100
-SETTINGS = [(backbone, batch) for backbone in ("MobileNet", "ResNet50") for batch in (1, 8)]
 
 
 class DistanceToPartner(nn.Module):
@@ -84,36 +83,28 @@ def grad_cam_maps(model: SiameseNetwork) -> Callable:
 
 
 def other_occlusions(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor) -> dict[str, Callable]:
-    """Captum's Occlusion by 9 x 9 windows of a quarter of the side and its FeatureAblation of 9 x 9 cells, and
-    xaitk-saliency's SBSM by windows of the same sizes and strides, both images of one pair, each for this partner."""
+    """Captum's Occlusion and xaitk-saliency's SBSM by 9 x 9 windows of a quarter of the side, both images of one pair,
+    each for this partner."""
     wrapped, side = DistanceToPartner(model), batch1.shape[-1]
     window, step = side // 4, (side - side // 4) // 8
-    edges = torch.arange(side) * 9 // side
-    cells = (edges[:, None] * 9 + edges).expand(1, 1, -1, -1)
-
     ends, slide = ((batch1, batch2), (batch2, batch1)), SlidingWindow((window, window), (step, step))
+    windows = {"sliding_window_shapes": (3, window, window), "strides": (3, step, step)}
 
-    def run(attribute: Callable) -> None:
+    def captum() -> None:
         for image, partner in ends:
             with torch.no_grad():
                 wrapped.partner = model.embed(partner)
-                attribute(image)
+                Occlusion(wrapped).attribute(image, target=0, perturbations_per_eval=32, **windows)
 
-    window_options = {"sliding_window_shapes": (3, window, window), "strides": (3, step, step)}
     return {
-        "captum Occlusion": lambda: run(
-            lambda x: Occlusion(wrapped).attribute(x, target=0, perturbations_per_eval=32, **window_options)
-        ),
-        "captum FeatureAblation": lambda: run(
-            lambda x: FeatureAblation(wrapped).attribute(x, target=0, perturbations_per_eval=32, feature_mask=cells)
-        ),
+        "captum Occlusion": captum,
         "xaitk-saliency SBSM": lambda: [saliency(model, image[0], partner[0], slide) for image, partner in ends],
     }
 
 
-def occlusion_costs(backbone: str) -> None:
+def occlusion_costs(backbone: str, many: int) -> None:
     """Seconds of one pair, with the number of embeddings that this takes, of a further pair of known images, and of all
-    pairs of `MANY` images."""
+    pairs of `many` images."""
     torch.manual_seed(0)
     model = SiameseNetwork(backbone).eval()
     one, two = torch.randn(2, 1, 3, 224, 224).unbind()
@@ -127,61 +118,51 @@ def occlusion_costs(backbone: str) -> None:
         counts[name] = sum(embedded)
     hook.remove()
     for name, run in runs.items():
-        took = seconds(run)
-        print(f"{backbone:<18} {name:<24} {counts[name]:>10} {took:>8.2f} {1000 * took / counts[name]:>8.1f}")
+        took = best_seconds(run)
+        print(f"{backbone:<18} {name:<20} {counts[name]:>10} {took:>8.2f} {1000 * took / counts[name]:>8.1f}")
     effects = region_effects(model, torch.cat([one, two]))
-    further = seconds(lambda: effects.maps([0], [1]))
-    drawn = seconds(lambda: explain_effects(model, effects, [0], [1], (224, 224)))
+    further = best_seconds(lambda: effects.maps([0], [1]))
+    drawn = best_seconds(lambda: explain_effects(model, effects, [0], [1], (224, 224)))
     print(f"{backbone:<18} a further pair: {1000 * further:.2f} ms, drawn at 224 px {1000 * drawn:.2f} ms")
-    images, pairs = torch.randn(MANY, 3, 224, 224), torch.combinations(torch.arange(MANY))
+    images, pairs = torch.randn(many, 3, 224, 224), torch.combinations(torch.arange(many))
     start = time.perf_counter()
     effects = region_effects(model, images)
     measured = time.perf_counter() - start
-    for part in pairs.split(64):
-        effects.maps(*part.T)
-    took = time.perf_counter() - start
-    print(f"{backbone:<18} all {len(pairs)} pairs of {MANY} images: {took:.1f} s, {measured:.1f} of it for the images")
+    mapped = seconds(lambda: [effects.maps(*part.T) for part in pairs.split(64)])
+    print(f"{backbone:<18} all {len(pairs)} pairs of {many} images: {measured:.1f} s for the images, {mapped:.1f} more")
 
 
-def seconds(run: Callable, least: float = 4.0) -> float:
-    """Best time of repeated runs, the first left out: the least disturbed one."""
-    run()
-    times, start = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - start < least:
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+def gradient_costs(backbone: str, count: int) -> None:
+    """Multiples of one backbone forward pass of both images, `count` pairs at once."""
+    torch.manual_seed(0)
+    model = SiameseNetwork(backbone).eval()
+    both = torch.randn(2 * count, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    pairs = both.split(count)
+    captum, grad_cam = captum_maps(model), grad_cam_maps(model)
+    runs = (
+        lambda: explain(model, *pairs, "distance"),
+        lambda: public_procedure(model, *pairs),
+        lambda: captum(*pairs),
+        lambda: grad_cam(*pairs),
+    )
+    unit = best_seconds(torch.no_grad()(lambda: model.backbone(both)))
+    multiples = (f"{best_seconds(run) / unit:>8.2f}x" for run in runs)
+    print(f"{backbone:<10} {count:>5} {1000 * unit:>10.1f}", *multiples, flush=True)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--images", type=int, default=100, help="of which all pairs are explained")
+    arguments = parser.parse_args()
     keep_freed_memory()  # for all alike
-    print(f"multiples of one backbone forward pass of all images, {torch.get_num_threads()} threads, 224 x 224 pixels")
-    print(
-        f"{'backbone':<10} {'pairs':>5} {'forward ms':>10} {'distance':>9} {'contrast':>9} {'public':>9} "
-        f"{'captum':>9} {'grad-cam':>9}"
-    )
-    for backbone, count in SETTINGS:
-        torch.manual_seed(0)
-        model = SiameseNetwork(backbone).eval()
-        batch1, batch2 = (
-            torch.randn(count, 3, 224, 224).contiguous(memory_format=torch.channels_last) for _ in range(2)
-        )
-
-        both = torch.cat([batch1, batch2])
-        captum, grad_cam = captum_maps(model), grad_cam_maps(model)
-        unit = seconds(torch.no_grad()(lambda: model.backbone(both)))
-        runs = [
-            lambda: explain(model, batch1, batch2, "distance"),
-            lambda: explain(model, batch1, batch2, "contrast"),
-            lambda: public_procedure(model, batch1, batch2),
-            lambda: captum(batch1, batch2),
-            lambda: grad_cam(batch1, batch2),
-        ]
-        print(f"{backbone:<10} {count:>5} {1000 * unit:>10.1f}", *(f"{seconds(run) / unit:>8.2f}x" for run in runs))
-    print(f"\n{'backbone':<18} {'one pair':<24} {'embeddings':>10} {'seconds':>8} {'ms each':>8}")
+    print(f"both images of a pair, 224 x 224 pixels; {about_computer()}")
+    print(f"{'backbone':<10} {'pairs':>5} {'forward ms':>10}  distance    public    captum  grad-cam")
+    for backbone in ("MobileNet", "ResNet50"):
+        for count in (1, 8):
+            gradient_costs(backbone, count)
+    print(f"\n{'backbone':<18} {'one pair':<20} {'embeddings':>10} {'seconds':>8} {'ms each':>8}")
     for backbone in ("EfficientNetLite0", "ResNet50"):
-        occlusion_costs(backbone)
+        occlusion_costs(backbone, arguments.images)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from benchmarks.questions import add_set_option, changed
+from benchmarks.common import METHODS, add_set_option, changed
 from utils.config import load_config
 from utils.dataset import read_split
 from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings, randomisation_check
@@ -31,7 +31,6 @@ from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 from utils.training import train
 
-METHODS = ("occlusion", "contrast", "distance")
 MATTERS = 0.05  # an intruder matters if blurring it makes the decision stronger by this share of the margin
 
 
@@ -44,7 +43,7 @@ class Setting(NamedTuple):
     more: dict[str, object] = {}
 
 
-# As for photographs, but for embeddings of any length: docs/trials.md says why.
+# As for photographs, but for embeddings of any length: without its disc a scene lies as far from the others as with it.
 FINE_TUNED = {
     "pretrained": True,
     "image.RandomErasing": 0.0,
@@ -185,7 +184,7 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
         ]
     )
     matching = matches_on_objects(model, batch, pairs, masks, right)
-    network = pd.DataFrame([{"AUC": auc, "removable": float(model.removable), "matches on both objects": matching}])
+    network = pd.DataFrame([{"AUC": auc, "matches on both objects": matching}])
     return {
         "network": network,
         "localisation": located,

@@ -23,17 +23,15 @@ from xaitk_saliency.impls.perturb_image.sliding_window import SlidingWindow
 from xaitk_saliency.interfaces.perturb_image import PerturbImage
 from xaitk_saliency.utils.masking import occlude_image_batch
 
-from benchmarks.questions import add_set_option, checkpoint_and_test
+from benchmarks.common import METHODS, add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import effects_on_pairs
 from utils.evaluate.faithfulness import area_under, curves, signed_evidence
 from utils.evaluate.localisation import centred_gaussian
-from utils.explain.occlusion import LOOKS, WINDOWS, correlation, region_sums, windows
+from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import Interventions, blur, embed_in_parts, strongest_region
 from utils.Grad_CAM import explain
 from utils.images.pairs import evaluation_pairs
 from utils.Siamese import SiameseNetwork
-
-PASSES = 1 + sum(count**2 for _, count, _ in WINDOWS) + LOOKS  # of an image by our occlusion
 
 
 def saliency(model: SiameseNetwork, image: torch.Tensor, partner: torch.Tensor, perturb: PerturbImage) -> torch.Tensor:
@@ -54,15 +52,15 @@ def rankings(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> dic
     """Maps (P, 2, H, W) of what speaks for "similar" in P pairs, ours with what speaks against it below 0, and the
     seconds of a pair, by method."""
     height, width = size = tuple(one.shape[2:])
-    found = {}
-    for method in ("occlusion", "contrast", "distance"):
+    found, passes = {}, 1 + region_effects(model, one[:1]).regions.shape[1]  # of an image by our occlusion
+    for method in METHODS:
         start = time.perf_counter()
         maps = signed_evidence(explain(model, one, two, method))
         found[method] = maps, (time.perf_counter() - start) / len(one)
     steps = [(side - side // 4) // 12 for side in size]  # 13 x 13 windows
     for name, perturb in (
         ("SBSM (xaitk-saliency)", SlidingWindow((height // 4, width // 4), tuple(steps))),
-        ("RISE (xaitk-saliency)", RISEGrid(PASSES, s=8, p1=0.5, seed=0)),
+        ("RISE (xaitk-saliency)", RISEGrid(passes, s=8, p1=0.5, seed=0)),
     ):
         start = time.perf_counter()
         pairs = list(zip(one, two))

@@ -1,16 +1,18 @@
-"""How fast training is, beside the public implementation's protocol from the same weights, in one run:
+"""How fast training is, beside the public implementation's protocol from the same weights, and how fast images come:
 
     python -m benchmarks.train --dataset Skin_cancer --set image.size=[96,96]
+    python -m benchmarks.train reading       # photographs: decoded every time, and from the cache
 
-That protocol, written anew after its code and `config.yml`: two sampled pairs per image, drawn once; every file is
-decoded whenever it is needed; two forward passes in float32; average pooling, 2 numbers per embedding, the distance
-clipped at 1 under a margin of 2; Adam at 5e-6, batches of 4 pairs, nothing frozen, no augmentation. Both are judged on
-the same validation pairs, ours after every epoch, the other every `--every` seconds; judging is not counted.
+That protocol, written after its code and `config.yml`: two sampled pairs per image, drawn once; every file is decoded
+whenever it is needed; two forward passes in float32; average pooling, 2 numbers per embedding, the distance clipped at
+1 under a margin of 2; Adam at 5e-6, batches of 4 pairs, nothing frozen, no augmentation. Both are judged on the same
+validation pairs, ours after every epoch, the other every `--every` seconds; judging the other is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,22 +22,25 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 from tqdm.auto import tqdm
 
-from benchmarks.computer import about_computer
-from benchmarks.questions import add_set_option, changed, scratch
-from utils import training, transfer
-from utils.config import load_config
+from benchmarks.common import about_computer, add_dataset_options, best_seconds, changed, chosen_config, scratch
 from utils.dataset import load_split, prepare_split
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
-from utils.images.frame import to_uint8
+from utils.images.frame import Frame, to_uint8
 from utils.images.pairs import Pairs, evaluation_pairs, make_pairs, pair_batches
 from utils.images.reading import read_image
 from utils.machine import keep_freed_memory
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork, embedding_distance
-from utils.training import Trainer
+from utils.training import train
+
+PHOTOGRAPH = (1440, 960)  # width, height
+BATCH = 64
 
 
 class PublicProtocol:
@@ -50,12 +55,15 @@ class PublicProtocol:
         self.paths = [config.data_path / file for file in rows.file]
         self.rng = np.random.default_rng(config.seed)
         self.pairs = make_pairs(rows.label.to_numpy(), self.rng)
+        self.seconds: list[float] = []  # of each step
 
     def batches(self) -> list[Pairs]:
         """One epoch."""
         return pair_batches(self.pairs, 4, self.rng)
 
     def step(self, batch: Pairs) -> None:
+        start = time.perf_counter()
+        self.model.train()
         ends = []
         for positions in (batch.first, batch.second):
             images = [to_uint8(read_image(self.paths[position]), self.model.frame) for position in positions]
@@ -66,164 +74,139 @@ class PublicProtocol:
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+        self.seconds.append(time.perf_counter() - start)
 
     def run(
         self, wanted: float, most: float, every: float, auc: Callable[[SiameseNetwork], float]
     ) -> tuple[float, float]:
         """Train for `most` seconds or to the `wanted` AUC: the seconds taken, and the highest AUC seen."""
-        spent, judged, best = 0.0, 0.0, 0.0
+        judged, best = 0.0, 0.0
         while True:
             for batch in self.batches():
-                self.model.train()
-                start = time.perf_counter()
                 self.step(batch)
-                spent += time.perf_counter() - start
+                spent = sum(self.seconds)
                 if spent - judged >= every or spent >= most:
                     judged, best = spent, max(best, auc(self.model))
                     if best >= wanted or spent >= most:
                         return spent, best
 
 
-def run_ours(config: Config, table: pd.DataFrame, wanted: float) -> tuple[float, float]:
-    """Train to the `wanted` AUC or the end: the seconds taken, reading and features among them, and the highest AUC."""
-    start, best = time.perf_counter(), 0.0
-    torch.manual_seed(config.seed)
-    trainer = Trainer(config, table)
-    for epoch in range(1, trainer.epochs + 1):
-        if epoch == trainer.head_epochs + 1 and trainer.features:
-            trainer.start_all()
-        best = max(best, trainer.run_epoch(epoch, tqdm(disable=True))["valid_auc"])
-        if best >= wanted:
-            break
-    return time.perf_counter() - start, best
-
-
 @contextmanager
-def plain_layout(trainer: Trainer) -> Iterator[None]:
-    """Channels first instead of last."""
-    model, normalize = trainer.model, trainer.model.normalize
-    model.to(memory_format=torch.contiguous_format)
-    with patch.object(model, "normalize", lambda images: normalize(images).contiguous()):
-        yield
-    model.to(memory_format=torch.channels_last)
+def watched() -> Iterator[tuple[list[float], list[tuple[float, float]]]]:
+    """Lists that fill while training runs: the moments of the optimizer's steps; when a batch came, and for how many
+    seconds it had been waited for."""
+    steps, waits, following = [], [], _BaseDataLoaderIter.__next__
 
-
-@contextmanager
-def float32(trainer: Trainer) -> Iterator[None]:
-    """No bfloat16 anywhere."""
-    no = {"bfloat16_pays": lambda device: False}
-    with patch.multiple(training, **no), patch.multiple(transfer, **no):
-        yield
-
-
-@contextmanager
-def fused(trainer: Trainer) -> Iterator[None]:
-    """The optimizer's step in one kernel."""
-    groups, before = (
-        [dict(group, fused=True, foreach=False) for group in trainer.optimizer.param_groups],
-        trainer.optimizer,
-    )
-    trainer.optimizer = type(before)(groups)
-    yield
-    trainer.optimizer = before
-
-
-@contextmanager
-def without_additivity(trainer: Trainer) -> Iterator[None]:
-    """The paper's loss alone."""
-    with patch.object(trainer, "options", trainer.options.model_copy(update={"additivity": 0.0})):
-        yield
-
-
-@contextmanager
-def compiled(trainer: Trainer) -> Iterator[None]:
-    """`torch.compile`; on a CPU it needs a C++ compiler."""
-    model, embed = trainer.model, torch.compile(trainer.model.embed)
-    with patch.object(training, "embed_late", torch.compile(transfer.embed_late)), patch.object(model, "embed", embed):
-        yield
-
-
-@contextmanager
-def as_it_is(trainer: Trainer) -> Iterator[None]:
-    yield
-
-
-VARIANTS = {
-    "as it is": as_it_is,
-    "without additivity": without_additivity,
-    "channels first": plain_layout,
-    "float32": float32,
-    "fused optimizer": fused,
-}
-
-
-def step_seconds(step: Callable, batch: Pairs | np.ndarray, steps: int) -> float:
-    """Least time of some steps, the first left out."""
-    times = []
-    for _ in range(steps + 1):
+    def wait(self) -> object:
         start = time.perf_counter()
-        step(batch)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+        try:
+            return following(self)
+        finally:
+            now = time.perf_counter()
+            waits.append((now, now - start))
+
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(time.perf_counter()))
+    with patch.object(_BaseDataLoaderIter, "__next__", wait):
+        yield steps, waits
+    hook.remove()
 
 
-def rates(
-    public: PublicProtocol, config: Config, table: pd.DataFrame, steps: int, variants: dict[str, Callable]
-) -> pd.DataFrame:
-    """Images and pairs per second of training steps: the public protocol's, and ours of fine-tuning."""
-    rows = []
+def rate_of_ours(config: Config, table: pd.DataFrame) -> tuple[float, float]:
+    """An epoch of fine-tuning: images per second, and the share of the time that is spent waiting for data."""
+    with watched() as (steps, waits):
+        train(changed(config, {"hyperparameters.head_steps": 0, "hyperparameters.epochs": 1}), table)
+    images = (table.split == "train").sum() / len(steps)  # of a step
+    waited = sum(seconds for moment, seconds in waits if steps[0] < moment <= steps[-1])
+    return images / float(np.median(np.diff(steps))), waited / (steps[-1] - steps[0])
 
-    def row(name: str, seconds: float, images: int, pairs: int) -> None:
-        rows.append({"step": name, "ms": 1000 * seconds, "images/s": images / seconds, "pairs/s": pairs / seconds})
 
-    row("public protocol", step_seconds(public.step, public.batches()[0], 4 * steps), 8, 4)
-    # The head's features take a while, and these steps do not need them.
-    trainer = Trainer(changed(config, {"hyperparameters.head_steps": 0}), table)
-    batch = trainer.epoch_batches()[0]
-    for _ in range(2):  # in turns, as other work on the machine comes and goes
-        for name, variant in variants.items():
-            trainer.model.train()
-            if config.transfer:
-                transfer.freeze(trainer.model, trainer.frozen)
-            trainer.scheduler.step = lambda *a: None  # more steps than were planned
-            with variant(trainer):
-                row(name, step_seconds(trainer.step, batch, steps), len(batch), len(batch) * (len(batch) - 1) // 2)
-    return pd.DataFrame(rows).groupby("step", sort=False).agg({"ms": "min", "images/s": "max", "pairs/s": "max"})
+def run_ours(config: Config, table: pd.DataFrame, wanted: float) -> tuple[float, float]:
+    """Train to the end, with pretrained weights the head alone, which comes first anyway: the seconds until the
+    `wanted` AUC, all that is not an epoch counted in, and the AUC reached by then."""
+    start = time.perf_counter()
+    history = train(changed(config, {"hyperparameters.epochs": 0}) if config.transfer else config, table)
+    rest = time.perf_counter() - start - history.seconds.sum()
+    enough = np.flatnonzero(history.valid_auc >= wanted)
+    until = history[: enough[0] + 1 if len(enough) else None]
+    return rest + until.seconds.sum(), until.valid_auc.max()
+
+
+def photographs(folder: Path, count: int) -> None:
+    """JPEG files of two classes: coarse colours with fine detail."""
+    rng = np.random.default_rng(0)
+    for index in tqdm(range(count), desc="Generating photographs"):
+        few = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8))
+        detail = rng.integers(-20, 21, (*PHOTOGRAPH[::-1], 1), dtype=np.int16)
+        pixels = np.asarray(few.resize(PHOTOGRAPH, Image.Resampling.BICUBIC)) + detail
+        path = folder / "ab"[index % 2] / f"{index:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=85)
+
+
+def reading(config: Config, count: int) -> dict[str, float]:
+    """Images per second of generated photographs, by decoding every file and from the cache, all files being in the
+    system's file cache."""
+    photographs(config.data_path, count)
+    frame = Frame(config.image.size)
+    table = prepare_split(config)[0]  # fills the cache
+    files = table.file[table.split == "train"]
+    order = np.random.default_rng(0).permutation(len(files))
+
+    def decode() -> None:
+        for file in files[:BATCH]:
+            to_uint8(read_image(config.data_path / file), frame)
+
+    def read() -> None:
+        """An epoch, with what comes first: whether the files are those that the cache knows."""
+        images, _ = load_split(table, "train", config, frame)
+        for start in range(0, len(order), BATCH):
+            images[order[start : start + BATCH]]
+
+    decoding, cached = min(len(files), BATCH) / best_seconds(decode), len(files) / best_seconds(read)
+    return {"decoding, images/s": decoding, "from the cache": cached, "times as fast": cached / decoding}
+
+
+def compare(config: Config, options: argparse.Namespace) -> None:
+    """Print both protocols' images per second, and how long they take to an AUC."""
+    table = prepare_split(config)[0]
+    public = PublicProtocol(config, table)
+    images, rows = load_split(table, "valid", config, public.model.frame)
+    pairs = evaluation_pairs(rows.label, config.seed)
+
+    def auc(model: SiameseNetwork) -> float:
+        distance = pair_distances(embed_images(model, images, BATCH), pairs).numpy()
+        return score_pairs(distance, pairs.label, 1.0).auc
+
+    print(f"{config.dataset}, {config.backbone_model}, {'x'.join(map(str, config.image.size))} pixels")
+    rate, waiting = rate_of_ours(config, table)
+    ours, reached = run_ours(config, table, options.auc)
+    print(f"ours: {rate:.0f} images/s, {100 * waiting:.1f} % of it waiting for data", flush=True)
+    print(f"ours: validation AUC {reached:.3f} after {ours:.1f} s", flush=True)
+    theirs, best = public.run(options.auc, options.most, options.every, auc)
+    enough = "" if best >= options.auc else f", stopped: more than {theirs / ours:.1f}x ours"
+    print(f"public protocol: {8 / np.median(public.seconds):.0f} images/s")
+    print(f"public protocol: validation AUC {best:.3f} after {theirs:.1f} s{enough}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset")
-    parser.add_argument("--config", default="config.yml", type=Path)
+    parser.add_argument("what", nargs="?", choices=("compare", "reading"), default="compare")
     parser.add_argument("--auc", type=float, default=0.75)
     parser.add_argument("--most", type=float, default=100, help="seconds after which the public protocol is stopped")
-    parser.add_argument("--every", type=float, default=25, help="seconds between two looks at it")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile, too; it takes minutes")
-    add_set_option(parser)
-    arguments = parser.parse_args()
+    parser.add_argument("--every", type=float, default=25, help="seconds between two scores of it")
+    parser.add_argument("--count", type=int, default=256, help="photographs to read")
+    add_dataset_options(parser)
+    options = parser.parse_args()
     keep_freed_memory()  # for both
-    base = changed(load_config(arguments.config, arguments.dataset), dict(arguments.set))
-    with scratch(base) as config:
-        table = prepare_split(config)[0]
-        public = PublicProtocol(config, table)
-        images, rows = load_split(table, "valid", config, public.model.frame)
-        pairs = evaluation_pairs(rows.label, config.seed)
-
-        def auc(model: SiameseNetwork) -> float:
-            distance = pair_distances(embed_images(model, images, 64), pairs).numpy()
-            return score_pairs(distance, pairs.label, 1.0).auc
-
-        size, threads = "x".join(map(str, config.image.size)), torch.get_num_threads()
-        print(f"{config.dataset}, {config.backbone_model}, {size} pixels, threads: {threads}; {about_computer()}")
-        variants = VARIANTS | ({"compiled": compiled} if arguments.compile else {})
-        found = rates(PublicProtocol(config, table), config, table, arguments.steps, variants)
-        print(found.round(1).to_string(), flush=True)
-        ours, reached = run_ours(config, table, arguments.auc)
-        print(f"ours: validation AUC {reached:.3f} after {ours:.1f} s", flush=True)
-        theirs, best = public.run(arguments.auc, arguments.most, arguments.every, auc)
-        enough = "" if best >= arguments.auc else f", stopped: more than {theirs / ours:.1f}x ours"
-        print(f"public protocol: validation AUC {best:.3f} after {theirs:.1f} s{enough}")
+    print(f"{about_computer()}; threads: {torch.get_num_threads()}")
+    with scratch(chosen_config(options)) as config:
+        if options.what == "compare":
+            compare(config, options)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {"dataset": "Photographs", "data_path": Path(folder), "image.size": [224, 224]}
+            found = reading(changed(config, settings), options.count)
+    print(", ".join(f"{what}: {value:.0f}" for what, value in found.items()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.questions import add_set_option, checkpoint_and_test
+from benchmarks.common import METHODS, add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import REMOVALS, effects_on_pairs, mean_correlations
 from utils.evaluate.faithfulness import area_under, check_table, compare_rankings, curves, signed_evidence
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
@@ -26,7 +26,6 @@ from utils.Grad_CAM import Explanation, explain, explain_effects, explain_pairs
 from utils.images.pairs import evaluation_pairs, some_pairs, used_in
 from utils.Siamese import eval_mode
 
-METHODS = ("occlusion", "contrast", "distance")
 PATCHES = 6
 
 
@@ -48,23 +47,35 @@ WEIGHTS = {
 }
 
 
+def coarsest_maps(model, image) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Of an image (1, 3, H, W), what the last block of each of the two coarsest resolutions gives, by its size, and the
+    embedding, with their graph."""
+    outputs = {}
+
+    def keep(block, inputs, output) -> None:
+        outputs["x".join(map(str, output.shape[2:]))] = output
+
+    hooks = [block.register_forward_hook(keep) for block in model.backbone.children()]
+    try:
+        z = model.embed(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return dict(list(outputs.items())[-2:]), z
+
+
 def cam_variants(model, batch, first, second) -> dict[str, torch.Tensor]:
-    """Maps (2P, h, w) of `-D^2` by Grad-CAM and its relatives, images 1 first, at the last layer of every resolution
-    from the fine map's on."""
-    shapes = [shape[2:] for shape in model.block_shapes()]
-    ends = [i for i, shape in enumerate(shapes) if i == len(shapes) - 1 or shapes[i + 1] != shape]
+    """Maps (2P, h, w) of `-D^2` by Grad-CAM and its relatives at two layers, images 1 first."""
     found: dict[str, list[torch.Tensor]] = {}
-    with eval_mode(model), torch.no_grad():
-        z = torch.cat([model.embed(part) for part in batch.split(32)])
+    with eval_mode(model):
         for i, j in [*zip(first, second), *zip(second, first)]:
-            for layer in (end for end in ends if end >= model.fine_block):
-                a = model.backbone[: layer + 1](batch[[i]]).requires_grad_()
-                with torch.enable_grad():
-                    closeness = -(model.embed_features(model.backbone[layer + 1 :](a)) - z[j]).square().sum()
-                (g,) = torch.autograd.grad(closeness, a)
+            with torch.no_grad():
+                partner = model.embed(batch[[j]])
+            maps, z = coarsest_maps(model, batch[[i]])
+            gradients = torch.autograd.grad(-(z - partner).square().sum(), list(maps.values()))
+            for (size, a), g in zip(maps.items(), gradients):
                 for name, weigh in WEIGHTS.items():
-                    key = f"{name}, {'x'.join(map(str, shapes[layer]))}"
-                    found.setdefault(key, []).append(weigh(g[0], a.detach()[0]).sum(0))
+                    found.setdefault(f"{name}, {size}", []).append(weigh(g[0], a.detach()[0]).sum(0))
     return {name: torch.stack(maps) for name, maps in found.items()}
 
 
@@ -91,6 +102,28 @@ def drawn_pairs(labels: np.ndarray, count: int) -> tuple[list[int], list[int]]:
     return first[drawn].tolist(), second[drawn].tolist()
 
 
+def print_agreement(model, batch, others, ends, explanations) -> None:
+    """Tables of correlations, for cells of 5 x 5 and 3 x 3, and how far effects add up."""
+    variants = cam_variants(model, batch, *ends)
+    for grid in (5, 3):
+        effects = true_effects(model, batch, others, *ends, grid)
+        table = mean_correlations(effects, explanations, effects, model.image_size, grid)
+        cells = windows(1 / grid, grid, model.image_size)
+        for name, maps in variants.items():
+            sums = region_sums(maps, cells.expand(len(maps), -1, -1), model.image_size)
+            table.loc[name] = [float(correlation(sums, effect).nanmean()) for effect in effects.values()]
+        print(f"\n{grid} x {grid} cells\n", table.round(2).to_string(), flush=True)
+    print(f"\nsums over cells of 4 x 4 against whole quarters: {additivity(model, batch, *ends):.2f}")
+
+
+def print_curves(interventions, explanations) -> None:
+    """Areas under deletion and insertion curves."""
+    found = compare_rankings(interventions, explanations["occlusion"])
+    found["distance"] = curves(interventions, signed_evidence(explanations["distance"]))
+    for name, pair in found.items():
+        print(f"{name}: {', '.join(f'{kind} {area_under(curve):.3f}' for kind, curve in pair.items())}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="with model.pth, split.csv and config.yml")
@@ -101,34 +134,21 @@ def main() -> None:
     arguments = parser.parse_args()
     config, model, images, labels = checkpoint_and_test(arguments.folder, dict(arguments.set))
     pairs = some_pairs(evaluation_pairs(labels, config.seed), arguments.pairs)
-    used, first, second = used_in(pairs.first, pairs.second)
+    used, *ends = used_in(pairs.first, pairs.second)
     batch = model.normalize(images[used])
     measured = region_effects(model, batch)
-    explanations = {method: explained(model, batch, measured, first, second, method) for method in METHODS}
-    variants = cam_variants(model, batch, first, second)
     rest = np.setdiff1d(np.arange(len(images)), used)
     others = model.normalize(images[np.random.default_rng(0).choice(rest, PATCHES, replace=False)])
-    print(f"{arguments.folder}: {len(first)} pairs of {len(used)} test images")
-    for grid in (5, 3):
-        effects = true_effects(model, batch, others, first, second, grid)
-        table = mean_correlations(effects, explanations, effects, model.image_size, grid)
-        cells = windows(1 / grid, grid, model.image_size)
-        for name, maps in variants.items():
-            sums = region_sums(maps, cells.expand(len(maps), -1, -1), model.image_size)
-            table.loc[name] = [float(correlation(sums, effect).nanmean()) for effect in effects.values()]
-        print(f"\n{grid} x {grid} cells\n", table.round(2).to_string(), flush=True)
-    print(f"\nsums over cells of 4 x 4 against whole quarters: {additivity(model, batch, first, second):.2f}")
-    interventions = Interventions.on(model, batch[first], batch[second], 16)
-    curves_of = compare_rankings(interventions, explanations[METHODS[0]])
-    curves_of |= {method: curves(interventions, signed_evidence(explanations[method])) for method in METHODS[1:]}
-    for name, pair in curves_of.items():
-        print(f"{name}: {', '.join(f'{kind} {area_under(curve):.3f}' for kind, curve in pair.items())}", flush=True)
-    ends = drawn_pairs(np.asarray(labels)[used], arguments.checks)
+    explanations = {method: explained(model, batch, measured, *ends, method) for method in METHODS}
+    print(f"{arguments.folder}: {len(ends[0])} pairs of {len(used)} test images")
+    print_agreement(model, batch, others, ends, explanations)
+    print_curves(Interventions.on(model, *(batch[side] for side in ends), 16), explanations)
+    ends = drawn_pairs(labels[used], arguments.checks)
     interventions = Interventions.on(model, *(batch[side] for side in ends), 16)
     for method in METHODS:
         table = check_table(interventions, explained(model, batch, measured, *ends, method), config.seed)
         print(f"\n{method}, {len(ends[0])} pairs\n", table.round(2).to_string(index=False), flush=True)
-    mosaics = make_mosaics(images, np.asarray(labels), arguments.mosaics, config.seed)
+    mosaics = make_mosaics(images, labels, arguments.mosaics, config.seed)
     if mosaics is not None:
         one, two = model.normalize(mosaics.first), model.normalize(mosaics.second)
         maps = {method: explain(model, one, two, method) for method in METHODS}

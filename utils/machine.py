@@ -75,7 +75,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep up to 2 GiB of freed memory for the next tensor (Linux; nothing elsewhere).
 
     It would hand every large tensor back to the kernel and fault the next one in page by page, which can cost as much
-    as computing with it (`python -m benchmarks.memory`).
+    as computing with it (docs/benchmarks.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
