@@ -91,7 +91,7 @@ def test_the_readme_says_the_same_in_both_languages():
 
 def test_figures_are_small():
     sizes = {path.name: path.stat().st_size for path in DOCS.iterdir() if path.suffix in (".png", ".jpg")}
-    assert len(sizes) >= 6 and max(sizes.values()) < 300_000, sizes
+    assert len(sizes) >= 4 and max(sizes.values()) < 300_000, sizes
 
 
 def test_thumbnails_are_the_notebooks_figures():
