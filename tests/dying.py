@@ -137,10 +137,9 @@ def training(config, event, count):
         train(config)
 
 
-def reading(config, files, chunk):
-    """Killed when the pixels of the second chunk of images are in the cache, and nobody knows."""
-    cache.CHUNK, synced = chunk, []
-    os.fsync = lambda number: synced.append(number) or len(synced) == 2 and os.kill(os.getpid(), KILL)
+def reading(config, files):
+    """Killed when all pixels are in the cache, and no table."""
+    os.fsync = lambda number: os.kill(os.getpid(), KILL)
     cache.read_fingerprints(config, files)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.images.cache import Images, read_fingerprints, read_images
+from utils.images.cache import read_fingerprints, read_images
 from utils.images.duplicates import Fingerprint, join, twin_groups
 from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
 from utils.images.frame import Frame
 from utils.images.reading import DataError
+from utils.images.stored import Images
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 from utils.settings import Config
 

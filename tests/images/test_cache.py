@@ -1,6 +1,6 @@
 import os
+import pickle
 import shutil
-import sqlite3
 import threading
 import zlib
 from pathlib import Path
@@ -19,12 +19,13 @@ from utils.dataset import load_split, prepare_split
 from utils.evaluate.audit import audit, report
 from utils.evaluate.baselines import compare_methods
 from utils.evaluate.scores import measure_split
-from utils.images import cache
-from utils.images.cache import StoredImages, checksums, read_fingerprints, read_images
-from utils.images.duplicates import fingerprints
+from utils.images import cache, decoding
+from utils.images.cache import checksums, read_fingerprints, read_images
+from utils.images.duplicates import fingerprint_of
 from utils.images.folder import scan
 from utils.images.frame import Frame, to_uint8
 from utils.images.reading import read_image
+from utils.images.stored import StoredImages
 from utils.models import load_trained
 from utils.settings import Config, UserError
 from utils.training import train
@@ -65,12 +66,6 @@ def opened(monkeypatch):
     return found
 
 
-def one_by_one(config):
-    """Without threads."""
-    options = config.hyperparameters.model_copy(update={"num_workers": 0})
-    return config.model_copy(update={"hyperparameters": options})
-
-
 def pixels_of(config, files=FILES, frame=FRAME):
     images, problems = read_images(config, files, frame)
     assert not problems
@@ -82,13 +77,18 @@ def decoded(config, files=FILES, frame=FRAME):
 
 
 def stored(config):
-    """The folder, the files of pixels, and the rows of the only table."""
+    """The names of the files on disk, and the table."""
     folder = config.outputs_path / ".cache"
-    (table,) = folder.glob("*.sqlite")
-    with sqlite3.connect(table) as db:
-        rows = db.execute("SELECT file, slot FROM images").fetchall()
-    db.close()
-    return folder, list(folder.glob("*.pixels")), dict(rows)
+    (table,) = [path for path in folder.glob("*.csv") if len(path.stem.split("-")) == 3]
+    return sorted(path.name for path in folder.iterdir()), pd.read_csv(table, index_col=0)
+
+
+def assert_whole(config, files=FILES):
+    """Two files on disk, which hold what they should and no more."""
+    names, table = stored(config)
+    assert names == sorted([f"{table.index.name.rsplit('-', 1)[0]}.csv", table.index.name])
+    assert sorted(table.index) == sorted(files)
+    assert (config.outputs_path / ".cache" / table.index.name).stat().st_size == len(files) * BYTES
 
 
 # -------------------------------------------------------------------------------------------- what is read
@@ -97,7 +97,8 @@ def stored(config):
 def test_images_and_fingerprints_are_those_of_the_files(config):
     noise(300, 200).save(config.data_path / "a/0.png")
     Image.new("RGB", (20, 30), "red").save(config.data_path / "a/1.png")  # too flat for a hash
-    wanted = fingerprints([config.data_path / file for file in FILES], verbose=False)
+    paths = [config.data_path / file for file in FILES]
+    wanted = [fingerprint_of(path, read_image(path)) for path in paths]
     for _ in range(2):  # when it is made, and from the disk
         assert torch.equal(pixels_of(config), decoded(config))
         for known, seen in zip(read_fingerprints(config, FILES), wanted, strict=True):
@@ -142,6 +143,8 @@ def test_stored_images_are_indexed_as_a_tensor_is(config):
         checksums(part) == checksums(expected[2:9]) == [zlib.crc32(image.numpy().tobytes()) for image in expected[2:9]]
     )
     assert all(torch.equal(image, wanted) for image, wanted in zip(images, expected, strict=True))
+    there = pickle.loads(pickle.dumps(part))  # as for a worker of a DataLoader
+    assert len(pickle.dumps(part)) < 2000 and torch.equal(there[range(7)], expected[2:9])
     images[[0]].zero_()  # a copy
     images[0].zero_()
     assert torch.equal(images[[0]], expected[:1])
@@ -236,13 +239,36 @@ def test_without_the_cache_nothing_is_left_and_files_are_decoded_each_time(confi
 def test_only_what_changed_is_decoded_again_and_what_is_in_use_stays(config, opened):
     images, before = read_images(config, FILES, FRAME)[0], decoded(config)
     noise(seed=99).save(config.data_path / FILES[4])
-    os.utime(config.data_path / FILES[4], ns=(1, 1))
     (config.data_path / "b/new.png").write_bytes((config.data_path / "a/0.png").read_bytes())
+    (config.data_path / FILES[0]).unlink()
     opened.clear()
-    again = pixels_of(config, [*FILES, "b/new.png"])
+    left = [*FILES[1:], "b/new.png"]
+    again = pixels_of(config, left)
     assert sorted(opened) == sorted([FILES[4], "b/new.png"])
-    assert torch.equal(again, decoded(config, [*FILES, "b/new.png"])) and not torch.equal(again[4], before[4])
+    assert torch.equal(again, decoded(config, left)) and not torch.equal(again[3], before[4])
     assert torch.equal(images[range(12)], before)  # of a training that has begun before
+    assert_whole(config, left)
+
+
+@pytest.mark.parametrize("how", ["folders", "files", "content"])
+def test_files_that_were_exchanged_are_decoded_again_even_at_the_same_size_and_time(config, how):
+    """As of archives that are unpacked: only the inode, or the time of the change of status, tells them apart."""
+    files = ["a/0.bmp", "b/0.bmp"]
+    for file, colour in zip(files, ("red", "blue")):
+        Image.new("RGB", (20, 16), colour).save(config.data_path / file)
+        os.utime(config.data_path / file, ns=(1, 1))
+    assert pixels_of(config, files)[:, 0, 0, 0].tolist() == [255, 0]
+    one, other, away = (config.data_path / name for name in ("a", "b", "away"))
+    if how == "folders":
+        one.rename(away), other.rename(one), away.rename(other)
+    else:
+        a, b = ((config.data_path / file).read_bytes() for file in files)
+        for file, content in zip(files, (b, a)):
+            if how == "files":
+                (config.data_path / file).unlink()
+            (config.data_path / file).write_bytes(content)
+            os.utime(config.data_path / file, ns=(1, 1))
+    assert pixels_of(config, files)[:, 0, 0, 0].tolist() == [0, 255]
 
 
 def test_another_version_of_what_decodes_is_not_taken_for_this_one(config, opened, monkeypatch):
@@ -275,129 +301,100 @@ def test_what_cannot_be_read_is_named_and_left_out_before_and_after_it_was_cache
     assert sorted(read_images(config, FILES, FRAME)[1]) == [11]
 
 
-def test_a_file_is_known_by_the_state_in_which_it_was_read(config, opened, monkeypatch):
-    """It may have changed while others were decoded; and it may change again."""
-
-    def change_last(path, moment):
-        if path.name == "0.png":  # the first of a class
-            noise(seed=moment).save(path.with_name("5.png"))
-            os.utime(path.with_name("5.png"), ns=(moment, moment))
-        return read_image(path)
-
-    monkeypatch.setattr(cache, "read_image", lambda path: change_last(path, 7))
-    read_fingerprints(one_by_one(config), FILES)
-    opened.clear()
-    assert pixels_of(config).shape[0] == len(FILES) and opened == []
-    assert torch.equal(pixels_of(config), decoded(config))
-    for moment in (8, 9):
-        change_last(config.data_path / "a/0.png", moment)
-        assert torch.equal(pixels_of(config), decoded(config))
-
-
-def test_images_that_break_while_others_are_decoded_are_left_out(config, monkeypatch):
-    def breaking(path):
+def test_a_file_that_changes_while_it_is_decoded_is_decoded_again(config, monkeypatch):
+    def change(path):
+        image = read_image(path)
         if path.name == "0.png":
-            path.with_name("5.png").unlink(missing_ok=True)
-        return read_image(path)
+            noise(seed=7).save(path)
+        return image
 
-    monkeypatch.setattr(cache, "read_image", breaking)
-    _, problems = read_images(one_by_one(config), FILES, FRAME)
-    assert sorted(problems) == [5, 11] and "no such image" in problems[5]
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "read_image", change)
+        read_fingerprints(config, FILES)
+    assert torch.equal(pixels_of(config), decoded(config))
 
 
-def test_pixels_of_files_that_have_changed_do_not_pile_up(config, monkeypatch):
-    monkeypatch.setattr(cache, "SPARE", 0)
-    for seed in range(10):
-        for index, file in enumerate(FILES):
-            noise(seed=100 * seed + index).save(config.data_path / file)
-            os.utime(config.data_path / file, ns=(seed, seed))
-        assert torch.equal(pixels_of(config), decoded(config))
-        _, (pixels,), rows = stored(config)
-        assert sorted(rows) == FILES and pixels.stat().st_size <= 3 * len(FILES) * BYTES
+def test_files_that_cannot_be_read_do_not_make_it_again(config):
+    break_file(config.data_path / FILES[3], 0.5)
+    assert sorted(read_images(config, FILES, FRAME)[1]) == [3]
+    before = stored(config)[0]
+    assert sorted(read_images(config, FILES, FRAME)[1]) == [3] and stored(config)[0] == before
+    assert_whole(config, FILES[:3] + FILES[4:])
 
 
 # --------------------------------------------------------------------------------- kills, other runs, damage
 
 
-def test_a_run_that_is_killed_between_pixels_and_table_leaves_nothing_wrong(config):
-    """The first of two chunks is kept; of the second there are pixels, which nobody knows."""
-    assert exit_code(dying.reading, config, FILES, 7 * BYTES) == KILLED
-    _, (pixels,), rows = stored(config)
-    assert sorted(rows) == FILES[:7] and pixels.stat().st_size == len(FILES) * BYTES
+def test_a_run_that_is_killed_leaves_nothing_wrong_and_what_it_left_goes(config):
+    pixels_of(config, FILES[:3])
+    assert exit_code(dying.reading, config, FILES) == KILLED
+    assert torch.equal(pixels_of(config, FILES[:3]), decoded(config, FILES[:3]))
+    assert len(stored(config)[0]) == 3  # one of pixels, which may be those of a run that is at it
+    for path in (config.outputs_path / ".cache").iterdir():
+        os.utime(path, (1, 1))
     assert torch.equal(pixels_of(config), decoded(config))
-    _, (pixels,), rows = stored(config)
-    assert sorted(rows) == FILES and pixels.stat().st_size == len(FILES) * BYTES
+    assert_whole(config)
 
 
-def test_runs_that_build_it_at_once_share_it(config, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 2 * BYTES)
+def test_runs_that_build_it_at_once_leave_one(config):
     expected, start, found = decoded(config), threading.Barrier(4), []
 
     def build():
         start.wait()
-        found.append(pixels_of(config))
+        found.append(read_images(config, FILES, FRAME)[0])
 
     threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4 and all(torch.equal(images, expected) for images in found)
-    _, (pixels,), rows = stored(config)
-    assert sorted(rows.values()) == list(range(12)) and pixels.stat().st_size == 12 * BYTES
+    assert len(found) == 4 and all(torch.equal(images[range(12)], expected) for images in found)
+    assert torch.equal(pixels_of(config), expected)
+    assert set(stored(config)[1].index) == set(FILES)
 
 
-def test_what_another_run_has_added_meanwhile_is_not_added_again(config, monkeypatch):
-    append, others = cache.ImageCache._append, [FILES[1:3], FILES[8:9]]
+def test_a_build_that_ends_later_takes_the_place_of_an_earlier_one(config, monkeypatch):
+    sync, others = os.fsync, [FILES[1:3]]
 
-    def later(self, rows, pixels):
+    def later(number):
         while others:
             pixels_of(config, others.pop())  # which comes here, too
-        append(self, rows, pixels)
+        sync(number)
 
-    monkeypatch.setattr(cache.ImageCache, "_append", later)
+    monkeypatch.setattr(os, "fsync", later)
     assert torch.equal(pixels_of(config), decoded(config))
-    _, (pixels,), rows = stored(config)
-    assert sorted(rows.values()) == list(range(12)) and pixels.stat().st_size == 12 * BYTES
+    assert_whole(config)
 
 
-def test_what_another_run_has_replaced_meanwhile_is_found_again(config, monkeypatch):
-    """Another run finds most of the pixels out of date, and starts a new file of them."""
-    append, calls = cache.ImageCache._append, []
+def test_a_table_that_cannot_be_replaced_stays(config, monkeypatch):
+    """As on Windows, while another run reads it."""
 
-    def interrupted(self, rows, pixels):
-        append(self, rows, pixels)
-        calls.append(len(rows))
-        if len(calls) == 1:
-            for path in self.folder.glob("*.pixels"):
-                path.unlink()
+    def refuse(*paths):
+        raise PermissionError(13, "in use")
 
-    monkeypatch.setattr(cache.ImageCache, "_append", interrupted)
-    assert torch.equal(pixels_of(config), decoded(config)) and calls == [12, 12]
+    pixels_of(config, FILES[:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        assert torch.equal(pixels_of(config), decoded(config))
+    assert_whole(config, FILES[:3])
 
 
-@pytest.mark.parametrize("damage", ["pixels gone", "pixels short", "table gone", "all gone"])
-def test_a_cache_that_lacks_something_is_made_anew(config, damage):
+@pytest.mark.parametrize("damage", ["pixels gone", "pixels short", "table gone", "table damaged", "all gone"])
+def test_a_cache_that_lacks_something_is_made_again(config, damage):
     expected = pixels_of(config)
-    folder, (pixels,), _ = stored(config)
+    folder, (name, pixels) = config.outputs_path / ".cache", sorted(stored(config)[0], key=len)
     if damage == "pixels gone":
-        pixels.unlink()
+        (folder / pixels).unlink()
     elif damage == "pixels short":
-        os.truncate(pixels, 100)
+        os.truncate(folder / pixels, 100)
     elif damage == "table gone":
-        next(folder.glob("*.sqlite")).unlink()
+        (folder / name).unlink()
+    elif damage == "table damaged":
+        (folder / name).write_bytes(b"no table" * 1000)
     else:
         shutil.rmtree(folder)
-    assert torch.equal(pixels_of(config), expected)
-    assert len(stored(config)[1]) == 1
-
-
-def test_a_damaged_table_is_said_in_a_line(config):
-    pixels_of(config)
-    table = next(stored(config)[0].glob("*.sqlite"))
-    table.write_bytes(b"no table" * 1000)
-    with pytest.raises(UserError, match=r"\.sqlite: damaged \(.*\); delete .*cache, or set cache: False$"):
-        pixels_of(config)
+    assert torch.equal(pixels_of(config), expected) and torch.equal(pixels_of(config), expected)
+    assert sorted(stored(config)[1].index) == FILES
 
 
 # -------------------------------------------------------------------------------------------------- room
@@ -410,12 +407,13 @@ def test_a_limit_is_kept_to_before_anything_is_decoded(config, opened):
     with pytest.raises(UserError) as caught:
         pixels_of(tight)
     assert str(caught.value) == (
-        f"{config.outputs_path / '.cache'}: 12 images of 16 x 20 pixels need 1.15e-05 GB, and the disk or "
-        "cache_gigabytes: 9.6e-06 leaves 9.6e-06; make room, raise cache_gigabytes, or set cache: False"
+        f"{config.outputs_path / '.cache'}: cannot be used (12 images of 16 x 20 pixels need 1.15e-05 GB, and the disk "
+        "or cache_gigabytes: 9.6e-06 leaves 9.6e-06); make room, check the access rights, raise cache_gigabytes, or "
+        "set cache: False"
     )
     assert opened == []
     pixels_of(tight, FILES[:7])
-    with pytest.raises(UserError, match="5 images .* leaves 2.88e-06; make room"):
+    with pytest.raises(UserError, match=r"5 images .* leaves 2.88e-06\); make room"):
         pixels_of(tight)
     assert torch.equal(pixels_of(tight, FILES[:7]), decoded(config, FILES[:7]))  # nothing more is needed
 
@@ -423,7 +421,7 @@ def test_a_limit_is_kept_to_before_anything_is_decoded(config, opened):
 def test_a_full_disk_is_noticed_before_and_while_it_is_written(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-        with pytest.raises(UserError, match="leaves 1e-06; make room"):
+        with pytest.raises(UserError, match=r"leaves 1e-06\); make room"):
             pixels_of(config)
 
     def full(number):
@@ -433,7 +431,7 @@ def test_a_full_disk_is_noticed_before_and_while_it_is_written(config, monkeypat
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match=r"cannot be used \(No space left on device\); make room, check the access"):
             pixels_of(config)
-    assert stored(config)[2] == {} and torch.equal(pixels_of(config), decoded(config))
+    assert not list((config.outputs_path / ".cache").iterdir()) and torch.equal(pixels_of(config), decoded(config))
 
 
 def test_a_place_that_cannot_be_written_to_is_said_in_a_line(config):

@@ -6,14 +6,15 @@ from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 
 from utils.images import duplicates
+from utils.images.decoding import decode
 from utils.images.duplicates import (
     MOST_BITS,
     Fingerprint,
     exact_groups,
-    fingerprints,
     join,
     twin_groups,
 )
+from utils.images.frame import Frame
 
 
 def picture(seed, size=(80, 60)):
@@ -24,6 +25,10 @@ def picture(seed, size=(80, 60)):
 
 def prints_of(bits):
     return [Fingerprint(f"file {i}".encode(), row, (1, 1)) for i, row in enumerate(bits)]
+
+
+def prints_in(paths):
+    return [seen if isinstance(seen, str) else seen[1] for seen in decode(paths, Frame((8, 8)), verbose=False)]
 
 
 def naive_groups(count, linked):
@@ -47,7 +52,7 @@ def test_the_same_picture_in_other_clothes_is_found(tmp_path):
     for seed in range(6, 16):
         picture(seed).save(tmp_path / f"{seed}.png")
     paths = sorted(tmp_path.iterdir(), key=lambda path: int(path.stem))
-    assert twin_groups(fingerprints(paths, 2, verbose=False)).tolist() == [0] * 6 + list(range(6, 16))
+    assert twin_groups(prints_in(paths)).tolist() == [0] * 6 + list(range(6, 16))
 
 
 @pytest.mark.parametrize("chunk", [7, 2048])
@@ -101,7 +106,7 @@ def test_flat_pictures_are_twins_only_as_copies(tmp_path):
     Image.fromarray(noise).save(tmp_path / "6.png")
     for seed in range(7, 10):
         picture(seed).save(tmp_path / f"{seed}.png")
-    prints = fingerprints(sorted(tmp_path.iterdir()), verbose=False)
+    prints = prints_in(sorted(tmp_path.iterdir()))
     assert [known.bits is None for known in prints] == [True] * 7 + [False] * 3
     assert twin_groups(prints).tolist() == [0, 0, *range(2, 10)]
 
@@ -139,7 +144,7 @@ def test_what_cannot_be_read_has_no_fingerprint_and_no_twin(tmp_path):
     for name in ("1.png", "2.png"):
         (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes()[:2000])
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "gone.png"]
-    prints = fingerprints(paths, verbose=False)
+    prints = prints_in(paths)
     assert prints[0].size == (80, 60)
     assert [reason.split(" (")[0].split(";")[0] for reason in prints[1:]] == ["not a readable image"] * 2 + [
         "no such image"

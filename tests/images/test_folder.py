@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from samples import NEEDS_EMOJI, break_file, make_files, noise
 
-from utils.images.duplicates import fingerprints
+from utils.images.decoding import decode, load
 from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
-from utils.images.frame import Frame, load_what_opens
+from utils.images.frame import Frame
 from utils.images.reading import SUFFIXES, DataError
 
 
@@ -206,9 +206,8 @@ BAD = {
 
 def readable(found, folder):
     """A table without the files that cannot be read, and a line for each of these."""
-    table, prints, bad = leave_out_unreadable(
-        found, fingerprints([folder / file for file in found.file], verbose=False)
-    )
+    seen = decode([folder / file for file in found.file], Frame((8, 8)), verbose=False)
+    table, prints, bad = leave_out_unreadable(found, [one if isinstance(one, str) else one[1] for one in seen])
     assert len(prints) == len(table)
     return table, bad
 
@@ -264,7 +263,7 @@ def test_an_unusual_image_is_taken(tmp_path, name):
     table, bad = readable(found, tmp_path)
     assert sorted(table.file) == sorted(["a/1.png", "b/1.png", f"a/{name}"]) and skipped == bad == []
     for fit in ("stretch", "pad"):
-        images, _ = load_what_opens([tmp_path / file for file in table.file], Frame((16, 24), fit), verbose=False)
+        images, _ = load([tmp_path / file for file in table.file], Frame((16, 24), fit), verbose=False)
         assert images.shape == (3, 3, 16, 24)
     table.to_csv(tmp_path / "split.csv", index=False)
     assert pd.read_csv(tmp_path / "split.csv", dtype=str, keep_default_na=False).equals(table)

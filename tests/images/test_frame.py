@@ -1,14 +1,11 @@
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from samples import break_file, make_files, noise
+from samples import noise
 
-from utils.images import frame
 from utils.images.augmentation import Augmentation
-from utils.images.frame import Box, Frame, load_what_opens, to_uint8
+from utils.images.frame import Box, Frame, to_uint8
 from utils.images.reading import read_image
 from utils.settings import ImageOptions
 
@@ -93,24 +90,3 @@ def test_what_padding_fills_in_is_what_augmentation_fills_in():
     options = ImageOptions(RandomErasing=1, HorizontalFlip=0, normalization={"mean": mean})
     erased = Augmentation(options, seed=0)(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     assert set(map(tuple, erased[0].flatten(1).T.tolist())) == {(0, 0, 0), tuple(framed[:, 0, 0].tolist())}
-
-
-@pytest.mark.parametrize("num_workers", [0, 1, 4])
-def test_load_what_opens_decodes_each_file_once_and_keeps_the_order(tmp_path, monkeypatch, num_workers):
-    paths, opened = [tmp_path / f"{i}.png" for i in range(30)], []
-    for i, path in enumerate(paths):
-        Image.new("RGB", (5, 4), (i, 2 * i, 3 * i)).save(path)
-    monkeypatch.setattr(frame, "read_image", lambda path: opened.append(path) or read_image(path))
-    images, _ = load_what_opens(paths[::-1], Frame((2, 3)), num_workers, verbose=False)
-    assert images.shape == (30, 3, 2, 3) and images.dtype == torch.uint8
-    assert images[:, :, 1, 2].tolist() == [[i, 2 * i, 3 * i] for i in reversed(range(30))]
-    assert Counter(opened) == dict.fromkeys(paths, 1)
-
-
-def test_load_what_opens_says_where_and_why_an_image_is_missing(tmp_path):
-    make_files(tmp_path, ["1.png", "2.png", "3.png"])
-    break_file(tmp_path / "2.png", 0.5)
-    paths = [*sorted(tmp_path.iterdir()), tmp_path / "4.png"]
-    images, problems = load_what_opens(paths, Frame((6, 10)), 2, verbose=False)
-    assert sorted(problems) == [1, 3] and "2.png: not a readable image" in problems[1] and "no such" in problems[3]
-    assert np.array_equal(images.permute(0, 2, 3, 1), [Image.open(paths[i]) for i in (0, 2)])

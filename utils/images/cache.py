@@ -1,76 +1,42 @@
 """Decoded images and their fingerprints, kept on disk, so that a file is decoded once, whoever needs it next.
 
-For each size that images are fitted into there is a file with their pixels, one image after the other, and an SQLite
-table that says which file each one is of. Pixels are only appended: what another run has mapped into memory stays as it
-is, and Windows, which replaces no mapped file, lets it grow. The table follows, in one transaction: a run that is
-killed leaves pixels behind that nobody knows, and the next one writes over them.
+For each frame there is a file of pixels, one image after the other, and a table that says which file each is of. Where
+files are new or have changed, both are made again under other names, what has not changed is copied, and the table is
+put in place when it is whole. So neither a kill nor two runs at once leave half a cache, and what is mapped stays.
 """
 
 from __future__ import annotations
 
+import csv
+import errno
 import hashlib
 import os
 import shutil
-import sqlite3
+import time
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
 from uuid import uuid4
 
 import imagehash
 import numpy as np
+import pandas as pd
 import PIL
-import torch
-from tqdm.auto import tqdm
 
 from utils.files import counted
-from utils.images.duplicates import Fingerprint, fingerprint_of, fingerprints
-from utils.images.frame import Frame, load_what_opens, mean_colour, to_uint8
-from utils.images.reading import DataError, read_image
+from utils.images.decoding import decode, load
+from utils.images.duplicates import Fingerprint
+from utils.images.frame import Frame, mean_colour
+from utils.images.stored import Images, StoredImages
 from utils.settings import Config, UserError
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that it is no class, whatever lies around it
-VERSION = f"1, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of what is made of a file
-FORMAT = 1  # of the two files
-CHUNK = 32 * 2**20  # bytes of pixels between two commits, which are what a killed run may lose
-SPARE = 64  # images, whose pixels may lie there without a file
-WAIT = 60.0  # seconds, for another process to finish writing
-TABLES = (
-    "CREATE TABLE IF NOT EXISTS pixels (name TEXT NOT NULL)",  # of the file
-    """CREATE TABLE IF NOT EXISTS images (
-        file TEXT PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER NOT NULL, version TEXT NOT NULL,
-        slot INTEGER NOT NULL, checksum INTEGER NOT NULL,
-        content BLOB NOT NULL, bits BLOB, width INTEGER NOT NULL, height INTEGER NOT NULL)""",
-)
-State = tuple[int, int]  # of a file: its bytes, and when it changed, in nanoseconds
-
-
-class StoredImages:
-    """Images that stay on disk until they are asked for: of a uint8 tensor (N, 3, H, W) what training needs."""
-
-    def __init__(self, pixels: np.ndarray, slots: np.ndarray, checksums: np.ndarray) -> None:
-        """Image i is `pixels[slots[i]]`, and `checksums[i]` its CRC-32; `pixels` is mapped into memory."""
-        self.pixels, self.slots, self.checksums = pixels, slots, checksums
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    def __getitem__(self, positions: int | slice | Sequence[int] | np.ndarray) -> StoredImages | torch.Tensor:
-        """A slice stays on disk, as a slice of a tensor is no copy; what is at positions is read, into a tensor."""
-        if isinstance(positions, slice):
-            return StoredImages(self.pixels, self.slots[positions], self.checksums[positions])
-        return torch.from_numpy(np.take(self.pixels, self.slots[positions], axis=0))
-
-    def split(self, size: int) -> Iterator[torch.Tensor]:
-        """All images, at most `size` at a time; of none, as of a tensor, one empty part."""
-        starts = range(0, max(1, len(self)), size)
-        return (self[np.arange(start, min(start + size, len(self)))] for start in starts)
-
-
-Images: TypeAlias = torch.Tensor | StoredImages
+VERSION = f"2, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of what is made of a file
+ABANDONED = 3600  # seconds without a change, after which files that are not in place are of a run that was killed
+COPIED = 100  # images at a time
+COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": int, "height": int}  # of the table
+Found = tuple[np.ndarray, pd.DataFrame, dict[str, str]]
 
 
 def checksums(images: Images) -> list[int]:
@@ -88,13 +54,21 @@ def read_fingerprints(config: Config, files: Sequence[str], verbose: bool = True
     """
     frame = Frame(config.image.size, config.image.fit, config.image.normalization.mean)
     if not config.cache:
-        return fingerprints([config.data_path / file for file in files], config.hyperparameters.num_workers, verbose)
-    _, rows = ImageCache(config, frame).find(files, "content, bits, width, height", verbose)
-    return [row if isinstance(row, str) else _fingerprint(*row) for row in rows]
+        paths = [config.data_path / file for file in files]
+        decoded = decode(paths, frame, config.hyperparameters.num_workers, verbose)
+        return [found if isinstance(found, str) else found[1] for found in decoded]
+    _, rows, problems = ImageCache(config, frame, verbose).find(files)
+    known = rows.loc[[file for file in files if file not in problems]].itertuples(index=False)
+    return [problems[file] if file in problems else _fingerprint(*next(known)[2:]) for file in files]
+
+
+def _fingerprint(content: str, bits: str, width: int, height: int) -> Fingerprint:
+    unpacked = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8)).view(bool) if bits else None
+    return Fingerprint(bytes.fromhex(content), unpacked, (width, height))
 
 
 def read_images(config: Config, files: Sequence[str], frame: Frame) -> tuple[Images, dict[int, str]]:
-    """The images of files, fitted into a frame.
+    """The images of files, fitted into a frame: on disk or, under `cache: False`, a tensor in memory.
 
     Args:
         files: relative to `data_path`; those that are in the cache are not opened.
@@ -104,165 +78,112 @@ def read_images(config: Config, files: Sequence[str], frame: Frame) -> tuple[Ima
     """
     paths, options = [config.data_path / file for file in files], config.hyperparameters
     if not config.cache:
-        return load_what_opens(paths, frame, options.num_workers, options.verbose)
-    pixels, rows = ImageCache(config, frame).find(files, "slot, checksum", options.verbose)
-    known = np.array([row for row in rows if not isinstance(row, str)], int).reshape(-1, 2)
-    problems = {i: f"{paths[i]}: {reason}" for i, reason in enumerate(rows) if isinstance(reason, str)}
-    return StoredImages(pixels, *known.T), problems
-
-
-def _fingerprint(content: bytes, bits: bytes | None, width: int, height: int) -> Fingerprint:
-    unpacked = None if bits is None else np.unpackbits(np.frombuffer(bits, np.uint8)).view(bool)
-    return Fingerprint(content, unpacked, (width, height))
+        return load(paths, frame, options.num_workers, options.verbose)
+    pixels, rows, problems = ImageCache(config, frame, options.verbose).find(files)
+    slots = rows.index.get_indexer([file for file in files if file not in problems])
+    images = StoredImages(pixels, slots, rows.checksum.to_numpy()[slots])
+    return images, {i: f"{paths[i]}: {problems[file]}" for i, file in enumerate(files) if file in problems}
 
 
 class ImageCache:
     """The cache of a configuration's images in one frame."""
 
-    def __init__(self, config: Config, frame: Frame) -> None:
-        self.data_path, self.frame, self.shape = config.data_path, frame, (3, *frame.size)
-        self.limit, self.num_workers = config.cache_gigabytes, config.hyperparameters.num_workers
-        self.folder, self.bytes = config.outputs_path / FOLDER, 3 * frame.size[0] * frame.size[1]
+    def __init__(self, config: Config, frame: Frame, verbose: bool) -> None:
+        self.config, self.frame, self.verbose = config, frame, verbose
+        self.folder, self.shape = config.outputs_path / FOLDER, (3, *frame.size)
         filled = mean_colour(frame.mean) if frame.fit == "pad" else None
-        digits = hashlib.sha256(repr((FORMAT, self.data_path.as_posix(), filled)).encode()).hexdigest()[:8]
+        digits = hashlib.sha256(repr((config.data_path.as_posix(), filled)).encode()).hexdigest()[:8]
         self.name = f"{frame.size[0]}x{frame.size[1]}-{frame.fit}-{digits}"
+        self.table = self.folder / f"{self.name}.csv"
 
-    def find(self, files: Sequence[str], columns: str, verbose: bool) -> tuple[np.ndarray, list[tuple | str]]:
-        """Some columns of the rows of files; those that the cache lacks are decoded first.
+    def find(self, files: Sequence[str]) -> Found:
+        """Some files in the cache; those that it lacks, or that have changed, are decoded into it first.
 
         Returns:
-            All pixels, uint8 (M, 3, H, W), of which `slot` counts; and of every file its row or, where it cannot be
-            read as an image, what is wrong and what to do.
+            All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and what is wrong with those of `files`
+            that cannot be read as images.
 
         Raises:
-            UserError: there is no room, or the cache cannot be used; the message says what to set.
+            UserError: there is no room, or the cache cannot be written; the message says what to set.
         """
-        states = {file: self._state(file) for file in files}
-        problems: dict[str, str] = {}
-        while True:  # a third time only if another run has replaced what was just decoded
-            pixels, rows = self._look_up(set(files), columns)
-            missing = [f for f, state in states.items() if f not in problems and rows.get(f, ())[:2] != state]
-            if not missing:
-                return pixels, [problems.get(file) or rows[file][2:] for file in files]
-            self._decode_all(missing, states, problems, verbose)
+        pixels, rows = np.empty((0, *self.shape), np.uint8), pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
+        with suppress(OSError, ValueError):  # not there, or not whole
+            table = pd.read_csv(self.table, index_col=0, dtype=COLUMNS, keep_default_na=False)
+            pixels = np.memmap(self.folder / table.index.name, np.uint8, "r", shape=(len(table), *self.shape))
+            rows = table
+        known, states = dict(zip(rows.index, rows.state)), {file: self._state(file) for file in files}
+        missing = [file for file, state in states.items() if not state or known.get(file) != state]
+        try:
+            return self._add(missing, states, pixels, rows) if missing else (pixels, rows, {})
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be used ({error.strerror or error}); make room, check the access rights, raise "
+                "cache_gigabytes, or set cache: False"
+            ) from None
 
-    def _state(self, file: str) -> State | None:
+    def _state(self, file: str) -> str:
+        """What tells a file from any other that was in its place, and what decodes it; "" where none is found."""
         with suppress(OSError):  # reading it finds out what is wrong
-            found = (self.data_path / file).stat()
-            return found.st_size, found.st_mtime_ns
+            found = (self.config.data_path / file).stat()
+            return f"{found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns} {VERSION}"
+        return ""
+
+    def _add(self, files: list[str], states: dict[str, str], pixels: np.ndarray, rows: pd.DataFrame) -> Found:
+        """`find`, where `files` are missing: unless none of them can be read, a new cache is put in place."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unchanged = np.flatnonzero(rows.state == [states.get(file) or self._state(file) for file in rows.index])
+        self._check_room(len(files), len(unchanged))
+        path = replaced = self.folder / f"{self.name}-{uuid4().hex[:8]}.pixels"
+        new, problems = [], {}
+        try:
+            with path.open("wb") as out:
+                paths = [self.config.data_path / file for file in files]
+                decoded = decode(paths, self.frame, self.config.hyperparameters.num_workers, self.verbose)
+                for file, found in zip(files, decoded):
+                    if isinstance(found, str):
+                        problems[file] = found
+                        continue
+                    out.write(found[0])
+                    packed = "" if found[1].bits is None else np.packbits(found[1].bits).tobytes().hex()
+                    about = found[1].content.hex(), packed, *found[1].size
+                    new.append((file, states[file], zlib.crc32(found[0]), *about))
+                if not new:
+                    return pixels, rows, problems
+                for start in range(0, len(unchanged), COPIED):
+                    out.write(pixels[unchanged[start : start + COPIED]])
+                out.flush()
+                os.fsync(out.fileno())
+            table = pd.DataFrame(new, columns=["file", *COLUMNS]).set_index("file")
+            rows = pd.concat([table, rows.iloc[unchanged]]).rename_axis(path.name)
+            rows.to_csv(path.with_suffix(".csv"), quoting=csv.QUOTE_NONNUMERIC)
+            pixels = np.memmap(path, np.uint8, "r", shape=(len(rows), *self.shape))  # before another run replaces it
+            with suppress(PermissionError):  # on Windows, while another run reads the table: it stays, this run goes on
+                replaced = self._in_place()
+                path.with_suffix(".csv").replace(self.table)
+            return pixels, rows, problems
+        finally:
+            self._delete(path, replaced)
+
+    def _check_room(self, new: int, copied: int) -> None:
+        size, limit = self.shape[1] * self.shape[2] * 3 / 1e9, self.config.cache_gigabytes
+        room = min(limit - copied * size, shutil.disk_usage(self.folder).free / 1e9)
+        if new * size > room:
+            images = f"{counted(new, 'image')} of {self.shape[1]} x {self.shape[2]} pixels"
+            need = f"need{'s' * (new == 1)} {new * size:.3g} GB, and the disk or"
+            left = f"cache_gigabytes: {limit:g} leaves {max(0.0, room):.3g}"
+            raise OSError(errno.ENOSPC, f"{images} {need} {left}")
+
+    def _in_place(self) -> Path | None:
+        """The file of pixels that the table in place names."""
+        with suppress(OSError, ValueError):
+            return self.folder / pd.read_csv(self.table, nrows=0).columns[0]
         return None
 
-    @contextmanager
-    def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
-        """All that happens inside, or none of it. `DEFERRED` reads one state of the table, `IMMEDIATE` writes."""
-        path = self.folder / f"{self.name}.sqlite"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(path, timeout=WAIT, isolation_level=None)) as db, db:
-                for table in TABLES:
-                    db.execute(table)
-                db.execute(f"BEGIN {kind}")
-                yield db
-        except (sqlite3.OperationalError, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{path}: cannot be used ({reason}); make room, check the access rights, or set cache: False"
-            ) from None
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{path}: damaged ({error}); delete {self.folder}, or set cache: False") from None
-
-    def _pixels(self, db: sqlite3.Connection) -> tuple[Path | None, int]:
-        """The file with the pixels, None unless it holds all that the table knows; and where the next ones go."""
-        (end,) = db.execute("SELECT ifnull(max(slot) + 1, 0) FROM images").fetchone()
-        for (name,) in db.execute("SELECT name FROM pixels").fetchall():
-            with suppress(OSError):
-                if (self.folder / name).stat().st_size >= end * self.bytes:
-                    return self.folder / name, end
-        return None, 0
-
-    def _look_up(self, files: set[str], columns: str) -> tuple[np.ndarray, dict[str, tuple]]:
-        """The pixels, and the rows of those of the files that have one: their states, then the columns."""
-        with self._transaction("DEFERRED") as db:  # while it lasts, nobody takes the file with the pixels away
-            path, count = self._pixels(db)
-            if not count:
-                return np.empty((0, *self.shape), np.uint8), {}
-            found = db.execute(f"SELECT file, size, changed, {columns} FROM images WHERE version = ?", (VERSION,))
-            rows = {row[0]: row[1:] for row in found if row[0] in files}
-            return np.memmap(path, np.uint8, "r", shape=(count, *self.shape)), rows
-
-    def _decode_all(
-        self, files: list[str], states: dict[str, State | None], problems: dict[str, str], verbose: bool
-    ) -> None:
-        """Decode files into the cache; their `states` become those in which they were read, and `problems` gets what is
-        wrong with those that cannot be read."""
-        self._check_room(len(files))
-        size = max(1, CHUNK // self.bytes)
-        with (
-            ThreadPoolExecutor(max(1, self.num_workers)) as pool,
-            tqdm(total=len(files), desc="Reading images", disable=not verbose) as bar,
-        ):
-            for start in range(0, len(files), size):
-                rows, pixels = [], np.empty((min(size, len(files) - start), *self.shape), np.uint8)
-                for file, result in zip(
-                    files[start : start + size], pool.map(self._decode, files[start : start + size])
-                ):
-                    bar.update()
-                    if isinstance(result, str):
-                        problems[file] = result
-                        continue
-                    states[file], about, pixels[len(rows)] = result
-                    rows.append((file, *states[file], VERSION, *about))
-                self._append(rows, pixels)
-
-    def _check_room(self, count: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        used = sum(path.stat().st_size for path in self.folder.glob(f"{self.name}-*.pixels"))
-        room = min(self.limit - used / 1e9, shutil.disk_usage(self.folder).free / 1e9)
-        if count * self.bytes / 1e9 > room:
-            raise UserError(
-                f"{self.folder}: {counted(count, 'image')} of {self.shape[1]} x {self.shape[2]} pixels "
-                f"{'needs' if count == 1 else 'need'} {count * self.bytes / 1e9:.3g} GB, and the disk or "
-                f"cache_gigabytes: {self.limit:g} leaves {max(0.0, room):.3g}; make room, raise cache_gigabytes, or "
-                "set cache: False"
-            )
-
-    def _decode(self, file: str) -> tuple[State, tuple, np.ndarray] | str:
-        """The state of a file before it was read, the rest of its row but for the slot, and its pixels (3, H, W); or
-        what is wrong with it."""
-        path, state = self.data_path / file, self._state(file)
-        try:
-            image = read_image(path)
-            if state is None:
-                raise DataError(f"{path}: was not there when it was looked for; run again")
-            content, bits, size = fingerprint_of(path, image)
-        except DataError as error:
-            return str(error).removeprefix(f"{path}: ")
-        pixels = to_uint8(image, self.frame).numpy()
-        packed = None if bits is None else np.packbits(bits).tobytes()
-        return state, (zlib.crc32(pixels), content, packed, *size), pixels
-
-    def _append(self, rows: list[tuple], pixels: np.ndarray) -> None:
-        """Add images to the cache: first their pixels, of which the first ones are those of `rows`."""
-        old: list[Path] = []
-        with self._transaction("IMMEDIATE") as db:
-            path, end = self._pixels(db)
-            (count,) = db.execute("SELECT count(*) FROM images").fetchone()
-            if path is None or end > 2 * count + SPARE:  # lost, or most of them are of files that have changed since
-                old = list(self.folder.glob(f"{self.name}-*.pixels"))
-                path, end = self.folder / f"{self.name}-{uuid4().hex[:8]}.pixels", 0
-                db.execute("DELETE FROM images")
-                db.execute("DELETE FROM pixels")
-                db.execute("INSERT INTO pixels VALUES (?)", (path.name,))
-                path.touch()
-            known = "SELECT 1 FROM images WHERE file = ? AND size = ? AND changed = ? AND version = ?"
-            new = [k for k, row in enumerate(rows) if not db.execute(known, row[:4]).fetchone()]  # to other runs
-            with path.open("r+b") as file:
-                file.seek(end * self.bytes)
-                file.write(pixels[new])
-                file.flush()
-                os.fsync(file.fileno())
-            added = [(*rows[k][:4], slot, *rows[k][4:]) for slot, k in enumerate(new, start=end)]
-            db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", added)
-        for path in old:
-            with suppress(OSError):  # on Windows, while another run has it mapped
-                path.unlink()
+    def _delete(self, *done: Path | None) -> None:
+        """Delete files that are done with, and what runs that were killed have left; not what is in place."""
+        in_place, now = self._in_place(), time.time()
+        for path in self.folder.glob(f"{self.name}-*"):
+            with suppress(OSError):  # on Windows, while a run has it mapped
+                old = path.with_suffix(".pixels") in done or now - path.stat().st_mtime > ABANDONED
+                if old and path != in_place:
+                    path.unlink()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from utils.images.reading import DataError, read_image, what_is_wrong
+from utils.images.reading import DataError, what_is_wrong
 
 # A hash of SIDE * SIDE bits; the usual 8 * 8 take different skin lesions, each a blob in the middle, for the same.
 SIDE = 16
@@ -37,19 +36,6 @@ class Fingerprint(NamedTuple):
     content: bytes
     bits: np.ndarray | None
     size: tuple[int, int]
-
-
-def fingerprints(paths: Sequence[Path], num_workers: int = 0, verbose: bool = True) -> list[Fingerprint | str]:
-    """The fingerprint of every file or, where it cannot be read as an image, what is wrong and what to do."""
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        return list(tqdm(pool.map(_fingerprint, paths), total=len(paths), desc="Reading images", disable=not verbose))
-
-
-def _fingerprint(path: Path) -> Fingerprint | str:
-    try:
-        return fingerprint_of(path, read_image(path))
-    except DataError as error:
-        return str(error).removeprefix(f"{path}: ")
 
 
 def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:

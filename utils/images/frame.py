@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
-from utils.images.reading import DataError, read_image, to_rgb
+from utils.images.reading import to_rgb
 from utils.settings import Normalization
 
 
@@ -73,27 +70,3 @@ def to_uint8(image: Image.Image, frame: Frame) -> torch.Tensor:
     pixels[:] = mean_colour(frame.mean)
     pixels[box.slices] = image.resize((box.width, box.height), Image.Resampling.BILINEAR)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def load_what_opens(
-    paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True
-) -> tuple[torch.Tensor, dict[int, str]]:
-    """Decode every image once, in `num_workers` threads, and fit it into a frame.
-
-    Returns:
-        Those that can be read, in their order, in memory: uint8 of shape (N, 3, H, W); and, by their positions in
-        `paths`, what is wrong with the others, a line each.
-    """
-    images = torch.empty(len(paths), 3, *frame.size, dtype=torch.uint8)
-
-    def fill(position: int) -> str | None:
-        try:
-            images[position] = to_uint8(read_image(paths[position]), frame)
-        except DataError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        results = tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="Reading images", disable=not verbose)
-        problems = {position: problem for position, problem in enumerate(results) if problem}
-    left = [position for position in range(len(paths)) if position not in problems]
-    return images[left] if problems else images, problems

@@ -1,0 +1,62 @@
+"""Files -> pixels and fingerprints, in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from utils.images.duplicates import Fingerprint, fingerprint_of
+from utils.images.frame import Frame, to_uint8
+from utils.images.reading import DataError, read_image
+
+CHUNK = 32 * 2**20  # bytes of pixels that wait at a time
+
+Decoded = tuple[np.ndarray, Fingerprint]
+
+
+def decode(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True) -> Iterator[Decoded | str]:
+    """Read image files in `num_workers` threads, and fit them into a frame.
+
+    Yields:
+        In the order of `paths`: pixels, uint8 (3, H, W), and fingerprint; or what is wrong with a file and what to do.
+    """
+    step = max(1, CHUNK // (3 * frame.size[0] * frame.size[1]))
+    with (
+        ThreadPoolExecutor(max(1, num_workers)) as pool,
+        tqdm(total=len(paths), desc="Reading images", disable=not verbose) as bar,
+    ):
+        for start in range(0, len(paths), step):
+            for decoded in pool.map(lambda path: _decode(path, frame), paths[start : start + step]):
+                bar.update()
+                yield decoded
+
+
+def load(
+    paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True
+) -> tuple[torch.Tensor, dict[int, str]]:
+    """Images in memory.
+
+    Returns:
+        Those that can be read, in their order, uint8 (N, 3, H, W); and, by their positions in `paths`, what is wrong
+        with the others, a line each.
+    """
+    images, problems = torch.empty(len(paths), 3, *frame.size, dtype=torch.uint8), {}
+    for i, found in enumerate(decode(paths, frame, num_workers, verbose)):
+        if isinstance(found, str):
+            problems[i] = f"{paths[i]}: {found}"
+        else:
+            images[i - len(problems)] = torch.from_numpy(found[0])
+    return images[: len(paths) - len(problems)], problems
+
+
+def _decode(path: Path, frame: Frame) -> Decoded | str:
+    try:
+        image = read_image(path)
+        return to_uint8(image, frame).numpy(), fingerprint_of(path, image)
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
