@@ -10,6 +10,7 @@ from PIL import Image
 
 from docs.make_configuration import PAGE, keys, page, values
 from docs.make_figures import CLASSES, CROPS, DOCS, SHARES, THUMBNAILS, crops, photograph, stored_figure
+from utils import __main__ as command_line
 from utils.settings import Config
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,19 @@ def test_links_lead_somewhere(document):
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
                 target
             )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_exist(document, capsys):
+    text = document.read_text(encoding="utf-8")
+    for package, module in re.findall(r"python -m (benchmarks|docs)\.(\w+)", text):
+        assert (ROOT / package / f"{module}.py").is_file(), module
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.MULTILINE)) <= set(targets)
+    with pytest.raises(SystemExit):
+        command_line.main(["--help"])
+    commands = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert commands and set(re.findall(r"python -m utils ([a-z]+)", text)) <= set(commands)
 
 
 def test_every_page_of_the_site_is_there():

@@ -24,17 +24,10 @@ def notebook(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def test_there_are_three():
-    assert [path.name for path in NOTEBOOKS] == [
-        "01_Train_Siamese_model.ipynb",
-        "02_Inference.ipynb",
-        "03_Evaluate.ipynb",
-    ]
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_small_enough_to_be_shown_by_github(path):
-    assert path.stat().st_size < 2_000_000
+def test_there_are_three_small_enough_to_be_shown_by_github():
+    names = ["01_Train_Siamese_model.ipynb", "02_Inference.ipynb", "03_Evaluate.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == names
+    assert max(path.stat().st_size for path in NOTEBOOKS) < 2_000_000
 
 
 def test_committed_after_restart_and_run_all_with_outputs(notebook):
