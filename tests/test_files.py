@@ -1,6 +1,4 @@
-import ast
 import hashlib
-import json
 import os
 import select
 from pathlib import Path
@@ -105,54 +103,6 @@ def test_text_is_written_whole_as_it_is_into_a_new_folder(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="No space left"):
         write_whole(path, "new")
     assert path.read_bytes() == b"\xc3\xa4\r\n" and list(path.parent.iterdir()) == [path]
-
-
-ROOT = Path(__file__).parents[1]
-WRITES = {"to_csv", "to_json", "write_text", "write_bytes", "savefig", "save", "dump", "open"}
-
-
-def writes(source):
-    """Calls in a piece of Python that write a file in its final place: (line, call)."""
-    tree = ast.parse(source)
-    inside = {
-        call
-        for node in ast.walk(tree)
-        if isinstance(node, ast.With) and any("replacing(" in ast.unparse(item.context_expr) for item in node.items)
-        for call in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node not in inside:
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
-            target = any(not isinstance(argument, ast.Starred) for argument in node.args)
-            reads = name == "open" and not any(mode in ast.unparse(node) for mode in ("'w", "'a", "'x"))
-            if name in WRITES and target and not reads and not (name == "dump" and "yaml" in ast.unparse(node)):
-                yield node.lineno, ast.unparse(node)
-
-
-def test_outputs_are_written_whole_or_not_at_all():
-    sources = {
-        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("utils/**/*.py")
-    }
-    for path in ROOT.glob("0*.ipynb"):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        sources[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    found = {(name, call.split("(")[0]) for name, source in sources.items() for _, call in writes(source)}
-    assert found == {
-        ("utils/Siamese.py", "torch.save"),  # into memory
-        ("utils/figures/report.py", "image.save"),  # into memory
-        ("utils/chooser.py", "image.save"),  # into memory
-        ("utils/chooser.py", "figure.savefig"),  # into memory
-        ("utils/settings.py", "path.write_text"),  # Config.save, under the name that it is given
-        ("utils/results.py", "self.save"),  # SiameseNetwork.save, which is careful itself
-        ("utils/results.py", "model.save"),
-        ("utils/results.py", "last.save"),
-        ("utils/images/download.py", "open"),  # into a folder that is renamed when it is complete
-    }
-    assert [call for _, call in writes("with open(p, 'w') as f:\n    json.dump(x, f)")] == [
-        "open(p, 'w')",
-        "json.dump(x, f)",
-    ]
-    assert not list(writes("with replacing(p) as f:\n    table.to_csv(f)\nopen(p).read()\ntable.to_csv()"))
 
 
 def test_one_thing_is_singular():

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import http.client
 import shutil
-import socket
 import ssl
-import stat
 import urllib.error
+import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.datasets.utils import download_url
 from tqdm.auto import tqdm
 
 from utils.files import counted
@@ -59,13 +57,14 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
     try:
         if not zipfile.is_zipfile(archive):
             _fetch(f"{base_url}/{COMMIT}.zip", archive, by_hand)
-        _unpack(archive, f"Data/{name}", partial)
-        if (found := _count_images(partial)) != expected:
+        shutil.rmtree(partial, ignore_errors=True)
+        folder = _unpack(archive, name, partial)
+        if (found := _count_images(folder)) != expected:
             raise DownloadError(
                 f"{archive} has {counted(found, 'image')} of {name} instead of {expected}; "
                 f"delete it and run this again, or {by_hand}"
             )
-        partial.rename(final)
+        folder.rename(final)
     except OSError as error:
         raise DownloadError(
             f"cannot write to {root} ({error}); free some space there or check its permissions, then run this again"
@@ -83,64 +82,49 @@ def _count_images(folder: Path) -> int:
 def _fetch(url: str, archive: Path, by_hand: str) -> None:
     """Download `url` to `archive`, which appears only when it is a whole zip file."""
     partial = archive.with_suffix(".part")
-    partial.unlink(missing_ok=True)  # download_url takes any file of that name for a finished download
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # download_url sets none: it would wait for a silent server for ever
-    print(f"Downloading {url}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        download_url(url, partial.parent, partial.name)
-        if not zipfile.is_zipfile(partial):  # download_url does not notice that a transfer was cut short
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
+            partial.open("wb") as file,
+            tqdm.wrapattr(file, "write", total=answer.length, desc=f"Downloading {url}") as out,
+        ):
+            shutil.copyfileobj(answer, out)
+        if not zipfile.is_zipfile(partial):  # where a transfer was cut short, nobody else notices
+            size = partial.stat().st_size
             raise DownloadError(
-                f"the download ended early ({partial.stat().st_size} bytes came, not a whole zip "
-                f"file); run this again, or {by_hand}"
+                f"the download ended early ({size} bytes came, not a whole zip file); run this again, or {by_hand}"
             )
         partial.replace(archive)
     except urllib.error.HTTPError as error:
         wait = "" if error.code == 404 else "wait some minutes and run this again, or "
         raise DownloadError(f"HTTP {error.code} ({error.reason}) from {url}; {wait}{by_hand}") from error
-    except (
-        urllib.error.URLError,
-        ConnectionError,
-        TimeoutError,
-        ssl.SSLError,
-        http.client.HTTPException,
-        RecursionError,
-    ) as error:  # the last is how download_url says "too many redirects"
+    except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise DownloadError(
-            f"the connection to {url} failed ({reason}); check the network and proxy settings and run "
-            f"this again, or {by_hand}"
+            f"the connection to {url} failed ({reason}); check the network and proxy settings and run this again, or "
+            f"{by_hand}"
         ) from error
     finally:
-        socket.setdefaulttimeout(timeout)
         partial.unlink(missing_ok=True)
 
 
-def _unpack(archive: Path, inner: str, folder: Path) -> None:
-    """Write what `archive` holds under `<its top folder>/<inner>/` to `folder`, emptied first, and nowhere else."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    folder = folder.resolve()
+def _unpack(archive: Path, name: str, folder: Path) -> Path:
+    """Unpack a set into `folder`; `extract` leaves it for no name of a member, and makes no links."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             members = [
-                (info, path.removeprefix(f"{inner}/"))
+                info
                 for info in zipped.infolist()
-                if not info.is_dir() and (path := info.filename.partition("/")[2]).startswith(f"{inner}/")
+                if not info.is_dir() and info.filename.partition("/")[2].startswith(f"Data/{name}/")
             ]
-            if (
-                sum(info.file_size for info, _ in members) > MOST_BYTES
-            ):  # zipfile unpacks no more than a member announces
+            if sum(info.file_size for info in members) > MOST_BYTES:  # no member unpacks to more than it announces
                 raise zipfile.BadZipFile(f"unpacks to more than {MOST_BYTES / 1024**3:g} GiB")
-            for info, path in tqdm(members, desc=f"Unpacking {inner}", unit="file"):
-                target = folder / path
-                if stat.S_ISLNK(info.external_attr >> 16) or not target.resolve().is_relative_to(folder):
-                    raise zipfile.BadZipFile(f"unsafe path {info.filename}")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with zipped.open(info) as source, open(target, "wb") as copy:
-                    shutil.copyfileobj(source, copy)
+            for info in tqdm(members, desc=f"Unpacking {name}", unit="file"):
+                zipped.extract(info, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         archive.unlink()
         raise DownloadError(
             f"the archive {archive} is damaged ({error}) and was removed; run this again to download a fresh one"
         ) from error
+    return next(folder.glob(f"*/Data/{name}"), folder)
