@@ -1,13 +1,11 @@
 """`load_config`: what a file says arrives, and what is wrong in it is named."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from IPython.core.interactiveshell import InteractiveShell
-from pydantic import ValidationError
 
 from utils.config import SANDBOX, ConfigError, load_config
 from utils.settings import UserError
@@ -162,23 +160,6 @@ def test_without_blocks_any_dataset_name_is_a_folder_under_data(load):
     assert load("seed: 1", "Cars").data_path == Path("Data/Cars")
 
 
-def test_size_is_height_then_width(load):
-    height, width = load("dataset: A\nimage: {size: [100, 200]}").image.size
-    assert (height, width) == (100, 200)
-
-
-def test_the_configuration_cannot_be_changed(load):
-    config = load(PUBLIC)
-    for section, key in (
-        (config, "seed"),
-        (config.image, "size"),
-        (config.image.normalization, "mean"),
-        (config.hyperparameters, "epochs"),
-    ):
-        with pytest.raises(ValidationError):
-            setattr(section, key, getattr(section, key))
-
-
 @pytest.mark.parametrize(
     "text, dataset", [(PUBLIC, None), (BLOCKS, "Small"), (BLOCKS, "Elsewhere"), (BLOCKS + "# Größe 日本\n", "Mine")]
 )
@@ -235,13 +216,6 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
     assert config.outputs_path == tmp_path / "out"
 
 
-def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeypatch):
-    shutil.copy(ROOT / "tests" / "config.yml", tmp_path)
-    monkeypatch.setenv(SANDBOX, str(tmp_path))
-    config = load_config()
-    assert all(tmp_path in path.parents for path in (config.data_path, config.checkpoints_path, config.outputs_path))
-
-
 # -------------------------------------------------------------------------------------- what is refused
 
 
@@ -250,30 +224,17 @@ def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeyp
     [
         ("imgae: {size: [32, 32]}", "imgae", ["unknown key", "did you mean 'image'?"]),
         (
-            "hyperparameters: {learning_rat: 0.1}",
-            "hyperparameters.learning_rat",
-            ["unknown key", "did you mean 'learning_rate'?"],
-        ),
-        (
             "image: {normalization: {men: [0, 0, 0]}}",
             "image.normalization.men",
             ["unknown key", "did you mean 'mean'?"],
         ),
         ("num_processes: 1", "num_processes", ["delete it", "torchrun --nproc_per_node=N -m utils train NAME"]),
         ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
-        ("hyperparameters: {epochs: many}", "hyperparameters.epochs", ["whole number", "got 'many'"]),
         ("hyperparameters: {epochs: True}", "hyperparameters.epochs", ["number", "got True"]),
         ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["whole number", "got 1.5"]),
-        ("margin: False", "margin", ["number", "got False"]),
         ("seed: null", "seed", ["integer", "got None"]),
         ("hyperparameters: {learning_rate: 5e-6x}", "hyperparameters.learning_rate", ["number", "got '5e-6x'"]),
-        ("hyperparameters: {learning_rate: 0}", "hyperparameters.learning_rate", ["greater than 0", "got 0"]),
         ("hyperparameters: {learning_rate: .nan}", "hyperparameters.learning_rate", ["greater than 0", "got nan"]),
-        (
-            "hyperparameters: {optimizer: RMSprop}",
-            "hyperparameters.optimizer",
-            ["'Adam', 'AdamW' or 'SGD'", "got 'RMSprop'"],
-        ),
         (
             "hyperparameters: {nesterov: True, momentum: 0, optimizer: SGD}",
             "hyperparameters",
@@ -281,22 +242,15 @@ def test_the_notebooks_test_settings_are_a_valid_configuration(tmp_path, monkeyp
         ),
         ("pretrained: maybe", "pretrained", ["True or False", "got 'maybe'"]),
         ("test_size: 1", "test_size", ["less than 1", "got 1"]),
-        ("image: {size: 224}", "image.size", ["a list such as [224, 224]", "got 224"]),
-        ("image: {size: [224]}", "image.size", ["a list such as [224, 224]", "got [224]"]),
         ("image: {size: [224, 224, 3]}", "image.size", ["a list such as [224, 224]", "got [224, 224, 3]"]),
         ("on_bad_image: stop", "on_bad_image", ["'skip' or 'error'", "got 'stop'"]),
-        ("image: {fit: crop}", "image.fit", ["'stretch' or 'pad'", "got 'crop'"]),
         ("image: {size: [224, 8]}", "image.size.1", ["16", "got 8"]),
-        (
-            "image: {normalization: {std: [1, 1]}}",
-            "image.normalization.std",
-            ["a list such as [0.229, 0.224, 0.225]", "got [1, 1]"],
-        ),
-        ("image: {normalization: {std: [1, 1, 0]}}", "image.normalization.std.2", ["greater than 0", "got 0"]),
         ("image: {Channels: 1}", "image.Channels", ["3", "got 1"]),
         ("image:", "image", ["a block of settings", "got None"]),
-        ("hyperparameters: 5", "hyperparameters", ["a block of settings", "got 5"]),
         ("data_path:", "data_path", ["a path", "got None"]),
+        ("group_pattern: '([a-z'", "group_pattern", ["should be a regular expression"]),
+        ("group_pattern: '^(a)_(b)'", "group_pattern", ["one pair of brackets"]),
+        ("hyperparameters: {epochs: 0}", "hyperparameters.epochs", ["0 trains nothing here; use 1 or more, or pre"]),
         ("weights: nowhere.pth", "weights", ["no such file", "got 'nowhere.pth'"]),
         (
             "hyperparameters: {batch_size: 2}",
@@ -313,30 +267,6 @@ def test_a_wrong_key_or_value_is_named_with_what_was_expected_and_found(refused,
         [line] = refused(whole)
         assert line.startswith(key + ": ") and all(word in line for word in words), line
         assert "pydantic" not in line and "<class" not in line and "Input" not in line
-
-
-@pytest.mark.parametrize(
-    "pattern, words",
-    [
-        ("'([a-z'", "should be a regular expression"),
-        ("'^berlin_'", "one pair of brackets"),
-        ("'^(a)_(b)'", "one pair of brackets"),
-        ("5", "string"),
-    ],
-)
-def test_a_group_pattern_must_be_an_expression_with_one_group(refused, pattern, words):
-    (message,) = refused(f"dataset: A\ngroup_pattern: {pattern}")
-    assert message.startswith("group_pattern: ") and words in message
-
-
-def test_a_group_pattern_arrives_and_is_none_unless_given(load):
-    assert load(r"{dataset: A, group_pattern: '^(?:x|y)_(\d+)'}").group_pattern == r"^(?:x|y)_(\d+)"
-    assert load("dataset: A").group_pattern is None
-
-
-def test_bad_images_are_skipped_unless_the_file_says_otherwise(load):
-    assert load(PUBLIC).on_bad_image == load("dataset: A").on_bad_image == "skip"
-    assert load("dataset: A\non_bad_image: error").on_bad_image == "error"
 
 
 def test_sampled_pairs_allow_batches_of_two(load):
@@ -359,7 +289,6 @@ def test_every_problem_gets_a_line(refused):
         ("dataset: Flowers", "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),
         ("dataset: a/b", None, ["plain name", "'a/b'"]),
         ("dataset: 'a.'", None, ["plain name", "'a.'"]),  # these on are what Windows forbids
-        ("dataset: 'a '", None, ["plain name", "'a '"]),
         ("dataset: ' '", None, ["plain name", "' '"]),
         ('dataset: "a\\tb"', None, ["plain name", r"'a\tb'"]),
         ("dataset: con", None, ["another name", "'con'"]),
@@ -371,22 +300,18 @@ def test_a_dataset_that_the_file_does_not_have(refused, text, dataset, words):
     assert line.startswith("dataset: ") and all(word in line for word in words), line
 
 
-@pytest.mark.parametrize(
-    "text", ["datasets: [A, B]", "datasets: A", "datasets: {A: 5}", "datasets: {A: {}, B: [seed]}"]
-)
-def test_datasets_that_are_no_blocks(refused, text):
-    [line] = refused("dataset: A\n" + text)
-    assert line.startswith("datasets: expected a block of settings")
+def test_datasets_that_are_no_blocks(refused):
+    for text in ("datasets: [A, B]", "datasets: {A: {}, B: [seed]}"):
+        [line] = refused("dataset: A\n" + text)
+        assert line.startswith("datasets: expected a block of settings")
 
 
 @pytest.mark.parametrize(
     "content, start",
     [
         (PUBLIC.encode("utf-16"), "not UTF-8"),
-        (PUBLIC.encode("utf-16-le"), "not UTF-8"),
         ("dataset: Blüten".encode("latin-1"), "not UTF-8"),
         ("dataset: A\nimage: {size: [1, 2}\n", ", line 2: not valid YAML"),
-        ("dataset: A\nimage:\n\tsize: 1\n", ", line 3: not valid YAML"),
         ("dataset: A\nseed: 1\n  hue: 1\n", ", line 3: not valid YAML"),
         ("dataset: 2023-13-45", "not valid YAML"),
         ("dataset: A\nimage:\n  hue: 0\n  hue: 0.1\n", ", line 4: not valid YAML (hue: written twice)"),
@@ -435,15 +360,17 @@ def test_a_merged_block_is_not_a_key_written_twice(load):
     assert (load(text).seed, load(text).gpu) == (2, 3)
 
 
-@pytest.mark.parametrize(
-    "name, words",
-    [("absent.yml", ["no such file", "config_path", "--config"]), ("", ["cannot be read", "config_path"])],
-)
-def test_a_path_that_leads_to_no_file(tmp_path, name, words):
-    with pytest.raises(ConfigError) as caught:
-        load_config(tmp_path / name)
-    message = str(caught.value)
-    assert message.startswith(str(tmp_path / name)) and all(word in message for word in words) and "\n" not in message
+def test_steps_of_the_head_are_for_pretrained_weights(load):
+    assert load("dataset: A\npretrained: True\nhyperparameters: {epochs: 0}").head_steps == 300
+    assert load("dataset: A\nhyperparameters: {head_steps: 50}").head_steps == 0
+
+
+def test_a_path_that_leads_to_no_file(tmp_path):
+    for name, words in (("absent.yml", ("no such file", "--config")), ("", ("cannot be read", "config_path"))):
+        with pytest.raises(ConfigError) as caught:
+            load_config(tmp_path / name)
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(str(tmp_path / name)) and all(word in line for word in words)
 
 
 def test_a_notebook_shows_the_message_and_no_traceback(capsys, tmp_path, monkeypatch):
@@ -454,22 +381,3 @@ def test_a_notebook_shows_the_message_and_no_traceback(capsys, tmp_path, monkeyp
     assert (shown.out + shown.err).strip().startswith("ConfigError: absent.yml: no such file")
     assert "Traceback" not in shown.out + shown.err and len((shown.out + shown.err).strip().splitlines()) == 1
     assert issubclass(ConfigError, UserError)
-
-
-@pytest.mark.parametrize(
-    "start", ["pretrained: False", "pretrained: True\nhyperparameters: {epochs: 0, head_steps: 0}"]
-)
-def test_no_epochs_need_pretrained_weights_and_steps_of_the_head(tmp_path, start):
-    text = f"dataset: Any\n{start}" + ("" if "hyperparameters" in start else "\nhyperparameters: {epochs: 0}")
-    (tmp_path / "config.yml").write_text(text)
-    with pytest.raises(
-        ConfigError, match="hyperparameters.epochs: 0 trains nothing here; use 1 or more, or pretrained"
-    ):
-        load_config(tmp_path / "config.yml")
-    (tmp_path / "config.yml").write_text("dataset: Any\npretrained: True\nhyperparameters: {epochs: 0}")
-    assert load_config(tmp_path / "config.yml").head_steps == 300
-
-
-def test_random_weights_have_no_steps_of_the_head_alone(tmp_path):
-    (tmp_path / "config.yml").write_text("dataset: Any\nhyperparameters: {head_steps: 50}")
-    assert load_config(tmp_path / "config.yml").head_steps == 0

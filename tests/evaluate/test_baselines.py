@@ -128,34 +128,6 @@ def test_distances_are_of_the_given_pairs_and_tell_like_from_unlike(model, image
     assert distances["perceptual hash"][2] > 50  # nearly every sign turns with the colours
 
 
-def test_every_image_is_described_once_however_many_pairs_it_is_in(model, images, tmp_path, monkeypatch):
-    seen, passes = {}, []
-
-    def counting(name):
-        original = getattr(baselines, name)
-
-        def describe(*arguments):
-            seen[name] = seen.get(name, 0) + len(next(a for a in arguments if isinstance(a, torch.Tensor)))
-            return original(*arguments)
-
-        monkeypatch.setattr(baselines, name, describe)
-
-    for name in ("perceptual_hashes", "colour_histograms", "small_pixels", "pooled_features"):
-        counting(name)
-    original = baselines.backbone_blocks
-
-    def counted_blocks(*arguments):
-        blocks = original(*arguments)
-        blocks[0].register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
-        return blocks
-
-    monkeypatch.setattr(baselines, "backbone_blocks", counted_blocks)
-    pairs = Pairs(np.zeros(50, int), np.arange(50) % 9, np.arange(50) % 2)
-    baseline_distances(images, pairs, model, config(tmp_path))
-    assert seen == dict.fromkeys(["perceptual_hashes", "colour_histograms", "small_pixels", "pooled_features"], 9)
-    assert passes == [4, 4, 1]
-
-
 def test_random_weights_follow_the_seed_and_touch_neither_the_network_nor_the_global_generator(model, images, tmp_path):
     pairs = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
     weights, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()

@@ -22,7 +22,6 @@ from utils.evaluate.scores import (
     score_table,
     telling_pairs,
 )
-from utils.images.cache import StoredImages
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
 from utils.images.reading import DataError
@@ -42,12 +41,8 @@ def test_the_surest_decisions_and_the_worst_mistakes():
         "wrongly called dissimilar": [8, 2],
     }
     assert not len(telling_pairs(dissimilarity[:4], label[:4], 0.5)["wrongly called similar"])
-
-
-def test_two_images_that_meet_twice_are_shown_once():
-    dissimilarity, label = np.array([0.3, 0.1, 0.1, 0.3, 0.2, 0.1]), np.array([0, 0, 0, 0, 0, 1])
-    found = telling_pairs(dissimilarity, label, threshold=0.5)
-    assert list(found["rightly called similar"]) == [1, 4, 0] and list(found["wrongly called similar"]) == [5]
+    twice = telling_pairs(np.array([0.3, 0.1, 0.1, 0.3, 0.2]), np.zeros(5, int), threshold=0.5)
+    assert list(twice["rightly called similar"]) == [1, 4, 0]  # images that meet twice are shown once
 
 
 def test_scores_of_six_pairs_by_hand():
@@ -121,11 +116,6 @@ def resampled(dissimilarity, pairs, threshold, seed, resamples):
     return np.array(scores)
 
 
-def balanced_accuracy(dissimilarity, label, threshold):
-    called = dissimilarity >= threshold
-    return (called[label == 1].mean() + (~called)[label == 0].mean()) / 2
-
-
 @pytest.mark.parametrize("values", [4, 1000], ids=["ties", "few ties"])
 @pytest.mark.parametrize("both_together", [True, False], ids=["three pairs an image", "one pair an image"])
 def test_intervals_are_those_of_written_out_resamples(values, both_together):
@@ -139,23 +129,6 @@ def test_intervals_are_those_of_written_out_resamples(values, both_together):
     intervals = bootstrap_intervals(dissimilarity, pairs, 0.5, seed=1, resamples=90)
     assert list(intervals) == ["accuracy", "balanced_accuracy", "f1", "auc", "average_precision"]
     assert np.allclose(np.transpose(list(intervals.values())), np.percentile(scores, [2.5, 97.5], axis=0))
-
-
-def test_intervals_hold_the_score_repeat_with_the_seed_and_do_not_depend_on_how_pairs_are_ordered():
-    rng = np.random.default_rng(0)
-    pairs = Pairs(np.tile(np.arange(150), 2), np.zeros(300, int), np.repeat([0, 1], 150))
-    dissimilarity = rng.random(300) + 0.3 * pairs.label
-    intervals, scores = (
-        bootstrap_intervals(dissimilarity, pairs, 0.6, seed=0),
-        score_pairs(dissimilarity, pairs.label, 0.6),
-    )
-    assert all(
-        low < getattr(scores, name) < high and 0.02 < high - low < 0.2 for name, (low, high) in intervals.items()
-    )
-    order = rng.permutation(300)
-    shuffled = bootstrap_intervals(dissimilarity[order], Pairs(*(column[order] for column in pairs)), 0.6, seed=0)
-    assert all(shuffled[name] == pytest.approx(interval) for name, interval in intervals.items())
-    assert bootstrap_intervals(dissimilarity, pairs, 0.6, seed=1) != intervals
 
 
 def test_intervals_need_both_kinds():
@@ -200,12 +173,6 @@ def test_batches_embed_as_single_images_in_order(model):
     embeddings = embed_images(model.train(), images, batch_size=3)
     assert torch.allclose(embeddings, expected, atol=1e-5) and not embeddings.requires_grad
     assert len(expected.unique(dim=0)) == 7
-
-
-def test_the_bar_knows_how_many_batches_there_are_on_disk(model, capsys):
-    images = StoredImages(np.zeros((7, 3, 16, 24), np.uint8), np.arange(7), np.zeros(7, np.uint32))
-    embed_images(model, images, batch_size=3, verbose=True)
-    assert "3/3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -322,16 +289,15 @@ def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, ca
     assert torch.allclose(measured.embeddings, net.embed(pixels), atol=1e-5)
 
 
-@pytest.mark.parametrize("count, more", [(3, ""), (5, " and 2 more")])
-def test_many_lost_images_are_still_one_line(tmp_path, capsys, count, more):
-    here, gone = ["a/1.png", "a/2.png", "b/1.png"], [f"a/gone{i}.png" for i in range(count)]
+def test_many_lost_images_are_still_one_line(tmp_path, capsys):
+    here, gone = ["a/1.png", "a/2.png", "b/1.png"], [f"a/gone{i}.png" for i in range(5)]
     make_files(tmp_path, here)
-    table = pd.DataFrame({"file": gone + here, "label": ["a"] * count + list("aab"), "split": "test"})
+    table = pd.DataFrame({"file": gone + here, "label": ["a"] * 5 + list("aab"), "split": "test"})
     config = Config(dataset="d", data_path=tmp_path, checkpoints_path=tmp_path, outputs_path=tmp_path / "o")
     assert load_split(table, "test", config, Frame((16, 16)))[1].file.tolist() == here
-    assert capsys.readouterr().out == (
-        f"test: {count} of {count + 3} images gone or unreadable, left out: "
-        f"a/gone0.png, a/gone1.png, a/gone2.png{more}\n"
+    told = capsys.readouterr().out
+    assert told.endswith(
+        "5 of 8 images gone or unreadable, left out: a/gone0.png, a/gone1.png, a/gone2.png and 2 more\n"
     )
 
 
