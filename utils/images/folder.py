@@ -28,11 +28,11 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
         )
     rows, skipped = [], []
-    for path in sorted(_everything(data_path), key=Path.as_posix):  # the same order on every system
-        name = path.relative_to(data_path)
+    found = ((path.relative_to(data_path), reason) for path, reason in _everything(data_path))
+    for name, reason in sorted(found, key=lambda item: item[0].as_posix()):  # the same order on every system
         if any(part.startswith(".") for part in name.parts):
             continue
-        if reason := _why_skipped(path, inside_a_class=len(name.parts) > 1):
+        if reason:
             skipped.append(f"{printable(name.as_posix())}: {reason}")
         else:
             rows.append((name.as_posix(), name.parts[0]))
@@ -54,21 +54,30 @@ def images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
         yield from (path for path in (Path(place, name) for name in files) if is_named_as_image(path))
 
 
-def _everything(data_path: Path) -> Iterator[Path]:
-    """All files, and the folders that are not looked into: links inside a class, and what cannot be listed."""
-    closed: list[OSError] = []
+# `os.path` rather than `Path`: its questions are answered, with "no", where access is denied, too.
+def _everything(data_path: Path) -> Iterator[tuple[Path, str | None]]:
+    """All files, and the folders that are not looked into; with each the reason why it is skipped, None for an image by
+    its name, links to nowhere included."""
     try:
         entries = list(data_path.iterdir())
     except OSError as error:
         raise DataError(f"{data_path}: cannot be listed ({error.strerror}); change its access rights") from None
+    closed: list[OSError] = []
     for entry in entries:
-        if not os.path.isdir(entry) or _leads_back(entry):
-            yield entry
-            continue
-        for folder, folders, files in os.walk(entry, onerror=closed.append):
-            yield from (Path(folder, name) for name in files)
-            yield from (path for path in (Path(folder, name) for name in folders) if os.path.islink(path))
-    yield from (Path(error.filename) for error in closed)
+        if os.path.islink(entry) and not os.path.exists(entry):  # a class, perhaps, on a disk that is not there
+            yield entry, "a link to nowhere or to itself; delete or correct it"
+        elif not os.path.isdir(entry):
+            yield entry, "not inside a class folder; move it into one if it is an image"
+        elif _leads_back(entry):
+            yield entry, "a link to the folder that it lies in; delete it"
+        else:
+            for folder, folders, files in os.walk(entry, onerror=closed.append):
+                for path in (Path(folder, name) for name in files):
+                    yield path, _why_skipped(path)
+                for path in (Path(folder, name) for name in folders):
+                    if os.path.islink(path):
+                        yield path, "a link to a folder, which is not followed; put the folder itself there"
+    yield from ((Path(error.filename), "a folder that cannot be listed; change its access rights") for error in closed)
 
 
 def _leads_back(entry: Path) -> bool:
@@ -77,19 +86,8 @@ def _leads_back(entry: Path) -> bool:
     return os.path.islink(entry) and entry.resolve() in (folder, *folder.parents)
 
 
-# `os.path` rather than `Path`: its questions are answered, with "no", where access is denied, too.
-def _why_skipped(path: Path, inside_a_class: bool) -> str | None:
-    """Why a path is not taken for an image; None if it is one by its name, links to nowhere included."""
-    if os.path.isdir(path):
-        if os.path.islink(path) and inside_a_class:
-            return "a link to a folder, which is not followed; put the folder itself there"
-        if _leads_back(path):
-            return "a link to the folder that it lies in; delete it"
-        return "a folder that cannot be listed; change its access rights"
-    if not inside_a_class:
-        if os.path.islink(path) and not os.path.exists(path):  # a class, perhaps, on a disk that is not there
-            return "a link to nowhere or to itself; delete or correct it"
-        return "not inside a class folder; move it into one if it is an image"
+def _why_skipped(path: Path) -> str | None:
+    """Why a file in a class folder is not taken for an image by its name."""
     if path.suffix.lower() not in SUFFIXES:
         return "not named as an image; save it as JPEG or PNG if it is one"
     if os.path.exists(path) and not os.path.isfile(path):
