@@ -1,5 +1,6 @@
 import errno
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,17 @@ def test_large_groups_come_as_near_to_the_shares_as_they_can(size, expected):
     split = split_images(table, 0.2, 0.25, 0, groups)
     counts = pd.crosstab(split.label, split.split).reindex(columns=["train", "valid", "test"], fill_value=0)
     assert tuple(counts.loc["a"]) == expected and tuple(counts.loc["b"]) == (24, 8, 8)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_thousands_of_classes_are_split_in_a_moment(size):
+    counts = generator().integers(2, 7, 3000)
+    table = table_of(**{f"c{i}": count for i, count in enumerate(counts)}).sort_values("label", ignore_index=True)
+    start = time.perf_counter()
+    split = split_images(table, 0.25, 0.25, 0, np.arange(len(table)) // size)
+    assert time.perf_counter() - start < 5  # a second, where each group was compared to all classes half a minute
+    assert split.groupby(np.arange(len(table)) // size).split.nunique().max() == 1
+    assert (split.split == "test").sum() > 1500
 
 
 def test_groups_leave_something_to_train_on():

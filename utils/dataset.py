@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 import numpy as np
@@ -40,45 +41,67 @@ def split_images(
     """
     rng = np.random.default_rng(seed)
     groups = np.arange(len(table)) if groups is None else groups
-    members: dict[int, Counter] = {}  # how many images of each class
+    members: dict[int, Counter] = {}  # of each group: images of each class
     for group, label in zip(groups, table.label):
         members.setdefault(group, Counter())[label] += 1
-    missing, order = {"test": Counter(), "valid": Counter()}, []
+    shares, order = {"test": Counter(), "valid": Counter()}, []
     for label, rows in table.groupby("label", sort=True).groups.items():
         order.extend(groups[table.index.get_indexer(rng.permutation(rows.to_numpy()))])
         for name, count in split_sizes(len(rows), test_size, valid_size).items():
-            missing[name][label] = count
-    none_wanted = {name: {label for label, count in counts.items() if count == 0} for name, counts in missing.items()}
+            shares[name][label] = count
+    missing = {name: Counter(counts) for name, counts in shares.items()}
+    place = _deal_out({group: members[group] for group in order}, missing)
+    _fill_up(place, members, shares, missing)
+    return table.assign(split=[place[group] for group in groups])
 
-    place: dict[int, str] = {}
-    for group in dict.fromkeys(order):  # the first that fit are for testing, the next for validation
-        place[group] = next((name for name, counts in missing.items() if members[group] <= counts), "train")
-        if place[group] != "train":
-            missing[place[group]].subtract(members[group])
+
+def _deal_out(members: dict[int, Counter], missing: dict[str, Counter]) -> dict[int, str]:
+    """The first groups that fit into what is missing for testing are for testing, the next for validation, and the rest
+    for training; `missing` gets smaller."""
+    place = {}
+    for group, size in members.items():
+        fits = [name for name, left in missing.items() if all(left[label] >= count for label, count in size.items())]
+        place[group] = fits[0] if fits else "train"
+        if fits:
+            missing[fits[0]].subtract(size)
+    return place
+
+
+def _fill_up(
+    place: dict[int, str], members: dict[int, Counter], shares: dict[str, Counter], missing: dict[str, Counter]
+) -> None:
+    """Where no group fitted, take larger ones from training that come at least as near to the share, the nearest first;
+    never the last images of a class.
+
+    What a group gains only falls as others are taken, so the best one is found without asking all of them again.
+    """
     training: Counter = Counter()
     for group, name in place.items():
         if name == "train":
             training.update(members[group])
-    # Where no group fitted, the larger ones that come at least as near to the share.
-    for name, counts in missing.items():
+    for name, left in missing.items():
+        queue = [
+            (-_gain(size, left), position, group)
+            for position, (group, size) in enumerate(members.items())
+            if size.total() > 1 and place[group] == "train" and all(shares[name][label] for label in size)
+        ]
+        heapify(queue)
+        while queue:
+            before, position, group = heappop(queue)
+            size, gain = members[group], _gain(members[group], left)
+            if gain < 0 or any(training[label] <= count for label, count in size.items()):
+                continue
+            if gain < -before:
+                heappush(queue, (-gain, position, group))
+                continue
+            place[group] = name
+            left.subtract(size)
+            training.subtract(size)
 
-        def gain(group: int) -> int:
-            return sum(abs(counts[label]) - abs(counts[label] - size) for label, size in members[group].items())
 
-        while candidates := [
-            group
-            for group, size in members.items()
-            if size.total() > 1
-            and place[group] == "train"
-            and gain(group) >= 0
-            and not size.keys() & none_wanted[name]
-            and all(training[label] > size[label] for label in size)  # some of every class are left for training
-        ]:
-            best = max(candidates, key=gain)
-            place[best] = name
-            counts.subtract(members[best])
-            training.subtract(members[best])
-    return table.assign(split=[place[group] for group in groups])
+def _gain(size: Counter, missing: Counter) -> int:
+    """How much nearer a group comes to what is missing."""
+    return sum(abs(missing[label]) - abs(missing[label] - count) for label, count in size.items())
 
 
 def images_that_belong_together(
