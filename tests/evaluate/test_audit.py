@@ -73,16 +73,7 @@ def test_the_table_counts_and_advises(dirty):
     table = audit(config_for(dirty)).table()
     assert table.columns.tolist() == ["finding", "number", "what to do"]
     # The last two: a/06 and a/07 are smaller, a/07 is stretched twice.
-    assert table.number.tolist() == [
-        2,
-        1,
-        2,
-        3,
-        1,
-        1,
-        2,
-        1,
-    ]
+    assert table.number.tolist() == [2, 1, 2, 3, 1, 1, 2, 1]
     assert table["what to do"][5] == "add images: few"
     assert "shorter sides 20 to 80 pixels" in table.finding[6] and "width / height 1.50 to 3.00" in table.finding[7]
 

@@ -22,18 +22,8 @@ def naive(embeddings, labels):
         for rank, hit in enumerate(hits, start=1):
             found += hit
             precision.append(found / rank if hit else 0)
-        rows.append(
-            (
-                labels[query],
-                [
-                    any(hits[:1]),
-                    any(hits[:5]),
-                    any(hits[:10]),
-                    sum(precision) / wanted,
-                    sum(precision[:wanted]) / wanted,
-                ],
-            )
-        )
+        recalls = [any(hits[:k]) for k in (1, 5, 10)]
+        rows.append((labels[query], [*recalls, sum(precision) / wanted, sum(precision[:wanted]) / wanted]))
     return rows
 
 

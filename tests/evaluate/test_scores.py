@@ -95,23 +95,14 @@ def resampled(dissimilarity, pairs, threshold, seed, resamples):
     draws = np.random.default_rng(seed).multinomial(len(images), np.full(len(images), 1 / len(images)), resamples)
     scores = []
     for counts in draws:
-        chosen = [
-            p
-            for image, count in zip(images, counts)
-            for _ in range(count)
-            for p in np.flatnonzero(pairs.first == image)
-        ]
+        chosen = [p for image in np.repeat(images, counts) for p in np.flatnonzero(pairs.first == image)]
         label, values = pairs.label[chosen], dissimilarity[chosen]
         if len(set(label)) == 2:
             called = values >= threshold
+            of_decisions = (metrics.accuracy_score, metrics.balanced_accuracy_score, metrics.f1_score)
+            of_order = (metrics.roc_auc_score, metrics.average_precision_score)
             scores.append(
-                [
-                    metrics.accuracy_score(label, called),
-                    metrics.balanced_accuracy_score(label, called),
-                    metrics.f1_score(label, called),
-                    metrics.roc_auc_score(label, values),
-                    metrics.average_precision_score(label, values),
-                ]
+                [*(score(label, called) for score in of_decisions), *(score(label, values) for score in of_order)]
             )
     return np.array(scores)
 
@@ -159,6 +150,11 @@ def test_pair_distances_by_hand():
     )
 
 
+def config_of(folder, **settings):
+    places = {"data_path": folder, "checkpoints_path": folder / "c", "outputs_path": folder / "o"}
+    return Config(dataset="d", **places, **{"hyperparameters": {"verbose": False}} | settings)
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -196,16 +192,8 @@ def test_a_split_is_measured_in_the_networks_frame(model, tmp_path):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.new("RGB", (10, 20), "white").save(tmp_path / file)
     model.frame, model.info = Frame((16, 24), "pad", (0, 0, 0)), {"config": {"seed": 3}}
-    config = Config(
-        dataset="d",
-        data_path=tmp_path,
-        checkpoints_path=tmp_path,
-        outputs_path=tmp_path,
-        hyperparameters={"verbose": False},
-    )
-    images = measure_split(
-        model, pd.DataFrame({"file": files, "label": list("aabb"), "split": "test"}), "test", config
-    ).images[range(4)]
+    table = pd.DataFrame({"file": files, "label": list("aabb"), "split": "test"})
+    images = measure_split(model, table, "test", config_of(tmp_path)).images[range(4)]
     assert (images[..., 8:16] == 255).all() and not images[..., :8].any() and not images[..., 16:].any()
 
 
@@ -215,13 +203,7 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
     for file, label, _ in rows:
         (tmp_path / label).mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(tmp_path / file)
-    config = Config(
-        dataset="d",
-        data_path=tmp_path,
-        checkpoints_path=tmp_path,
-        outputs_path=tmp_path,
-        hyperparameters={"batch_size": 4, "verbose": False},
-    )
+    config = config_of(tmp_path, hyperparameters={"batch_size": 4, "verbose": False})
     model.info, model.margin = {"config": {"seed": 3}}, 0.002
     seen = []
     model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
@@ -229,28 +211,15 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
     measured = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", config)
 
     # The network's size, not the configuration's.
-    assert [tuple(shape) for shape in seen] == [
-        (4, 3, 16, 24),
-        (4, 3, 16, 24),
-        (2, 3, 16, 24),
-    ]
-    assert measured.images[range(10)].shape == (10, 3, 16, 24) and torch.allclose(
-        embed_images(model, measured.images), measured.embeddings, atol=1e-6
-    )
+    assert [tuple(shape) for shape in seen] == [(count, 3, 16, 24) for count in (4, 4, 2)]
+    assert torch.allclose(embed_images(model, measured.images), measured.embeddings, atol=1e-6)
     assert measured.labels.tolist() == ["a"] * 5 + ["b"] * 5
     first, second, label = measured.pairs
-    assert (
-        len(label) == 20
-        and ((measured.labels[first] != measured.labels[second]) == label).all()
-        and (first != second).all()
-    )
+    assert len(label) == 20 and (first != second).all()
+    assert ((measured.labels[first] != measured.labels[second]) == label).all()
     z = measured.embeddings.double().numpy()
-    assert np.allclose(
-        measured.dissimilarity,
-        [np.linalg.norm(z[i] - z[j]) / 0.002 for i, j in zip(first, second)],
-        rtol=1e-3,
-        atol=1e-3,
-    )
+    distances = [np.linalg.norm(z[i] - z[j]) for i, j in zip(first, second)]
+    assert np.allclose(measured.dissimilarity, np.array(distances) / 0.002, rtol=1e-3, atol=1e-3)
     assert measured.dissimilarity.max() > 1  # not clipped
     other = config.model_copy(update={"seed": 7})  # the network was trained and calibrated with its own seed
     again = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", other)
@@ -261,14 +230,7 @@ def lost_after_training(tmp_path, lost, **settings):
     """A test split of two classes of three images, some of which are gone or broken now: what is left of it."""
     files = [f"{label}/{i}.png" for label in "ab" for i in range(3)]
     make_files(tmp_path, files)
-    config = Config(
-        dataset="d",
-        data_path=tmp_path,
-        checkpoints_path=tmp_path / "c",
-        outputs_path=tmp_path / "o",
-        hyperparameters={"verbose": False},
-        **settings,
-    )
+    config = config_of(tmp_path, **settings)
     table = pd.DataFrame({"file": ["x/1.png", *files], "label": list("xaaabbb"), "split": ["train"] + 6 * ["test"]})
     net = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
     net.info = {"config": {"seed": 3}}
@@ -293,8 +255,7 @@ def test_many_lost_images_are_still_one_line(tmp_path, capsys):
     here, gone = ["a/1.png", "a/2.png", "b/1.png"], [f"a/gone{i}.png" for i in range(5)]
     make_files(tmp_path, here)
     table = pd.DataFrame({"file": gone + here, "label": ["a"] * 5 + list("aab"), "split": "test"})
-    config = Config(dataset="d", data_path=tmp_path, checkpoints_path=tmp_path, outputs_path=tmp_path / "o")
-    assert load_split(table, "test", config, Frame((16, 16)))[1].file.tolist() == here
+    assert load_split(table, "test", config_of(tmp_path), Frame((16, 16)))[1].file.tolist() == here
     told = capsys.readouterr().out
     assert told.endswith(
         "5 of 8 images gone or unreadable, left out: a/gone0.png, a/gone1.png, a/gone2.png and 2 more\n"
