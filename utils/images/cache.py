@@ -12,11 +12,9 @@ import errno
 import hashlib
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from uuid import uuid4
 
 import imagehash
@@ -33,9 +31,9 @@ from utils.settings import Config, UserError
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that it is no class, whatever lies around it
 VERSION = f"2, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of what is made of a file
-ABANDONED = 3600  # seconds without a change, after which files that are not in place are of a run that was killed
 COPIED = 100  # images at a time
 COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": int, "height": int}  # of the table
+# All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and what is wrong with files that cannot be read.
 Found = tuple[np.ndarray, pd.DataFrame, dict[str, str]]
 
 
@@ -97,11 +95,7 @@ class ImageCache:
         self.table = self.folder / f"{self.name}.csv"
 
     def find(self, files: Sequence[str]) -> Found:
-        """Some files in the cache; those that it lacks, or that have changed, are decoded into it first.
-
-        Returns:
-            All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and what is wrong with those of `files`
-            that cannot be read as images.
+        """The cache, in which those of `files` that it lacked, or that have changed, are now.
 
         Raises:
             UserError: there is no room, or the cache cannot be written; the message says what to set.
@@ -133,36 +127,39 @@ class ImageCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         unchanged = np.flatnonzero(rows.state == [states.get(file) or self._state(file) for file in rows.index])
         self._check_room(len(files), len(unchanged))
-        path = replaced = self.folder / f"{self.name}-{uuid4().hex[:8]}.pixels"
-        new, problems = [], {}
+        path = self.folder / f"{self.name}-{uuid4().hex[:8]}.pixels"
+        part, new, problems = path.with_suffix(".csv"), [], {}
+        done = {path, part}
         try:
-            with path.open("wb") as out:
+            with path.open("w+b") as out:
                 paths = [self.config.data_path / file for file in files]
                 decoded = decode(paths, self.frame, self.config.hyperparameters.num_workers, self.verbose)
                 for file, found in zip(files, decoded):
                     if isinstance(found, str):
                         problems[file] = found
                         continue
-                    out.write(found[0])
-                    packed = "" if found[1].bits is None else np.packbits(found[1].bits).tobytes().hex()
-                    about = found[1].content.hex(), packed, *found[1].size
-                    new.append((file, states[file], zlib.crc32(found[0]), *about))
+                    image, (content, bits, size) = found
+                    out.write(image)
+                    packed = "" if bits is None else np.packbits(bits).tobytes().hex()
+                    new.append((file, states[file], zlib.crc32(image), content.hex(), packed, *size))
                 if not new:
                     return pixels, rows, problems
                 for start in range(0, len(unchanged), COPIED):
                     out.write(pixels[unchanged[start : start + COPIED]])
                 out.flush()
                 os.fsync(out.fileno())
-            table = pd.DataFrame(new, columns=["file", *COLUMNS]).set_index("file")
-            rows = pd.concat([table, rows.iloc[unchanged]]).rename_axis(path.name)
-            rows.to_csv(path.with_suffix(".csv"), quoting=csv.QUOTE_NONNUMERIC)
-            pixels = np.memmap(path, np.uint8, "r", shape=(len(rows), *self.shape))  # before another run replaces it
-            with suppress(PermissionError):  # on Windows, while another run reads the table: it stays, this run goes on
-                replaced = self._in_place()
-                path.with_suffix(".csv").replace(self.table)
+                table = pd.DataFrame(new, columns=["file", *COLUMNS]).set_index("file")
+                rows = pd.concat([table, rows.iloc[unchanged]]).rename_axis(path.name)
+                pixels = np.memmap(out, np.uint8, "r", shape=(len(rows), *self.shape))
+            rows.to_csv(part, quoting=csv.QUOTE_NONNUMERIC)
+            if path.exists():  # else a run that was ready first has deleted it, as below
+                part.replace(self.table)
+                done = set(self.folder.glob(f"{self.name}-*")) - {path}
             return pixels, rows, problems
         finally:
-            self._delete(path, replaced)
+            for file in done:
+                with suppress(OSError):  # on Windows, while a run has it mapped
+                    file.unlink()
 
     def _check_room(self, new: int, copied: int) -> None:
         size, limit = self.shape[1] * self.shape[2] * 3 / 1e9, self.config.cache_gigabytes
@@ -172,18 +169,3 @@ class ImageCache:
             need = f"need{'s' * (new == 1)} {new * size:.3g} GB, and the disk or"
             left = f"cache_gigabytes: {limit:g} leaves {max(0.0, room):.3g}"
             raise OSError(errno.ENOSPC, f"{images} {need} {left}")
-
-    def _in_place(self) -> Path | None:
-        """The file of pixels that the table in place names."""
-        with suppress(OSError, ValueError):
-            return self.folder / pd.read_csv(self.table, nrows=0).columns[0]
-        return None
-
-    def _delete(self, *done: Path | None) -> None:
-        """Delete files that are done with, and what runs that were killed have left; not what is in place."""
-        in_place, now = self._in_place(), time.time()
-        for path in self.folder.glob(f"{self.name}-*"):
-            with suppress(OSError):  # on Windows, while a run has it mapped
-                old = path.with_suffix(".pixels") in done or now - path.stat().st_mtime > ABANDONED
-                if old and path != in_place:
-                    path.unlink()
