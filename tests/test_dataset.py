@@ -22,7 +22,7 @@ from utils.dataset import (
 )
 from utils.images.cache import read_fingerprints
 from utils.images.folder import scan
-from utils.images.frame import Frame
+from utils.images.frame import Frame, to_uint8
 from utils.images.reading import DataError
 from utils.settings import Config
 
@@ -410,18 +410,6 @@ def test_a_class_is_named_of_which_more_than_half_and_more_than_two_belong_toget
     assert [note.split(" images")[0] for note in notes] == [f"a: {alike} of its {count}"] * said
 
 
-def test_twins_that_are_few_in_their_class_are_no_such_class(tmp_path):
-    twins_in(tmp_path)
-    assert not any("belong together" in note for note in prepare_split(config_for(tmp_path))[1])
-
-
-def test_a_class_with_one_image_is_named(tmp_path):
-    make_files(tmp_path, [*CLASSES, "lonely/1.png"])
-    table, notes = prepare_split(config_for(tmp_path))
-    assert set(table.split[table.label == "lonely"]) == {"train"}
-    assert "train: fewer than 2 images of lonely, so no pairs start from them; add images of them" in notes
-
-
 def test_a_class_inside_a_class_and_an_empty_one_are_named(tmp_path):
     make_files(tmp_path, [*CLASSES, "a/c/1.png", "a/c/2.png"])
     (tmp_path / "empty").mkdir()
@@ -436,26 +424,17 @@ def test_prepare_split_draws_the_built_in_set_first(tmp_path, monkeypatch):
     assert len(table) == 5 * 8 and table.label.nunique() == 5 and not notes
 
 
-def test_load_split_gives_images_and_labels_in_the_tables_order(tmp_path):
-    make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png", "b/2.png"])
+def test_load_split_gives_images_in_the_tables_order_padded_by_their_own_shapes(tmp_path):
+    make_files(tmp_path, ["a/1.png", "a/2.png"])
+    noise(40, 20).save(tmp_path / "a/tall.png")
     table = pd.DataFrame(
-        {"file": ["b/2.png", "a/1.png", "b/1.png"], "label": ["b", "a", "b"], "split": ["test", "train", "test"]}
+        {"file": ["a/tall.png", "a/1.png", "a/2.png"], "label": "a", "split": ["test", "train", "test"]}
     )
-    images, rows = load_split(table, "test", config_for(tmp_path), Frame((6, 10)))
-    assert rows.label.tolist() == ["b", "b"] and rows.file.tolist() == ["b/2.png", "b/1.png"]
-    for image, name in zip(images, ["b/2.png", "b/1.png"], strict=True):
-        assert np.array_equal(image.permute(1, 2, 0), Image.open(tmp_path / name))
-
-
-def test_load_split_pads_every_image_by_its_own_shape(tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.new("RGB", (40, 20), "white").save(tmp_path / "a/wide.png")
-    Image.new("RGB", (20, 40), "white").save(tmp_path / "a/tall.png")
-    table = pd.DataFrame({"file": ["a/wide.png", "a/tall.png"], "label": "a", "split": "test"})
-    images, _ = load_split(table, "test", config_for(tmp_path), Frame((8, 8), "pad", (0, 0, 0)))
-    wide = torch.zeros(8, 8)
-    wide[2:6] = 255
-    assert torch.equal(images[range(2)].float(), torch.stack([wide, wide.T])[:, None].expand(2, 3, 8, 8))
+    frame = Frame((8, 8), "pad")
+    images, rows = load_split(table, "test", config_for(tmp_path), frame)
+    assert rows.file.tolist() == ["a/tall.png", "a/2.png"]
+    for image, file in zip(images, rows.file, strict=True):
+        assert torch.equal(image, to_uint8(Image.open(tmp_path / file), frame))
 
 
 def test_read_split_returns_what_was_written_as_text(tmp_path):

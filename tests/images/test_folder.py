@@ -4,10 +4,8 @@ import os
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from samples import NEEDS_EMOJI, break_file, make_files, noise
 
 from utils.images.decoding import decode, load
@@ -49,19 +47,23 @@ def test_scan_lists_the_images_and_says_what_it_skipped(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
-def test_scan_knows_every_promised_format(tmp_path, suffix):
-    make_files(tmp_path, [f"a/1{suffix}", f"b/1{suffix.upper()}"])
+def test_scan_knows_every_promised_format(tmp_path):
+    make_files(tmp_path, [f"{label}/1{suffix}" for suffix in SUFFIXES for label in "ab"])
+    make_files(tmp_path, [f"upper/1{suffix.upper()}" for suffix in SUFFIXES])
     table, skipped = scan(tmp_path)
-    assert len(table) == 2 and not skipped
+    assert len(table) == 3 * len(SUFFIXES) and not skipped
+
+
+def link(path, target):
+    try:
+        path.symlink_to(target, target_is_directory=os.path.isdir(target))
+    except OSError:
+        pytest.skip("no right to make links")
 
 
 def test_scan_follows_a_class_folder_that_is_a_link(tmp_path):
     make_files(tmp_path, ["Data/a/1.png", "elsewhere/1.png"])
-    try:
-        (tmp_path / "Data" / "b").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    except OSError:
-        pytest.skip("no right to make links")
+    link(tmp_path / "Data" / "b", tmp_path / "elsewhere")
     assert scan(tmp_path / "Data")[0].file.tolist() == ["a/1.png", "b/1.png"]
 
 
@@ -94,13 +96,6 @@ def test_classes_one_folder_too_deep_are_recognised(tmp_path):
     make_files(tmp_path, ["Flowers/roses/1.png", "Flowers/tulips/1.png"])
     with pytest.raises(DataError, match="if roses, tulips are the classes, set data_path: .*/Flowers$"):
         scan(tmp_path)
-
-
-def link(path, target):
-    try:
-        path.symlink_to(target, target_is_directory=os.path.isdir(target))
-    except OSError:
-        pytest.skip("no right to make links")
 
 
 def test_links_to_folders_are_named_where_they_are_not_followed(tmp_path):
@@ -225,27 +220,10 @@ def test_a_bad_image_is_left_out_with_the_reason(tmp_path, name):
     assert line.startswith(f"a/{name}: {reason}") and "\n" not in line and "; " in line and str(tmp_path) not in line
 
 
-def turned(path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    noise().save(path, exif=exif)
-
-
-def animated(path):
-    noise().save(path, save_all=True, append_images=[noise(seed=1), noise(seed=2)])
-
-
 FINE = {
     "a jpeg.png": lambda path: noise().save(path, "JPEG"),
     "a png.jpg": lambda path: noise().save(path, "PNG"),
-    "cmyk.jpg": lambda path: noise().convert("CMYK").save(path),
-    "16 bits.png": lambda path: Image.fromarray(np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)).save(path),
-    "1 bit.png": lambda path: noise().convert("1").save(path),
-    "grey.jpg": lambda path: noise().convert("L").save(path),
-    "palette.png": lambda path: noise().convert("P").save(path, transparency=0),
-    "rgba.png": lambda path: noise().convert("RGBA").save(path),
-    "turned.jpg": turned,
-    "animated.gif": animated,
+    "animated.gif": lambda path: noise().save(path, save_all=True, append_images=[noise(seed=1)]),
     "1 x 1.png": lambda path: noise(1, 1).save(path),
     "1 x 5000.png": lambda path: noise(1, 5000).save(path),
     "with  spaces .jpg": lambda path: noise().save(path),
