@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from utils.dataset import prepare_folder, split_sizes
+from utils.dataset import prepare_folder
 from utils.images.cache import read_fingerprints
 from utils.images.duplicates import Fingerprint, exact_groups, twin_groups
 from utils.images.folder import odd_classes, scan
 from utils.images.frame import Frame
 from utils.images.reading import DataError
+from utils.images.splitting import split_sizes
 from utils.settings import Config
 
 STRETCH = 1.5  # from here on, fitting an image into `image.size` visibly changes shapes
