@@ -15,6 +15,7 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import BinaryIO
 from uuid import uuid4
 
 import imagehash
@@ -100,15 +101,15 @@ class ImageCache:
         Raises:
             UserError: there is no room, or the cache cannot be written; the message says what to set.
         """
-        pixels, rows = np.empty((0, *self.shape), np.uint8), pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
-        with suppress(OSError, ValueError):  # not there, or not whole
-            table = pd.read_csv(self.table, index_col=0, dtype=COLUMNS, keep_default_na=False)
-            pixels = np.memmap(self.folder / table.index.name, np.uint8, "r", shape=(len(table), *self.shape))
+        rows = pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
+        with suppress(OSError, ValueError, KeyError):  # not there, or not whole
+            table = pd.read_csv(self.table, index_col=0, dtype=COLUMNS, keep_default_na=False)[list(COLUMNS)]
+            self._pixels(table)
             rows = table
         known, states = dict(zip(rows.index, rows.state)), {file: self._state(file) for file in files}
         missing = [file for file, state in states.items() if not state or known.get(file) != state]
         try:
-            return self._add(missing, states, pixels, rows) if missing else (pixels, rows, {})
+            return self._add(missing, states, rows) if missing else (self._pixels(rows), rows, {})
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be used ({error.strerror or error}); make room, check the access rights, raise "
@@ -122,34 +123,31 @@ class ImageCache:
             return f"{found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns} {VERSION}"
         return ""
 
-    def _add(self, files: list[str], states: dict[str, str], pixels: np.ndarray, rows: pd.DataFrame) -> Found:
+    def _pixels(self, rows: pd.DataFrame) -> np.ndarray:
+        """The pixels that a table is of, mapped into memory."""
+        if rows.empty:
+            return np.empty((0, *self.shape), np.uint8)
+        return np.memmap(self.folder / rows.index.name, np.uint8, "r", shape=(len(rows), *self.shape))
+
+    def _add(self, files: list[str], states: dict[str, str], rows: pd.DataFrame) -> Found:
         """`find`, where `files` are missing: unless none of them can be read, a new cache is put in place."""
         self.folder.mkdir(parents=True, exist_ok=True)
         unchanged = np.flatnonzero(rows.state == [states.get(file) or self._state(file) for file in rows.index])
         self._check_room(len(files), len(unchanged))
         path = self.folder / f"{self.name}-{uuid4().hex[:8]}.pixels"
-        part, new, problems = path.with_suffix(".csv"), [], {}
+        part = path.with_suffix(".csv")
         done = {path, part}
         try:
             with path.open("w+b") as out:
-                paths = [self.config.data_path / file for file in files]
-                decoded = decode(paths, self.frame, self.config.hyperparameters.num_workers, self.verbose)
-                for file, found in zip(files, decoded):
-                    if isinstance(found, str):
-                        problems[file] = found
-                        continue
-                    image, (content, bits, size) = found
-                    out.write(image)
-                    packed = "" if bits is None else np.packbits(bits).tobytes().hex()
-                    new.append((file, states[file], zlib.crc32(image), content.hex(), packed, *size))
-                if not new:
+                new, problems = self._decode_into(out, files, states)
+                pixels = self._pixels(rows)
+                if new.empty:
                     return pixels, rows, problems
                 for start in range(0, len(unchanged), COPIED):
                     out.write(pixels[unchanged[start : start + COPIED]])
                 out.flush()
                 os.fsync(out.fileno())
-                table = pd.DataFrame(new, columns=["file", *COLUMNS]).set_index("file")
-                rows = pd.concat([table, rows.iloc[unchanged]]).rename_axis(path.name)
+                rows = pd.concat([new, rows.iloc[unchanged]]).rename_axis(path.name)
                 pixels = np.memmap(out, np.uint8, "r", shape=(len(rows), *self.shape))
             rows.to_csv(part, quoting=csv.QUOTE_NONNUMERIC)
             if path.exists():  # else a run that was ready first has deleted it, as below
@@ -160,6 +158,21 @@ class ImageCache:
             for file in done:
                 with suppress(OSError):  # on Windows, while a run has it mapped
                     file.unlink()
+
+    def _decode_into(
+        self, out: BinaryIO, files: list[str], states: dict[str, str]
+    ) -> tuple[pd.DataFrame, dict[str, str]]:
+        """Write the pixels of files; their table, and what is wrong with those that cannot be read."""
+        rows, problems, paths = [], {}, [self.config.data_path / file for file in files]
+        for file, found in zip(files, decode(paths, self.frame, self.config.hyperparameters.num_workers, self.verbose)):
+            if isinstance(found, str):
+                problems[file] = found
+                continue
+            image, (content, bits, size) = found
+            out.write(image)
+            packed = "" if bits is None else np.packbits(bits).tobytes().hex()
+            rows.append((file, states[file], zlib.crc32(image), content.hex(), packed, *size))
+        return pd.DataFrame(rows, columns=["file", *COLUMNS]).set_index("file"), problems
 
     def _check_room(self, new: int, copied: int) -> None:
         size, limit = self.shape[1] * self.shape[2] * 3 / 1e9, self.config.cache_gigabytes
