@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from torch import nn
 
@@ -208,25 +207,6 @@ def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_pat
     assert not torch.equal(network.preprocess(Image.fromarray(pixels[..., :3])), trained_on)
 
 
-def test_resnet_fine_map_is_the_output_of_layer3():
-    torch.manual_seed(0)
-    classifier = torchvision.models.resnet18(weights=None).eval()
-    network = SiameseNetwork("resnet18", image_size=(224, 224)).eval()
-    network.backbone.load_state_dict(dict(zip(network.backbone.state_dict(), classifier.state_dict().values())))
-    seen, batch = [], torch.rand(2, 3, 224, 224)
-    classifier.layer3.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    with torch.no_grad():
-        classifier(batch)
-        assert torch.allclose(network.backbone[: network.fine_block + 1](batch), seen[0], atol=1e-5)
-
-
-def test_the_fine_map_may_be_that_of_the_last_block_but_one(monkeypatch):
-    blocks = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 2, stride=2)]
-    monkeypatch.setattr("utils.Siamese.backbone_blocks", lambda *arguments: blocks)
-    network = SiameseNetwork(image_size=(16, 16))
-    assert network.fine_block == 0 and len(network.blurred_features) == 4
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -262,7 +242,6 @@ def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
         normalize_embeddings=True,
     )
     network(torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48))  # moves the batch statistics
-    network.mean_embedding.copy_(torch.arange(4.0))
     network.save(tmp_path / "model.pth", classes=["a", "b"], config={"seed": 1})
     monkeypatch.chdir(tmp_path)  # no config.yml here
     monkeypatch.setattr("utils.backbones.files", None)  # no package of weights
@@ -274,11 +253,19 @@ def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
     assert torch.equal(loaded.preprocess(image)[None], batch) and batch.shape == (1, 3, 32, 48)
     with torch.no_grad():
         assert torch.equal(loaded.embed(batch), network.embed(batch))
-    assert loaded.mean_embedding.tolist() == [0, 1, 2, 3]
     assert (loaded.margin, loaded.threshold, loaded.image_size) == (3.0, 0.4, (32, 48))
     assert loaded.info == {"classes": ["a", "b"], "config": {"seed": 1}}
     loaded.save("again.pth", **loaded.info)
     assert SiameseNetwork.load("again.pth").architecture == network.architecture
+
+
+def test_a_checkpoint_with_what_earlier_versions_kept_beside_loads(tmp_path):
+    SiameseNetwork("Conv4", image_size=(16, 24), embedding_dim=4).save(tmp_path / "model.pth")
+    checkpoint = torch.load(tmp_path / "model.pth", weights_only=True)
+    former = {"mean_embedding": torch.ones(4), "blurred_features": torch.ones(64), "removable": torch.tensor(0.5)}
+    torch.save(checkpoint | {"state_dict": checkpoint["state_dict"] | former}, tmp_path / "earlier.pth")
+    loaded, expected = (SiameseNetwork.load(tmp_path / f"{name}.pth").state_dict() for name in ("earlier", "model"))
+    assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_a_checkpoint_knows_its_fit_and_one_from_before_there_was_a_choice_stretches(tmp_path):
@@ -419,5 +406,4 @@ def test_a_network_is_what_its_documents_say_by_default():
     model = SiameseNetwork("Conv4")
     assert ContrastiveLoss().margin == model.margin == 2 and model.threshold == 0.5
     assert model.image_size == (224, 224) and not model.normalize_embeddings
-    assert not model.mean_embedding.any() and not model.blurred_features.any() and model.removable == 1
     assert not {"mean", "std"} & model.state_dict().keys()  # known from the architecture

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from utils import results, training
+from utils import training
 from utils.backbones import backbone_blocks
 from utils.dataset import prepare_split, read_split
 from utils.explain.additivity import halved_boxes, surplus
@@ -98,7 +98,6 @@ def test_checkpoint_holds_the_mean_training_embedding_and_a_threshold_that_parts
         for name, rows in split.groupby("split")
     }
     with torch.no_grad():
-        torch.testing.assert_close(model.mean_embedding, model.embed(images["train"]).mean(0))
         blue, red = (
             images["valid"][np.flatnonzero(split[split.split == "valid"].label == name)] for name in ("blue", "red")
         )
@@ -120,30 +119,6 @@ def test_training_pads_as_its_checkpoint_does(config):
     for split, images in trainer.images.items():
         for image, file in zip(images, trainer.table.file[trainer.table.split == split], strict=True):
             assert torch.equal(model.normalize(image), model.preprocess(Image.open(settings.data_path / file)))
-
-
-def test_the_checkpoint_knows_what_a_regions_going_does_to_a_training_image(config, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        results,
-        "removable_share",
-        lambda model, images, batch_size: (
-            seen.append((model.mean_embedding.clone(), model.blurred_features.clone(), images)) or 0.25
-        ),
-    )
-    settings = config({"epochs": 1})
-    train(settings)
-    model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
-    ((mean, blurred, images),) = seen
-    assert (
-        model.removable == 0.25
-        and torch.equal(mean, model.mean_embedding)
-        and torch.equal(blurred, model.blurred_features)
-    )
-    assert images.shape[0] == 12 and images.dtype == torch.uint8
-    with torch.no_grad():
-        expected = model.backbone[: model.fine_block + 1](blur(model.normalize(images))).mean((0, 2, 3))
-    torch.testing.assert_close(blurred, expected)
 
 
 def scripted(monkeypatch, aucs):
@@ -660,15 +635,15 @@ def test_effects_that_do_not_add_up_cost_what_the_weight_says(config, monkeypatc
     torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
 
 
-def test_the_mean_embedding_of_an_epoch_is_that_of_its_steps(config, monkeypatch):
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(config, monkeypatch):
     settings, step, seen = config({"batch_size": 5}), Trainer.step, []  # batches that differ in size
     monkeypatch.setattr(Trainer, "step", lambda self, batch: seen.append(step(self, batch)) or seen[-1])
     trainer = Trainer(settings, prepare_split(settings)[0])
     row = trainer.run_epoch(1, tqdm(disable=True))
-    embeddings = torch.cat([found for _, found in seen])
-    torch.testing.assert_close(trainer.model.mean_embedding, embeddings.mean(0))
     assert len({len(found) for _, found in seen}) > 1
-    assert row["train_loss"] == pytest.approx(sum(loss * len(found) for loss, found in seen) / len(embeddings))
+    assert row["train_loss"] == pytest.approx(
+        sum(loss * len(found) for loss, found in seen) / sum(len(found) for _, found in seen)
+    )
 
 
 def test_every_process_draws_its_own_in_every_epoch_whatever_the_seed_and_one_alone_goes_on(config, monkeypatch):

@@ -77,7 +77,6 @@ def trained_network(name="Conv4", size=SIZE):
         model.embed(torch.cat(network_images(size)))
         model.eval()
         z1, z2 = (model.embed(images) for images in network_images(size))
-        model.mean_embedding.copy_(torch.cat([z1, z2]).mean(0))
         model.margin = 2 * float((z1 - z2).norm(dim=1).median() * 1.0001)
     for norm in norms:
         norm.momentum = 0.1

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch import nn
@@ -17,8 +18,6 @@ from torch import nn
 from utils.backbones import IMAGENET_MEAN, IMAGENET_STD, ModelError, backbone_blocks, brief, eval_mode
 from utils.files import replacing
 from utils.images.frame import Frame, to_uint8
-
-FINE = 14 * 14  # positions of a feature map that explanations need: stride 16 at 224 pixels (docs/trials.md)
 
 
 class ContrastiveLoss(nn.Module):
@@ -134,14 +133,8 @@ class SiameseNetwork(nn.Module):
         self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
         self.frame = Frame(self.image_size, fit, tuple(mean))
         self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights))
-        shapes = self.block_shapes()
-        self.fine_block = self._fine_block(shapes)
         self.pooling = GeM() if pooling == "gem" else AveragePooling()
-        self.head = nn.Sequential(nn.Linear(shapes[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
-        self.register_buffer("mean_embedding", torch.zeros(embedding_dim))  # of the training images
-        # See explain.removal.blurred_features.
-        self.register_buffer("blurred_features", torch.zeros(shapes[self.fine_block][1]))
-        self.register_buffer("removable", torch.ones(()))  # see explain.removal.removable_share
+        self.head = nn.Sequential(nn.Linear(self.block_shapes()[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.info: dict[str, Any] = {}
@@ -161,18 +154,6 @@ class SiameseNetwork(nn.Module):
                 f"image.size: {list(self.image_size)} is too small for this backbone ({brief(error)}); enlarge it"
             ) from None
         return shapes
-
-    def _fine_block(self, shapes: list[torch.Size]) -> int:
-        """Position of the last block whose feature map is finer than the final one and has at least `FINE` positions;
-        on images too small for that, of the last block of the finest map."""
-        finer = [i for i, shape in enumerate(shapes) if shape[2:].numel() > shapes[-1][2:].numel()]
-        if not finer:
-            raise ModelError(
-                f"image.size: {list(self.image_size)} is too small for this backbone (one position after "
-                "one block); enlarge it"
-            )
-        positions = [shapes[i][2:].numel() for i in finer]
-        return max(i for i, count in zip(finer, positions) if count >= min(FINE, max(positions)))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (N, 3, H, W) on any device -> normalised float batch on the model's device."""
@@ -197,8 +178,7 @@ class SiameseNetwork(nn.Module):
         z = self.head(pooled)
         if not self.normalize_embeddings:
             return z
-        # Powers and a product, of which DeepLIFT's rescale rule knows the slopes, where F.normalize is one step to it.
-        return z * (2 / self.margin**2 * z.pow(2).sum(1, keepdim=True)).clamp(min=1e-12).pow(-0.5)
+        return self.margin / 2**0.5 * F.normalize(z)
 
     def forward(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """Dissimilarity in [0, 1] of each image of `batch1` and its partner in `batch2`: 2 x (N, 3, H, W) -> (N,)."""
@@ -248,7 +228,10 @@ class SiameseNetwork(nn.Module):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             # A file says what a network is like; it fetches or opens no others.
             model = cls(**checkpoint["architecture"] | {"pretrained": False, "weights": None})
-            model.load_state_dict(checkpoint["state_dict"])
+            state = checkpoint["state_dict"]
+            for former in ("mean_embedding", "blurred_features", "removable"):  # what earlier versions kept beside
+                state.pop(former, None)
+            model.load_state_dict(state)
             model.info = dict(checkpoint["info"])
         except PermissionError:
             raise ModelError(f"{path}: no permission to read it; change the file's access rights") from None

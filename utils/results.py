@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from utils.early_stopping import best_epoch
-from utils.evaluate.scores import embed_images
-from utils.explain.removal import blurred_features, removable_share
 from utils.files import replacing, write_whole
-from utils.images.cache import Images
-from utils.images.pairs import evenly
 from utils.model_card import write_model_card
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
@@ -85,28 +80,6 @@ class Results:
             "calibrated_threshold": threshold,
             "epoch": self.best["epoch"],
         }
-
-    def finish(self, model: SiameseNetwork, images: Images, size: int) -> None:
-        """Give the best network what its explanations need: its exact mean training embedding (until now the mean over
-        its last epoch's batches), what blurring leaves in its fine map, and how far a region's going takes an
-        embedding. What is in the folder is not read: another run may have written it since.
-
-        Args:
-            images: for training, uint8 of shape (N, 3, H, W).
-            size: how many of them pass through the network at once.
-        """
-        model.load_state_dict(self.best["state_dict"])
-        model.eval()
-        verbose = self.config.hyperparameters.verbose
-        model.mean_embedding.copy_(embed_images(model, images, size, verbose).mean(0))
-        some = images[evenly(len(images), 256)]
-        with tqdm(total=2, desc="Preparing explanations", disable=not verbose) as bar:
-            model.blurred_features.copy_(blurred_features(model, model.normalize(some), size))
-            bar.update()
-            model.removable.fill_(removable_share(model, some, size))
-            bar.update()
-        self.save_history()
-        self.save_best(model)
 
     def close(self) -> None:
         """The run is over: the next one starts anew."""

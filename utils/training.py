@@ -175,12 +175,11 @@ class Trainer:
                 if self.results.written < len(self.history):  # it came between the files of a finished epoch
                     self.keep()
                 interrupted = True
-        try:
-            if self.processes.first:
-                self.finish(interrupted)
-        except KeyboardInterrupt:
-            print(f"{self.results.folder}: stopped before the best network was ready; train again to finish")
-            raise
+        if interrupted and self.processes.first:
+            done = f"{self.results.folder}: stopped after epoch {len(self.history)} of {self.epochs}"
+            print(f"{done}, the best network so far is ready; train again to go on from there")
+        elif self.processes.first:
+            self.results.close()
         return self.results.frame()
 
     @property
@@ -198,15 +197,13 @@ class Trainer:
         if self.processes.count > 1:  # each drops out what it will; a run that goes on with this epoch draws the same
             torch.manual_seed((self.config.seed * 10**6 + epoch) * self.processes.count + self.processes.number)
         self.progress = max(0, epoch - self.head_epochs - 1) / max(1, self.options.epochs - 1)
-        losses, weights, sums = [], [], torch.zeros(self.config.embedding_dim)
+        losses, weights = [], []
         for batch in self.epoch_batches():
             loss, embeddings = self.step(batch)
             losses.append(loss)
             weights.append(len(embeddings))
-            sums += embeddings.sum(0).cpu()
             bar.update()
         train_loss = float(np.average(losses, weights=weights))
-        self.model.mean_embedding.copy_(sums / sum(weights))
         self.processes.average(batch_statistics(self.model))
         valid = self.processes.from_first(self.validate())
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -355,15 +352,6 @@ class Trainer:
     def keep(self) -> None:
         if self.processes.first:
             self.results.keep(self.model, self.calibrated_threshold, state_of(self))
-
-    def finish(self, interrupted: bool = False) -> None:
-        images, wanted = self.images["train"], self.options.batch_size
-        self.cache.fit(lambda size: self.results.finish(self.model, images, size), wanted)
-        if interrupted:
-            done = f"{self.results.folder}: stopped after epoch {len(self.history)} of {self.epochs}"
-            print(f"{done}, the best network so far is ready; train again to go on from there")
-            return
-        self.results.close()
 
 
 def every_image(batch: np.ndarray | Pairs) -> np.ndarray:

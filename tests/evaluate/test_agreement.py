@@ -4,7 +4,7 @@ import torch
 from toy import network_images, trained_network
 
 from utils.evaluate.agreement import REMOVALS, agreement_table, cell_effects
-from utils.explain import without
+from utils.explain import incremental
 from utils.explain.occlusion import correlation, region_sums
 from utils.explain.removal import blur
 from utils.Grad_CAM import explain, explain_pairs
@@ -12,7 +12,7 @@ from utils.Grad_CAM import explain, explain_pairs
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    monkeypatch.setattr(without, "bfloat16_pays", lambda device: False)
+    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
 
 
 def test_a_cells_effect_is_what_the_network_says_without_it():

@@ -3,36 +3,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from scipy import ndimage
 from toy import SIZE, network_images, trained_network
 
-from utils.explain import occlusion, without
-from utils.explain.evidence import gradient_details
+from utils.explain import incremental, occlusion
 from utils.explain.occlusion import (
-    CLOSER,
-    DETAIL,
-    DIRECTIONS,
-    FROM_DETAILS,
     GRID,
-    LOOKS,
     WINDOWS,
     RegionEffects,
+    Windows,
+    all_windows,
+    effects_of_regions,
     region_effects,
-    scatters,
-    spread,
+    regression,
     windows,
 )
 from utils.explain.removal import blur
 from utils.Grad_CAM import LEAST, explain, explain_effects, explain_pairs
-from utils.Siamese import SiameseNetwork
 
-REGIONS = sum(count**2 for _, count, _ in WINDOWS) + LOOKS
+REGIONS = sum(per_side**2 for _, per_side, _ in WINDOWS)
 
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    monkeypatch.setattr(without, "bfloat16_pays", lambda device: False)
+    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +60,7 @@ def test_what_is_measured_does_not_depend_on_the_batch_size(model, batch):
 
 def test_in_bfloat16_it_is_nearly_the_same(model, batch, monkeypatch):
     exact = region_effects(model, batch[:1]).maps([0], [0])
-    monkeypatch.setattr(without, "bfloat16_pays", lambda device: True)
+    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: True)
     rough = region_effects(model, batch[:1]).maps([0], [0])
     assert np.corrcoef(exact.flatten(), rough.flatten())[0, 1] > 0.95
 
@@ -81,14 +74,14 @@ def test_a_thousand_pairs_of_six_images_cost_six_images(model, monkeypatch):
     )
     first, second = np.random.default_rng(0).integers(6, size=(2, 1000))
     explanation = explain_pairs(model, images, first, second)
-    assert len(explanation.distance) == 1000 and sum(seen) == 6 * (REGIONS + 3)  # without, and the whole image thrice
+    assert len(explanation.distance) == 1000 and sum(seen) == 6 * (REGIONS + 2)  # occluded, and the whole image twice
     alone = explain(model, images[first[[7]]], images[second[[7]]])
     assert torch.allclose(alone.raw[0], explanation.raw[7], atol=1e-5)
 
 
 def test_windows_cover_the_image_from_border_to_border():
     for size in ((24, 40), (64, 64), (5, 200)):
-        for side, count, _ in (*WINDOWS, CLOSER):
+        for side, count, _ in WINDOWS:
             found = windows(side, count, size)
             assert found.shape == (count**2, 4) and found[:, ::2].min() == 0
             assert found[:, 1].max() == size[0] and found[:, 3].max() == size[1]
@@ -99,96 +92,60 @@ def test_windows_cover_the_image_from_border_to_border():
 
 def test_no_window_is_a_cell_of_the_grids_that_maps_are_judged_by():
     cells = {(k / n, (k + 1) / n) for n in (3, 5) for k in range(n)}
-    for side, count, _ in (*WINDOWS, CLOSER):
+    for side, count, _ in WINDOWS:
         assert all(abs(side - (end - start)) > 0.005 for start, end in cells), (side, count)
 
 
-def test_density_equals_gaussian_process_regression_on_single_positions():
+def test_density_equals_gaussian_process_regression_on_single_positions(monkeypatch):
     """The same by matrices over all positions, without the products of rows and columns."""
-    size, generator = (48, 64), torch.Generator().manual_seed(0)
-    regions = torch.tensor([[0, 12, 0, 16], [6, 30, 10, 40], [0, 48, 0, 64], [20, 21, 7, 50]])
-    effects = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    size, sizes = (48, 64), (Windows(0.5, 2, 0.3), Windows(0.3, 2, 2.0))
+    monkeypatch.setattr(occlusion, "WINDOWS", sizes)
+    regions = all_windows(size)
+    assert regions.tolist()[::5] == [[0, 24, 0, 32], [0, 14, 45, 64]]
     centres = (np.arange(GRID) + 0.5) / GRID
     y, x = (axis.ravel() for axis in np.meshgrid(centres, centres, indexing="ij"))
     kernel = np.exp(-((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2) / (2 * occlusion.REACH**2))
-    cover = np.zeros((4, GRID, GRID))
-    for r, (top, bottom, left, right) in enumerate(regions.tolist()):
-        for i in range(GRID):
-            for j in range(GRID):
-                overlaps = [
-                    max(0, min(end, (k + 1) * side / GRID) - max(start, k * side / GRID)) * GRID / side
-                    for k, start, end, side in ((i, top, bottom, 48), (j, left, right, 64))
-                ]
-                cover[r, i, j] = overlaps[0] * overlaps[1]
-    cover = cover.reshape(4, -1)
-    scatter = torch.tensor([0.3, 2.0, 0.0, 5.0])
-    details = torch.randn(DIRECTIONS, DETAIL, DETAIL, generator=generator, dtype=torch.float64)
-    enlarged = [ndimage.zoom(one, GRID / DETAIL, order=1, mode="nearest", grid_mode=True) for one in details.numpy()]
-    seen = np.stack(enlarged).reshape(DIRECTIONS, -1)
-    for given, covariances in ((None, kernel), (details, kernel + FROM_DETAILS * seen.T @ seen)):
-        covariance = cover @ covariances @ cover.T
-        covariance += np.diag(np.diag(covariance) * scatter.numpy())
-        expected = covariances @ cover.T @ np.linalg.solve(covariance, effects.numpy())
-        assert np.allclose(spread(regions, effects, size, scatter, given).reshape(-1, 3), expected, atol=1e-6)
-
-
-def test_details_say_where_evidence_lies_within_what_no_window_resolves():
-    """Of two small squares inside the same windows, the one at which a gradient points gets what the windows measured;
-    without a gradient they share it."""
-    size = (40, 40)  # windows lie evenly about the middle
-    regions = torch.cat([windows(*w[:2], size) for w in WINDOWS])
-    effects = ((regions[:, 0] <= 15) & (regions[:, 1] >= 25) & (regions[:, 2] <= 15) & (regions[:, 3] >= 25)).double()
-    details = torch.zeros(DIRECTIONS, DETAIL, DETAIL)
-    details[2, 6, 6] = -16.0  # at 15 to 17.5 pixels; its sign and size are left to the measurement
-    scatter = torch.cat([torch.full((count**2,), share) for _, count, share in WINDOWS])
-    shares = []
-    for given in (None, details):
-        density = spread(regions, effects[:, None], size, scatter, given)[..., 0]
-        shares.append(float(density[12:14, 12:14].sum() / density[18:20, 18:20].sum()))
-    assert 0.8 < shares[0] < 1.25 and shares[1] > 2
-
-
-def test_details_are_those_of_the_directions_in_which_effects_move_an_embedding_most(model, batch):
-    effects = region_effects(model, batch[:1])
-    kept = effects.details[0].double()
-    assert kept.square().sum(0).mean() == pytest.approx(1, rel=1e-5)
-    # The embedding has five numbers; its directions, by an eigenvalue decomposition instead.
-    delta = effects.delta[0].double()
-    directions = torch.linalg.eigh(delta.T @ delta).eigenvectors.flip(1)[:, :DIRECTIONS].T.float()
-    for k, direction in enumerate(directions):
-        one = gradient_details(model, batch[0], direction[None])
-        one = F.interpolate(one[None], (DETAIL, DETAIL), mode="bilinear", antialias=True)[0, 0].double()
-        assert abs(float(F.cosine_similarity(one.flatten(), kept[k].flatten(), dim=0))) > 0.999
+    cover = np.zeros((8, GRID, GRID))
+    for r, i, j in np.ndindex(cover.shape):
+        top, bottom, left, right = regions[r].tolist()
+        overlaps = [
+            max(0, min(end, (k + 1) * side / GRID) - max(start, k * side / GRID)) * GRID / side
+            for k, start, end, side in ((i, top, bottom, 48), (j, left, right, 64))
+        ]
+        cover[r, i, j] = overlaps[0] * overlaps[1]
+    cover = cover.reshape(8, -1)
+    covariance = cover @ kernel @ cover.T
+    covariance += np.diag(np.diag(covariance) * np.repeat([0.3, 2.0], 4))
+    effects = torch.randn(1, 8, 3, generator=torch.Generator().manual_seed(0))
+    squares = (effects[0].numpy() ** 2).sum(1, keepdims=True)
+    expected = kernel @ cover.T @ np.linalg.solve(covariance, np.concatenate([effects[0].numpy(), squares], axis=1))
+    regression.cache_clear()
+    density = effects_of_regions(torch.zeros(1, 3), effects, size).density
+    regression.cache_clear()
+    assert np.allclose(density.reshape(-1, 4), expected, atol=1e-5)
 
 
 def test_an_additive_effect_is_found_where_it_is():
-    """Of windows whose effects are sums over one small square, most of the density lies in it and around."""
-    size = (64, 64)
-    regions = torch.cat([windows(*w[:2], size) for w in (*WINDOWS, CLOSER)])
-    square = (40, 48, 16, 24)
+    """Of windows whose effects are sums over one square, most of the density lies in it and around."""
+    square = (40, 52, 14, 26)
     overlap = [
         max(0, min(b, square[1]) - max(a, square[0])) * max(0, min(d, square[3]) - max(c, square[2]))
-        for a, b, c, d in regions.tolist()
+        for a, b, c, d in all_windows((64, 64)).tolist()
     ]
-    scatter = torch.cat([torch.full((count**2,), share) for _, count, share in (*WINDOWS, CLOSER)])
-    density = spread(regions, torch.tensor(overlap, dtype=torch.float64)[:, None], size, scatter)[..., 0]
+    density = (regression((64, 64)) @ torch.tensor(overlap, dtype=torch.float64)).view(GRID, GRID)
     peak = divmod(int(density.argmax()), GRID)
-    assert 20 <= peak[0] < 24 and 8 <= peak[1] < 12
-    assert density[16:28, 4:16].sum() > 0.7 * density.clamp(min=0).sum()
+    assert 20 <= peak[0] < 26 and 7 <= peak[1] < 13
+    assert density[17:29, 4:16].sum() > 0.7 * density.clamp(min=0).sum()
 
 
-def test_an_embedding_of_fewer_numbers_has_fewer_details():
-    network = SiameseNetwork("Conv4", embedding_dim=2, image_size=SIZE).eval()
-    details = region_effects(network, torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(3))).details[0]
-    assert [bool(one.any()) for one in details] == [True, True] + [False] * (DIRECTIONS - 2)
-
-
-def test_the_closer_look_goes_where_the_windows_found_most(model):
-    image = torch.zeros(1, 3, 64, 64)
-    image[:, :, 40:56, 8:24] = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 3
-    closer = region_effects(trained_network(size=(64, 64)), image).regions[0, -LOOKS:].float()
-    centres = torch.stack([closer[:, :2].mean(1), closer[:, 2:].mean(1)])
-    assert (centres[0] - 48).abs().median() < 16 and (centres[1] - 16).abs().median() < 16
+def test_maps_are_the_effects_on_a_pair_spread_over_the_images(model, batch):
+    """Both by each image's numbers, for any partner, and from the pair's own effects; the regression is linear."""
+    effects = region_effects(model, batch[:2])
+    maps, on_pair = effects.maps([0, 1], [1, 0]), effects.on_pairs([0], [1])[0]
+    for i in (0, 1):
+        own = (regression(SIZE) @ on_pair[i].double()).view(GRID, GRID).float()
+        assert torch.allclose(maps[0, i], own, atol=1e-5 * float(own.abs().max()))
+        assert torch.equal(maps[1, 1 - i], maps[0, i])
 
 
 def test_interaction_is_what_two_removals_have_in_common(model, batch):
@@ -197,16 +154,6 @@ def test_interaction_is_what_two_removals_have_in_common(model, batch):
     assert interaction.shape == (GRID // 2,) * 4
     one, two = (effects.density[i, ..., :-1].unfold(0, 2, 2).unfold(1, 2, 2).mean((3, 4)) for i in (0, 1))
     assert float(interaction[3, 5, 7, 2]) == pytest.approx(float(2 * one[3, 5] @ two[7, 2]), rel=1e-4, abs=1e-9)
-
-
-def test_maps_are_the_effects_on_a_pair_spread_over_the_images(model, batch):
-    """Both by each image's numbers, for any partner, and from the pair's own effects; the regression is linear."""
-    effects = region_effects(model, batch[:2])
-    maps, on_pair = effects.maps([0, 1], [1, 0]), effects.on_pairs([0], [1])[0]
-    for i in (0, 1):
-        own = spread(effects.regions[i], on_pair[i, :, None], SIZE, scatters(), effects.details[i])[..., 0]
-        assert torch.allclose(maps[0, i], own, atol=1e-5 * float(own.abs().max()))
-        assert torch.equal(maps[1, 1 - i], maps[0, i])
 
 
 def test_raw_evidence_is_for_the_decision_in_units_of_squared_distance(model, batch):
@@ -235,10 +182,10 @@ def test_weak_evidence_is_in_no_map(model, batch):
     )
 
 
-def test_regions_gone_all_at_once_take_their_effects_on_the_embedding_together(model, batch):
+def test_places_occluded_all_at_once_add_up_on_the_embedding(model, batch):
     effects = region_effects(model, batch[:2])
     places = torch.rand(1, 2, GRID, GRID, generator=torch.Generator().manual_seed(0)) < 0.1
-    changes = effects.if_gone([0], [1], places)
+    changes = effects.of_places([0], [1], places)
     for i in (0, 1):
         without = effects.embeddings[i].clone()
         for row, column in places[0, i].nonzero().tolist():
@@ -249,8 +196,8 @@ def test_regions_gone_all_at_once_take_their_effects_on_the_embedding_together(m
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(1.0, True), (1.9, True), (2.1, False)])
-def test_evidence_against_a_decision_is_shown_if_its_going_would_make_the_decision_surer(model, batch, steps, kept):
-    """The strongest tenth of image 1 takes its embedding `steps` times the way to that of image 2 once it is gone."""
+def test_evidence_against_a_decision_is_shown_if_occluding_it_would_strengthen_the_decision(model, batch, steps, kept):
+    """The strongest tenth of image 1 takes its embedding `steps` times the way to image 2 when occluded."""
     effects, against = region_effects(model, batch[:2]), round(0.1 * GRID**2)
     away = torch.tensor([0.01, 0, 0, 0, 0])
     embeddings, density = torch.stack([away, 0 * away]), torch.zeros(2, GRID, GRID, 6)
@@ -264,21 +211,6 @@ def test_evidence_against_a_decision_is_shown_if_its_going_would_make_the_decisi
 def test_a_blank_image_has_no_evidence(model):
     e = explain(model, torch.zeros(1, 3, *SIZE), torch.zeros(1, 3, *SIZE))
     assert e.empty.all() and not e.raw.any() and torch.isfinite(e.factual).all()
-    assert not region_effects(model, torch.zeros(1, 3, *SIZE)).details.any()
-
-
-def test_a_window_with_less_scatter_is_taken_more_at_its_word(model):
-    """Where small windows find nothing that a large one does, its scatter says how much of that the map keeps."""
-    size = (64, 64)
-    regions = torch.cat([windows(*w[:2], size) for w in WINDOWS])
-    effects = torch.zeros(len(regions), 1, dtype=torch.float64)
-    effects[0] = 1.0
-    top, bottom, left, right = (int(edge * GRID / 64) for edge in regions[0])
-    within = []
-    for share in (0.3, 4.0):
-        scatter = torch.cat([torch.full((count**2,), share if side > 0.5 else 2.0) for side, count, _ in WINDOWS])
-        within.append(float(spread(regions, effects, size, scatter)[top:bottom, left:right].sum()))
-    assert within[0] > 2 * within[1] > 0
 
 
 def test_passes_reuse_freed_memory(model, batch, monkeypatch):
@@ -300,6 +232,6 @@ def test_a_dissimilarity_of_just_the_threshold_is_not_below_it(model, monkeypatc
     monkeypatch.setattr(model, "threshold", 1.0)  # the dissimilarity of a pair beyond the margin
     generator, nothing = torch.Generator().manual_seed(0), torch.empty(2, 0)
     density = torch.randn(2, GRID, GRID, 6, generator=generator)
-    effects = RegionEffects(torch.randn(2, 5, generator=generator), nothing, nothing, nothing, density)
+    effects = RegionEffects(torch.randn(2, 5, generator=generator), nothing, nothing, density)
     e = explain_effects(model, effects, [0], [1], SIZE)
     assert not e.is_similar.item() and torch.equal(e.raw, -effects.maps([0], [1]))

@@ -15,13 +15,11 @@ from toy import (
     boxes,
     maps_of,
     naive_margins,
-    network_images,
     toy_image,
-    trained_network,
 )
 
 from utils.explain import removal
-from utils.explain.removal import OTHERS, Interventions, blur, blurred_features, moved, removable_share, top_region
+from utils.explain.removal import OTHERS, Interventions, blur, moved, top_region
 
 
 def test_top_region_equals_a_sort_with_ties_in_reading_order():
@@ -123,39 +121,3 @@ def test_margins_equal_a_naive_loop_with_the_real_blur(toy):
     regions = torch.rand(3, 2, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.4
     margins = Interventions.on(toy, IMAGES1, IMAGES2).without(regions)
     assert abs(margins.numpy() - naive_margins(regions.numpy())).max() < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("patch", "shares"),
-    [("A", [0.8, 0.5, 0.1]), ("B", [0.2, 0.5, 0.9]), ("all", [0.8, 0.5, 0.1]), ("elsewhere", [0, 0, 0])],
-)
-@pytest.mark.parametrize("mean", [0.0, -3.0])
-def test_removable_share_by_hand(to_black, monkeypatch, patch, shares, mean):
-    toy = Toy()  # of an image's z, A holds these parts: 8 of 10, 5 of 10, 1 of 10
-    toy.mean[:], toy.std[:] = 0, 1 / 255
-    toy.mean_embedding.fill_(mean)
-    images = torch.stack([toy_image(8, 2), toy_image(5, 5), toy_image(1, 9)]).to(torch.uint8)
-    monkeypatch.setattr(removal, "own_evidence", lambda model, batch: PATCHES[patch].expand(len(batch), -1, -1))
-    if patch == "all":  # the strongest tenth in reading order: rows 0 to 2, where three quarters of B lie
-        shares = [0.75 * 0.2, 0.75 * 0.5, 0.75 * 0.9]
-    for image, share in zip(images, shares):
-        assert removable_share(toy, image[None]) == pytest.approx(share * 10 / (10 - mean), abs=1e-5)
-    assert removable_share(toy, images, batch_size=2) == pytest.approx(sorted(shares)[1] * 10 / (10 - mean), abs=1e-5)
-
-
-@pytest.mark.parametrize(("mean", "share"), [(9.0, 1.0), (11.0, 0.0)])
-def test_removable_share_stays_between_nothing_and_all(to_black, monkeypatch, mean, share):
-    toy = Toy()
-    toy.mean[:], toy.std[:] = 0, 1 / 255
-    toy.mean_embedding.fill_(mean)  # z goes from 10 to 2: past the mean, or away from it
-    monkeypatch.setattr(removal, "own_evidence", lambda model, batch: PATCHES["A"].expand(len(batch), -1, -1))
-    assert removable_share(toy, toy_image(8, 2)[None].to(torch.uint8)) == share
-
-
-def test_what_blurring_leaves_of_features_is_averaged_over_images_and_positions():
-    model, images = trained_network(), torch.cat(network_images())  # 8
-    with torch.no_grad():
-        maps = [model.backbone[: model.fine_block + 1](blur(image[None]))[0].numpy() for image in images]
-    found = blurred_features(model, images, batch_size=3)
-    assert np.allclose(found, [np.mean([one[channel] for one in maps]) for channel in range(len(found))], atol=1e-5)
-    assert found.std() > 0.01

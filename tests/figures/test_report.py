@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_image
 from utils import __main__ as command_line
 from utils.comparison import Comparison
 from utils.explain.matching import WEAKEST
-from utils.explain.occlusion import DETAIL, DIRECTIONS, GRID, WINDOWS
+from utils.explain.occlusion import GRID, WINDOWS, all_windows, regression
 from utils.explain.removal import strongest_region
 from utils.figures.report import MOST, PAGE, SCRIPTS, page, write_report
 from utils.Grad_CAM import LEAST
@@ -30,7 +30,8 @@ from utils.Siamese import SiameseNetwork
 HOSTILE = on_disk("</script><script>alert(1)</script>&amp;\"'<b>中国 🌼")
 FIRST, SECOND = "figure:nth-child(1) .stage", "figure:nth-child(2) .stage"
 FORBIDDEN = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(", "://", "url(")
-MEDIUM = WINDOWS[0][1] ** 2  # the first medium window's position among the regions
+_, PER_SIDE, _ = WINDOWS[-1]  # those that can be pointed at
+START = len(all_windows((32, 48))) - PER_SIDE**2  # the position of the first of them among the regions
 
 
 def make_network(fit="stretch"):
@@ -72,16 +73,17 @@ def unpacked(text, dtype, *shape):
 
 
 def test_the_page_holds_the_measured_effects_of_regions(compared):
-    images, effects = contents(page(compared))["images"], compared.effects_of(*range(4))
+    held, effects = contents(page(compared)), compared.effects_of(*range(4))
     regions = effects.regions.shape[1]
-    for i, image in enumerate(images):
+    for i, image in enumerate(held["images"]):
         assert np.array_equal(unpacked(image["embedding"], "<f4", 4), effects.embeddings[i].numpy())
         assert np.array_equal(unpacked(image["regions"], "<i2", regions, 4), effects.regions[i].numpy())
-        for name, shape in (("delta", (regions, 4)), ("details", (DIRECTIONS, DETAIL, DETAIL))):
-            values = unpacked(image[name]["values"], "<i2", *shape) * image[name]["step"]
-            measured = getattr(effects, name)[i]
-            assert np.abs(values - measured.numpy()).max() < 1e-4 * measured.abs().max() and values.any()
-    assert [image["name"] for image in images] == ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]
+        values = unpacked(image["delta"]["values"], "<i2", regions, 4) * image["delta"]["step"]
+        assert np.abs(values - effects.delta[i].numpy()).max() < 1e-4 * effects.delta[i].abs().max() and values.any()
+    matrix = unpacked(held["regression"]["values"], "<i2", GRID**2, regions) * held["regression"]["step"]
+    expected = regression((32, 48)).numpy()
+    assert np.abs(matrix - expected).max() < 1e-4 * np.abs(expected).max()
+    assert [image["name"] for image in held["images"]] == ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]
 
 
 def test_evidence_and_similarity_have_the_colours_of_the_notebooks(pair):
@@ -246,8 +248,8 @@ def similarity(model, z1, z2):
     return 1 - min(float((z1 - z2).norm()) / model.margin, 1)
 
 
-def at_region(row, column, count=WINDOWS[1][1], share=WINDOWS[1][0]):
-    """The middle of a medium window, (across, down) in shares of the image's sides."""
+def at_region(row, column, count=PER_SIDE, share=WINDOWS[-1].side):
+    """The middle of a window, (across, down) in shares of the image's sides."""
     return tuple(share / 2 + k * (1 - share) / (count - 1) for k in (column, row))
 
 
@@ -264,9 +266,10 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
         for against, strongest in ((False, np.abs(raw).max((1, 2), keepdims=True)), (True, 1)):
             least = LEAST[against] * strongest
             expected = np.where(towards * raw > least, towards * raw, 0)
-            if against:  # it is, if the decision would be surer without
-                surer = towards * effects.if_gone([0], [1], strongest_region(torch.from_numpy(expected)[None]))[0] > 0
-                expected = np.where(surer[:, None, None], expected, 0)
+            if against:  # it is, if occluding it strengthens the decision
+                regions = strongest_region(torch.from_numpy(expected)[None])
+                stronger = towards * effects.of_places([0], [1], regions)[0] > 0
+                expected = np.where(stronger[:, None, None], expected, 0)
             ask = (
                 f"evidence(images[0], images[1]).map((map, k) => "
                 f"[...shownOf(map, {towards}, {str(against).lower()}, images[k], images[1 - k])])"
@@ -276,14 +279,14 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
             assert ((found > 0) == (expected > 0))[clear].all()
             assert np.abs(found - expected)[clear].max() < 2e-3
     places = np.arange(100, 300, 2)
-    gone = torch.zeros(1, 2, GRID * GRID, dtype=torch.bool)
-    gone[:, :, places] = True
-    for i, change in enumerate(effects.if_gone([0], [1], gone.view(1, 2, GRID, GRID))[0]):
-        found = browser.ask(f"ifGone(images[{i}], images[{1 - i}], {places.tolist()})")
+    occluded = torch.zeros(1, 2, GRID * GRID, dtype=torch.bool)
+    occluded[:, :, places] = True
+    for i, change in enumerate(effects.of_places([0], [1], occluded.view(1, 2, GRID, GRID))[0]):
+        found = browser.ask(f"ofPlaces(images[{i}], images[{1 - i}], {places.tolist()})")
         assert found == pytest.approx(float(change), rel=0.01, abs=1e-4)
-    for region in (MEDIUM + 3, 160):
+    for region in (START + 3, START + 70):
         common = 2 * effects.density[1, ..., :-1].numpy() @ effects.delta[0, region].numpy()
-        found = browser.ask(f"[...spread(images[1], interactions(images[0], {region}, images[1]))]")
+        found = browser.ask(f"[...spread(interactions(images[0], {region}, images[1]))]")
         assert np.abs(np.reshape(found, common.shape) - common).max() < 2e-3 * np.abs(common).max()
 
 
@@ -293,11 +296,11 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_clicked_away_it_i
     effects, (z1, z2) = pair.effects_of(0, 1), pair.effects_of(0, 1).embeddings
     before = similarity(pair.model, z1, z2)
     assert float(browser.text("#number")) == pytest.approx(before, abs=0.006) and 0.1 < before < 0.9
-    windows = slice(MEDIUM, MEDIUM + WINDOWS[1][1] ** 2)
+    windows = slice(START, START + PER_SIDE**2)
     common = 2 * effects.delta[0, windows] @ effects.delta[1, windows].T
     has_match = common.amax(1) >= WEAKEST * common.max()
     moves = (effects.on_pairs([0], [1])[0, 0, windows].abs() * has_match).argmax()  # of those that match, it does most
-    region, spot = MEDIUM + int(moves), at_region(*divmod(int(moves), WINDOWS[1][1]))
+    region, spot = START + int(moves), at_region(*divmod(int(moves), PER_SIDE))
     after = similarity(pair.model, z1 - effects.delta[0, region], z2)
     pixels = 'document.querySelectorAll("canvas")[{}].toDataURL()'.format
     plain = browser.ask(pixels(1))
@@ -313,9 +316,9 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_clicked_away_it_i
     assert place == pytest.approx(
         [100 * top / 32, 100 * (bottom - top) / 32, 100 * left / 48, 100 * (right - left) / 48]
     )
-    row = common[region - MEDIUM]
+    row = common[region - START]
     assert row.max() > 0 and browser.ask(f"document.querySelectorAll('{SECOND} .there').length") == 1
-    best = effects.regions[1, MEDIUM + int(row.argmax())].tolist()
+    best = effects.regions[1, START + int(row.argmax())].tolist()
     found = browser.ask(f"['top', 'left'].map((s) => parseFloat(document.querySelector('{SECOND} .there').style[s]))")
     assert found == pytest.approx([100 * best[0] / 32, 100 * best[2] / 48])
     assert browser.ask(pixels(1)) != plain
@@ -324,7 +327,7 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_clicked_away_it_i
         "#before"
     )
     browser.mouse(SECOND, *at_region(1, 1), click=True)  # of the other image too: exact, as each embedding is its own
-    both = similarity(pair.model, z1 - effects.delta[0, region], z2 - effects.delta[1, MEDIUM + WINDOWS[1][1] + 1])
+    both = similarity(pair.model, z1 - effects.delta[0, region], z2 - effects.delta[1, START + PER_SIDE + 1])
     # The page's numbers are of half precision.
     assert float(browser.text("#number")) == pytest.approx(both, abs=0.006) and "about" not in browser.text("#before")
     browser.mouse(FIRST, *spot, click=True)
@@ -338,7 +341,7 @@ def test_of_a_pair_beyond_the_margin_a_region_is_told_by_the_distance(browser, f
     browser.open(files / "pair.html")
     effects, spot = pair.effects_of(0, 1), at_region(2, 2)
     z1, z2 = effects.embeddings
-    region = MEDIUM + 2 * WINDOWS[1][1] + 2
+    region = START + 2 * PER_SIDE + 2
     distances = [float((z - z2).norm()) for z in (z1, z1 - effects.delta[0, region])]
     browser.ask(f"data.margin = {min(distances) / 1.5}; refresh()")
     browser.mouse(FIRST, *spot)
@@ -351,8 +354,8 @@ def test_of_a_pair_beyond_the_margin_a_region_is_told_by_the_distance(browser, f
 def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(browser, files, pair):
     browser.open(files / "pair.html")
     effects = pair.effects_of(0)
-    z = effects.embeddings[0] - effects.delta[0, MEDIUM] - effects.delta[0, MEDIUM + 35]  # opposite corners
-    found = browser.ask(f"[...without(images[0], [{MEDIUM}, {MEDIUM + 35}, {MEDIUM}])]")
+    z = effects.embeddings[0] - effects.delta[0, START] - effects.delta[0, START + PER_SIDE**2 - 1]  # opposite corners
+    found = browser.ask(f"[...occluded(images[0], [{START}, {START + PER_SIDE**2 - 1}, {START}])]")
     assert found == pytest.approx(z.tolist(), abs=1e-4)
 
 
@@ -363,9 +366,9 @@ def test_the_keyboard_does_all_that_the_pointer_does(browser, files):
     assert browser.ask("document.activeElement === figures[0].stage")
     start = browser.ask("state.pair.pointed.region")
     browser.press("ArrowRight", "ArrowDown")
-    assert browser.ask("state.pair.pointed.region") == start + 1 + WINDOWS[1][1]
+    assert browser.ask("state.pair.pointed.region") == start + 1 + PER_SIDE
     browser.press(*["ArrowUp"] * 9, *["ArrowLeft"] * 9)
-    assert browser.ask("state.pair.pointed.region") == MEDIUM and "Without this region" in browser.text("#readout")
+    assert browser.ask("state.pair.pointed.region") == START and "Without this region" in browser.text("#readout")
     before = browser.text("#number")
     browser.press("Enter")
     assert browser.text("#number") != before and browser.ask("document.querySelectorAll('.gone').length") == 1

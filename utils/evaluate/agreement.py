@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from utils.explain.incremental import IncrementalEmbedder, local_stages
 from utils.explain.occlusion import correlation, effect_on_distance, region_sums, windows
 from utils.explain.removal import OTHERS, blur
-from utils.explain.without import Without, local_stages
 from utils.Grad_CAM import Explanation
 from utils.images.pairs import used_in
 from utils.Siamese import SiameseNetwork, eval_mode
@@ -38,9 +38,9 @@ def cell_effects(
     effects: dict[str, list[torch.Tensor]] = {name: [] for name in removals}
     with eval_mode(model), tqdm(total=len(removals) * len(batch), desc="Taking cells away", delay=2) as bar:
         for k, image in enumerate(batch):
-            look = Without(model, image, stages)
+            embedder = IncrementalEmbedder(model, image, stages)
             for name, instead in removals.items():
-                effects[name].append(look.embedding - look.embeddings(instead[k], cells))
+                effects[name].append(embedder.embedding - embedder.embeddings(instead[k], cells))
                 bar.update()
     return {name: torch.stack(parts) for name, parts in effects.items()}
 

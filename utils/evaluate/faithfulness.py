@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from utils.evaluate.localisation import centred_gaussian
-from utils.explain.removal import Interventions, blurred_features, embed_in_parts, moved, pixel_ranks, strongest_region
+from utils.explain.removal import Interventions, embed_in_parts, moved, pixel_ranks, strongest_region
 from utils.Grad_CAM import MAPS, Explanation, explain
 from utils.images.pairs import KINDS
 from utils.machine import seeded
@@ -86,9 +86,8 @@ def randomisation_check(
 
     A map that hardly changes when the network forgets what it learnt does not explain the network. The maps compared
     show the evidence for the decisions of the trained network: a random one decides otherwise, and a mere change of
-    sign would look like forgetting. Batch statistics, the mean embedding and the activations of blurred images are
-    measured again on the images: with those of other weights, activations vanish within a deep backbone. The network is
-        left as found.
+    sign would look like forgetting. Batch statistics are measured again on the images: with those of other weights,
+    activations vanish within a deep backbone. The network is left as found.
 
     Returns:
         Mean Spearman correlation for a random `head`, and for a random `head and backbone`; `none` is 1 by definition.
@@ -105,8 +104,6 @@ def randomisation_check(
             with eval_mode(model):
                 for part in parts:
                     update_bn([batch], part)
-            model.mean_embedding.copy_(embed_in_parts(model, batch, 64).mean(0))
-            model.blurred_features.copy_(blurred_features(model, batch))
             result[name] = rank_correlation(before, _evidence_for(similar, model, batch1, batch2, method))
     finally:
         model.threshold = threshold

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from utils.explain.evidence import feature_maps, own_evidence
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 BLUR = 1 / 8  # standard deviation of the blur that takes a region's content away, as a share of the image's longer side
@@ -134,36 +133,3 @@ def moved(regions: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     flat = regions.flatten(0, 1)
     shifts = zip(rng.integers(height, size=len(flat)).tolist(), rng.integers(width, size=len(flat)).tolist())
     return torch.stack([region.roll(shift, (0, 1)) for region, shift in zip(flat, shifts)]).view(regions.shape)
-
-
-@torch.no_grad()
-def blurred_features(model: SiameseNetwork, batch: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-    """Mean activation of each channel of the fine feature map when preprocessed images (N, 3, H, W) are blurred: shape
-    (C,)."""
-    parts = [feature_maps(model, blur(part)).mean((2, 3)) for part in batch.split(batch_size)]
-    return torch.cat(parts).mean(0)
-
-
-@torch.no_grad()
-def removable_share(model: SiameseNetwork, images: torch.Tensor, batch_size: int = 64) -> float:
-    """How far an embedding goes towards the mean training embedding mu when the strongest tenth of its image is
-    blurred.
-
-    Near 1 where one object decides, near 0 where the whole image does: then a region's going is a small step.
-
-    Args:
-        images: uint8, shape (N, 3, H, W).
-
-    Returns:
-        Median of `1 - <z_blurred - mu, z - mu> / |z - mu|^2`, within [0, 1].
-    """
-    shares = []
-    for part in images.split(batch_size):
-        batch = model.normalize(part)
-        region = strongest_region(own_evidence(model, batch))
-        whole, rest = (
-            embed_in_parts(model, x, batch_size) - model.mean_embedding
-            for x in (batch, torch.where(region[:, None], blur(batch), batch))
-        )
-        shares.append(1 - (rest * whole).sum(1) / whole.square().sum(1))
-    return float(torch.cat(shares).cpu().nanmedian().clamp(0, 1).nan_to_num(1.0))

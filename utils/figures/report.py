@@ -20,7 +20,7 @@ from PIL import Image
 
 from utils.comparison import Comparison, names_with_folders, pair_folder
 from utils.explain.matching import WEAKEST
-from utils.explain.occlusion import DETAIL, DIRECTIONS, FROM_DETAILS, GRID, REACH, WINDOWS, scatters
+from utils.explain.occlusion import GRID, WINDOWS, regression
 from utils.explain.removal import REGION
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.files import counted, write_whole
@@ -112,10 +112,6 @@ def _contents(compared: Comparison, network: str) -> dict:
     names = dict(zip(files, names_with_folders(files)))
     effects = compared.effects_of(*everyone)
     side = LARGE if len(compared.paths) <= FEW else SMALL
-    delta, details = (
-        [_in_steps(values.cpu().double().numpy()) for values in measured]
-        for measured in (effects.delta, effects.details)
-    )
     return {
         "network": network,
         "missing": [line.replace(str(path), names[path], 1) for path, line in compared.unreadable.items()],
@@ -123,12 +119,8 @@ def _contents(compared: Comparison, network: str) -> dict:
         "threshold": model.threshold,
         "size": list(model.image_size),
         "grid": GRID,
-        "reach": REACH,
-        "details": {"maps": DIRECTIONS, "side": DETAIL, "share": FROM_DETAILS},
-        "scatter": scatters().tolist(),
-        "windows": [
-            {"word": word, "count": count} for word, (_, count, _) in zip(("large", "medium", "small"), WINDOWS)
-        ],
+        "regression": _in_steps(regression(model.image_size).numpy()),
+        "perSide": WINDOWS[-1].per_side,
         "style": {
             "colours": [_colours(COLORMAP), _colours(SIMILARITY)],
             "opacity": OPACITY,
@@ -146,8 +138,7 @@ def _contents(compared: Comparison, network: str) -> dict:
                 "box": compared.boxes[i],
                 "embedding": _packed(effects.embeddings[i].cpu().numpy(), "<f4"),
                 "regions": _packed(effects.regions[i].cpu().numpy(), "<i2"),
-                "delta": delta[i],
-                "details": details[i],
+                "delta": _in_steps(effects.delta[i].cpu().double().numpy()),
             }
             for i in everyone
         ],

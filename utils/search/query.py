@@ -117,11 +117,8 @@ def kept_effects(model: SiameseNetwork, entry: Entry) -> RegionEffects | None:
     if entry.delta is None:
         return None
     device = model.mean.device
-    embedding, delta, details = (
-        torch.tensor(x.astype(np.float32), device=device)[None] for x in (entry.embedding, entry.delta, entry.details)
-    )
-    closer = torch.tensor(entry.closer.astype(np.int64))[None]
-    return effects_of_regions(embedding, closer, delta, details, model.image_size)
+    embedding, delta = (torch.tensor(x.astype(np.float32), device=device)[None] for x in (entry.embedding, entry.delta))
+    return effects_of_regions(embedding, delta, model.image_size)
 
 
 def _hit(

@@ -19,7 +19,7 @@ from utils.explain import occlusion
 from utils.settings import UserError
 from utils.Siamese import SiameseNetwork
 
-FORMAT = 2  # of the tables below
+FORMAT = 3  # of the tables below
 WAIT = 60.0  # seconds, for another process to finish writing
 # An id is never used again (AUTOINCREMENT), so the effects of a file's old content cannot become those of its new one.
 TABLES = (
@@ -30,7 +30,7 @@ TABLES = (
         width INTEGER NOT NULL, height INTEGER NOT NULL, embedding BLOB NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS effects (
         id INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE,
-        closer BLOB NOT NULL, delta BLOB NOT NULL, details BLOB NOT NULL)""",
+        delta BLOB NOT NULL)""",
 )
 
 
@@ -50,17 +50,15 @@ class FileState(NamedTuple):
 class Entry(NamedTuple):
     """An image of an index.
 
-    `image_size`: width and height in pixels; `embedding`: float32 (D,); `closer`, `delta` and `details`: int16 (LOOKS,
-    4), float16 (R, D) and float16 (DIRECTIONS, DETAIL, DETAIL), as of `RegionEffects`, None while they are not known.
+    `image_size`: width and height in pixels; `embedding`: float32 (D,); `delta`: float16 (R, D), as of `RegionEffects`,
+    None while it is not known.
     """
 
     id: int
     state: FileState
     image_size: tuple[int, int]
     embedding: np.ndarray
-    closer: np.ndarray | None
     delta: np.ndarray | None
-    details: np.ndarray | None
 
 
 def identity(model: SiameseNetwork) -> dict[str, str]:
@@ -69,8 +67,7 @@ def identity(model: SiameseNetwork) -> dict[str, str]:
     weights = hashlib.sha256(repr(sorted((k, v) for k, v in model.architecture.items() if k != "threshold")).encode())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    kept = (occlusion.WINDOWS, occlusion.CLOSER, occlusion.LOOKS, occlusion.DIRECTIONS, occlusion.DETAIL)
-    regions = repr((FORMAT, *kept))
+    regions = repr((FORMAT, occlusion.WINDOWS))
     return {"network": weights.hexdigest(), "version": hashlib.sha256(regions.encode()).hexdigest()}
 
 
@@ -208,13 +205,10 @@ class Index:
 
     def add_effects(self, ids: Sequence[int], effects: occlusion.RegionEffects) -> None:
         """Keep the effects of regions of images, by their ids; images that have gone meanwhile are left out."""
-        closer = effects.closer.cpu().numpy().astype("<i2")
-        delta, details = (x.cpu().numpy().astype("<f2") for x in (effects.delta, effects.details))
-        rows = [(number, *(x.tobytes() for x in image)) for number, *image in zip(ids, closer, delta, details)]
+        rows = [(number, one.tobytes()) for number, one in zip(ids, effects.delta.cpu().numpy().astype("<f2"))]
         with self._transaction("IMMEDIATE"):
             self.db.executemany(
-                "INSERT OR REPLACE INTO effects SELECT ?1, ?2, ?3, ?4 "
-                "WHERE EXISTS (SELECT 1 FROM images WHERE id = ?1)",
+                "INSERT OR REPLACE INTO effects SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM images WHERE id = ?1)",
                 rows,
             )
 
@@ -270,17 +264,15 @@ class Index:
 
     def _entry(self, number: int) -> Entry:
         (row,) = self.db.execute(
-            "SELECT file, size, changed, width, height, embedding, closer, delta, details "
+            "SELECT file, size, changed, width, height, embedding, delta "
             "FROM images LEFT JOIN effects USING (id) WHERE id = ?",
             (number,),
         )
-        *state, width, height, embedding, closer, delta, details = row
-        if closer is not None:
-            closer = np.frombuffer(closer, "<i2").reshape(occlusion.LOOKS, 4)
+        *state, width, height, embedding, delta = row
+        if delta is not None:
             delta = np.frombuffer(delta, "<f2").reshape(-1, self.dim)
-            details = np.frombuffer(details, "<f2").reshape(occlusion.DIRECTIONS, occlusion.DETAIL, occlusion.DETAIL)
         embedding = np.frombuffer(embedding, "<f4")
-        return Entry(number, FileState(*state), (width, height), embedding, closer, delta, details)
+        return Entry(number, FileState(*state), (width, height), embedding, delta)
 
 
 def _difference(about: dict[str, str], wanted: dict[str, str]) -> str | None:

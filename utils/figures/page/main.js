@@ -50,6 +50,6 @@ setThreshold();
 $("network").textContent = data.network;
 $("left-out").hidden = !data.missing.length;
 $("missing").append(...data.missing.map((line) => Object.assign(document.createElement("li"), { textContent: line })));
-$("looks").textContent = count(images[0]);
+$("regions").textContent = count(images[0]);
 if (images.length > 2) buildTable();
 show();

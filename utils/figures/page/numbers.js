@@ -1,18 +1,18 @@
 "use strict";
 
-// What Python measured: per image an embedding z, and for each of its regions R what R's going does to it, delta; and
-// where a gradient expects such effects, details.
+// What Python measured: per image an embedding z, and for each of its regions R what occluding R does to it, delta.
 const data = JSON.parse(document.getElementById("data").textContent);
 const GRID = data.grid;
 
 const $ = (id) => document.getElementById(id);
-const state = { threshold: 1 - data.threshold, shown: 0, size: 1, pair: null };
+const state = { threshold: 1 - data.threshold, shown: 0, pair: null };
 
 function bytes(text, Type) {
   return new Type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 }
 
 const inSteps = ({ step, values }) => Float64Array.from(bytes(values, Int16Array), (value) => value * step);
+const regression = inSteps(data.regression); // (GRID * GRID, regions)
 
 const images = data.images.map((one) => ({
   name: one.name,
@@ -20,7 +20,6 @@ const images = data.images.map((one) => ({
   box: one.box, // top, bottom, left, right of what the image fills of the network's frame, in its pixels
   z: bytes(one.embedding, Float32Array),
   delta: inSteps(one.delta),
-  details: inSteps(one.details),
   regions: bytes(one.regions, Int16Array), // top, bottom, left, right of each, likewise
 }));
 
@@ -41,7 +40,7 @@ const isSimilar = (value) => value > state.threshold;
 // What an effect on an embedding does to its squared distance from one that it is away from.
 const onDistance = (delta, away) => dot(delta, delta) - 2 * dot(delta, away);
 
-// What each region of a does to the squared distance from b if it goes: |delta|^2 - 2 <delta, z_a - z_b>.
+// What occluding each region of a does to the squared distance from b: |delta|^2 - 2 <delta, z_a - z_b>.
 function effects(a, b) {
   const away = Float64Array.from(difference(a.z, b.z));
   return Float64Array.from({ length: count(a) }, (_, r) => onDistance(deltaOf(a, r), away));
@@ -64,34 +63,20 @@ function covers(image, region) {
   return [cover(top, bottom, data.size[0]), cover(left, right, data.size[1])];
 }
 
-// Effects of an image's regions -> a map (GRID x GRID) whose sum over a region is about its effect: Gaussian-process
-// regression on sums, as `spread` in utils/explain/occlusion.py.
-function spread(image, values) {
-  const { rows, columns, details, inRegions } = solverOf(image), n = values.length;
-  const weights = solved(image, values), map = new Float64Array(GRID * GRID);
-  for (let i = 0; i < n; i++) {
-    for (let y = 0; y < GRID; y++) {
-      const weight = weights[i] * rows[i][y];
-      for (let x = 0; x < GRID; x++) map[y * GRID + x] += weight * columns[i][x];
-    }
-  }
-  details.forEach((seen, d) => {
-    const weight = dot(weights, inRegions, 0, d * n, n);
-    seen.forEach((value, p) => (map[p] += weight * value));
-  });
-  return map;
+// Effects of an image's regions -> a map (GRID x GRID) whose sum over a region is about its effect: `regression` in
+// utils/explain/occlusion.py, a matrix that is the same for all images.
+function spread(values) {
+  return Float64Array.from({ length: GRID * GRID }, (_, p) => dot(regression, values, p * values.length));
 }
 
-// What some positions of an image, gone all at once, do to the squared distance from another: `if_gone` in
-// utils/explain/occlusion.py. A sum of a map weighs the effects of regions, and so the embeddings behind them.
-function ifGone(image, other, positions) {
-  const { rows, columns, details, inRegions } = solverOf(image), n = count(image);
-  const seen = details.map((one) => positions.reduce((sum, p) => sum + one[p], 0));
-  const sums = Float64Array.from({ length: n }, (_, r) =>
-    positions.reduce((sum, p) => sum + rows[r][Math.floor(p / GRID)] * columns[r][p % GRID], 0) +
-    seen.reduce((sum, value, d) => sum + value * inRegions[d * n + r], 0));
+// What occluding some positions of an image all at once does to the squared distance from another: `of_places` in
+// utils/explain/occlusion.py.
+function ofPlaces(image, other, positions) {
   const delta = new Float64Array(image.z.length);
-  solved(image, sums).forEach((weight, r) => deltaOf(image, r).forEach((value, k) => (delta[k] += weight * value)));
+  for (let r = 0; r < count(image); r++) {
+    const weight = positions.reduce((sum, p) => sum + regression[p * count(image) + r], 0);
+    deltaOf(image, r).forEach((value, k) => (delta[k] += weight * value));
+  }
   return onDistance(delta, Float64Array.from(difference(image.z, other.z)));
 }
 
@@ -111,71 +96,21 @@ function between(map, at, side, down, across) {
   return upper + down * (lower - upper);
 }
 
-// The details of an image at GRID positions along each side, each scaled for its share of the covariance.
-function detailed(image) {
-  const { maps, side, share } = data.details, places = steps(GRID, 0, 1, 1, side);
-  return Array.from({ length: maps }, (_, d) =>
-    Float64Array.from({ length: GRID * GRID }, (_, p) => {
-      const [y, down] = places[Math.floor(p / GRID)], [x, across] = places[p % GRID];
-      return Math.sqrt(share) * between(image.details, (d * side + y) * side + x, side, down, across);
-    }));
-}
-
-const solverOf = (image) => (image.solver ??= solver(image));
-
-// The covariance's inverse times the values (R).
-function solved(image, values) {
-  const { lower } = solverOf(image), weights = Float64Array.from(values);
-  for (let i = 0; i < weights.length; i++) weights[i] = (weights[i] - dot(lower[i], weights, 0, 0, i)) / lower[i][i];
-  for (let i = weights.length - 1; i >= 0; i--) {
-    weights[i] /= lower[i][i];
-    for (let j = 0; j < i; j++) weights[j] -= lower[i][j] * weights[i];
-  }
-  return weights;
-}
-
-function solver(image) {
-  const kernel = Array.from({ length: GRID }, (_, g) =>
-    Float64Array.from({ length: GRID }, (_, h) => Math.exp(-(((g - h) / GRID / data.reach) ** 2) / 2)));
-  const smooth = (profile) => Float64Array.from(kernel, (line) => dot(line, profile));
-  const plain = Array.from({ length: count(image) }, (_, r) => covers(image, r));
-  const rows = plain.map(([row]) => smooth(row)), columns = plain.map(([, column]) => smooth(column));
-  const details = detailed(image), inRegions = new Float64Array(details.length * plain.length);
-  details.forEach((seen, d) => plain.forEach(([row, column], i) => {
-    const sum = row.reduce((total, share, y) => total + (share && share * dot(seen, column, y * GRID)), 0);
-    inRegions[d * plain.length + i] = sum;
-  }));
-  const lower = []; // Cholesky factor of the covariance of the effects
-  for (let i = 0; i < plain.length; i++) {
-    lower.push(new Float64Array(plain.length));
-    for (let j = 0; j <= i; j++) {
-      let value = dot(rows[i], plain[j][0]) * dot(columns[i], plain[j][1]);
-      for (let d = 0; d < details.length; d++) {
-        value += inRegions[d * plain.length + i] * inRegions[d * plain.length + j];
-      }
-      if (i === j) value *= 1 + data.scatter[i];
-      value -= dot(lower[i], lower[j], 0, 0, j);
-      lower[i][j] = i === j ? Math.sqrt(value) : value / lower[j][j];
-    }
-  }
-  return { rows, columns, details, inRegions, lower };
-}
-
 const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
 
 // Signed evidence for "similar" in both images of a pair, as a share of the pair's strongest.
 function evidence(a, b) {
-  const maps = [[a, b], [b, a]].map(([one, other]) => spread(one, effects(one, other)));
+  const maps = [[a, b], [b, a]].map(([one, other]) => spread(effects(one, other)));
   const most = Math.max(...maps.map(largest)) || 1;
   return maps.map((map) => map.map((value) => value / most));
 }
 
-// What of an image's evidence, beside another, a map shows, of a sign and for or against the decision: no weak evidence,
-// and none against a decision that would not be surer with the strongest tenth of the image gone.
+// The part of an image's evidence, beside another, that a map shows, of a sign and for or against the decision: no weak
+// evidence, and none against a decision that occluding the strongest tenth of the image would not strengthen.
 function shownOf(map, sign, against, image, other) {
   const least = against ? data.least[1] : data.least[0] * largest(map);
   const shown = map.map((value) => (sign * value > least ? sign * value : 0));
-  return against && sign * ifGone(image, other, strongestPlaces(shown)) <= 0 ? shown.fill(0) : shown;
+  return against && sign * ofPlaces(image, other, strongestPlaces(shown)) <= 0 ? shown.fill(0) : shown;
 }
 
 // The positions of the share of a map that a check takes away, as far as there is evidence.
@@ -184,9 +119,9 @@ function strongestPlaces(map) {
   return order.slice(0, Math.round(data.region * map.length)).filter((p) => map[p] > 0);
 }
 
-// An image's embedding without some of its regions: exactly as measured for one; of several, the effects added, each in
+// An image's embedding with some of its regions occluded: exactly as measured for one; of several, the effects added, each in
 // the share of its area that those before it leave.
-function without(image, regions) {
+function occluded(image, regions) {
   const z = Float64Array.from(image.z), covered = new Float64Array(GRID * GRID);
   for (const region of regions) {
     const [rows, columns] = covers(image, region);
@@ -202,21 +137,19 @@ function without(image, regions) {
   return z;
 }
 
-// The windows that can be pointed at: those of one size, a grid over the image; they come first among its regions.
-function windowAt(row, column) {
-  const { count } = data.windows[state.size];
-  return data.windows.slice(0, state.size).reduce((sum, w) => sum + w.count ** 2, 0) + row * count + column;
-}
+// The windows that can be pointed at are the last of an image's regions, a grid over the image.
+const PER_SIDE = data.perSide;
+const windowAt = (row, column) => count(images[0]) - PER_SIDE ** 2 + row * PER_SIDE + column;
 
 function rowAndColumn(region) {
-  const first = windowAt(0, 0), { count } = data.windows[state.size];
-  return [Math.floor((region - first) / count), (region - first) % count];
+  const place = region - windowAt(0, 0);
+  return [Math.floor(place / PER_SIDE), place % PER_SIDE];
 }
 
 // Rows (axis 0) or columns (1) of that grid whose centre lies on the image, not on what pads it; at least one.
 function choices(image, axis) {
-  const { count } = data.windows[state.size], [from, to] = image.box.slice(2 * axis, 2 * axis + 2);
-  const all = Array.from({ length: count }, (_, k) => {
+  const [from, to] = image.box.slice(2 * axis, 2 * axis + 2);
+  const all = Array.from({ length: PER_SIDE }, (_, k) => {
     const at = 4 * (axis ? windowAt(0, k) : windowAt(k, 0)) + 2 * axis;
     return { k, centre: (image.regions[at] + image.regions[at + 1]) / 2 };
   });

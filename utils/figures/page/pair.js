@@ -16,7 +16,7 @@ const removed = () => state.pair.gone[0].length + state.pair.gone[1].length;
 const guess = (gone) => (gone.some((regions) => regions.length > 1) ? "about " : "");
 
 function closenessWithout(gone) {
-  return closeness(...state.pair.ends.map((image, side) => without(image, gone[side])));
+  return closeness(...state.pair.ends.map((image, side) => occluded(image, gone[side])));
 }
 
 // Two numbers by two decimals, or, up to four, as many as tell them apart.
@@ -33,16 +33,16 @@ function change(before, after, about) {
 
 // Every region that can be pointed at in one image, beside the other: the strongest match of each, and of them all.
 function matching(side) {
-  const pair = state.pair, key = `${side} ${state.size}`, [a, b] = [pair.ends[side], pair.ends[1 - side]];
-  if (pair.matches[key]) return pair.matches[key];
-  const first = windowAt(0, 0), length = data.windows[state.size].count ** 2;
+  const pair = state.pair, [a, b] = [pair.ends[side], pair.ends[1 - side]];
+  if (pair.matches[side]) return pair.matches[side];
+  const first = windowAt(0, 0), length = PER_SIDE ** 2;
   const found = Array.from({ length }, (_, k) => {
-    const common = interactions(a, first + k, b), map = spread(b, common).map((value) => Math.max(value, 0));
+    const common = interactions(a, first + k, b), map = spread(common).map((value) => Math.max(value, 0));
     const windows = common.subarray(first, first + length), best = windows.indexOf(Math.max(...windows));
     return { map, most: largest(map), region: first + best, common: windows[best] };
   });
   const most = Math.max(...found.map((one) => one.most)), common = Math.max(...found.map((one) => one.common));
-  return (pair.matches[key] = { first, found, most: most || 1, common });
+  return (pair.matches[side] = { first, found, most: most || 1, common });
 }
 
 function matchOf(side, region) {
@@ -173,17 +173,5 @@ kinds.forEach((button, kind) => {
 });
 const ramp = [0, 0.25, 0.5, 0.75, 1].map((share) => colourOf(EVIDENCE, share));
 $("ramp").style.background = `linear-gradient(to right, ${ramp.join(", ")})`;
-
-data.windows.forEach(({ word }, size) => {
-  const label = document.createElement("label"), input = document.createElement("input");
-  Object.assign(input, { type: "radio", name: "size", value: size, checked: size === state.size });
-  input.addEventListener("change", () => {
-    state.size = size;
-    state.pair.pointed = null;
-    refresh();
-  });
-  label.append(input, word);
-  $("sizes").firstElementChild.after(label); // large windows come first, small ones are shown first
-});
 
 $("reset").addEventListener("click", bringBack);

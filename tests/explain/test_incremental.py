@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from utils.explain import without
-from utils.explain.without import Stage, Without, local_stages
+from utils.explain import incremental
+from utils.explain.incremental import IncrementalEmbedder, Stage, local_stages
 from utils.Siamese import SiameseNetwork, eval_mode
 
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    monkeypatch.setattr(without, "bfloat16_pays", lambda device: False)
+    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
 
 
 def network(backbone: str, *size: int) -> SiameseNetwork:
@@ -23,11 +23,11 @@ def random_regions(size: tuple[int, int], count: int = 12) -> torch.Tensor:
     """Of any size and place, the whole image and single pixels in its corners among them."""
     generator = torch.Generator().manual_seed(1)
     rows, columns = (torch.randint(pixels + 1, (count, 2), generator=generator).sort(dim=1).values for pixels in size)
-    some = torch.cat([rows, columns], dim=1)
-    some = some[(some[:, 1] > some[:, 0]) & (some[:, 3] > some[:, 2])]
+    drawn = torch.cat([rows, columns], dim=1)
+    drawn = drawn[(drawn[:, 1] > drawn[:, 0]) & (drawn[:, 3] > drawn[:, 2])]
     height, width = size
     corners = [[0, 1, 0, 1], [height - 1, height, width - 1, width], [0, height, 0, width]]
-    return torch.cat([some, torch.tensor(corners)])
+    return torch.cat([drawn, torch.tensor(corners)])
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,24 @@ def test_what_it_leaves_out_changes_nothing(backbone, size, stages):
     found = local_stages(model)
     assert len(found) == stages
     with torch.no_grad():
-        look = Without(model, image, found, batch_size=4)
-        for region, embedding in zip(regions.tolist(), look.embeddings(instead, regions)):
+        embedder = IncrementalEmbedder(model, image, found, batch_size=4)
+        for region, embedding in zip(regions.tolist(), embedder.embeddings(instead, regions)):
             changed, (top, bottom, left, right) = image.clone(), region
             changed[:, top:bottom, left:right] = instead[:, top:bottom, left:right]
             torch.testing.assert_close(embedding, model.embed(changed[None])[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(look.embedding, model.embed(image[None])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(embedder.embedding, model.embed(image[None])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_small_region_costs_a_small_part_of_the_earlier_blocks():
     model = network("MobileNet", 96, 96)
-    looked_at = []
+    seen = []
     with torch.no_grad():
-        look = Without(model, torch.randn(3, 96, 96), local_stages(model))
-        model.backbone[0].register_forward_hook(lambda module, given, made: looked_at.append(given[0].shape[2:]))
-        look.embeddings(torch.zeros(3, 96, 96), torch.tensor([[40, 48, 40, 88], [40, 48, 40, 56]]))
+        embedder = IncrementalEmbedder(model, torch.randn(3, 96, 96), local_stages(model))
+        model.backbone[0].register_forward_hook(lambda module, given, made: seen.append(given[0].shape[2:]))
+        embedder.embeddings(torch.zeros(3, 96, 96), torch.tensor([[40, 48, 40, 88], [40, 48, 40, 56]]))
     # Four blocks of 3 x 3 at a stride of 2 see 3 pixels to either side: those that see 8 rows lie within 3 rows of
     # them, and see 3 more; columns likewise. A narrow region does not cost what a wide one does.
-    for (height, width), columns in zip(looked_at, (16, 48), strict=True):
+    for (height, width), columns in zip(seen, (16, 48), strict=True):
         assert 8 + 2 * 6 - 1 <= height <= 8 + 2 * 6 + 2
         assert columns + 2 * 6 - 1 <= width <= columns + 2 * 6 + 2
 
@@ -134,9 +134,9 @@ def test_modes_are_left_as_found():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_gpu_looks_at_whole_images():
+def test_a_gpu_embeds_whole_images():
     model = network("Conv4", 32, 32)
     model.mean = model.mean.to("meta")
     assert local_stages(model) == []
     with eval_mode(model), torch.no_grad():
-        assert len(Without(network("Conv4", 32, 32), torch.zeros(3, 32, 32), []).embedding) == 4
+        assert len(IncrementalEmbedder(network("Conv4", 32, 32), torch.zeros(3, 32, 32), []).embedding) == 4

@@ -1,4 +1,4 @@
-"""An image without regions: of a backbone's earlier blocks, only what a region's going changes is computed anew."""
+"""Embeddings of an image with regions occluded: of a backbone's earlier blocks, only what changes is computed again."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def local_stages(model: SiameseNetwork) -> list[Stage]:
             if given[-1].shape[2] * COARSEST < PROBE:
                 break
             given.append(block(given[-1]))
-        for side, some in groupby(range(len(given) - 1), lambda k: given[k + 1].shape[2]):
-            end = start + len(list(some))
+        for side, blocks in groupby(range(len(given) - 1), lambda k: given[k + 1].shape[2]):
+            end = start + len(list(blocks))
             uneven = PROBE % side or any(pixels * side % PROBE for pixels in model.image_size)
             if uneven or side * COARSEST < PROBE:
                 break
@@ -86,11 +86,11 @@ def _stage(blocks: nn.Sequential, given: torch.Tensor, stride: int) -> Stage | N
     return Stage(blocks, stride, -int(distances.min()), int(distances.max()))
 
 
-class Without:
-    """One preprocessed image (3, H, W), to be looked at without regions; by a network in eval mode.
+class IncrementalEmbedder:
+    """Embeds one preprocessed image (3, H, W) with regions occluded, by a network in eval mode.
 
     Args:
-        stages: the network's `local_stages`; without any, all of it looks at the whole image each time.
+        stages: the network's `local_stages`; with none, every pass is of the whole image.
         batch_size: images that pass through the network at once.
 
     Attributes:
@@ -113,11 +113,11 @@ class Without:
         found = torch.empty(len(regions), len(self.embedding), device=self.embedding.device)
         sizes = regions[:, 1::2] - regions[:, ::2]
         for size in sizes.unique(dim=0):  # what goes through a stage at once is of one size
-            for some in (sizes == size).all(1).nonzero()[:, 0].split(self.batch_size):
-                found[some.to(found.device)] = self._without(instead, regions[some])
+            for chosen in (sizes == size).all(1).nonzero()[:, 0].split(self.batch_size):
+                found[chosen.to(found.device)] = self._occluded(instead, regions[chosen])
         return found
 
-    def _without(self, instead: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    def _occluded(self, instead: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         parts = [instead[:, top:bottom, left:right] for top, bottom, left, right in regions.tolist()]
         for stage, whole in zip(self.stages, self.whole):  # parts of the stage's map, and where they lie
             height, width = whole.shape[2:]
