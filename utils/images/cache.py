@@ -117,10 +117,12 @@ class ImageCache:
             ) from None
 
     def _state(self, file: str) -> str:
-        """What tells a file from any other that was in its place, and what decodes it; "" where none is found."""
+        """Digits that change with the file, or when another one takes its place, and with what decodes it; "" where
+        none is found."""
         with suppress(OSError):  # reading it finds out what is wrong
             found = (self.config.data_path / file).stat()
-            return f"{found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns} {VERSION}"
+            state = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, VERSION
+            return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
         return ""
 
     def _pixels(self, rows: pd.DataFrame) -> np.ndarray:

@@ -22,9 +22,8 @@ from utils.images.reading import DataError, what_is_wrong
 
 # A hash of SIDE * SIDE bits; the usual 8 * 8 take different skin lesions, each a blob in the middle, for the same.
 SIDE = 16
-MOST_BITS = (
-    40  # in which twins differ: up to here all pairs seen in the paper's three sets are twins, from 44 on some are not
-)
+# In which twins differ: in the paper's three sets all pairs up to here are twins, and from 44 on not all.
+MOST_BITS = 40
 FLAT = 2.0  # grey levels, standard deviation: below, a hash would tell of noise only
 CHUNK = 2048  # hashes that are compared with as many others at a time: 16 MB of agreements
 
@@ -57,7 +56,7 @@ def twin_groups(prints: Sequence[Fingerprint | str], verbose: bool = False) -> n
     """Connected components of "same content, or hashes that differ in at most `MOST_BITS` bits".
 
     Where one component of near duplicates has more than half of all images, the hash cannot tell these pictures apart
-    (drawings of the same outline, say), and only copies are twins.
+    (drawings of the same outline, for instance), and only copies are twins.
 
     Args:
         verbose: show a bar, should it take more than two seconds: all pairs are compared, in memory for a few.

@@ -19,6 +19,10 @@ class Pairs(NamedTuple):
     second: np.ndarray
     label: np.ndarray
 
+    def at(self, positions: np.ndarray) -> Pairs:
+        """The pairs at positions."""
+        return Pairs(*(column[positions] for column in self))
+
 
 def make_pairs(labels: Sequence, rng: np.random.Generator, rounds: int = 1) -> Pairs:
     """The paper's rule: every image gets one partner of its own class (never itself) and one of another.
@@ -83,16 +87,12 @@ def evenly(count: int, most: int) -> np.ndarray:
 def pair_batches(pairs: Pairs, batch_size: int, rng: np.random.Generator) -> list[Pairs]:
     """One epoch of pairs in random batches."""
     order = rng.permutation(len(pairs.label))
-    return [
-        Pairs(*(column[part] for column in pairs))
-        for part in np.split(order, range(batch_size, len(order), batch_size))
-    ]
+    return [pairs.at(part) for part in np.split(order, range(batch_size, len(order), batch_size))]
 
 
 def some_pairs(pairs: Pairs, most: int = 60) -> Pairs:
     """At most `most` pairs, evenly from all, so that interventions take seconds."""
-    chosen = evenly(len(pairs.label), most)
-    return Pairs(*(column[chosen] for column in pairs))
+    return pairs.at(evenly(len(pairs.label), most))
 
 
 def used_in(first: Sequence[int], second: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
