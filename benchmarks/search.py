@@ -46,7 +46,8 @@ class SQLite:
     def add(self, names: Sequence[str], z: np.ndarray) -> None:
         from utils.search.store import FileState
 
-        self.index.add([FileState(name, 1, 1) for name in names], [(1, 1)] * len(names), z)
+        state = "48213 7340112 1758530000123456789 1758530000123456789"  # size, inode, times
+        self.index.add([FileState(name, state) for name in names], [(1, 1)] * len(names), z)
 
     def nearest(self, z: np.ndarray) -> list[str]:
         return [entry.state.file for _, entry in self.index.nearest(z, 10)]

@@ -148,11 +148,11 @@ def indexing(checkpoint, folder, path):
     done, transaction = [], store.Index._transaction
 
     @contextmanager
-    def dying(self, kind):
-        with transaction(self, kind):
+    def dying(self, mode):
+        with transaction(self, mode):
             yield
-            done.append(kind)
-            if len(done) == 6:  # made, listed (twice), two batches
+            done.append(mode)
+            if len(done) == 4:  # listed, two batches
                 os.kill(os.getpid(), KILL)
 
     store.Index._transaction, build.EMBEDDED_AT_ONCE = dying, 2

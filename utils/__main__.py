@@ -65,10 +65,10 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def _add_search(commands: argparse._SubParsersAction) -> None:
     text = "index a folder of images, and find and explain those nearest to an image"
-    both = commands.add_parser("search", help=text, description=f"{text[0].upper()}{text[1:]}.").add_subparsers(
+    steps = commands.add_parser("search", help=text, description=f"{text[0].upper()}{text[1:]}.").add_subparsers(
         required=True, dest="step", metavar="STEP", title="steps"
     )
-    build = both.add_parser(
+    build = steps.add_parser(
         "build",
         help="make the index of a folder, or bring it up to date",
         description="Make the index of a folder and its sub-folders, or bring it up to date. It can be stopped and "
@@ -76,20 +76,24 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
     )
     build.add_argument("folder", type=Path, help="the folder of images")
     build.add_argument(
-        "--embeddings-only",
+        "--explain",
         action="store_true",
-        help="do not measure what regions do, which takes some 170 passes through the network an image: "
-        "a query then measures the images that it finds, and keeps that",
+        help="also measure what regions do, which takes some 80 passes through the network an image; "
+        "otherwise a query measures the images that it finds, and keeps that",
     )
-    query = both.add_parser(
+    query = steps.add_parser(
         "query",
         help="find the images nearest to an image, and say why",
         description="Find the images nearest to an image, and say why. The figure goes to outputs/NAME/search/.",
     )
     query.add_argument("image", type=Path, help="the image to look for")
-    query.add_argument("--folder", type=Path, help="the folder to search, where several have been indexed")
     query.add_argument("--hits", type=_count, default=10, metavar="N", help="how many to find (10)")
-    for parsed in (build, query):
+    text = "write an index as Parquet, for databases that serve several machines"
+    export = steps.add_parser("export", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    export.add_argument("file", type=Path, metavar="FILE.parquet", help="the file to write: paths and embeddings")
+    for parsed in (query, export):
+        parsed.add_argument("--folder", type=Path, help="whose index, where several folders have been indexed")
+    for parsed in (build, query, export):
         _add_dataset(parsed)
 
 
@@ -150,11 +154,15 @@ def _search(options: argparse.Namespace, config: Config) -> None:
     if options.step == "build":
         from utils.search.build import build_and_report
 
-        build_and_report(config, options.folder, not options.embeddings_only)
-    else:
+        build_and_report(config, options.folder, options.explain)
+    elif options.step == "query":
         from utils.search.figure import query_and_report
 
         query_and_report(config, options.image, options.folder, options.hits)
+    else:
+        from utils.search.export import export_and_report
+
+        export_and_report(config, options.file, options.folder)
 
 
 def _report(options: argparse.Namespace, config: Config) -> None:

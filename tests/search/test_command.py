@@ -1,4 +1,4 @@
-"""`python -m utils search build|query`, through the command line's own `main`."""
+"""`python -m utils search build|query|export`, through the command line's own `main`."""
 
 import os
 import re
@@ -37,11 +37,11 @@ def search(*arguments):
 
 
 def test_a_folder_is_built_and_an_image_found_in_it(place, capsys):
-    search("build", "photos")
+    search("build", "photos", "--explain")
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "Mine: trained on a, b",
-        "photos: 7 images in the index, 7 of them new or changed; 0 that have gone were taken out",
+        "photos: 7 images in the index; new or changed: 7, gone: 0",
     ]
     search("query", "query.png", "--hits", "3")
     lines = capsys.readouterr().out.splitlines()
@@ -55,37 +55,34 @@ def test_a_folder_is_built_and_an_image_found_in_it(place, capsys):
     assert lines[5:] == [f"why: {figure.relative_to(place)}"]
 
 
-def test_embeddings_only_leave_the_rest_to_queries(place, capsys):
-    search("build", "photos", "--embeddings-only")
-    assert capsys.readouterr().out.endswith("7 of them are measured when a query first finds them\n")
+def test_regions_are_left_to_queries(place, capsys):
+    search("build", "photos")
+    assert capsys.readouterr().out.endswith("7 images not measured yet; a query measures those that it finds\n")
     (place / "photos" / "0" / "0.png").unlink()
     search("query", "query.png", "--folder", "photos")
     out = capsys.readouterr().out
     assert out.splitlines()[8].split()[0] == "7" and "\n    8 " not in out  # ten are wanted, and seven there
     assert "0/0.png: gone or changed; run python -m utils search build" in out
     search("build", "photos")
-    report = "photos: 6 images in the index, 0 of them new or changed; 1 that has gone was taken out\n"
-    assert capsys.readouterr().out.endswith(report)
+    assert capsys.readouterr().out.endswith("photos: 6 images in the index; new or changed: 0, gone: 1\n")
 
 
-def test_of_one_image_the_report_is_in_the_singular(place, capsys):
-    make_files(place / "only", ["one.png", "gone.png"])
-    (place / "only" / "broken.png").write_text("no image")
-    search("build", "only", "--embeddings-only")
-    (place / "only" / "gone.png").unlink()
+def test_an_index_is_exported(place, capsys):
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for folder in ("photos", "more"):
+        make_files(place / folder, ["new.png"])
+        search("build", folder)
     capsys.readouterr()
-    search("build", "only", "--embeddings-only")
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "1 image cannot be read: left out",
-        "broken.png: not a readable image (its content is not an image's); delete or replace it",
-        "only: 1 image in the index, 0 of them new or changed; 1 that has gone was taken out",
-        "1 of them is measured when a query first finds it",
-    ]
+    search("export", "out/index.parquet", "--folder", "more")
+    assert capsys.readouterr().out.endswith("index.parquet: 1 image with path and embedding\n")
+    assert parquet.read_table("out/index.parquet").column_names == ["path", "embedding"]
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names of any bytes are Linux's")
 def test_a_query_may_have_a_name_that_is_no_text(place, capsys):
-    search("build", "photos", "--embeddings-only")
+    search("build", "photos")
     query = (place / "query.png").rename(os.fsdecode(b"caf\xe9.png"))
     search("query", str(query), "--hits", "1")
     (figure,) = (place / "outputs" / "Mine" / "search").glob("caf*.png")
@@ -95,7 +92,7 @@ def test_a_query_may_have_a_name_that_is_no_text(place, capsys):
 def test_of_several_indexes_one_is_named(place, capsys):
     make_files(place / "more", ["new.png"])
     for folder in ("photos", "more"):
-        search("build", folder, "--embeddings-only")
+        search("build", folder)
     capsys.readouterr()
     search("query", "query.png", "--folder", "more", "--hits", "2")
     lines = capsys.readouterr().out.splitlines()
@@ -110,8 +107,9 @@ def test_of_several_indexes_one_is_named(place, capsys):
         (["build"], "required: folder"),
         (["query"], "required: image"),
         (["build", "photos", "more"], "unrecognized arguments: more"),
+        (["export"], "required: FILE.parquet"),
+        (["export", "photos.parquet", "--folder", "more"], "more: not indexed; run python -m utils search build more"),
         (["query", "query.png", "--hits", "many"], "--hits: .*1 or more"),
-        (["query", "query.png", "--hits", "0"], "--hits: .*1 or more"),
         (["query", "query.png", "--hits", "-2"], "--hits: .*1 or more"),
         (["build", "nowhere"], "nowhere: no such folder"),
         (["build", "query.png"], "query.png: no such folder"),
@@ -132,7 +130,7 @@ def test_of_several_indexes_one_is_named(place, capsys):
 def test_a_mistake_is_one_line_and_exit_code_2(place, capsys, arguments, words):
     (place / "empty").mkdir()
     make_files(place / "only", ["one.png"])
-    search("build", "only", "--embeddings-only")
+    search("build", "only")
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         search(*arguments)
@@ -144,16 +142,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(place, capsys, arguments, words):
 def test_a_query_before_any_build_says_what_to_run(place, capsys):
     with pytest.raises(SystemExit):
         search("query", "query.png")
-    assert "no index there; run python -m utils search build FOLDER first" in capsys.readouterr().err
-
-
-def test_of_several_processes_each_takes_a_card_of_its_own(place, monkeypatch):
-    asked = []
-    monkeypatch.setattr(building, "load_trained", lambda config, paths: (asked.append(config.gpu), "a note"))
-    monkeypatch.setattr(building, "build_index", lambda *arguments: "a report")
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    search("build", "photos")
-    assert asked == [3]
+    assert "not indexed; run python -m utils search build FOLDER first" in capsys.readouterr().err
 
 
 def test_a_build_that_is_stopped_keeps_what_it_has_and_says_how_to_go_on(place, monkeypatch, capsys):
@@ -170,21 +159,21 @@ def test_a_build_that_is_stopped_keeps_what_it_has_and_says_how_to_go_on(place, 
         patch.setattr(store.Index, "add", stopped)
         search("build", "photos")
     out = capsys.readouterr().out
-    assert "photos: 4 images in the index, 4 of them new or changed" in out
+    assert "photos: 4 images in the index; new or changed: 4" in out
     assert "stopped: what is in the index can be searched; build again to go on from there" in out
     search("build", "photos")
-    assert "photos: 7 images in the index, 3 of them new or changed" in capsys.readouterr().out
+    assert "photos: 7 images in the index; new or changed: 3" in capsys.readouterr().out
 
 
 def test_an_index_that_another_program_writes_is_a_line(place, monkeypatch, capsys):
-    search("build", "photos", "--embeddings-only")
+    search("build", "photos")
     monkeypatch.setattr(store, "WAIT", 0.01)
     (path,) = (place / "outputs" / "Mine" / "search").glob("*.sqlite")
     writing = store.Index(path, trained_network(size=(16, 24)))
     with writing as index, index._transaction("EXCLUSIVE"), pytest.raises(SystemExit) as caught:
         search("build", "photos")
     assert caught.value.code == 2
-    assert capsys.readouterr().err.endswith("another program is writing it; wait until it has finished\n")
+    assert capsys.readouterr().err.endswith("(database is locked); wait until the other program has written it\n")
 
 
 def test_a_place_that_cannot_hold_an_index_is_a_line(place, capsys):
@@ -193,7 +182,7 @@ def test_a_place_that_cannot_hold_an_index_is_a_line(place, capsys):
     with pytest.raises(SystemExit) as caught:
         search("build", "photos")
     (line,) = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and "cannot be made" in line and "set outputs_path" in line
+    assert caught.value.code == 2 and "cannot be used" in line and "check outputs_path" in line
 
 
 def test_it_starts_as_a_program():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,7 +25,7 @@ def show_hits(found: Found) -> Figure:
     """A row for each hit: query and hit with the regions that match circled in one colour, the factual maps of both,
     and the counterfactual ones.
 
-    The hits' files are opened for this only; one that has gone is drawn as a grey panel.
+    The hits' files are opened for this only; one that has gone or changed is drawn as a grey panel.
     """
     query = shrink(read_image(found.query), 320)
     images = [_picture(hit) for hit in found.hits]
@@ -49,7 +50,7 @@ def show_hits(found: Found) -> Figure:
         row[0].imshow(query)
         row[1].imshow(image)
         if hit.explanation is None:
-            write_inside(row[2], "not explained:\ngone or changed", 7)
+            write_inside(row[2], "not explained", 7)
             continue
         mark_matches(row[:2], (query, image), hit.matches, size=6)
         for column, kind in ((2, "factual"), (4, "counterfactual")):
@@ -59,10 +60,11 @@ def show_hits(found: Found) -> Figure:
 
 
 def _picture(hit: Hit) -> Image.Image:
-    try:
-        return shrink(read_image(hit.path), 320)
-    except DataError:
-        return shrink(Image.new("RGB", hit.image_size, "lightgrey"), 320)
+    """A file that is not the indexed one any more would be beside the point."""
+    if hit.problem is None:
+        with suppress(DataError):
+            return shrink(read_image(hit.path), 320)
+    return shrink(Image.new("RGB", hit.image_size, "lightgrey"), 320)
 
 
 def query_and_report(config: Config, image: Path, folder: Path | None = None, count: int = 10) -> None:

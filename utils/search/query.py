@@ -17,8 +17,8 @@ from utils.explain.occlusion import RegionEffects, effects_of_regions, joined, r
 from utils.Grad_CAM import Explanation, explain_effects
 from utils.images.frame import Box
 from utils.images.reading import DataError, read_image
-from utils.search.build import INDEX, place_of, state_of
-from utils.search.store import Entry, Index, SearchError
+from utils.search.build import INDEX, place_of
+from utils.search.store import Entry, FileState, Index, SearchError
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
@@ -71,8 +71,8 @@ class Found:
 def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) -> Found:
     """The `count` images of an index that are nearest to an image, each explained from the effects in the index.
 
-    The network looks at the query, and at hits whose effects are not known yet; these are kept for the next time. The
-    query's own file is no hit.
+    The network sees the query, and hits whose effects are not known yet; these are kept for the next time. The query's
+    own file is no hit.
 
     Raises:
         DataError: the query cannot be read.
@@ -81,80 +81,66 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
     image = read_image(query)
     effects = region_effects(model, model.preprocess(image)[None])
     nearest = index.nearest(effects.embeddings[0].cpu().numpy(), count + 1)
-    entries = [entry for _, entry in nearest if (index.folder / entry.state.file).resolve() != query.resolve()][:count]
-    if not entries:
+    nearest = [(d, entry) for d, entry in nearest if (index.folder / entry.state.file).resolve() != query.resolve()]
+    if not nearest:
         raise SearchError(f"{index.path}: no other image in it; run python -m utils search build {index.folder} again")
-    box, known = model.frame.box(image.size), known_effects(model, index, entries)
-    hits = [_hit(model, index, effects, box, entry, of_entry) for entry, of_entry in zip(entries, known)]
+    hits, box, nearest = [], model.frame.box(image.size), nearest[:count]
+    known = known_effects(model, index, [entry for _, entry in nearest])
+    for (distance, entry), delta in zip(nearest, known):
+        hit_box, distance = model.frame.box(entry.image_size), torch.tensor(distance)
+        similarity, decision = 1 - float(model.dissimilarity(distance)), bool(model.is_similar(distance))
+        hit = [index.folder / entry.state.file, entry.image_size, hit_box, similarity, decision]
+        if isinstance(delta, str):
+            hits.append(Hit(*hit, problem=delta))
+        else:
+            hits.append(Hit(*hit, *explained(model, effects, box, entry.embedding, delta, hit_box)))
     return Found(query, index.folder, box, hits)
 
 
-def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry]) -> list[RegionEffects | str]:
-    """The effects of the regions of each of some images, from the index or else measured, and then kept in it; or why
-    that cannot be done."""
-    results: list[RegionEffects | str | None] = [kept_effects(model, entry) for entry in entries]
+def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry]) -> list[np.ndarray | str]:
+    """The effects (R, D) of the regions of each image, from the index or else measured, and then kept in it; or why
+    they are not known."""
+    results: list[np.ndarray | str | None] = [entry.delta for entry in entries]
     images: dict[int, torch.Tensor] = {}
     for k, entry in enumerate(entries):
-        if results[k] is None:
-            try:
-                unchanged = state_of(index.folder, entry.state.file) == entry.state
-                if unchanged:
-                    images[k] = model.preprocess(read_image(index.folder / entry.state.file))
-            except (OSError, DataError):
-                unchanged = False
-            if not unchanged:
-                results[k] = f"{entry.state.file}: gone or changed; run python -m utils search build {index.folder}"
+        try:
+            if FileState.of(index.folder, entry.state.file) != entry.state:
+                raise FileNotFoundError
+            if entry.delta is None:
+                images[k] = model.preprocess(read_image(index.folder / entry.state.file))
+        except DataError as error:
+            results[k] = str(error)
+        except OSError:
+            results[k] = f"{entry.state.file}: gone or changed; run python -m utils search build {index.folder} again"
     if images:
-        measured = region_effects(model, torch.stack(list(images.values())))
-        results = [measured.of([list(images).index(k)]) if k in images else known for k, known in enumerate(results)]
+        measured = region_effects(model, torch.stack(list(images.values()))).delta
+        for k, delta in zip(images, measured):
+            results[k] = delta.cpu().numpy()
         with suppress(SearchError):  # an index that cannot be written to now serves all the same
             index.add_effects([entries[k].id for k in images], measured)
     return results
 
 
-def kept_effects(model: SiameseNetwork, entry: Entry) -> RegionEffects | None:
-    """The effects that an index holds of an image; None where it holds none."""
-    if entry.delta is None:
-        return None
-    device = model.mean.device
-    embedding, delta = (torch.tensor(x.astype(np.float32), device=device)[None] for x in (entry.embedding, entry.delta))
-    return effects_of_regions(embedding, delta, model.image_size)
-
-
-def _hit(
-    model: SiameseNetwork, index: Index, query: RegionEffects, query_box: Box, entry: Entry, known: RegionEffects | str
-) -> Hit:
-    box = model.frame.box(entry.image_size)
-    distance = torch.tensor(float(np.linalg.norm(query.embeddings[0].cpu().numpy() - entry.embedding)))
-    similarity, decision = 1 - float(model.dissimilarity(distance)), bool(model.is_similar(distance))
-    hit = [index.folder / entry.state.file, entry.image_size, box, similarity, decision]
-    if isinstance(known, str):
-        return Hit(*hit, problem=known)
-    return Hit(*hit, *explained(model, query, query_box, known, box))
-
-
 def explained(
-    model: SiameseNetwork, query: RegionEffects, query_box: Box, hit: RegionEffects, box: Box
+    model: SiameseNetwork, query: RegionEffects, box: Box, embedding: np.ndarray, delta: np.ndarray, hit_box: Box
 ) -> tuple[Explanation, list[Match]]:
-    """Why a query and a hit are alike or not, and what matches what, from their effects alone."""
-    both, size = joined([query, hit]), model.image_size
-    return explain_effects(model, both, [0], [1], size), matching_regions(both, 0, 1, (query_box, box), size)
+    """Why a query and a hit are similar or not, and what matches what, from their effects alone."""
+    z, delta = (torch.tensor(x.astype(np.float32), device=query.delta.device)[None] for x in (embedding, delta))
+    both, size = joined([query, effects_of_regions(z, delta, model.image_size)]), model.image_size
+    return explain_effects(model, both, [0], [1], size), matching_regions(both, 0, 1, (box, hit_box), size)
 
 
 def find_index(config: Config, folder: Path | None = None) -> Path:
-    """The index of a folder, or, without one, the only index that there is.
+    """The index of a folder; of `None`, the only index that there is.
 
     Raises:
         SearchError: there is none, or several.
     """
-    if folder is not None:
-        if not os.path.isfile(index := place_of(config, folder, INDEX)):
-            raise SearchError(f"{folder}: not indexed; run python -m utils search build {folder} first")
-        return index
     place = config.outputs_path / "search"
-    found = sorted(place.glob(f"*{INDEX}"))
-    if not found:
-        raise SearchError(f"{place}: no index there; run python -m utils search build FOLDER first")
+    found = sorted(place.glob(f"*{INDEX}")) if folder is None else [place_of(config, folder, INDEX)]
+    if not found or not os.path.isfile(found[0]):
+        build = f"python -m utils search build {folder or 'FOLDER'}"
+        raise SearchError(f"{folder or place}: not indexed; run {build} first")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise SearchError(f"{place}: several indexes ({names}); name the folder to search with --folder")
