@@ -16,9 +16,9 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from utils.comparison import Comparison
+from utils.compare.comparison import Comparison
 from utils.config import load_config
-from utils.Grad_CAM import MAPS
+from utils.explain.what_if import MAPS
 from utils.imshow import show_explanation
 from utils.models import load_trained
 from utils.Siamese import SiameseNetwork

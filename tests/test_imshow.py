@@ -7,9 +7,9 @@ import torch
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
-from utils.comparison import WhatIf
 from utils.evaluate.audit import audit
 from utils.explain.matching import Match
+from utils.explain.what_if import WhatIf
 from utils.Grad_CAM import Explanation
 from utils.images.frame import Box
 from utils.imshow import (

@@ -14,7 +14,6 @@ from utils.images.pairs import used_in
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 METHODS = ("occlusion", "distance")
-MAPS = ("factual", "counterfactual")  # in the order of `strength` and `empty`
 # Measured evidence that counts as noise: for a decision, less than this share of its image's strongest; against it,
 # less than this share of the pair's (docs/trials.md).
 LEAST = (0.2, 0.1)

@@ -166,7 +166,7 @@ def _search(options: argparse.Namespace, config: Config) -> None:
 
 
 def _report(options: argparse.Namespace, config: Config) -> None:
-    from utils.figures.report import write_report
+    from utils.compare.report import write_report
 
     written, note, unreadable = write_report(config, options.images, options.checkpoint, options.output)
     print(note)

@@ -17,14 +17,14 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import ConnectionPatch, Ellipse
 from PIL import Image, ImageFilter
 
-from utils.comparison import WhatIf
 from utils.evaluate.audit import Audit, is_conflicting
 from utils.explain.matching import APART, Match
 from utils.explain.occlusion import GRID
 from utils.explain.removal import BLUR, strongest_region
+from utils.explain.what_if import MAPS, WhatIf
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.files import replacing
-from utils.Grad_CAM import MAPS, Explanation
+from utils.Grad_CAM import Explanation
 from utils.images.frame import Box
 from utils.images.reading import read_image, shrink
 from utils.settings import Config
@@ -265,7 +265,7 @@ def show_what_if(
             axis.imshow(Image.composite(blurred, image, region))
             _line_around(axis, region, 0.8)
             nothing = f"no {kind} evidence\nnothing to blur"
-            shown = f"{kind} region blurred\n{what_if.told(row, column)}"
+            shown = f"{kind} region blurred\n{what_if.change_in_words(row, column)}"
             axis.set_title(nothing if what_if.empty[row, column] else shown, fontsize=9)
     return figure
 

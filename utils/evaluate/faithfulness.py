@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.localisation import centred_gaussian
 from utils.explain.removal import Interventions, embed_in_parts, moved, pixel_ranks, strongest_region
-from utils.Grad_CAM import MAPS, Explanation, explain
+from utils.explain.what_if import MAPS
+from utils.Grad_CAM import Explanation, explain
 from utils.images.pairs import KINDS
 from utils.machine import seeded
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode

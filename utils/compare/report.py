@@ -18,7 +18,8 @@ import numpy as np
 from matplotlib.colors import Colormap
 from PIL import Image
 
-from utils.comparison import Comparison, names_with_folders, pair_folder
+from utils.compare.choosing import names_with_folders, pair_folder
+from utils.compare.comparison import Comparison
 from utils.explain.matching import WEAKEST
 from utils.explain.occlusion import GRID, WINDOWS, regression
 from utils.explain.removal import REGION
@@ -32,7 +33,7 @@ from utils.models import load_trained
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "figures" / "page"
 SCRIPTS = ("numbers.js", "pictures.js", "pair.js", "table.js", "main.js")
 FEW, LARGE, SMALL = 12, 640, 400  # up to so many images, the longest side of a picture in pixels; of more images
 QUALITY = 85

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from samples import break_file, noise
 
-from utils import chooser
-from utils.chooser import Chooser, show_chooser
-from utils.comparison import Comparison
+from utils.compare import chooser
+from utils.compare.chooser import Chooser, show_chooser
+from utils.compare.comparison import Comparison
 from utils.Siamese import SiameseNetwork
 
 

@@ -1,24 +1,10 @@
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from utils import comparison
-from utils.comparison import (
-    Comparison,
-    WhatIf,
-    choose_pair,
-    describe,
-    distinct_names,
-    explained_pairs,
-    images_to_compare,
-    names_with_folders,
-    pair_folder,
-)
+from utils.compare import comparison
+from utils.compare.comparison import Comparison, describe, explained_pairs
 from utils.explain import occlusion
 from utils.explain.matching import strongest_matches
 from utils.explain.occlusion import WINDOWS, RegionEffects, region_effects
@@ -27,7 +13,6 @@ from utils.Grad_CAM import Explanation, explain
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
 from utils.images.reading import DataError
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
 
@@ -49,9 +34,6 @@ def paths(tmp_path):
     return [make_image(tmp_path / f"{i}.png", seed=i, size=(10 + i, 30)) for i in range(5)]
 
 
-# ------------------------------------------------------------------------------------------ comparison
-
-
 def test_each_image_is_measured_once_when_it_is_first_explained(model, paths, monkeypatch):
     monkeypatch.setattr(occlusion, "local_stages", lambda model: [])  # so that all passes are of whole images
     passes, regions = [], sum(count**2 for _, count, _ in WINDOWS)
@@ -64,12 +46,11 @@ def test_each_image_is_measured_once_when_it_is_first_explained(model, paths, mo
     assert sum(passes) == 5 + 3 * (regions + 2)
 
 
-@pytest.mark.parametrize("method", ["occlusion", "distance"])
-def test_a_pair_is_explained_as_grad_cam_does(model, paths, method):
-    compared = Comparison(model, paths, method)
+def test_a_pair_is_explained_as_explain_does(model, paths):
+    compared = Comparison(model, paths)
     batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])
     for i, j in [(0, 3), (4, 1), (2, 2)]:
-        expected, found = explain(model, batch[[i]], batch[[j]], method), compared.explain(i, j)
+        expected, found = explain(model, batch[[i]], batch[[j]]), compared.explain(i, j)
         for name in Explanation.__dataclass_fields__:
             assert torch.allclose(
                 getattr(found, name).float(), getattr(expected, name).float(), rtol=1e-3, atol=1e-4
@@ -186,17 +167,10 @@ def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
     assert distance > 1 and compared.explain(0, 1).similarity.item() == 0
     after = 1 - float(result.after[0, 0])
     assert after > 1 and after - distance == pytest.approx(float(result.change[0, 0]), abs=1e-2)
-    prefix, told = "distance / margin ", result.told(0, 0)
+    prefix, told = "distance / margin ", result.change_in_words(0, 0)
     assert told.startswith(prefix) and told.count(" → ") == 1
     shown = [float(number) for number in told.removeprefix(prefix).split(" → ")]
     assert shown == pytest.approx([distance, after], abs=0.0051)  # two decimals or more
-    for before, after, words in (  # as many decimals as show the change
-        (-0.2, 0.1, "similarity 0.00 → 0.10"),
-        (0.9, 0.904, "similarity 0.900 → 0.904"),
-        (0.9, 0.90004, "similarity 0.9000 → 0.9000"),
-        (-0.3, -0.3003, "distance / margin 1.3000 → 1.3003"),
-    ):
-        assert WhatIf(before, np.full((2, 2), after), *[np.zeros((2, 2))] * 3).told(0, 0) == words
 
 
 def test_what_if_takes_regions_away_in_other_ways_too(model, paths):
@@ -220,27 +194,6 @@ def test_what_if_takes_regions_away_in_other_ways_too(model, paths):
     assert len(result.others) == 2
 
 
-def test_the_report_says_which_map_fails_its_own_check():
-    result = WhatIf(
-        0.8,
-        np.zeros((2, 2)),
-        np.array([[-0.1, 0.1], [0.1, -0.1]]),
-        torch.zeros(2, 2, 4, 4),
-        np.array([[False, False], [False, True]]),
-        others={"filled": np.array([[-0.1, -0.1], [0.1, 0.1]]), "covered": np.array([[0.1, -0.1], [-0.1, 0.1]])},
-    )
-    assert result.report(("a", "b")).splitlines() == [
-        "a, factual region blurred: similarity 0.80 → 0.00, the decision gets weaker, as it should; "
-        "but not if it is covered",
-        "a, counterfactual region blurred: similarity 0.80 → 0.00, the decision gets stronger, as it should; "
-        "but not if it is filled or covered",
-        "b, factual region blurred: similarity 0.80 → 0.00, the decision gets stronger, so do not trust this map",
-        "b, counterfactual region has no evidence to blur",
-    ]
-    without_effect = replace(result, change=np.zeros((2, 2))).report(("a", "b"))
-    assert without_effect.count("so do not trust this map") == 3 and "as it should" not in without_effect
-
-
 @pytest.mark.parametrize(
     ("similarity", "sentence"),
     [
@@ -258,86 +211,6 @@ def test_the_decision_in_a_sentence(similarity, sentence):
     assert describe(explanation, ("a", "b"), 0.4).startswith("a and b are dissimilar: similarity 0.100")
 
 
-# ----------------------------------------------------------------------------------- which images, where
-
-
-def touch(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-@pytest.fixture
-def config(tmp_path):
-    """A trained dataset of three classes with 1, 3 and 2 test images."""
-    data = tmp_path / "Data" / "Shapes"
-    settings = Config(
-        dataset="Shapes",
-        data_path=data,
-        checkpoints_path=tmp_path / "checkpoints",
-        outputs_path=tmp_path / "outputs",
-        compare_path=tmp_path / "Data" / "data_for_compare",
-    )
-    settings.checkpoints_path.mkdir()
-    test = ["b/1.png", "a/0.png", "b/2.png", "c/9.png", "b/3.png", "c/sub/8.png"]
-    rows = [("a/train.png", "a", "train"), *((file, file[0], "test") for file in test)]
-    pd.DataFrame(rows, columns=["file", "label", "split"]).to_csv(settings.checkpoints_path / "split.csv", index=False)
-    return settings
-
-
-def names(paths):
-    return [path.name for path in paths]
-
-
-def test_examples_are_the_first_test_images_of_every_class(config):
-    assert names(comparison.example_images(config)) == ["0.png", "1.png", "2.png", "9.png", "8.png"]
-    assert names(comparison.example_images(config, per_class=1)) == ["0.png", "1.png", "9.png"]
-    assert comparison.example_images(config)[0] == config.data_path / "a" / "0.png"
-
-
-def test_examples_before_training_name_the_notebook(config):
-    (config.checkpoints_path / "split.csv").unlink()
-    with pytest.raises(DataError, match="run 01_Train_Siamese_model.ipynb first"):
-        choose_pair(config, None, None)
-
-
-def test_the_pair_is_the_one_given_or_of_one_class(config, paths):
-    assert choose_pair(config, str(paths[0]), paths[3]) == (paths[0], paths[3])
-    assert choose_pair(config, None, None) == (config.data_path / "b" / "1.png", config.data_path / "b" / "2.png")
-
-
-@pytest.mark.parametrize(
-    ("image1", "image2", "message"),
-    [
-        ("0.png", None, "give both, or neither"),
-        (None, "0.png", "give both, or neither"),
-        ("0.png", "gone.png", "image2: .*gone.png: no such file"),
-        (".", "0.png", "image1: .*no such file"),
-    ],
-)
-def test_pairs_that_cannot_be_chosen(config, paths, monkeypatch, image1, image2, message):
-    monkeypatch.chdir(paths[0].parent)
-    with pytest.raises(DataError, match=message):
-        choose_pair(config, image1, image2)
-
-
-def test_images_of_the_usual_or_a_given_folder_in_order(config, tmp_path):
-    for folder in (tmp_path / "Data" / "data_for_compare", tmp_path / "mine"):
-        for name in ("c.png", "B.JPG", "a.webp", "._a.png", ".gitkeep", "README.txt", "sub/d.png", "folder.png/e.png"):
-            touch(folder / name)
-    assert names(images_to_compare(config)) == ["B.JPG", "a.webp", "c.png"]
-    assert images_to_compare(config, tmp_path / "mine") == [
-        tmp_path / "mine" / name for name in ("B.JPG", "a.webp", "c.png")
-    ]
-
-
-def test_a_given_folder_must_hold_two_images_and_for_the_usual_one_test_images_stand_in(config, tmp_path):
-    for folder in (tmp_path / "mine", config.compare_path):
-        touch(folder / "alone.png")
-    assert images_to_compare(config) == comparison.example_images(config)
-    with pytest.raises(DataError, match="compare_folder: .*mine: 1 image there"):
-        images_to_compare(config, tmp_path / "mine")
-
-
 def test_all_images_that_cannot_be_read_are_named_at_once(model, paths):
     paths[1].write_text("no image")
     paths[2].unlink()
@@ -345,34 +218,6 @@ def test_all_images_that_cannot_be_read_are_named_at_once(model, paths):
         Comparison(model, paths)
     text, gone = str(caught.value).splitlines()
     assert text.startswith(f"{paths[1]}: not a readable image") and gone.startswith(f"{paths[2]}: no such image")
-
-
-def test_every_pair_has_a_folder_of_its_own(config):
-    pairs = [
-        ("d1/rose/1.jpg", "d1/rose/2.jpg"),
-        ("d1/rose/2.jpg", "d1/rose/1.jpg"),
-        ("d2/rose/1.jpg", "d1/rose/2.jpg"),
-        ("d1/rose/1.png", "d1/rose/2.jpg"),
-        ("d1/tulip/1.jpg", "d1/rose/2.jpg"),
-        ("a-b/c.jpg", "1.jpg"),
-        ("a/b-c.jpg", "1.jpg"),
-        ("d/" + "x" * 200 + "1.jpg", "d/y.jpg"),
-        ("d/" + "x" * 200 + "2.jpg", "d/y.jpg"),
-    ]
-    folders = [pair_folder(config, Path(one), Path(other)) for one, other in pairs]
-    assert len(set(folders)) == len(pairs)
-    assert folders[0] == pair_folder(config, Path(pairs[0][0]).resolve(), Path(pairs[0][1]))
-    assert folders[0].name.startswith("rose-1__rose-2__")
-    assert all(folder.parent == config.outputs_path / "pairs" and len(folder.name) < 150 for folder in folders)
-    folders[-1].mkdir(parents=True)  # a long name still makes a folder
-
-
-@pytest.mark.parametrize(
-    "name", ['a"b', "a:b", "a<b>", "a|b", "a?", "a*", "a\\b", "a\nb", "a\udce9b", "con.1", "x.", "x "]
-)
-def test_folders_of_pairs_have_names_that_windows_allows(config, name):
-    folder = pair_folder(config, Path("d") / name / f"{name}.jpg", Path(name) / "1.jpg").name
-    assert not set(folder) & set('<>:"/\\|?*.\n') and folder.encode() and folder[-1] in "0123456789abcdef"
 
 
 def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(model, paths):
@@ -389,16 +234,6 @@ def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(mo
             scores.append(np.corrcoef(sums, effects.on_pairs([0], [1])[0, image])[0, 1])
         assert score == pytest.approx(np.mean(scores), abs=1e-3)
         assert expected.is_similar.item() == (sign > 0) and abs(score) > 0.1
-
-
-def test_names_that_two_images_share_come_with_their_folders():
-    paths = [Path("rose/IMG_1.jpg"), Path("rose/IMG_2.jpg"), Path("tulip/IMG_1.png")]
-    assert distinct_names(paths[:2]) == ["IMG_1", "IMG_2"]
-    assert distinct_names(paths) == ["rose/IMG_1.jpg", "rose/IMG_2.jpg", "tulip/IMG_1.png"]
-    assert distinct_names([Path("1.jpg"), Path("1.png")]) == ["1.jpg", "1.png"]
-    assert names_with_folders([Path("a/rose/1.jpg"), Path("b/../b/rose/1.jpg")]) == ["a/rose/1.jpg", "b/rose/1.jpg"]
-    assert names_with_folders([Path("rose/1.jpg"), Path("rose/2.jpg")]) == ["1.jpg", "2.jpg"]
-    assert names_with_folders([Path("rose/1.jpg")] * 2) == ["1.jpg", "1.jpg"]
 
 
 def test_of_chosen_pairs_only_their_own_images_are_read_each_once(model, paths, monkeypatch):

@@ -15,11 +15,11 @@ from samples import break_file, on_disk
 from sklearn.datasets import load_sample_image
 
 from utils import __main__ as command_line
-from utils.comparison import Comparison
+from utils.compare.comparison import Comparison
+from utils.compare.report import MOST, PAGE, SCRIPTS, page, write_report
 from utils.explain.matching import WEAKEST
 from utils.explain.occlusion import GRID, WINDOWS, all_windows, regression
 from utils.explain.removal import strongest_region
-from utils.figures.report import MOST, PAGE, SCRIPTS, page, write_report
 from utils.Grad_CAM import LEAST
 from utils.images.frame import Frame
 from utils.images.reading import DataError
@@ -485,7 +485,7 @@ def test_a_table_of_all_images_whose_cells_open_pairs(browser, files, compared):
 @in_a_browser
 def test_names_are_shown_as_they_are_whatever_they_hold(browser, compared, monkeypatch, tmp_path):
     names = [f"{HOSTILE}{k}" for k in range(3)] + ["\udce9.jpg"]  # a byte on a disk that is no text
-    monkeypatch.setattr("utils.figures.report.names_with_folders", lambda paths: names)
+    monkeypatch.setattr("utils.compare.report.names_with_folders", lambda paths: names)
     monkeypatch.setattr(compared, "unreadable", {compared.paths[0]: HOSTILE})
     (tmp_path / "page.html").write_text(page(compared, HOSTILE), encoding="utf-8")
     browser.open(tmp_path / "page.html")

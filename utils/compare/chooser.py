@@ -16,7 +16,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from utils.comparison import Comparison, describe
+from utils.compare.comparison import Comparison, describe
 from utils.explain.occlusion import RegionEffects
 from utils.files import replacing
 from utils.images.reading import SUFFIXES, DataError, read_image, shrink

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from utils.compare.choosing import (
+    choose_pair,
+    distinct_names,
+    example_images,
+    images_to_compare,
+    names_with_folders,
+    pair_folder,
+)
+from utils.images.reading import DataError
+from utils.settings import Config
+
+
+@pytest.fixture
+def paths(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").touch()
+    return [tmp_path / f"{i}.png" for i in range(4)]
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A trained dataset of three classes with 1, 3 and 2 test images."""
+    data = tmp_path / "Data" / "Shapes"
+    settings = Config(
+        dataset="Shapes",
+        data_path=data,
+        checkpoints_path=tmp_path / "checkpoints",
+        outputs_path=tmp_path / "outputs",
+        compare_path=tmp_path / "Data" / "data_for_compare",
+    )
+    settings.checkpoints_path.mkdir()
+    test = ["b/1.png", "a/0.png", "b/2.png", "c/9.png", "b/3.png", "c/sub/8.png"]
+    rows = [("a/train.png", "a", "train"), *((file, file[0], "test") for file in test)]
+    pd.DataFrame(rows, columns=["file", "label", "split"]).to_csv(settings.checkpoints_path / "split.csv", index=False)
+    return settings
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+def test_examples_are_the_first_test_images_of_every_class(config):
+    assert names(example_images(config)) == ["0.png", "1.png", "2.png", "9.png", "8.png"]
+    assert names(example_images(config, per_class=1)) == ["0.png", "1.png", "9.png"]
+    assert example_images(config)[0] == config.data_path / "a" / "0.png"
+
+
+def test_examples_before_training_name_the_notebook(config):
+    (config.checkpoints_path / "split.csv").unlink()
+    with pytest.raises(DataError, match="run 01_Train_Siamese_model.ipynb first"):
+        choose_pair(config, None, None)
+
+
+def test_the_pair_is_the_one_given_or_of_one_class(config, paths):
+    assert choose_pair(config, str(paths[0]), paths[3]) == (paths[0], paths[3])
+    assert choose_pair(config, None, None) == (config.data_path / "b" / "1.png", config.data_path / "b" / "2.png")
+
+
+@pytest.mark.parametrize(
+    ("image1", "image2", "message"),
+    [
+        ("0.png", None, "give both, or neither"),
+        (None, "0.png", "give both, or neither"),
+        ("0.png", "gone.png", "image2: .*gone.png: no such file"),
+        (".", "0.png", "image1: .*no such file"),
+    ],
+)
+def test_pairs_that_cannot_be_chosen(config, paths, monkeypatch, image1, image2, message):
+    monkeypatch.chdir(paths[0].parent)
+    with pytest.raises(DataError, match=message):
+        choose_pair(config, image1, image2)
+
+
+def test_images_of_the_usual_or_a_given_folder_in_order(config, tmp_path):
+    for folder in (tmp_path / "Data" / "data_for_compare", tmp_path / "mine"):
+        for name in ("c.png", "B.JPG", "a.webp", "._a.png", ".gitkeep", "README.txt", "sub/d.png", "folder.png/e.png"):
+            touch(folder / name)
+    assert names(images_to_compare(config)) == ["B.JPG", "a.webp", "c.png"]
+    assert images_to_compare(config, tmp_path / "mine") == [
+        tmp_path / "mine" / name for name in ("B.JPG", "a.webp", "c.png")
+    ]
+
+
+def test_a_given_folder_must_hold_two_images_and_for_the_usual_one_test_images_stand_in(config, tmp_path):
+    for folder in (tmp_path / "mine", config.compare_path):
+        touch(folder / "alone.png")
+    assert images_to_compare(config) == example_images(config)
+    with pytest.raises(DataError, match="compare_folder: .*mine: 1 image there"):
+        images_to_compare(config, tmp_path / "mine")
+
+
+def test_every_pair_has_a_folder_of_its_own(config):
+    pairs = [
+        ("d1/rose/1.jpg", "d1/rose/2.jpg"),
+        ("d1/rose/2.jpg", "d1/rose/1.jpg"),
+        ("d2/rose/1.jpg", "d1/rose/2.jpg"),
+        ("d1/rose/1.png", "d1/rose/2.jpg"),
+        ("d1/tulip/1.jpg", "d1/rose/2.jpg"),
+        ("a-b/c.jpg", "1.jpg"),
+        ("a/b-c.jpg", "1.jpg"),
+        ("d/" + "x" * 200 + "1.jpg", "d/y.jpg"),
+        ("d/" + "x" * 200 + "2.jpg", "d/y.jpg"),
+    ]
+    folders = [pair_folder(config, Path(one), Path(other)) for one, other in pairs]
+    assert len(set(folders)) == len(pairs)
+    assert folders[0] == pair_folder(config, Path(pairs[0][0]).resolve(), Path(pairs[0][1]))
+    assert folders[0].name.startswith("rose-1__rose-2__")
+    assert all(folder.parent == config.outputs_path / "pairs" and len(folder.name) < 150 for folder in folders)
+    folders[-1].mkdir(parents=True)  # a long name still makes a folder
+
+
+@pytest.mark.parametrize(
+    "name", ['a"b', "a:b", "a<b>", "a|b", "a?", "a*", "a\\b", "a\nb", "a\udce9b", "con.1", "x.", "x "]
+)
+def test_folders_of_pairs_have_names_that_windows_allows(config, name):
+    folder = pair_folder(config, Path("d") / name / f"{name}.jpg", Path(name) / "1.jpg").name
+    assert not set(folder) & set('<>:"/\\|?*.\n') and folder.encode() and folder[-1] in "0123456789abcdef"
+
+
+def test_names_that_two_images_share_come_with_their_folders():
+    paths = [Path("rose/IMG_1.jpg"), Path("rose/IMG_2.jpg"), Path("tulip/IMG_1.png")]
+    assert distinct_names(paths[:2]) == ["IMG_1", "IMG_2"]
+    assert distinct_names(paths) == ["rose/IMG_1.jpg", "rose/IMG_2.jpg", "tulip/IMG_1.png"]
+    assert distinct_names([Path("1.jpg"), Path("1.png")]) == ["1.jpg", "1.png"]
+    assert names_with_folders([Path("a/rose/1.jpg"), Path("b/../b/rose/1.jpg")]) == ["a/rose/1.jpg", "b/rose/1.jpg"]
+    assert names_with_folders([Path("rose/1.jpg"), Path("rose/2.jpg")]) == ["1.jpg", "2.jpg"]
+    assert names_with_folders([Path("rose/1.jpg")] * 2) == ["1.jpg", "1.jpg"]

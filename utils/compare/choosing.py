@@ -1,0 +1,88 @@
+"""Which images are compared, what they are called, and where their figures go."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.dataset import read_split
+from utils.files import counted, digits_of
+from utils.images.reading import DataError, is_named_as_image
+from utils.settings import Config
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The files' names without suffix; with it, and with folders, where two would be called the same, as cameras do."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else names_with_folders(paths)
+
+
+def names_with_folders(paths: Sequence[Path]) -> list[str]:
+    """The files' names; where they lie in several folders, each after its folder's, or after as many as tell all
+    apart."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    depth = 1 if len({part[:-1] for part in parts}) == 1 else 2
+    while len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
+    """Where the figures of a pair go: a folder of its own, named after both images and their folders.
+
+    Long names are cut, as some systems allow 255 bytes, or 260 for the whole path, and characters that Windows forbids
+    become `_`; digits of both full paths keep pairs apart.
+    """
+    paths = [path.resolve() for path in (path1, path2)]
+    names = [f"{path.parent.name[:18]}-{path.stem[:18]}" for path in paths]
+    # A dot, because `con.1-a` would be a device; surrogates, because they stand for bytes that are no text.
+    readable = re.sub(r'[<>:"/\\|?*.\x00-\x1f\ud800-\udfff]', "_", "__".join(names))
+    return config.outputs_path / "pairs" / f"{readable}__{digits_of(*paths)}"
+
+
+def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:
+    """The images of a folder, not of its sub-folders.
+
+    `None` takes the configuration's `compare_path`, or, with fewer than two images there, examples of the test split.
+
+    Raises:
+        DataError: the given folder is missing, or has fewer than two images.
+    """
+    inside = Path(folder or config.compare_path).glob("*")  # of nothing, where there is no folder
+    found = sorted(path for path in inside if is_named_as_image(path) and path.is_file())
+    if len(found) >= 2:
+        return found
+    if folder:
+        raise DataError(
+            f"compare_folder: {folder}: {counted(len(found), 'image')} there, those of its sub-folders not counted; "
+            "put at least two into it, or leave it None for an example"
+        )
+    return example_images(config)
+
+
+def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:
+    """The first test images of every class, at most `most` in all."""
+    table = read_split(config.trained_path / "split.csv")
+    table = table[table.split == "test"].groupby("label").head(per_class).sort_values("label", kind="stable").head(most)
+    return [config.data_path / file for file in table.file]
+
+
+def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | None) -> tuple[Path, Path]:
+    """The two images to explain; where neither is given, two test images of the first class that has two.
+
+    Raises:
+        DataError: only one is given, or a file is missing.
+    """
+    if (image1 is None) != (image2 is None):
+        raise DataError("image1 and image2: give both, or neither for an example")
+    if image1 is None:
+        examples = example_images(config)
+        classes = [path.relative_to(config.data_path).parts[0] for path in examples]
+        start = next((i for i in range(1, len(classes)) if classes[i - 1] == classes[i]), 1)
+        return tuple(examples[start - 1 : start + 1])
+    for name, path in (("image1", image1), ("image2", image2)):
+        if not os.path.isfile(path):
+            raise DataError(f"{name}: {path}: no such file; give the path of an image, from the notebook's folder")
+    return Path(image1), Path(image2)

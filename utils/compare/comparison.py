@@ -1,0 +1,138 @@
+"""A few images compared with each other: each is embedded once, and measured once when it is first explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from utils.compare.choosing import distinct_names
+from utils.explain.matching import Match, matching_regions
+from utils.explain.occlusion import RegionEffects, correlation, joined, region_effects, region_sums
+from utils.explain.removal import embed_in_parts
+from utils.explain.what_if import WhatIf, what_if
+from utils.Grad_CAM import Explanation, explain, explain_effects
+from utils.images.pairs import Pairs, used_in
+from utils.images.reading import DataError, read_image, shrink
+from utils.Siamese import SiameseNetwork, similarity_matrix
+
+
+class Comparison:
+    """Images, their embeddings and similarities, and the explanation of any pair of them.
+
+    Args:
+        model: a trained network.
+        paths: the images.
+        skip_unreadable: leave out images that cannot be read, as long as two are left.
+
+    Attributes:
+        paths: of the images that could be read.
+        unreadable: what is wrong with the others, a line by path.
+        names: of the files, see `distinct_names`.
+        images: the originals at their own aspect ratio, in RGB, shrunk for figures.
+        boxes: the part of the network's frame that each image fills.
+        similarity: all images against all, shape (N, N), 1 on the diagonal.
+
+    Raises:
+        DataError: images that cannot be read, a line each.
+    """
+
+    def __init__(self, model: SiameseNetwork, paths: Sequence[Path], skip_unreadable: bool = False) -> None:
+        self.model, self.paths = model, []
+        self.images, self.boxes, batch, self.unreadable = [], [], [], {}
+        for path in tqdm(paths, desc="Reading images", disable=len(paths) < 50):
+            try:
+                image = read_image(path)
+            except DataError as error:
+                self.unreadable[path] = str(error)
+                continue
+            self.paths.append(path)
+            self.images.append(shrink(image))
+            self.boxes.append(model.frame.box(image.size))
+            batch.append(model.preprocess(image))
+        if self.unreadable and not (skip_unreadable and len(batch) > 1):  # all at once, not one a run
+            raise DataError("\n".join(self.unreadable.values()))
+        self.names = distinct_names(self.paths)
+        self.batch = torch.stack(batch)
+        self.embeddings = embed_in_parts(model, self.batch, 16)
+        self.effects: dict[int, RegionEffects] = {}  # of the images explained so far
+        self.similarity = similarity_matrix(model, self.embeddings)
+
+    def explain(self, first: int, second: int) -> Explanation:
+        """The explanation of one pair, by position; its maps have the network's image size."""
+        return explain_effects(self.model, self.effects_of(first, second), [0], [1], self.model.image_size)
+
+    def paper(self, first: int, second: int) -> tuple[dict, float]:
+        """The paper's Grad-CAM of a pair, as `pair` gives it, and how well it predicts the measured effects of regions:
+        the mean correlation over both images, NaN where a map is empty."""
+        explanation = explain(self.model, self.batch[[first]], self.batch[[second]], "distance")
+        effects = self.effects_of(first, second)
+        towards = explanation.raw[0] * (1 if explanation.is_similar[0] else -1)
+        predicted = region_sums(towards, effects.regions, self.model.image_size)
+        measured = effects.on_pairs([0], [1])[0]
+        pair = self.pair(first, second) | {"explanation": explanation}
+        return pair, float(correlation(predicted, measured).mean())
+
+    def effects_of(self, *images: int) -> RegionEffects:
+        """What regions of some images do, in their order; of each image measured once, however many pairs it is in."""
+        missing = [i for i in dict.fromkeys(images) if i not in self.effects]
+        if missing:
+            found = region_effects(self.model, self.batch[missing])
+            self.effects |= {i: found.of([k]) for k, i in enumerate(missing)}
+        return joined([self.effects[i] for i in images])
+
+    def pair(self, first: int, second: int) -> dict:
+        """The `images`, `explanation`, `names` and `boxes` of one pair, as `show_explanation` takes them."""
+        return {
+            "images": (self.images[first], self.images[second]),
+            "explanation": self.explain(first, second),
+            "names": (self.names[first], self.names[second]),
+            "boxes": (self.boxes[first], self.boxes[second]),
+        }
+
+    def extremes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The most and the least similar pair of different images."""
+        rows, columns = np.triu_indices(len(self.paths), k=1)
+        # By raw distance: the similarity of every pair beyond the margin is 0.
+        values = (self.embeddings[rows] - self.embeddings[columns]).norm(dim=1).cpu().numpy()
+        return tuple((int(rows[k]), int(columns[k])) for k in (np.argmin(values), np.argmax(values)))
+
+    def matches(self, first: int, second: int) -> list[Match]:
+        """The strongest matching regions of one pair; their places are shares of the images' sides, not of the
+        frame's."""
+        boxes = self.boxes[first], self.boxes[second]
+        return matching_regions(self.effects_of(first, second), 0, 1, boxes, self.model.image_size)
+
+    def what_if(self, first: int, second: int) -> WhatIf:
+        """The maps of one pair put to the test, see `utils.explain.what_if`."""
+        explanation = self.explain(first, second)
+        maps = torch.stack([explanation.factual[0], explanation.counterfactual[0]], dim=1)
+        boxes = self.boxes[first], self.boxes[second]
+        return what_if(self.model, self.batch[[first, second]], maps, explanation.empty[0], boxes)
+
+
+def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
+    """Some pairs of many images, each as `Comparison.pair` gives it, under the names of class and file; only their
+    own images are read.
+
+    Args:
+        paths: of all images; `pairs` holds positions in it, `chosen` positions in `pairs`.
+    """
+    needed, *ends = used_in(pairs.first[chosen], pairs.second[chosen])
+    compared = Comparison(model, [paths[i] for i in needed])
+    compared.names = [f"{path.parent.name}\n{path.stem}" for path in compared.paths]  # class and file
+    compared.effects_of(*range(len(needed)))  # of all in one go, under one progress bar
+    return [compared.pair(i, j) for i, j in zip(*(side.tolist() for side in ends))]
+
+
+def describe(explanation: Explanation, names: tuple[str, str], threshold: float, index: int = 0) -> str:
+    """The decision on a pair in one sentence."""
+    similarity = float(explanation.similarity[index])
+    verdict, relation = ("similar", "below") if explanation.is_similar[index] else ("dissimilar", "not below")
+    return (
+        f"{names[0]} and {names[1]} are {verdict}: similarity {similarity:.3f}, "
+        f"dissimilarity {1 - similarity:.3f}, which is {relation} the threshold of {threshold:g}."
+    )
