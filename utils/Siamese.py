@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from PIL import Image
 from torch import nn
 
 from utils.backbones import IMAGENET_MEAN, IMAGENET_STD, ModelError, backbone_blocks, brief, eval_mode
-from utils.files import replacing
 from utils.images.frame import Frame, to_uint8
+from utils.networks.checkpoints import checkpoint_of, write_checkpoint
 
 
 class ContrastiveLoss(nn.Module):
@@ -193,52 +189,23 @@ class SiameseNetwork(nn.Module):
         """The decision on pairs at raw distances, bool of their shape: d lies below the threshold."""
         return self.dissimilarity(distance) < self.threshold
 
-    # ------------------------------------------------------------------------------------- checkpoints
-
     def save(self, path: str | Path, **info: Any) -> None:
         """Write weights, architecture, preprocessing and `info` (plain values only) to one file."""
-        checkpoint = {
-            "state_dict": {name: tensor.cpu() for name, tensor in self.state_dict().items()},
-            "architecture": self.architecture,
-            "info": info,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "torchvision": str(torchvision.__version__),
-            },
-        }
-        whole = io.BytesIO()  # torch's own writer reports a full disk as an error of its own
-        torch.save(checkpoint, whole)
-        with replacing(path) as file:
-            file.write_bytes(whole.getbuffer())
+        write_checkpoint(path, self.state_dict(), self.architecture, info)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SiameseNetwork:
         """A network as `save` left it, in eval mode, with what was saved beside it in `model.info`.
 
-        The file is read with `weights_only=True`: it cannot run code.
-
         Raises:
             ModelError: no such file, or not a checkpoint of this project.
             RuntimeError: this machine has no such device.
         """
-        if not os.path.isfile(path):  # Path.is_file raises where a name is too long
-            raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with checkpoint_of(path) as checkpoint:
             # A file says what a network is like; it fetches or opens no others.
             model = cls(**checkpoint["architecture"] | {"pretrained": False, "weights": None})
-            state = checkpoint["state_dict"]
-            for former in ("mean_embedding", "blurred_features", "removable"):  # what earlier versions kept beside
-                state.pop(former, None)
-            model.load_state_dict(state)
+            model.load_state_dict(checkpoint["state_dict"])
             model.info = dict(checkpoint["info"])
-        except PermissionError:
-            raise ModelError(f"{path}: no permission to read it; change the file's access rights") from None
-        except Exception as error:
-            # Torch's own words advise to switch its protection off.
-            reason = "no file of plain tensors" if "weights_only" in str(error) else brief(error)
-            raise ModelError(f"{path}: not a checkpoint of this project ({reason}); train again") from None
         return model.to(device).eval()
 
 
