@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from utils.config import load_config
-from utils.dataset import load_split, read_split
+from utils.dataset import load_split, prepare_folder, read_split
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
 
@@ -80,6 +80,7 @@ def checkpoint_and_test(folder: Path, settings: dict[str, object]) -> tuple:
         their classes, (N,).
     """
     config = changed(load_config(folder / "config.yml"), settings)
+    prepare_folder(config)
     model = SiameseNetwork.load(folder / "model.pth")
     images, rows = load_split(read_split(folder / "split.csv"), "test", config, model.frame)
     return config, model, images, rows.label.to_numpy()

@@ -57,7 +57,7 @@ def rankings(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> dic
         start = time.perf_counter()
         maps = signed_evidence(explain(model, one, two, method))
         found[method] = maps, (time.perf_counter() - start) / len(one)
-    steps = [(side - side // 4) // 12 for side in size]  # 13 x 13 windows
+    steps = [(side - side // 4) // (round(passes**0.5) - 1) for side in size]
     for name, perturb in (
         ("SBSM (xaitk-saliency)", SlidingWindow((height // 4, width // 4), tuple(steps))),
         ("RISE (xaitk-saliency)", RISEGrid(passes, s=8, p1=0.5, seed=0)),
