@@ -109,7 +109,11 @@ def test_images_and_fingerprints_are_those_of_the_files(config):
 def test_a_subset_comes_in_the_order_that_was_asked_for(config):
     read_fingerprints(config, FILES)
     some = ["b/3.png", "a/5.png", "b/0.png", "a/5.png"]
-    assert torch.equal(pixels_of(config, some), decoded(config, some))
+    images, expected = read_images(config, some, FRAME)[0], decoded(config, some)
+    assert isinstance(images, StoredImages) and torch.equal(images[range(4)], expected)
+    assert checksums(images) == checksums(expected) == [zlib.crc32(image.numpy().tobytes()) for image in expected]
+    there = pickle.loads(pickle.dumps(images))
+    assert torch.equal(there[range(4)], expected)
     assert len(read_images(config, [], FRAME)[0]) == 0
 
 
@@ -127,26 +131,6 @@ def test_another_folder_has_images_of_its_own_even_with_files_of_the_same_name_s
         os.utime(folder / "a/0.bmp", ns=(1, 1))
     assert pixels_of(config, ["a/0.bmp"])[0, :, 0, 0].tolist() == [255, 0, 0]
     assert pixels_of(other, ["a/0.bmp"])[0, :, 0, 0].tolist() == [0, 0, 255]
-
-
-def test_stored_images_are_indexed_as_a_tensor_is(config):
-    images, expected = read_images(config, FILES, FRAME)[0], decoded(config)
-    assert isinstance(images, StoredImages) and len(images) == len(FILES)
-    assert torch.equal(images[np.array([3, 3, 0])], expected[[3, 3, 0]]) and images[[1]].dtype == torch.uint8
-    part = images[2:9]
-    assert isinstance(part, StoredImages) and torch.equal(part[range(7)], expected[2:9])
-    assert [len(batch) for batch in part.split(3)] == [3, 3, 1] and torch.equal(
-        torch.cat([*part.split(3)]), part[range(7)]
-    )
-    assert (
-        checksums(part) == checksums(expected[2:9]) == [zlib.crc32(image.numpy().tobytes()) for image in expected[2:9]]
-    )
-    assert all(torch.equal(image, wanted) for image, wanted in zip(images, expected, strict=True))
-    there = pickle.loads(pickle.dumps(part))  # as for a worker of a DataLoader
-    assert len(pickle.dumps(part)) < 2000 and torch.equal(there[range(7)], expected[2:9])
-    images[[0]].zero_()  # a copy
-    images[0].zero_()
-    assert torch.equal(images[[0]], expected[:1])
 
 
 # ------------------------------------------------------------------------------------- decoded once, and alike

@@ -32,7 +32,7 @@ from utils.settings import Config, UserError
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that it is no class, whatever lies around it
 VERSION = f"2, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of what is made of a file
-COPIED = 100  # images at a time
+COPIED = 16  # images at a time
 COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": int, "height": int}  # of the table
 # All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and what is wrong with files that cannot be read.
 Found = tuple[np.ndarray, pd.DataFrame, dict[str, str]]
