@@ -223,7 +223,7 @@ def test_a_wrong_number_of_images_leaves_no_set(server, tmp_path, monkeypatch):
 def test_a_member_that_points_outside_stays_inside_and_is_one_too_many(server, tmp_path, path):
     root = tmp_path / "a" / "b"
     server.body = make_zip(MEMBERS | {"Repo-1234567/Data/Flowers/" + path.format(root=tmp_path): b"x"})
-    assert "4 images of Flowers instead of 3" in refused(server, root)
+    assert "Flowers in it holds 4 images instead of 3" in refused(server, root)
     assert files(root) == {f".downloads/{archive_in(root).name}"} and [*tmp_path.iterdir()] == [tmp_path / "a"]
 
 

@@ -43,27 +43,20 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
     """
     if name not in PUBLIC_SETS:
         raise DownloadError(f"unknown public set {name!r}; choose one of {', '.join(PUBLIC_SETS)}")
-    expected, root = PUBLIC_SETS[name], Path(data_root).expanduser()
+    root = Path(data_root).expanduser()
     final, partial = root / name, root / f".{name}.part"
     archive = root / ".downloads" / f"{REPOSITORY.rsplit('/', 1)[-1]}-{COMMIT}.zip"
     by_hand = f"download it by hand from {REPOSITORY} and put its folder Data/{name} at {final}"
     if final.exists():
-        if (found := _count_images(final)) != expected:
-            raise DownloadError(
-                f"{final} holds {counted(found, 'image')} instead of {expected}; move it away and run this again"
-            )
-        print(f"{final}: all {expected} images are there already")
+        _check_count(final, name, f"{final} holds", "move it away and run this again")
+        print(f"{final}: all {PUBLIC_SETS[name]} images are there already")
         return final
     try:
         if not zipfile.is_zipfile(archive):
             _fetch(f"{base_url}/{COMMIT}.zip", archive, by_hand)
         shutil.rmtree(partial, ignore_errors=True)
         folder = _unpack(archive, name, partial)
-        if (found := _count_images(folder)) != expected:
-            raise DownloadError(
-                f"{archive} has {counted(found, 'image')} of {name} instead of {expected}; "
-                f"delete it and run this again, or {by_hand}"
-            )
+        _check_count(folder, name, f"{archive}: {name} in it holds", f"delete it and run this again, or {by_hand}")
         folder.rename(final)
     except OSError as error:
         raise DownloadError(
@@ -71,12 +64,14 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{final}: {expected} images. The archive {archive} has the other sets too; delete it if you need no more")
+    print(f"{final}: all {PUBLIC_SETS[name]} images. {archive} has the other sets too; delete it if you need no more")
     return final
 
 
-def _count_images(folder: Path) -> int:
-    return sum(path.suffix.lower() in IMG_EXTENSIONS for path in folder.rglob("*"))
+def _check_count(folder: Path, name: str, holds: str, advice: str) -> None:
+    found = sum(path.suffix.lower() in IMG_EXTENSIONS for path in folder.rglob("*"))
+    if found != PUBLIC_SETS[name]:
+        raise DownloadError(f"{holds} {counted(found, 'image')} instead of {PUBLIC_SETS[name]}; {advice}")
 
 
 def _fetch(url: str, archive: Path, by_hand: str) -> None:
