@@ -18,7 +18,8 @@ from utils.images import cache
 from utils.search import build, store
 from utils.settings import Config
 from utils.Siamese import SiameseNetwork
-from utils.training import Trainer, train
+from utils.training import train
+from utils.training.loop import Trainer
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 KILLED = -signal.SIGKILL if os.name == "posix" else signal.SIGTERM  # the exit code
@@ -28,7 +29,7 @@ EVENTS = {"step": (Trainer, "step"), "write": (Path, "replace")}
 def started(function, *arguments):
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
-        context.set_forkserver_preload(["utils.training", "utils.search.build"])
+        context.set_forkserver_preload(["utils.training.loop", "utils.search.build"])
     process = context.Process(target=function, args=arguments)
     process.start()
     return process

@@ -84,36 +84,6 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def random_states(device: torch.device) -> list[torch.Tensor]:
-    """Where PyTorch's global generators stand, that of the CPU and the device's own, from which dropout and stochastic
-    depth draw."""
-    own = {"cuda": lambda: [torch.cuda.get_rng_state(device)], "mps": lambda: [torch.mps.get_rng_state()]}
-    return [torch.get_rng_state(), *own.get(device.type, list)()]
-
-
-def set_random_states(states: list[torch.Tensor], device: torch.device) -> None:
-    """Put the generators back to where `random_states` found them, on such a device."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1 and device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-    elif len(states) > 1 and device.type == "mps":
-        torch.mps.set_rng_state(states[1])
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, on a GPU or not."""
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def memory_advice(config: Config) -> Iterator[None]:
-    """Running out of memory inside, on a GPU or not, is a TrainingError that names the keys to lower."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        size = config.hyperparameters.batch_size
-        raise TrainingError(
-            f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {list(config.image.size)}"
-        ) from None

@@ -102,7 +102,7 @@ class Hyperparameters(Section):
     batch_size: Annotated[int, Field(ge=2)] = 64
     """images (`training_pairs: batch`) or pairs (`sampled`)"""
     num_workers: Annotated[int, Field(ge=0)] = 2
-    """threads that read images"""
+    """threads that read images; processes that change them at random in training, none if images are few and small"""
     optimizer: Literal["Adam", "AdamW", "SGD"] = "AdamW"
     """the optimizer, of PyTorch"""
     learning_rate: Positive = 1e-3

@@ -14,7 +14,6 @@ from dying import KILLED, exit_code
 from PIL import Image
 from samples import break_file, make_files, noise, twins_in
 
-from utils import results
 from utils.dataset import prepare_split, read_split
 from utils.evaluate.audit import audit, report
 from utils.evaluate.scores import measure_split
@@ -190,7 +189,6 @@ def test_training_and_evaluation_take_from_the_disk_a_batch_at_a_time(tmp_path, 
 
     table = prepare_split(config)[0]
     monkeypatch.setattr(StoredImages, "__getitem__", counting)
-    monkeypatch.setattr(results, "evenly", lambda count, most: np.arange(5))  # of 256 at most
     train(config, table)
     assert sum(taken) > 2 * 20 and max(taken) <= 9  # batches of 8, an image left over joins the last
     taken.clear()

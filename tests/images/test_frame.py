@@ -4,10 +4,10 @@ import torch
 from PIL import Image, ImageOps
 from samples import noise
 
-from utils.images.augmentation import Augmentation
 from utils.images.frame import Box, Frame, to_uint8
 from utils.images.reading import read_image
 from utils.settings import ImageOptions
+from utils.training.augmentation import random_changes
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
@@ -88,5 +88,6 @@ def test_what_padding_fills_in_is_what_augmentation_fills_in():
     mean = (0.3, 0.6, 0.9)
     framed = to_uint8(noise(10, 40), Frame((16, 16), "pad", mean))
     options = ImageOptions(RandomErasing=1, HorizontalFlip=0, normalization={"mean": mean})
-    erased = Augmentation(options, seed=0)(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    (erase,) = random_changes(options, progress=1.0)
+    erased = erase(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     assert set(map(tuple, erased[0].flatten(1).T.tolist())) == {(0, 0, 0), tuple(framed[:, 0, 0].tolist())}

@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 import torch
 
-from utils.explain.additivity import SIDES, halved_boxes, left_over, surplus, without_halves
 from utils.explain.removal import blur
+from utils.training.additivity import SIDES, halved_boxes, left_over, without_halves
 
 
 def test_halves_are_neighbours_that_fill_a_box_of_the_image():
@@ -48,9 +47,10 @@ def test_each_half_and_both_are_blurred():
     torch.testing.assert_close(changed[5], blurred[1])  # its halves are the whole image
 
 
-def test_the_surplus_is_nothing_where_effects_add_up():
+def test_nothing_is_left_over_where_effects_add_up():
     whole, first, second = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     both = whole - (whole - first) - (whole - second)
-    assert surplus(left_over(whole, torch.cat([first, second, both]))).item() == pytest.approx(0, abs=1e-10)
-    more = both + torch.tensor([3.0, 4.0, 0, 0, 0])  # the two together do less by a vector of length 5
-    assert surplus(left_over(whole, torch.cat([first, second, more]))).item() == pytest.approx(25, rel=1e-5)
+    torch.testing.assert_close(left_over(whole, torch.cat([first, second, both])), torch.zeros(4, 5))
+    more = both + torch.tensor([3.0, 4.0, 0, 0, 0])
+    expected = torch.tensor([3.0, 4.0, 0, 0, 0]).expand(4, 5)
+    torch.testing.assert_close(left_over(whole, torch.cat([first, second, more])), expected)

@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 import torch
 from dying import KILLED, changed, configurations, difference, exit_code, watched
+from trainers import interrupted
 
-from utils import results
 from utils.dataset import prepare_split
-from utils.resuming import fingerprints
 from utils.Siamese import SiameseNetwork
-from utils.training import Trainer, train
+from utils.training import results, train
+from utils.training.loop import Trainer
+from utils.training.phases import Phase
+from utils.training.resuming import fingerprints
 
 needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
@@ -50,20 +52,6 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(alone, tmp_path, capsys, n
         assert "training goes on from there" in capsys.readouterr().out
 
 
-def interrupted(monkeypatch, config, epoch):
-    """Train until Ctrl-C is pressed in this epoch."""
-    run_epoch = Trainer.run_epoch
-
-    def stop(self, number, bar):
-        if number == epoch:
-            raise KeyboardInterrupt
-        return run_epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run_epoch", stop)
-        return train(config)
-
-
 @pytest.mark.parametrize("network, epoch", [("random weights", 3), ("pretrained", 2), ("pretrained", 4)])
 def test_an_interrupted_run_is_usable_and_goes_on(alone, tmp_path, monkeypatch, capsys, network, epoch):
     again = elsewhere(alone[network], tmp_path)
@@ -96,12 +84,12 @@ def test_a_run_goes_on_with_its_own_best_network_whatever_was_written_since(alon
     """The second epoch is the best; before the run goes on, another run has replaced `model.pth`."""
     again, other = (elsewhere(alone["random weights"], tmp_path / name) for name in ("one", "other"))
 
-    def validate(self):
-        self.calibrated_threshold = 0.5
-        auc = [0.6, 0.9, 0.7, 0.8][len(self.history)]
-        return {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": auc}
+    aucs = iter([0.6, 0.9, 0.7, 0.8, 0.6, 0.9, 0.7, 0.8])  # of the one, then of the other
 
-    monkeypatch.setattr(Trainer, "validate", validate)
+    def validate(self):
+        return {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": next(aucs)}, 0.5
+
+    monkeypatch.setattr(Phase, "validate", validate)
     train(other)
     interrupted(monkeypatch, again, 4)
     stranger = SiameseNetwork.load(again.checkpoints_path / "model.pth")
@@ -157,7 +145,7 @@ def test_other_settings_start_anew_and_are_named(alone, tmp_path, monkeypatch, c
     capsys.readouterr()
     Trainer(changed(again, {key: value}), prepare_split(again)[0])
     told = capsys.readouterr().out
-    assert ("goes on" in told) == goes_on and (f"anew, as {key} changed" in told) != goes_on
+    assert ("goes on" in told) == goes_on and (f"beginning, as {key} changed" in told) != goes_on
 
 
 @pytest.mark.parametrize("change", ["pixels", "label", "new"])
@@ -180,7 +168,7 @@ def test_other_images_start_anew_and_are_named(alone, tmp_path, monkeypatch, cap
     if change == "pixels":
         image.write_bytes(before)
     name = file if change == "new" else table.file[row]
-    assert f"starts anew, as {name} changed" in capsys.readouterr().out
+    assert f"starts from the beginning, as {name} changed" in capsys.readouterr().out
 
 
 def test_fingerprints_tell_pixels_apart():
@@ -197,10 +185,10 @@ def test_fingerprints_are_of_the_images_that_are_left_when_one_has_gone(alone, t
     again = elsewhere(alone["random weights"], tmp_path)
     table = prepare_split(again)[0]
     gone = table.file[table.split == "train"].iloc[0]
-    before, content = Trainer(again, table).data, (again.data_path / gone).read_bytes()
+    before, content = Trainer(again, table).data.fingerprints, (again.data_path / gone).read_bytes()
     (again.data_path / gone).unlink()
     try:
-        after = Trainer(again, table).data
+        after = Trainer(again, table).data.fingerprints
     finally:
         (again.data_path / gone).write_bytes(content)
     assert after == {file: known for file, known in before.items() if file != gone}

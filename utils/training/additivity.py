@@ -48,9 +48,3 @@ def left_over(whole: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
     (3N, D); 0 where effects add up."""
     first, second, both = changed.chunk(3)
     return whole - first - second + both
-
-
-def surplus(left: torch.Tensor) -> torch.Tensor:
-    """How far effects are from adding up: the mean of `||delta_AB - delta_A - delta_B||^2` over N images, from what
-    `left_over` gives, (N, D)."""
-    return left.square().sum(1).mean()

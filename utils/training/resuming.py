@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
-from utils.images.cache import Images, checksums
-from utils.machine import random_states, set_random_states
-
-if TYPE_CHECKING:
-    from utils.training import Trainer
+from utils.images.cache import checksums
+from utils.images.stored import Images
+from utils.settings import Config
 
 # Settings that leave the result as it is.
 INCONSEQUENTIAL = {
@@ -40,26 +38,27 @@ def fingerprints(table: pd.DataFrame, images: dict[str, Images]) -> dict[str, li
     return {row.file: [row.label, row.split, sums.get(row.file)] for row in table.itertuples()}
 
 
-def unfinished(path: Path, settings: dict[str, Any], data: dict[str, list]) -> dict[str, Any] | None:
+def unfinished(path: Path, config: Config, data: dict[str, list]) -> dict[str, Any] | None:
     """The checkpoint `last.pth` of a run that was stopped, if its settings and data are those of now; prints whether
-    that run goes on.
+    that run goes on. Batches may have been smaller than configured, where memory did not hold these.
 
     Args:
-        settings: of the configuration, as plain values.
         data: `fingerprints`.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         run = checkpoint["info"]["run"]
-        run["best"], run["random"]  # earlier versions had none
+        size = run["configured_batch_size"]  # earlier versions had none
     except Exception:  # none there, finished, or another version's: nothing to go on with
         return None
-    before, now = (dict(_flat(values)) for values in (checkpoint["info"]["config"], settings))
+    settings = checkpoint["info"]["config"], config.model_dump(mode="json")
+    before, now = (dict(_flat(values)) for values in settings)
+    before["hyperparameters.batch_size"] = size
     changed = [key for key in {**now, **before} if before.get(key) != now.get(key) and key not in INCONSEQUENTIAL]
     changed = changed or [f for f in {**data, **run["data"]} if run["data"].get(f) != data.get(f)]
     if changed:
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        print(f"{path}: a run that was stopped; training starts anew, as {changed[0]}{others} changed")
+        print(f"{path}: a run that was stopped; training starts from the beginning, as {changed[0]}{others} changed")
         return None
     print(f"{path}: a run that was stopped after epoch {len(run['history'])}; training goes on from there")
     return checkpoint
@@ -71,31 +70,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def state_of(trainer: Trainer) -> dict[str, Any]:
-    """What a run has to remember beside its `Results` and the network's weights, as plain values and tensors."""
-    return {
-        "data": trainer.data,
-        "optimizer": trainer.optimizer.state_dict(),
-        "scheduler": trainer.scheduler.state_dict(),
-        "stopping": vars(trainer.stopping),
-        "generators": [trainer.rng.bit_generator.state, trainer.augment.rng.bit_generator.state],
-        "random": random_states(trainer.device),
-    }
-
-
-def put_back(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Bring a trainer that is about to start back to where `state_of` was taken."""
-    run = checkpoint["info"]["run"]
-    trainer.model.load_state_dict(checkpoint["state_dict"])
-    trainer.results.history, trainer.results.best = run["history"], run["best"]
-    trainer.results.written = len(run["history"])
-    # Fine-tuning begins with an optimizer of its own, and a run that only has to finish needs none.
-    if len(trainer.history) not in (trainer.head_epochs, trainer.epochs):
-        trainer.optimizer.load_state_dict(run["optimizer"])
-        trainer.scheduler.load_state_dict(run["scheduler"])
-    vars(trainer.stopping).update(run["stopping"])
-    for generator, state in zip((trainer.rng, trainer.augment.rng), run["generators"]):
-        generator.bit_generator.state = state
-    set_random_states(run["random"], trainer.device)

@@ -29,7 +29,7 @@ class Results:
         self.folder = config.checkpoints_path
         self.history: list[dict[str, float]] = []  # a row per finished epoch
         self.best: dict[str, Any] = {}  # epoch, calibrated_threshold and state_dict of the best epoch so far
-        self.written = 0  # epochs that `last.pth` knows
+        self.written = 0  # epochs that all files know
 
     def frame(self) -> pd.DataFrame:
         """One row per finished epoch: the columns `HISTORY`."""
@@ -49,9 +49,18 @@ class Results:
             self.best = {"epoch": len(self.history), "calibrated_threshold": threshold, "state_dict": state}
         # First, because the other files follow from it.
         self.save("last.pth", model, threshold, run=run | {"history": self.history, "best": self.best})
-        self.written = len(self.history)
         self.save_history()
         if best:
+            self.save_best(model)
+        self.written = len(self.history)
+
+    def restore(self, model: SiameseNetwork, run: dict[str, Any], write: bool) -> None:
+        """Go back to where a run was stopped. Its files are written again: it may have been killed between two of them,
+        or another run may have replaced some."""
+        self.history, self.best, self.written = run["history"], run["best"], len(run["history"])
+        if write:
+            model.load_state_dict(self.best["state_dict"])
+            self.save_history()
             self.save_best(model)
 
     def save_history(self) -> None:

@@ -6,51 +6,30 @@ last blocks only, at fixed batch statistics.
 
 from __future__ import annotations
 
-import torch
-from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm.auto import tqdm
+from collections.abc import Iterable
 
-from utils.images.augmentation import Augmentation
-from utils.images.cache import Images
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from utils.machine import bfloat16_pays
 from utils.Siamese import SiameseNetwork, eval_mode
 
-HEAD_RATE = 1e-3  # peak learning rate of the head alone
-VIEWS = 4  # of a training image: as it is, and three times augmented
-
 
 @torch.no_grad()
-def frozen_features(
-    model: SiameseNetwork,
-    images: Images,
-    augment: Augmentation | None = None,
-    batch_size: int = 64,
-    verbose: bool = False,
-    share: range | None = None,
-) -> torch.Tensor:
-    """What the backbone makes of uint8 images (N, 3, H, W), pooled, in eval mode: float (V, N, C) on the CPU, or
-    (V, S, C) of a `share` of them alone.
+def frozen_features(model: SiameseNetwork, batches: Iterable[torch.Tensor], exact: bool) -> torch.Tensor:
+    """What the backbone makes of batches of uint8 images (B, 3, H, W), pooled, in eval mode: (N, C) on the CPU.
 
-    V is 1, or `VIEWS` where `augment` changes images: the first view is the images as they are, the others are
-    augmented. Features for training may be computed in bfloat16.
+    Args:
+        exact: otherwise they may be computed in bfloat16, which does for training.
     """
-    share, count = range(len(images)) if share is None else share, len(images)
-    images = images[share.start : share.stop]
-    device, rounds = model.mean.device, VIEWS if augment is not None and augment.changes_images else 1
-    features: list[list[torch.Tensor]] = [[] for _ in range(rounds)]
-    with eval_mode(model), tqdm(total=rounds * len(images), desc="Computing features", disable=not verbose) as bar:
-        for view in range(rounds):
-            if view:
-                augment.skip(share.start)
-            for part in images.split(batch_size):
-                batch = model.normalize(augment(part, progress=0.0) if view else part)
-                with torch.autocast(device.type, torch.bfloat16, enabled=augment is not None and bfloat16_pays(device)):
-                    maps = model.backbone(batch)
-                features[view].append(model.pooling(maps).cpu())
-                bar.update(len(part))
-            if view:
-                augment.skip(count - share.stop)
-    return torch.stack([torch.cat(parts) for parts in features])
+    device, features = model.mean.device, [torch.empty(0, model.head[0].in_features)]
+    with eval_mode(model):
+        for images in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=not exact and bfloat16_pays(device)):
+                maps = model.backbone(model.normalize(images))
+            features.append(model.pooling(maps).cpu())
+    return torch.cat(features)
 
 
 def early_blocks(model: SiameseNetwork) -> int:
@@ -67,6 +46,12 @@ def freeze(model: SiameseNetwork, blocks: int) -> None:
     for module in model.backbone.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
+
+
+def batch_statistics(model: nn.Module) -> list[torch.Tensor]:
+    """What batch normalisation in training mode counts."""
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.training)
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def embed_late(model: SiameseNetwork, batch: torch.Tensor, blocks: int) -> torch.Tensor:

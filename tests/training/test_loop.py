@@ -1,0 +1,388 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from tqdm.auto import tqdm
+from trainers import started
+
+from utils.backbones import backbone_blocks
+from utils.dataset import prepare_split, read_split
+from utils.images.reading import DataError
+from utils.machine import TrainingError
+from utils.Siamese import SiameseNetwork
+from utils.training import loop, train, train_and_report
+from utils.training.loop import Trainer
+from utils.training.phases import HEAD_RATE, Phase
+from utils.training.results import HISTORY
+
+
+def test_two_runs_give_the_same_history_another_seed_another(config, tmp_path):
+    histories = [
+        train(
+            config(
+                seed=seed, checkpoints_path=tmp_path / str(run), image={"size": (16, 16), "RandomRotationDegrees": 20}
+            )
+        ).drop(columns="seconds")
+        for run, seed in enumerate((1, 1, 2))
+    ]
+    pd.testing.assert_frame_equal(histories[0], histories[1], check_exact=True)
+    assert not histories[0].equals(histories[2])
+
+
+@pytest.mark.parametrize("pairs", ["batch", "sampled"])
+def test_colours_are_learnt(config, pairs):
+    history = train(config({"epochs": 12}, training_pairs=pairs))
+    assert history.train_loss.iloc[-1] < 0.5 * history.train_loss.iloc[0]
+    assert history.valid_auc.iloc[-1] == 1
+
+
+def test_results_on_disk(config):
+    settings = config()
+    history = train(settings)
+    folder = settings.checkpoints_path
+    assert {path.name for path in folder.iterdir()} == {
+        "model.pth",
+        "last.pth",
+        "history.csv",
+        "config.yml",
+        "split.csv",
+        "README.md",
+    }
+    assert tuple(history.columns) == HISTORY and history.epoch.tolist() == [1, 2]
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), history)
+    split = pd.read_csv(folder / "split.csv")
+    assert split.split.value_counts().to_dict() == {"train": 12, "valid": 4, "test": 4}
+    assert SiameseNetwork.load(folder / "last.pth").info["classes"] == ["blue", "red"]
+
+
+def test_the_checkpoint_holds_a_threshold_that_parts_the_validation_pairs(config):
+    settings = config({"epochs": 12})
+    train(settings)
+    model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
+    split = pd.read_csv(settings.checkpoints_path / "split.csv")
+    images = {
+        name: torch.stack([model.preprocess(Image.open(settings.data_path / file)) for file in rows.file])
+        for name, rows in split.groupby("split")
+    }
+    with torch.no_grad():
+        blue, red = (
+            images["valid"][np.flatnonzero(split[split.split == "valid"].label == name)] for name in ("blue", "red")
+        )
+        same, other = (
+            float((model.embed(blue[:1]) - model.embed(x)).norm()) / model.margin for x in (blue[1:], red[:1])
+        )
+        assert same < model.info["calibrated_threshold"] < other
+
+
+def test_training_pads_as_its_checkpoint_does(config):
+    settings = config(image={"size": (16, 16), "fit": "pad", "normalization": {"mean": (0.1, 0.2, 0.3)}})
+    for i, path in enumerate(settings.data_path.glob("*/*.png")):
+        Image.open(path).resize((20, 10 + i)).save(path)
+    trainer = started(settings)
+    trainer.results.history.append(trainer.run_epoch(1, tqdm(disable=True)))
+    trainer.keep()
+    model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
+    assert model.frame == ((16, 16), "pad", (0.1, 0.2, 0.3))
+    table = trainer.data.table
+    for split, images in trainer.data.images.items():
+        for image, file in zip(images[np.arange(len(images))], table.file[table.split == split], strict=True):
+            assert torch.equal(model.normalize(image), model.preprocess(Image.open(settings.data_path / file)))
+
+
+def scripted(monkeypatch, aucs):
+    """Let validation report these AUCs, or pairs of an AUC and a loss, whatever the network does."""
+    report = iter(auc if isinstance(auc, tuple) else (auc, 1.0) for auc in aucs)
+
+    def validate(self):
+        auc, loss = next(report)
+        return {"valid_loss": loss, "valid_accuracy": 0.5, "valid_auc": auc}, 0.5
+
+    monkeypatch.setattr(Phase, "validate", validate)
+
+
+def test_the_epoch_with_the_highest_auc_is_kept_and_training_stops_after_patience(config, monkeypatch):
+    scripted(monkeypatch, [0.6, 0.9, 0.7, 0.8, 0.95])
+    states = []
+    keep = Trainer.keep
+    monkeypatch.setattr(
+        Trainer, "keep", lambda self: (states.append(self.model.head[0].weight.detach().clone()), keep(self))
+    )
+    settings = config({"epochs": 9}, early_stopping={"patience": 2})
+    history = train(settings)
+    assert history.valid_auc.tolist() == [0.6, 0.9, 0.7, 0.8]
+    assert torch.equal(SiameseNetwork.load(settings.checkpoints_path / "model.pth").head[0].weight, states[1])
+    assert torch.equal(SiameseNetwork.load(settings.checkpoints_path / "last.pth").head[0].weight, states[3])
+
+
+def test_learning_rate_falls_when_the_auc_stalls_not_when_it_rises(config, monkeypatch):
+    scripted(monkeypatch, [0.5, 0.6, 0.7, 0.7, 0.7, 0.7])
+    history = train(
+        config({"epochs": 6, "learning_rate": 0.01}, LRScheduler={"patience": 1, "factor": 0.5, "min_lr": 0.004})
+    )
+    assert history.learning_rate.tolist() == [0.01] * 5 + [0.005]
+
+
+def test_equal_aucs_are_decided_by_the_loss(config, monkeypatch):
+    scripted(monkeypatch, [(0.9, 0.5), (1.0, 0.4), (1.0, 0.2), (1.0, 0.3)])
+    settings = config({"epochs": 4})
+    history = train(settings)
+    assert len(history) == 4
+    kept = SiameseNetwork.load(settings.checkpoints_path / "model.pth").info
+    assert kept["epoch"] == 3 and kept["calibrated_threshold"] == 0.5
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_that_dies_leaves_a_network_and_its_own_split(config, monkeypatch, epoch):
+    settings = config()
+    train(settings)
+    before = {path.name: path.read_bytes() for path in settings.checkpoints_path.iterdir()}
+    run_epoch = Trainer.run_epoch
+
+    def dying(self, number, bar):
+        if number == epoch:
+            raise TrainingError("dead")
+        return run_epoch(self, number, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", dying)
+    with pytest.raises(TrainingError):
+        train(config(seed=5))
+    after = {path.name: path.read_bytes() for path in settings.checkpoints_path.iterdir()}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == (set() if epoch == 1 else set(before))
+    assert 0 < SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["calibrated_threshold"]
+
+
+@pytest.mark.parametrize("seed", [42, 5], ids=["the same split", "another split"])
+def test_a_kill_between_a_network_and_its_split_never_leaves_another_networks_split(config, monkeypatch, seed):
+    class Killed(BaseException):
+        pass
+
+    def replace(self, target):
+        if Path(target).name == "split.csv":
+            raise Killed
+        return os.replace(self, target)
+
+    train(config())
+    path, again = config().checkpoints_path / "split.csv", config({"epochs": 3}, seed=seed)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", replace)
+        train(again)
+    if seed == 42:
+        assert path.read_bytes() == before
+    else:
+        with pytest.raises(DataError, match="run 01_Train_Siamese_model.ipynb first"):
+            read_split(path)
+    train(again)
+    assert read_split(path).equals(prepare_split(again)[0].astype(str))
+
+
+def test_networks_with_random_layers_repeat_too(config, tmp_path):
+    settings = [
+        config(
+            {"epochs": 1},
+            backbone_model="efficientnet_b0",
+            image={"size": (32, 32)},
+            checkpoints_path=tmp_path / str(k),
+        )
+        for k in (0, 1)
+    ]
+    losses = []
+    for setting in settings:
+        torch.rand(len(losses))  # the global generator is elsewhere each time
+        losses.append(train(setting).train_loss.tolist())
+    assert losses[0] == losses[1]
+
+
+def test_an_interrupt_keeps_what_was_trained(config, monkeypatch):
+    run_epoch = Trainer.run_epoch
+
+    def interrupted(self, epoch, bar):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return run_epoch(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
+    settings = config({"epochs": 5})
+    assert train(settings).epoch.tolist() == [1]
+    assert len(pd.read_csv(settings.checkpoints_path / "history.csv")) == 1
+    assert "calibrated_threshold" in SiameseNetwork.load(settings.checkpoints_path / "model.pth").info
+
+
+def test_history_is_on_disk_after_every_epoch(config, monkeypatch):
+    rows = []
+    run_epoch = Trainer.run_epoch
+
+    def counting(self, epoch, bar):
+        file = self.results.folder / "history.csv"
+        rows.append(len(pd.read_csv(file)) if file.exists() else 0)
+        return run_epoch(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", counting)
+    train(config({"epochs": 3}))
+    assert rows == [0, 1, 2]
+
+
+def test_files_that_vanish_while_training_runs_do_not_stop_it(config, monkeypatch):
+    settings = config({"epochs": 3})
+    run_epoch, epochs = Trainer.run_epoch, []
+
+    def vanish(trainer, epoch, bar):
+        epochs.append(epoch)
+        if epoch == 2:
+            shutil.rmtree(settings.data_path)
+        return run_epoch(trainer, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", vanish)
+    assert len(train(settings)) == 3 and epochs == [1, 2, 3] and not settings.data_path.exists()
+
+
+def test_training_goes_on_without_images_that_break_after_the_split(config, capsys):
+    settings = config({"epochs": 1})
+    table = prepare_split(settings)[0]
+    gone, cut = table.file[table.split == "train"].iloc[[0, 3]]
+    (settings.data_path / gone).unlink()
+    (settings.data_path / cut).write_bytes((settings.data_path / cut).read_bytes()[:200])
+    train(settings, table)
+    left = read_split(settings.checkpoints_path / "split.csv")
+    assert sorted(left.file) == sorted(set(table.file) - {gone, cut})
+    summary, *lines = capsys.readouterr().out.splitlines()
+    assert summary == f"2 of {len(table)} images cannot be read: left out (on_bad_image: skip)"
+    assert [line.split(": ")[0] for line in lines[:2]] == [str(settings.data_path / file) for file in (gone, cut)]
+
+
+def test_a_split_that_training_makes_itself_comes_with_its_notes(config, capsys):
+    settings = config({"epochs": 1})
+    (settings.data_path / "red/1.png").write_bytes(b"")
+    train(settings)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "1 of 20 images cannot be read: left out (on_bad_image: skip)",
+        "red/1.png: not a readable image (the file is empty); delete or replace it",
+    ]
+
+
+def test_bad_images_stop_training_before_the_first_epoch_where_that_is_asked_for(config, monkeypatch):
+    settings = config(on_bad_image="error")
+    for file in ("red/1.png", "blue/2.png"):
+        (settings.data_path / file).write_bytes(b"")
+    monkeypatch.setattr(Trainer, "run_epoch", lambda *_: pytest.fail("an epoch was run"))
+    with pytest.raises(DataError, match="2 of 20 images cannot be read; mend or delete them") as caught:
+        train(settings)
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == ["blue/2.png", "red/1.png"]
+    assert not settings.checkpoints_path.exists()
+
+
+def test_training_takes_a_split_that_is_given(config):
+    settings = config()
+    table = prepare_split(settings)[0]
+    other = table.assign(split=table.split.replace({"test": "valid", "valid": "test"}))
+    train(settings, other)
+    assert read_split(settings.checkpoints_path / "split.csv").equals(other) and not other.equals(table)
+
+
+PRETRAINED = {"backbone_model": "EfficientNetLite0", "pretrained": True, "image": {"size": (32, 32)}}
+
+
+def weights_of(path):
+    return SiameseNetwork.load(path).state_dict()
+
+
+def test_the_head_alone_learns_on_features_that_are_computed_once(config, monkeypatch):
+    passes = []
+    embed = SiameseNetwork.embed
+    monkeypatch.setattr(SiameseNetwork, "embed", lambda model, batch: passes.append(len(batch)) or embed(model, batch))
+    settings = config({"epochs": 0, "head_steps": 40, "batch_size": 4}, **PRETRAINED)
+    history = train(settings)
+    images = 12 + 4 + 4  # train, valid, test
+    assert len(history) == 14 and history.valid_auc.max() == 1  # 12 images make 3 steps of 4
+    assert history.learning_rate.max() <= HEAD_RATE and sum(passes) < 4 * images  # no training step embeds an image
+    start = nn.Sequential(*backbone_blocks("EfficientNetLite0", pretrained=True))
+    trained = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
+    assert all(torch.equal(a, b) for a, b in zip(trained.backbone.state_dict().values(), start.state_dict().values()))
+
+
+def test_fine_tuning_follows_repeats_bit_for_bit_and_leaves_the_first_blocks_and_the_statistics(config, tmp_path):
+    options = {"epochs": 2, "head_steps": 5, "batch_size": 4, "learning_rate": 1e-3}
+    for run in "ab":
+        history = train(config(options, checkpoints_path=tmp_path / run, **PRETRAINED))
+        assert history.epoch.tolist() == [1, 2, 3, 4]  # two of the head, two of fine-tuning
+    a, b = (weights_of(tmp_path / run / "last.pth") for run in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    last = SiameseNetwork.load(tmp_path / "a" / "last.pth").backbone.state_dict()
+    start = nn.Sequential(*backbone_blocks("EfficientNetLite0", pretrained=True)).state_dict()
+    changed = {name for name in start if not torch.equal(start[name], last[name])}
+    assert {int(name.split(".")[0]) for name in changed} == set(range(8, 21)) and not any(
+        "running" in n for n in changed
+    )
+
+
+@pytest.mark.parametrize(
+    "aucs, kept", [([0.9, 0.8, 0.6, 0.7], 4), ([0.9, 0.8, 0.7, 0.6], 3), ([0.9, 0.8], 2), ([0.9, 0.8, 0.7], 3)]
+)
+def test_the_head_alone_is_kept_as_its_schedule_left_it(config, tmp_path, monkeypatch, aucs, kept):
+    """Three epochs of the head, however good its first ones looked; then those of fine-tuning compete with its last."""
+    scripted(monkeypatch, aucs)
+    run_epoch = Trainer.run_epoch
+
+    def interrupted(self, epoch, bar):
+        if epoch > len(aucs):
+            raise KeyboardInterrupt
+        return run_epoch(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
+    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
+    settings = config({"epochs": 1, "head_steps": 9, "batch_size": 4}, weights=tmp_path / "w.pth")
+    assert train(settings).valid_auc.tolist() == aucs
+    assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
+
+
+@pytest.mark.parametrize("schedule, kept", [("OneCycle", 3), ("ReduceLROnPlateau", 2)])
+def test_where_the_schedule_has_an_end_the_last_network_is_kept(config, monkeypatch, schedule, kept):
+    scripted(monkeypatch, [0.7, 0.9, 0.8])
+    settings = config({"epochs": 3}, LRScheduler={"name": schedule})
+    train(settings)
+    best, last = (SiameseNetwork.load(settings.checkpoints_path / f"{name}.pth") for name in ("model", "last"))
+    assert best.info["epoch"] == kept
+    alike = [torch.equal(a, b) for a, b in zip(best.head.parameters(), last.head.parameters())]
+    assert alike == [kept == 3] * len(alike)
+
+
+def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config):
+    assert train(config({"epochs": 1, "head_steps": 300})).epoch.tolist() == [1]
+
+
+def test_an_interrupt_before_the_first_epoch_ends_leaves_nothing(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "run_epoch", lambda self, epoch, bar: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(config())
+    assert not config().checkpoints_path.exists()
+
+
+@pytest.mark.parametrize("rank, printed", [("0", True), ("1", False)])
+def test_the_command_line_reports_the_epoch_that_was_kept(config, monkeypatch, capsys, rank, printed):
+    scripted(monkeypatch, [0.6, 0.9, 0.7])
+    monkeypatch.setenv("RANK", rank)
+    settings = config({"epochs": 3})
+    train_and_report(settings)
+    line = f"kept epoch 2 of 3: validation AUC 0.900; {settings.checkpoints_path / 'model.pth'}\n"
+    assert capsys.readouterr().out == (line if printed else "")
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_process_alone_shows_its_progress_if_that_is_wanted(config, capsys, verbose):
+    train(config({"epochs": 1, "verbose": verbose}))
+    assert ("Epoch 1/1" in capsys.readouterr().err) is verbose
+
+
+def test_training_reuses_freed_memory(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr(Trainer, "run", lambda self: None)
+    train(config())
+    assert asked == [True]

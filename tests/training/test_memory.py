@@ -1,0 +1,161 @@
+"""Where memory runs out, batches are halved."""
+
+import pytest
+import torch
+from trainers import interrupted
+
+from utils.machine import TrainingError
+from utils.Siamese import SiameseNetwork
+from utils.training import loop, train
+from utils.training.loop import Trainer
+from utils.training.phases import FineTuning
+
+LIKE_A_CARD, LIKE_A_CPU = "CUDA out of memory. Tried ...", "DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Room for so many images in a training step from an epoch on, and for `evaluated` in other passes."""
+
+    def hold(images, epoch=1, evaluated=100, error=LIKE_A_CARD):
+        embed_batch, backbone, run_epoch, now = FineTuning.embed_batch, SiameseNetwork.normalize, Trainer.run_epoch, []
+
+        def embed(self, batch):
+            if len(batch) > images and now[-1] >= epoch:
+                raise RuntimeError(error)
+            return embed_batch(self, batch)
+
+        def normalize(self, batch):
+            if len(batch) > evaluated:
+                raise RuntimeError(error)
+            return backbone(self, batch)
+
+        monkeypatch.setattr(FineTuning, "embed_batch", embed)
+        monkeypatch.setattr(SiameseNetwork, "normalize", normalize)
+        monkeypatch.setattr(Trainer, "run_epoch", lambda self, k, bar: now.append(k) or run_epoch(self, k, bar))
+        return now
+
+    return hold
+
+
+def weights_of(config):
+    return SiameseNetwork.load(config.checkpoints_path / "model.pth").state_dict()
+
+
+@pytest.mark.parametrize("error", [LIKE_A_CARD, LIKE_A_CPU])
+def test_batches_are_halved_until_they_fit_and_a_line_says_so(config, tmp_path, memory, capsys, error):
+    one_cycle = {"LRScheduler": {"name": "OneCycle"}}
+    smaller = config({"batch_size": 4}, checkpoints_path=tmp_path / "smaller", **one_cycle)
+    expected = train(smaller).drop(columns="seconds")
+    memory(5, error=error)
+    asked = config({"batch_size": 16}, **one_cycle)
+    found = train(asked).drop(columns="seconds")
+    told = [line for line in capsys.readouterr().out.splitlines() if "out of memory" in line]
+    assert [line.split(";")[0] for line in told] == [
+        f"out of memory with hyperparameters.batch_size {size}" for size in (16, 8)
+    ]
+    assert "goes on with 4, from the last finished epoch; reduce image.size [16, 16]" in told[1]
+    assert found.equals(expected)
+    used, wanted = weights_of(asked), weights_of(smaller)
+    assert all(torch.equal(used[name], wanted[name]) for name in wanted)
+    info = SiameseNetwork.load(asked.checkpoints_path / "model.pth").info
+    assert info["config"]["hyperparameters"]["batch_size"] == 4
+    assert "batch_size: 4" in (asked.checkpoints_path / "config.yml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("schedule", ["OneCycle", "ReduceLROnPlateau"])
+def test_training_goes_on_after_the_last_finished_epoch_also_in_the_next_run(
+    config, memory, monkeypatch, capsys, schedule
+):
+    settings = config({"epochs": 4}, LRScheduler={"name": schedule})
+    epochs = memory(4, epoch=3)
+    stopped = interrupted_with_smaller_batches(monkeypatch, settings)
+    assert epochs == [1, 2, 3, 3] and stopped.epoch.tolist() == [1, 2, 3]
+    capsys.readouterr()
+    history = train(settings)
+    assert "stopped after epoch 3; training goes on from there" in capsys.readouterr().out and epochs[-1] == 4
+    assert history.epoch.tolist() == [1, 2, 3, 4] and history[:3].equals(stopped)
+    assert "out of memory" not in capsys.readouterr().out
+    if schedule == "OneCycle":  # 3 of 4 epochs are over, whatever their steps
+        rates = history.learning_rate.to_numpy()
+        assert rates[1] == rates.max() and rates[0] == pytest.approx(0.003 / 25) and rates[2] > 3 * rates[3] > 0
+
+
+def interrupted_with_smaller_batches(monkeypatch, settings):
+    """As a user does: memory runs out in the third epoch, and Ctrl-C comes in the fourth."""
+    run_epoch = Trainer.run_epoch
+
+    def stop(self, number, bar):
+        if number == 4:
+            raise KeyboardInterrupt
+        return run_epoch(self, number, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_epoch", stop)
+        return train(settings)
+
+
+def test_other_batch_sizes_of_the_configuration_start_from_the_beginning(config, memory, monkeypatch, capsys):
+    memory(4)
+    interrupted(monkeypatch, config({"batch_size": 4}), 2)
+    train(config({"batch_size": 8}))
+    assert "from the beginning, as hyperparameters.batch_size changed" in capsys.readouterr().out
+
+
+def test_epochs_of_the_head_stay_as_many_when_fine_tuning_needs_smaller_batches(config, tmp_path, memory, capsys):
+    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
+    settings = config({"head_steps": 6, "epochs": 2}, weights=tmp_path / "w.pth")  # two steps an epoch
+    epochs = memory(4)
+    assert train(settings).epoch.tolist() == [1, 2, 3, 4, 5]
+    assert epochs == [1, 2, 3, 4, 4, 5] and capsys.readouterr().out.count("out of memory") == 1
+
+
+def test_features_of_the_frozen_backbone_are_computed_in_batches_that_fit(config, tmp_path, memory, capsys):
+    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
+    memory(100, evaluated=4)
+    train(config({"head_steps": 3, "epochs": 0}, weights=tmp_path / "w.pth"))
+    assert "goes on with 4, from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pairs, smallest", [("batch", 4), ("sampled", 2)])
+def test_where_no_batch_with_pairs_fits_the_keys_are_named(config, memory, pairs, smallest):
+    memory(0)
+    with pytest.raises(TrainingError) as caught:
+        train(config(training_pairs=pairs))
+    assert str(caught.value) == (
+        f"out of memory; reduce hyperparameters.batch_size ({smallest}) or image.size [16, 16]"
+    )
+    assert not config().checkpoints_path.exists()
+
+
+def test_a_card_gives_back_what_did_not_fit_before_it_tries_again(config, memory, monkeypatch):
+    memory(4)
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    train(config())
+    assert not emptied
+    monkeypatch.setattr(loop, "choose_device", lambda config: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: torch.enable_grad())
+    monkeypatch.setattr(loop, "Trainer", lambda config, *rest: _Full(config, *rest))
+    train(config())
+    assert emptied == [True]
+
+
+class _Full:
+    """Runs with batches of 4."""
+
+    def __init__(self, config, table, processes, batch_size):
+        self.batch_size = batch_size
+
+    def run(self):
+        if self.batch_size > 4:
+            raise torch.OutOfMemoryError(LIKE_A_CARD)
+
+    def smaller_batches(self):
+        return self.batch_size // 2
+
+
+def test_an_error_that_is_not_about_memory_is_passed_on(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "run", lambda self: (_ for _ in ()).throw(RuntimeError("cuDNN error")))
+    with pytest.raises(RuntimeError, match="^cuDNN error$"):
+        train(config())

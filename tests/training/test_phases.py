@@ -1,0 +1,312 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from trainers import first_batch, started
+
+from utils.explain.removal import blur
+from utils.machine import TrainingError
+from utils.models import build_model
+from utils.settings import ImageOptions
+from utils.Siamese import SiameseNetwork
+from utils.training import phases, train
+from utils.training.augmentation import Request
+from utils.training.data import images_of
+from utils.training.optimization import make_optimizer, make_scheduler
+from utils.training.phases import VIEWS, FineTuning
+from utils.training.processes import Processes
+from utils.training.transfer import early_blocks, embed_late, freeze, frozen_features
+
+IMAGES = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SiameseNetwork("resnet18", image_size=(32, 32))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    torch.save(SiameseNetwork("Conv4", image_size=(16, 16)).backbone.state_dict(), tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+# ------------------------------------------------------------------------------------------------ transfer learning
+
+
+def test_features_are_those_of_a_plain_pass_in_eval_mode_whatever_the_batches(model):
+    found = frozen_features(model, IMAGES.split(4), exact=True)
+    assert model.training  # left as found
+    with torch.no_grad():
+        expected = model.pooling(model.eval().backbone(model.normalize(IMAGES)))
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert frozen_features(model, [], exact=True).shape == (0, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "blocks"), [("EfficientNetLite0", (224, 224), 8), ("EfficientNetLite0", (320, 480), 8),
+                                 ("resnet18", (224, 224), 8), ("Conv4", (64, 64), 0)]
+)  # fmt: skip
+def test_early_blocks_end_where_a_sixteenth_of_the_resolution_is_left(name, size, blocks):
+    """EfficientNetLite0: statistics, convolution, norm and five blocks. resnet18: convolution, norm, ReLU, maximum, and
+    two blocks each of strides 4 and 8. Conv4 never gets there."""
+    assert early_blocks(SiameseNetwork(name, image_size=size)) == blocks
+
+
+def test_frozen_blocks_and_all_statistics_stay_while_the_rest_learns(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    freeze(model, 8)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    embed_late(model, model.normalize(IMAGES), 8).square().sum().backward()
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[1] for name in changed if name.startswith("backbone")} == {"8", "9", "10", "11"}
+    assert not any("running" in name or "num_batches" in name for name in changed) and any("head" in n for n in changed)
+    assert not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_late_embeddings_are_the_networks_own(model):
+    model.eval()
+    batch = model.normalize(IMAGES)
+    with torch.no_grad():
+        cosine = torch.nn.functional.cosine_similarity(embed_late(model, batch, 8).float(), model.embed(batch))
+    assert cosine.min() > 0.99  # the first blocks run in bfloat16 on some machines
+
+
+# -------------------------------------------------------------------------------------------------- the head alone
+
+
+def test_views_are_the_images_and_changed_ones(config, weights, monkeypatch):
+    monkeypatch.setattr(phases, "frozen_features", lambda model, batches, exact: torch.cat(list(batches)).flatten(1))
+    options = {"size": (16, 16), "HorizontalFlip": 1, "RandomErasing": 1, "CutMix": 1}
+    trainer = started(config({"head_steps": 2, "batch_size": 5}, weights=weights, image=options))
+    features = trainer.phase.features
+    images = {split: images[np.arange(len(images))] for split, images in trainer.data.images.items()}
+    assert torch.equal(features["valid"][0], images["valid"].flatten(1)) and len(features["valid"]) == 1
+    plain, *others = features["train"]
+    assert torch.equal(plain, images["train"].flatten(1)) and len(others) == VIEWS - 1
+    for view in others:  # nothing is erased at the start, or covered
+        assert torch.equal(view, images["train"].flip(3).flatten(1))
+
+
+def test_every_image_of_a_batch_is_seen_in_a_view_of_its_own(config, weights):
+    phase = started(config({"head_steps": 2}, weights=weights)).phase
+    phase.features["train"] = torch.cartesian_prod(torch.arange(4), torch.arange(12)).view(4, 12, 2)
+    phase.processes = Processes(1, 2)
+    positions, rng = np.array([7, 2, 11, 0, 5]), np.random.default_rng(0)
+    drawn = torch.stack(list(phase.inputs([positions] * 20, 1, 0.0, rng)))
+    assert drawn.shape == (20, 3, 2) and (drawn[:, :, 1] == torch.tensor([11, 0, 5])).all()
+    assert set(drawn[:, :, 0].flatten().tolist()) == {0, 1, 2, 3} and (drawn[:, 0, 0] != drawn[:, 1, 0]).any()
+
+
+# ------------------------------------------------------------------------------------------------------ fine-tuning
+
+
+@pytest.mark.parametrize("pairs, images_an_epoch", [("batch", 12), ("sampled", 2 * 2 * 12)])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_only_training_images_are_changed_each_as_often_as_configured(
+    config, monkeypatch, pairs, images_an_epoch, rounds
+):
+    seen, loaded = [], phases.ImageLoader.__call__
+
+    def watch(self, requests):
+        seen.extend(requests)
+        return loaded(self, requests)
+
+    monkeypatch.setattr(phases.ImageLoader, "__call__", watch)
+    train(config({"epochs": 3}, training_pairs=pairs, number_of_iterations=rounds))
+    for epoch, progress in ((1, 0), (2, 0.5), (3, 1)):
+        requests = [request for request in seen if request.epoch == epoch]
+        assert {request.progress for request in requests} == {progress}
+        assert sum(len(request.positions) for request in requests) == rounds * images_an_epoch
+        ends = np.cumsum([len(request.positions) for request in requests])
+        assert [request.first for request in requests] == [0, *ends[:-1]]  # each place is one image's
+
+
+def test_each_image_is_covered_by_the_one_before_it_in_the_batch(config):
+    trainer = started(config(image={"size": (16, 16), "HorizontalFlip": 0, "CutMix": 1}))
+    positions = np.array([4, 0, 7])
+    plain = trainer.data.images["train"][positions]
+    (covered, *_) = next(trainer.phase.inputs([positions], 1, 0.0, np.random.default_rng(0)))
+    for k in range(3):
+        inside = (covered[k] != plain[k]).any(0)
+        assert inside.any() and torch.equal(covered[k][:, inside], plain[k - 1][:, inside])
+
+
+@pytest.mark.parametrize("pairs", ["batch", "sampled"])
+@pytest.mark.parametrize("additivity", [0.0, 1.0])
+def test_a_process_prepares_its_own_share_as_one_process_would(config, pairs, additivity):
+    image = {"size": (16, 16), "RandomErasing": 0.5, "RandomResizedCrop": 0.5, "CutMix": 0.4}
+    settings = config({"batch_size": 7, "additivity": additivity}, image=image, training_pairs=pairs)
+    trainer, found = started(settings), []
+    for processes in (Processes(), Processes(0, 2), Processes(1, 2)):
+        trainer.phase.processes, rng = processes, np.random.default_rng(0)
+        batches = [images_of(batch) for batch in trainer.data.batches(settings, rng)]
+        found.append(list(trainer.phase.inputs(batches, 2, 0.5, rng)))
+    for (images, chosen, boxes, count), first, second in zip(*found):
+        assert torch.equal(images, torch.cat([first[0], second[0]])) and count == first[3] == second[3]
+        assert (count > 0) == (additivity > 0) and len(chosen) == count
+        both = [*zip(first[1], first[2]), *zip(second[1] + len(first[0]), second[2])]
+        for position, box in zip(chosen, boxes):
+            assert any(other == position and (halves == box).all() for other, halves in both)
+
+
+def test_effects_that_do_not_add_up_cost_what_the_weight_says(config, monkeypatch):
+    """The gradient of a batch with additivity is that without, and the weight times that of
+    `||delta_AB - delta_A - delta_B||^2`, here an image and a box at a time."""
+    monkeypatch.setattr(phases, "bfloat16_pays", lambda device: False)
+    gradients = []
+    for weight in (0.0, 1e4):  # large beside rounding: an untrained network's effects are small
+        options = {"additivity": weight, "batch_size": 12, "max_norm": 1e9, "optimizer": "SGD", "learning_rate": 1e-9}
+        trainer = started(config(options, image={"size": (16, 16), "HorizontalFlip": 0.0}))
+        trainer.model.eval()  # at fixed batch statistics, as in fine-tuning
+        batch, inputs = first_batch(trainer)
+        trainer.step(batch, inputs)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    images, chosen, boxes, count = inputs
+    assert len(chosen) == count == 2  # an eighth of 12, rounded up
+    model, left = trainer.model, []
+    for image, halves in zip(model.normalize(images[chosen]), boxes):
+        soft, seen = blur(image[None])[0], []
+        for blurred in ([], [0], [1], [0, 1]):
+            changed = image.clone()
+            for top, bottom, left_edge, right in halves[blurred]:
+                changed[:, top:bottom, left_edge:right] = soft[:, top:bottom, left_edge:right]
+            seen.append(model.embed(changed[None])[0])
+        whole, a, b, both = seen
+        left.append(((whole - both) - (whole - a) - (whole - b)).square().sum())
+    wanted = torch.autograd.grad(sum(left) / len(left), list(model.parameters()))
+    wanted = 1e4 * torch.cat([gradient.flatten() for gradient in wanted])
+    assert wanted.norm() > 1e-3
+    torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
+
+
+def test_activations_beyond_the_range_of_float16_train(config, monkeypatch):
+    """Numbers of 16 bits are bfloat16, which reach as far as float32."""
+    monkeypatch.setattr(phases, "bfloat16_pays", lambda device: True)
+    phase, seen = started(config()).phase, []
+    phase.model.eval()
+    with torch.no_grad():
+        phase.model.backbone[0].weight.mul_(1e6)
+        phase.model.backbone[0].register_forward_hook(lambda *call: seen.append(call[2].detach()))
+        embeddings = phase.embed_batch(phase.model.normalize(phase.data.images["train"][np.arange(4)]))
+    assert seen[0].dtype is torch.bfloat16 and seen[0].abs().max() > torch.finfo(torch.float16).max
+    assert embeddings.isfinite().all()
+
+
+def test_a_process_may_have_no_share_of_a_batch_or_of_the_validation_images(config):
+    phase = started(config({"additivity": 1.0})).phase
+    phase.processes = Processes(0, 5)  # has 0 of 4
+    assert phase.embed_valid(slice(0, 0)).shape == (0, 4)
+    embeddings, penalty = phase.embed(next(phase.inputs([np.arange(4)], 1, 0.0, np.random.default_rng(0))))
+    assert embeddings.shape == (0, 4) and penalty == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize(
+    "options, kind, expected",
+    [
+        ({"optimizer": "Adam", "weight_decay": 0.1}, torch.optim.Adam, {"weight_decay": 0.1}),
+        ({"optimizer": "AdamW", "weight_decay": 0.2}, torch.optim.AdamW, {"weight_decay": 0.2}),
+        (
+            {"optimizer": "SGD", "momentum": 0.8, "nesterov": True},
+            torch.optim.SGD,
+            {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01},
+        ),
+    ],
+)
+def test_optimizer_keys_arrive(config, options, kind, expected):
+    settings = config(options)
+    optimizer = make_optimizer(build_model(settings), settings)
+    assert type(optimizer) is kind
+    assert {key: optimizer.defaults[key] for key in expected} == expected and optimizer.defaults["lr"] == 0.003
+
+
+def test_one_cycle_rises_to_the_learning_rate_and_ends_near_zero(config):
+    settings = config({"epochs": 5, "learning_rate": 0.01}, LRScheduler={"name": "OneCycle"})
+    optimizer = make_optimizer(build_model(settings), settings)
+    scheduler = make_scheduler(optimizer, settings, steps=4)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < 20:
+            scheduler.step()
+    assert rates[0] < max(rates) == pytest.approx(0.01) and 0 < rates.index(max(rates)) < 10 and rates[-1] < 1e-5
+
+
+def test_gradients_are_clipped(config):
+    options = {"optimizer": "SGD", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "max_norm": 0.001}
+    trainer = started(config(options))
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.step(*first_batch(trainer))
+    moved = torch.stack([(p - q).norm() for p, q in zip(trainer.model.parameters(), before)]).norm()
+    assert moved.item() == pytest.approx(0.001, rel=0.01)
+
+
+def test_batches_of_the_public_configuration_hold_similar_pairs(config):
+    trainer = started(config({"batch_size": 4}))
+    for batch in trainer.data.batches(trainer.config, np.random.default_rng(0)):
+        labels = trainer.data.labels["train"][batch].numpy()
+        assert len(np.unique(labels)) < len(labels)
+
+
+@pytest.mark.parametrize("pairs, count", [("batch", 8), ("sampled", 16)])
+def test_a_loss_that_is_not_finite_stops_training_and_names_images_and_key(config, pairs, count):
+    trainer = started(config(training_pairs=pairs))
+    batch, inputs = first_batch(trainer)
+    trainer.step(batch, inputs)
+    with torch.no_grad():
+        trainer.model.head[0].bias.fill_(float("inf"))
+    with pytest.raises(TrainingError, match=r"epoch 1: .*lower hyperparameters.learning_rate \(0.003\)") as caught:
+        trainer.step(batch, inputs)
+    files = trainer.data.table.file[trainer.data.table.split == "train"].to_numpy()[images_of(batch)]
+    different = list(dict.fromkeys(files))
+    assert len(files) == count
+    assert str(caught.value).endswith(f"images: {', '.join(different[:3])} and {len(different) - 3} more")
+
+
+@pytest.mark.parametrize("count, end", [(2, ""), (3, ""), (4, " and 1 more")])
+def test_up_to_three_images_are_named_and_of_more_the_number(config, count, end):
+    data = started(config()).data
+    files = data.table.file[data.table.split == "train"].tolist()[:count]
+    assert data.named(np.arange(count), np.zeros(count, bool)) == ", ".join(files[:3]) + end
+    assert data.named(np.arange(count), np.arange(count) == 1) == files[1]
+
+
+def test_of_a_batch_the_images_are_named_whose_embeddings_are_not_finite(config, monkeypatch):
+    trainer, normalize = started(config()), SiameseNetwork.normalize
+    batch, inputs = first_batch(trainer)
+    trainer.model.eval()  # or batch statistics would spread it
+
+    def spoil(model, images):
+        spoilt = normalize(model, images)
+        spoilt[5] = float("nan")
+        return spoilt
+
+    monkeypatch.setattr(SiameseNetwork, "normalize", spoil)
+    with pytest.raises(TrainingError) as caught:
+        trainer.step(batch, inputs)
+    file = trainer.data.table.file[trainer.data.table.split == "train"].iloc[batch[5]]
+    assert str(caught.value).endswith(f"images: {file}")
+
+
+def test_a_gradient_that_is_not_finite_stops_training_too(config):
+    trainer = started(config())
+    trainer.model.head[2].bias.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match="or its gradient, is not finite"):
+        trainer.step(*first_batch(trainer))
+
+
+def test_what_is_asked_of_the_loader_is_what_it_makes(config):
+    """`Request` counts on the size that the images have."""
+    trainer = started(config(image=ImageOptions(size=(16, 16), RandomResizedCrop=0.5).model_dump()))
+    (images,) = trainer.loader([Request(np.arange(3), 0, 1)])
+    assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8
+    assert isinstance(trainer.phase, FineTuning)

@@ -1,0 +1,267 @@
+"""Also a script: `torchrun test_processes.py CONFIG [IMAGES]` trains as the tests in this file compare."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from samples import colour_config
+from torch import nn
+from tqdm.auto import tqdm
+from trainers import started
+
+from utils import machine
+from utils.config import load_config
+from utils.dataset import prepare_split
+from utils.images.frame import Frame
+from utils.machine import TrainingError
+from utils.Siamese import SiameseNetwork
+from utils.training import train
+from utils.training.data import TrainingData
+from utils.training.loop import Trainer
+from utils.training.phases import FineTuning
+from utils.training.processes import Processes, together
+
+ROOT = Path(__file__).parents[2]
+
+
+def train_in_float32(config):
+    """bfloat16, which some machines compute in, rounds more than sums differ in another order."""
+    with patch.object(machine.torch.cpu, "get_capabilities", dict, create=True):
+        return train(config)
+
+
+def start_torchrun(machines, processes, *command):
+    """A torchrun on each of some machines, which are all this one."""
+    where = ["--standalone"]
+    if machines > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        where = [f"--nnodes={machines}", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}"]
+        where += ["--local-addr=localhost"]
+    run = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc_per_node={processes}", *command]
+    own = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1", "USE_LIBUV": "0"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    environment = os.environ | own | {"PYTHONIOENCODING": "utf-8"}
+    return [subprocess.Popen(run, cwd=ROOT, env=environment, **pipes) for _ in range(machines)]
+
+
+def torchrun(*where):
+    """What they have printed: out and err."""
+    runs = start_torchrun(*where)
+    try:
+        printed = [child.communicate(timeout=300) for child in runs]
+    finally:
+        for child in runs:
+            child.kill()
+    assert [child.returncode for child in runs] == [0] * len(runs), printed
+    return ["".join(texts) for texts in zip(*printed)]
+
+
+@pytest.fixture
+def config(colour_folder, tmp_path):
+    """A backbone that starts from weights, so that its batch statistics stay, and batches that do not divide by two."""
+    torch.manual_seed(0)
+    model = SiameseNetwork("Conv4", image_size=(16, 16))
+    weights = model.backbone.state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    options = {"epochs": 2, "head_steps": 3, "batch_size": 5, "num_workers": 0, "additivity": 1.0}
+    return colour_config(
+        colour_folder,
+        tmp_path,
+        checkpoints_path=tmp_path / "one",
+        weights=tmp_path / "weights.pth",
+        image={"size": (16, 16), "RandomErasing": 0.5, "CutMix": 0.4},
+        device="cpu",
+        embedding_dim=4,
+        hyperparameters=options | {"optimizer": "SGD", "learning_rate": 0.05},
+    )
+
+
+def in_two(config, tmp_path, **settings):
+    there = config.model_copy(update={"checkpoints_path": tmp_path / "two"} | settings)
+    there.save(tmp_path / "config.yml")
+    return str(Path(__file__)), str(tmp_path / "config.yml")
+
+
+@pytest.mark.parametrize(
+    "machines, processes",
+    [(1, 2), pytest.param(2, 1, marks=pytest.mark.skipif(os.name == "nt", reason="a firewall would ask"))],
+)
+def test_two_processes_train_the_network_of_one(config, tmp_path, machines, processes):
+    (config.data_path / "red" / "broken.png").write_bytes(b"")
+    alone = train_in_float32(config)
+    out, err = torchrun(machines, processes, *in_two(config, tmp_path))
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    history = pd.read_csv(tmp_path / "two" / "history.csv").drop(columns="seconds")
+    pd.testing.assert_frame_equal(history, alone.drop(columns="seconds"), rtol=1e-4)
+    for name in ("model.pth", "last.pth"):
+        one, two = (torch.load(tmp_path / run / name, weights_only=True)["state_dict"] for run in ("one", "two"))
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
+    start = torch.load(tmp_path / "weights.pth", weights_only=True)
+    assert not torch.equal(two["backbone.0.weight"], start["0.weight"])  # it has learnt something
+    # One process shows its progress, and says what there is to say.
+    assert err.count("Computing features:   0%") == 2 and err.count("Training:   0%") == 1
+    assert out.count("1 of 21 images cannot be read: left out") == 1
+
+
+def test_where_memory_of_one_process_runs_out_all_halve_their_batches(config, tmp_path):
+    options = config.hyperparameters.model_copy(update={"batch_size": 8, "additivity": 0.0})
+    out, _ = torchrun(1, 2, *in_two(config, tmp_path, hyperparameters=options), "3")  # its share of 8 is 4
+    assert out.count("out of memory with hyperparameters.batch_size 8; training goes on with 4") == 1
+    info = SiameseNetwork.load(tmp_path / "two" / "last.pth").info
+    assert info["config"]["hyperparameters"]["batch_size"] == 4 and "run" not in info
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends interrupts otherwise")
+def test_an_interrupt_leaves_the_best_network_and_no_process_that_waits(config, tmp_path):
+    options = config.hyperparameters.model_copy(update={"epochs": 5000})
+    (run,) = start_torchrun(1, 2, *in_two(config, tmp_path, hyperparameters=options))
+    try:
+        start, history = time.monotonic(), tmp_path / "two" / "history.csv"
+        while not history.exists() and time.monotonic() < start + 120:
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        out, _ = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert "the best network so far is ready; train again to go on from there" in out
+    assert SiameseNetwork.load(tmp_path / "two" / "model.pth").info["epoch"] >= 1
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_that_would_each_train_a_network_of_their_own_are_an_error(config, monkeypatch, variable):
+    monkeypatch.setenv(variable, "4")
+    with pytest.raises(TrainingError, match=f"{variable}=4: each .* torchrun"):
+        train(config)
+    assert not config.checkpoints_path.exists()
+    monkeypatch.setenv(variable, "1")
+    with together(torch.device("cpu")) as processes:
+        assert processes.first and processes.count == 1
+
+
+def test_shares_cover_every_position_once():
+    for count in (0, 1, 2, 7, 64):
+        shares = [range(count)[Processes(number, 3).share(count)] for number in range(3)]
+        assert [position for share in shares for position in share] == list(range(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+class Another(Processes):
+    """One of two processes, without a connection: `sum` adds what the other one is said to have."""
+
+    def __init__(self, others, number=0):
+        super().__init__(number, 2)
+        self.others = others
+
+    def sum(self, tensor):
+        return tensor + self.others
+
+
+def test_rows_of_all_are_gathered_and_gradients_flow_to_ones_own():
+    own = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
+    rows = Another(torch.tensor([[7.0], [8.0], [0], [0], [0]]), number=1).gather(own, 5)
+    assert rows.flatten().tolist() == [7, 8, 1, 2, 3]
+    (rows * torch.arange(5.0)[:, None]).sum().backward()
+    assert own.grad.flatten().tolist() == [2, 3, 4]
+    assert Processes().gather(own, 3).tolist() == own.tolist()
+
+
+def test_gradients_are_summed_and_a_process_without_any_has_zeros():
+    one, two = (nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (1,)))
+    one.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    Another(torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0])).sum_gradients([one, two])
+    assert one.grad.tolist() == [[11, 22], [33, 44]] and two.grad.tolist() == [50]
+
+
+def fail(message):
+    raise RuntimeError(message)
+
+
+def test_running_out_of_memory_in_one_process_is_an_error_in_all_and_so_is_an_interrupt():
+    fine, full, stopped = map(torch.tensor, ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]))  # what the other process says
+    for others, compute in ((full, lambda: 7), (fine, lambda: fail("CUDA out of memory"))):
+        with pytest.raises(RuntimeError, match="out of memory in one of the processes"):
+            Another(others).attempt(compute)
+    assert Another(fine).attempt(lambda: 7) == 7
+    with pytest.raises(RuntimeError, match="^broken$"):
+        Another(fine).attempt(lambda: fail("broken"))
+    for others, here in ((stopped, False), (fine, True)):
+        interrupted = Another(others)
+        interrupted.interrupted = here
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.attempt(lambda: 7)
+
+
+def test_a_process_with_other_images_than_the_first_says_so(config, monkeypatch):
+    table, frame, found = prepare_split(config)[0], Frame((16, 16)), []
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: found.append(value) or found[0])
+    for number in (0, 1):
+        TrainingData(config, table, frame).check_same(Processes(number, 2))
+    file = config.data_path / table.file[table.split == "train"].iloc[0]
+    Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
+    with pytest.raises(TrainingError, match="process 1 has other images than the first; copy the data"):
+        TrainingData(config, table, frame).check_same(Processes(1, 2))
+
+
+def test_every_process_draws_its_own_in_every_epoch_and_the_same_again(config, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Trainer, "step", lambda self, batch, inputs: drawn.append(torch.initial_seed()) or 1 / 0)
+    options = config.hyperparameters.model_copy(update={"epochs": 50})
+    trainer = started(config.model_copy(update={"hyperparameters": options}), epoch=2)
+    with torch.random.fork_rng(devices=[]):
+        for number in (0, 1, 0):
+            trainer.processes = Processes(number, 2)
+            for epoch in range(2, 42):
+                with pytest.raises(ZeroDivisionError):
+                    trainer.run_epoch(epoch, tqdm(disable=True))
+    assert len(set(drawn)) == 80 and drawn[:40] == drawn[80:]
+
+
+@pytest.mark.parametrize("device, backend", [("cuda:1", "nccl"), ("cpu", "gloo")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_connection_is_that_of_the_device_and_only_the_first_process_prints(
+    monkeypatch, capsys, device, backend, rank
+):
+    asked, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: asked.append(backend))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: asked.append("left"))
+    with together(torch.device(device)) as processes:
+        assert (processes.number, processes.count, str(processes.device)) == (rank, 2, device)
+        print(f"process {rank}")
+        signal.raise_signal(signal.SIGINT)
+        assert processes.interrupted
+    assert signal.getsignal(signal.SIGINT) is before
+    assert asked == [device] * (device != "cpu") + [backend, "left"]
+    assert capsys.readouterr().out == "process 0\n" * (rank == 0)
+
+
+def small_memory(images):
+    """Of the second process, in training steps."""
+    embed_batch = FineTuning.embed_batch
+
+    def embed(self, batch):
+        if self.processes.number == 1 and len(batch) > images:
+            raise RuntimeError("CUDA out of memory")
+        return embed_batch(self, batch)
+
+    return patch.object(FineTuning, "embed_batch", embed)
+
+
+if __name__ == "__main__":
+    with small_memory(int(sys.argv[2]) if len(sys.argv) > 2 else 100):
+        train_in_float32(load_config(sys.argv[1]))

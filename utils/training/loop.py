@@ -1,0 +1,266 @@
+"""Training, from a configuration to a trained network: `train` first, then the loop over epochs.
+
+python -m utils train NAME
+torchrun --standalone --nproc_per_node=4 -m utils train NAME
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm.auto import tqdm
+
+from utils.dataset import prepare_split
+from utils.early_stopping import EarlyStopping
+from utils.machine import TrainingError, choose_device, is_out_of_memory, keep_freed_memory
+from utils.models import build_model
+from utils.settings import Config
+from utils.Siamese import SiameseNetwork
+from utils.training.augmentation import ImageLoader
+from utils.training.data import Batch, TrainingData, images_of
+from utils.training.phases import FineTuning, HeadAlone
+from utils.training.processes import Processes, together
+from utils.training.results import Results
+from utils.training.resuming import unfinished
+from utils.training.transfer import batch_statistics
+
+
+def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Train a network and leave `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`
+    under `config.checkpoints_path`.
+
+    The best epoch is the last one under `OneCycle`, whose rate has come down by then; under `ReduceLROnPlateau`, and as
+    long as training is not over, it has the highest validation AUC, and among equals the lowest loss. Epochs of the
+    head alone count as one, the last.
+
+    A run that was killed goes on after its last finished epoch and ends as if nothing had happened, unless its settings
+    or images changed. An interrupt (Ctrl-C, the notebook's stop button) leaves the best network so far, ready for use;
+    the next run goes on, too. Where memory runs out, it goes on with batches of half the size. Processes that torchrun
+    has started train one network together, each on its share of every batch; the first one writes and prints.
+
+    Args:
+        table: a split that `prepare_split` made of the same data before; `None`: it is made here, and its notes are
+            printed.
+
+    Returns:
+        One row per epoch: the columns `results.HISTORY`.
+
+    Raises:
+        ConfigError, DataError, ModelError, TrainingError: each says what to fix.
+    """
+    keep_freed_memory()
+    device, batch_size = choose_device(config), config.hyperparameters.batch_size
+    cards = [device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(cards), together(device) as processes:
+        if not processes.first:  # one progress bar
+            config = with_options(config, verbose=False)
+        if table is None:
+            table, notes = processes.from_first(prepare_split(config) if processes.first else None)
+            for note in notes:
+                print(note)
+        while True:
+            trainer = Trainer(config, table, processes, batch_size)
+            try:
+                return trainer.run()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            batch_size = trainer.smaller_batches()
+            del trainer
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def with_options(config: Config, **options: Any) -> Config:
+    """A configuration with other `hyperparameters`."""
+    return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=options)})
+
+
+class Trainer:
+    """Everything of one training run: data, network, phases, and the loop over epochs."""
+
+    def __init__(
+        self, config: Config, table: pd.DataFrame, processes: Processes | None = None, batch_size: int | None = None
+    ) -> None:
+        """`batch_size`: instead of the configured one, where memory does not hold that."""
+        self.processes = processes or Processes()
+        self.device = choose_device(config)
+        self.model = build_model(config).to(self.device)
+        self.data = TrainingData(config, table, self.model.frame)
+        self.data.check_same(self.processes)
+        path, self.configured = config.checkpoints_path / "last.pth", config.hyperparameters.batch_size
+        stopped = unfinished(path, config, self.data.fingerprints) if self.processes.first else None
+        self.stopped = self.processes.from_first(stopped)
+        used = self.stopped["info"]["config"]["hyperparameters"]["batch_size"] if self.stopped else self.configured
+        self.config = with_options(config, batch_size=min(used, batch_size or self.configured))
+        self.options = self.config.hyperparameters
+        self.steps = len(self.data.batches(self.config, np.random.default_rng(0)))  # of an epoch
+        self.head_epochs = math.ceil(config.head_steps / self.steps)
+        if self.stopped:  # its batches may have been larger
+            self.head_epochs = self.stopped["info"]["run"]["head_epochs"]
+        self.epochs = self.head_epochs + self.options.epochs
+        self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta, mode="max")
+        images, workers, pinned = self.data.images["train"], self.options.num_workers, self.device.type == "cuda"
+        self.loader = ImageLoader(images, config.image, config.seed, workers, pinned)
+        last = self.epochs if config.LRScheduler.name == "OneCycle" else None
+        self.results = Results(self.config, self.data.table, self.head_epochs or 1, last)
+
+    def run(self) -> pd.DataFrame:
+        """All epochs that are left."""
+        if self.stopped:
+            self.restore(self.stopped)
+        else:
+            self.start(1)
+        done, history, interrupted = len(self.results.history), self.results.history, False
+        total, initial = self.epochs * self.steps, done * self.steps
+        with tqdm(total=total, initial=initial, desc="Training", disable=not self.options.verbose) as bar:
+            try:
+                for epoch in range(done + 1, self.epochs + 1):
+                    if self.stopping.should_stop:
+                        break
+                    if done + 1 < epoch == self.head_epochs + 1:
+                        self.start(epoch)
+                    row = self.run_epoch(epoch, bar)
+                    if epoch > self.head_epochs:  # the head's few steps are never stopped early
+                        self.stopping.step(row["valid_auc"])
+                    history.append(row)
+                    self.keep()
+            except KeyboardInterrupt:
+                if not history:
+                    raise
+                if self.results.written < len(history):  # it came between the files of a finished epoch
+                    self.keep()
+                interrupted = True
+        if interrupted and self.processes.first:
+            done = f"{self.results.folder}: stopped after epoch {len(history)} of {self.epochs}"
+            print(f"{done}, the best network so far is ready; train again to go on from there")
+        elif self.processes.first:
+            self.results.close()
+        return self.results.frame()
+
+    def start(self, epoch: int) -> None:
+        """Begin the phase that an epoch belongs to."""
+        phase, epochs = (FineTuning, self.options.epochs)
+        if epoch <= self.head_epochs:
+            phase, epochs = HeadAlone, self.head_epochs
+        parts = self.config, self.model, self.data, self.loader, self.processes
+        self.phase = phase(*parts, self.steps, epochs)
+
+    def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        """Train on all images once, and score the network; returns the epoch's row of the history.
+
+        All that is drawn at random follows from the seed, the epoch and the process, so that a run that goes on with
+        this epoch draws the same.
+        """
+        start, rate = time.perf_counter(), self.phase.optimizer.param_groups[0]["lr"]
+        bar.set_description(f"Epoch {epoch}/{self.epochs}{self.phase.title}")
+        seed = np.random.SeedSequence([self.config.seed, epoch, self.processes.number])
+        torch.manual_seed(int(seed.generate_state(1)[0]))  # of dropout and stochastic depth
+        rng = np.random.default_rng([self.config.seed, epoch])
+        progress = max(0, epoch - self.head_epochs - 1) / max(1, self.options.epochs - 1)
+        batches, losses = self.data.batches(self.config, rng), []
+        positions = [images_of(batch) for batch in batches]
+        for batch, inputs in zip(batches, self.phase.inputs(positions, epoch, progress, rng)):
+            losses.append(self.step(batch, inputs))
+            bar.update()
+        train_loss = float(np.average(losses, weights=[len(images) for images in positions]))
+        for statistic in batch_statistics(self.model):  # of this process's images
+            statistic.copy_(self.processes.sum(statistic) / self.processes.count)
+        valid, self.threshold = self.processes.from_first(self.phase.validate())
+        if not isinstance(self.phase.scheduler, OneCycleLR):
+            self.phase.scheduler.step(valid["valid_auc"])
+        shown = {"loss": f"{train_loss:.3f}", "valid AUC": f"{valid['valid_auc']:.3f}"}
+        bar.set_postfix(shown | ({"lr": f"{rate:.1e}"} if self.config.LRScheduler.verbose else {}))
+        seconds = time.perf_counter() - start
+        return {"epoch": epoch, "seconds": seconds, "train_loss": train_loss, **valid, "learning_rate": rate}
+
+    def step(self, batch: Batch, inputs: Any) -> float:
+        """One update of the weights; returns the batch's contrastive loss.
+
+        Raises:
+            TrainingError: the loss, or its gradient, is not finite.
+            RuntimeError: out of memory.
+        """
+        parameters = [p for group in self.phase.optimizer.param_groups for p in group["params"]]
+        own, penalty = self.processes.attempt(lambda: self.phase.embed(inputs))
+        embeddings = self.processes.gather(own, len(images_of(batch)))
+        loss = self.phase.loss(batch, embeddings)
+        objective = loss + penalty
+        self.phase.optimizer.zero_grad()
+        self.processes.attempt(lambda: objective.backward() if objective.requires_grad else None)
+        self.processes.sum_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.options.max_norm)
+        self.phase.optimizer.step()
+        if isinstance(self.phase.scheduler, OneCycleLR):
+            self.phase.scheduler.step()
+        found, norm = torch.stack([loss.detach(), norm]).tolist()
+        if not (math.isfinite(found) and math.isfinite(norm)):
+            key, number = self.phase.key, len(self.results.history) + 1
+            spoilt = ~embeddings.detach().isfinite().all(1).cpu().numpy()
+            raise TrainingError(
+                f"epoch {number}: the loss of a batch ({found:g}), or its gradient, is not finite; "
+                f"lower hyperparameters.{key} ({getattr(self.options, key):g}), "
+                f"or look at its images: {self.data.named(batch, spoilt)}"
+            )
+        return found
+
+    def smaller_batches(self) -> int:
+        """The size to go on with, where memory does not hold batches of this size.
+
+        Raises:
+            TrainingError: smaller ones would hold no pairs.
+        """
+        size, images = self.options.batch_size, list(self.config.image.size)
+        half = size // 2
+        if half < (2 if self.config.training_pairs == "sampled" else 4):
+            raise TrainingError(f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {images}")
+        print(
+            f"out of memory with hyperparameters.batch_size {size}; training goes on with {half}, "
+            f"from the last finished epoch; reduce image.size {images} for larger batches"
+        )
+        return half
+
+    def keep(self) -> None:
+        if self.processes.first:
+            self.results.keep(self.model, self.threshold, self.state())
+
+    def state(self) -> dict[str, Any]:
+        """What a run has to remember beside its `Results` and the network's weights, as plain values and tensors."""
+        return {
+            "data": self.data.fingerprints,
+            "configured_batch_size": self.configured,
+            "head_epochs": self.head_epochs,
+            "phase": self.phase.state(),
+            "stopping": vars(self.stopping),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        run = checkpoint["info"]["run"]
+        self.results.restore(self.model, run, write=self.processes.first)
+        self.model.load_state_dict(checkpoint["state_dict"])
+        vars(self.stopping).update(run["stopping"])
+        done = len(run["history"])
+        if done < self.epochs:  # otherwise the run was stopped when all that was left was to finish
+            self.start(done + 1)
+            if done != self.head_epochs:  # where fine-tuning begins, with an optimizer of its own
+                before = 0 if done < self.head_epochs else self.head_epochs
+                self.phase.restore(run["phase"], (done - before) * self.steps)
+
+
+def train_and_report(config: Config) -> None:
+    """Train as the command line does: print what a user should know about the data, and in the end what was reached."""
+    history = train(config)
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes reports
+        return
+    path = config.checkpoints_path / "model.pth"
+    kept = SiameseNetwork.load(path).info["epoch"]
+    print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
