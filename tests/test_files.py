@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import counted, digits_of, replacing, write_whole
+from utils.files import counted, digits_of, replacing, state_of, write_whole
 from utils.settings import UserError
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX's")
@@ -117,3 +117,14 @@ def test_digits_are_of_the_full_path(tmp_path, monkeypatch):
     assert (
         len({digits, digits_of(Path("b.png"), Path("a.png")), digits_of(Path("a.png")), digits_of(Path("\udce9"))}) == 4
     )
+
+
+def test_a_state_changes_with_a_file_of_the_same_size_and_time(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    before, times = state_of(path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    assert before == state_of(path) != state_of(path, "more")
+    (tmp_path / "b").write_text("new")
+    os.utime(tmp_path / "b", ns=times)
+    (tmp_path / "b").replace(path)
+    assert state_of(path) != before and path.stat().st_mtime_ns == times[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +47,17 @@ def digits_of(*paths: Path) -> str:
     """Eight digits of a hash of full paths, which keep files of one name apart."""
     full = "\n".join(str(path.resolve()) for path in paths)
     return hashlib.sha256(full.encode(errors="surrogatepass")).hexdigest()[:8]  # for bytes in names that are no text
+
+
+def state_of(path: Path, *more: object) -> str:
+    """Digits that change with a file, or when another one takes its place, and with what else is given.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = os.stat(path)
+    state = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, *more
+    return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
 
 def counted(number: int, noun: str) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import PIL
 
-from utils.files import counted
+from utils.files import counted, state_of
 from utils.images.decoding import decode, load
 from utils.images.duplicates import Fingerprint
 from utils.images.frame import Frame, mean_colour
@@ -120,9 +120,7 @@ class ImageCache:
         """Digits that change with the file, or when another one takes its place, and with what decodes it; "" where
         none is found."""
         with suppress(OSError):  # reading it finds out what is wrong
-            found = (self.config.data_path / file).stat()
-            state = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, VERSION
-            return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+            return state_of(self.config.data_path / file, VERSION)
         return ""
 
     def _pixels(self, rows: pd.DataFrame) -> np.ndarray:

@@ -60,7 +60,6 @@ def show_hits(found: Found) -> Figure:
 
 
 def _picture(hit: Hit) -> Image.Image:
-    """A file that is not the indexed one any more would be beside the point."""
     if hit.problem is None:
         with suppress(DataError):
             return shrink(read_image(hit.path), 320)

@@ -7,7 +7,6 @@ does not do, exact search, is one matrix product (measured beside LanceDB and FA
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from utils.explain.occlusion import WINDOWS
+from utils.files import state_of
 from utils.settings import UserError
 from utils.Siamese import SiameseNetwork
 
@@ -39,16 +39,14 @@ class SearchError(UserError):
 
 
 class FileState(NamedTuple):
-    """A file by its path relative to the indexed folder, with forward slashes, and what changes whenever its content
-    does: size, inode, and the times, in nanoseconds, when content and status changed."""
+    """A file by its path relative to the indexed folder, with forward slashes, and its `utils.files.state_of`."""
 
     file: str
     state: str
 
     @classmethod
     def of(cls, folder: Path, file: str) -> FileState:
-        found = os.stat(folder / file)
-        return cls(file, f"{found.st_size} {found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}")
+        return cls(file, state_of(folder / file))
 
 
 class Entry(NamedTuple):
