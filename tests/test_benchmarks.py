@@ -173,8 +173,12 @@ def test_ours_is_timed_to_the_first_epoch_that_is_good_enough(colour_folder, mon
     assert train.run_ours(config, table, 0.75) == (6.0, 0.8)
 
 
-def test_photographs_are_read_faster_from_the_cache(tmp_path, monkeypatch):
+def test_photographs_are_decoded_read_from_the_cache_and_changed(tmp_path, monkeypatch):
+    opened, read = [], train.read_image
     monkeypatch.setattr(train, "PHOTOGRAPH", (96, 64))
-    monkeypatch.setattr(train, "best_seconds", lambda action: common.best_seconds(action, least=0.01))
-    config = folder_config(tmp_path / "images", image={"size": (16, 16)}, dataset="Photographs")
-    assert train.reading(config, 40)["times as fast"] > 1
+    monkeypatch.setattr(train, "read_image", lambda path: opened.append(path) or read(path))
+    monkeypatch.setattr(train, "best_seconds", lambda action: action() or 0.5)
+    config = folder_config(tmp_path / "images", hyperparameters={"verbose": False}, dataset="Photographs")
+    found = train.reading(config, 40)
+    trained_on = len(opened)  # of 40: 20 % are for testing, a quarter of the rest for validation
+    assert len(set(opened)) == trained_on == 24 and list(found.values()) == [48, 48, 1, 48]
