@@ -15,8 +15,8 @@ import yaml
 
 from utils.config import load_config
 from utils.dataset import load_split, prepare_folder, read_split
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
+from utils.system.settings import Config
 
 METHODS = ("occlusion", "distance")  # of `explain`
 

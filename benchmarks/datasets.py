@@ -18,8 +18,8 @@ from benchmarks.common import add_dataset_options, changed, chosen_config, scrat
 from utils.dataset import prepare_split
 from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import bootstrap_intervals, measure_split, score_pairs
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
+from utils.system.settings import Config
 from utils.training import train
 
 

@@ -20,8 +20,8 @@ from benchmarks.common import about_computer, best_seconds, seconds
 from benchmarks.peers import saliency
 from utils.explain.occlusion import region_effects
 from utils.Grad_CAM import explain, explain_effects
-from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork
+from utils.system.machine import keep_freed_memory
 
 
 class DistanceToPartner(nn.Module):

@@ -27,8 +27,8 @@ from utils.explain.removal import Interventions
 from utils.Grad_CAM import explain_pairs
 from utils.images.pairs import KINDS, Pairs, some_pairs
 from utils.images.synthetic import CLASSES, ensure_synthetic, intruder_class
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
+from utils.system.settings import Config
 from utils.training import train
 
 MATTERS = 0.05  # an intruder matters if blurring it makes the decision stronger by this share of the margin

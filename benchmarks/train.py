@@ -33,9 +33,9 @@ from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.images.frame import Frame, to_uint8
 from utils.images.pairs import Pairs, evaluation_pairs, make_pairs, pair_batches
 from utils.images.reading import read_image
-from utils.machine import keep_freed_memory
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork, embedding_distance
+from utils.system.machine import keep_freed_memory
+from utils.system.settings import Config
 from utils.training import train
 from utils.training.augmentation import ImageLoader, Request
 

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from `utils/settings.py` and the `config.yml` that comes with the project.
+"""Writes docs/configuration.md from `utils/system/settings.py` and the `config.yml` that comes with the project.
 
 python -m docs.make_configuration
 """
@@ -13,7 +13,7 @@ import annotated_types as at
 import yaml
 from pydantic.fields import FieldInfo
 
-from utils.settings import Config, Section
+from utils.system.settings import Config, Section
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"

@@ -16,8 +16,8 @@ from PIL import Image
 
 from utils.images import cache
 from utils.search import build, store
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
+from utils.system.settings import Config
 from utils.training import train
 from utils.training.loop import Trainer
 

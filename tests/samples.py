@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from utils.images.reading import SUFFIXES
-from utils.settings import Config
+from utils.system.settings import Config
 
 
 def on_disk(name):

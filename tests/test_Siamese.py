@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from utils.backbones import ModelError
 from utils.images.frame import Frame, to_uint8
 from utils.images.reading import read_image
 from utils.Siamese import (
@@ -20,6 +19,7 @@ from utils.Siamese import (
     eval_mode,
     similarity_matrix,
 )
+from utils.system.errors import ModelError
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
     network(torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48))  # moves the batch statistics
     network.save(tmp_path / "model.pth", classes=["a", "b"], config={"seed": 1})
     monkeypatch.chdir(tmp_path)  # no config.yml here
-    monkeypatch.setattr("utils.backbones.files", None)  # no package of weights
+    monkeypatch.setattr("utils.networks.backbones.files", None)  # no package of weights
 
     loaded = SiameseNetwork.load("model.pth")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8))

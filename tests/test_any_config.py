@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from utils.config import load_config
-from utils.settings import Config, ConfigError
+from utils.system.errors import ConfigError
+from utils.system.settings import Config
 
 pytest.importorskip("hypothesis", reason="pip install -r requirements-dev.txt")
 from hypothesis import example, given, settings  # noqa: E402

@@ -8,7 +8,7 @@ import yaml
 from IPython.core.interactiveshell import InteractiveShell
 
 from utils.config import SANDBOX, ConfigError, load_config
-from utils.settings import UserError
+from utils.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

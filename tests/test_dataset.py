@@ -20,8 +20,8 @@ from utils.dataset import (
 from utils.images.cache import read_fingerprints
 from utils.images.folder import scan
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import DataError
-from utils.settings import Config
+from utils.system.errors import DataError
+from utils.system.settings import Config
 
 
 def config_for(folder, **settings):

@@ -11,7 +11,7 @@ from PIL import Image
 from docs.make_configuration import PAGE, keys, page, values
 from docs.make_figures import CLASSES, CROPS, DOCS, SHARES, THUMBNAILS, crops, photograph, stored_figure
 from utils import __main__ as command_line
-from utils.settings import Config
+from utils.system.settings import Config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

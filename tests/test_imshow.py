@@ -27,7 +27,7 @@ from utils.imshow import (
     show_twins,
     show_what_if,
 )
-from utils.settings import Config
+from utils.system.settings import Config
 
 
 @pytest.fixture(autouse=True)

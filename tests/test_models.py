@@ -1,10 +1,8 @@
-from pathlib import Path
-
 import pytest
 
-from utils.models import build_model, load_trained, starting_point
-from utils.settings import SHIPPED, Config
-from utils.Siamese import ModelError
+from utils.Siamese import build_model, load_trained, starting_point
+from utils.system.errors import ModelError
+from utils.system.settings import SHIPPED, Config
 
 
 def config_of(folder, dataset="Synthetic", **settings):
@@ -20,27 +18,15 @@ def config_of(folder, dataset="Synthetic", **settings):
     )
 
 
-def test_before_training_the_shipped_network_stands_in_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.images.synthetic.IMAGES_PER_CLASS", 1)
+def test_before_training_the_shipped_network_stands_in_and_says_so(tmp_path):
     config = config_of(tmp_path, threshold=0.3)
     model, note = load_trained(config)
     assert config.trained_path == SHIPPED / "Synthetic" and model.threshold == 0.3
     assert note.startswith("Synthetic: trained on checks, dots") and "not trained yet" in note
-    assert (tmp_path / "Synthetic" / "dots" / "dots_000.png").is_file()
+    assert not (tmp_path / "Synthetic").exists()  # no scenes are drawn
 
 
-def test_scenes_are_not_drawn_to_look_at_something_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.images.synthetic.IMAGES_PER_CLASS", 1)
-    monkeypatch.chdir(tmp_path)
-    config, scene = config_of(tmp_path), Path("Synthetic/rings/rings_000.png")
-    load_trained(config, [tmp_path / "one.png", Path("Synthetic other")])
-    assert not (tmp_path / "Synthetic").exists()
-    load_trained(config, [tmp_path / "one.png", scene])
-    assert scene.is_file()
-
-
-def test_a_network_of_ones_own_is_preferred(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.images.synthetic.IMAGES_PER_CLASS", 1)
+def test_a_network_of_ones_own_is_preferred(tmp_path):
     config = config_of(tmp_path)
     config.checkpoints_path.mkdir()
     build_model(config).save(
@@ -55,7 +41,7 @@ def test_without_either_the_notebook_that_trains_is_named(tmp_path):
         load_trained(config_of(tmp_path, dataset="Mine"))
 
 
-def test_a_network_without_what_training_notes_beside_it_is_refused_by_name(tmp_path):
+def test_a_network_without_what_training_notes_beside_it_is_an_error_that_names_it(tmp_path):
     config = config_of(tmp_path, dataset="Mine")
     config.checkpoints_path.mkdir()
     build_model(config).save(config.checkpoints_path / "model.pth", classes=["a", "b"])

@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 from utils.config import SANDBOX, load_config
 from utils.dataset import read_split
 from utils.images.synthetic import CLASSES
-from utils.settings import SHIPPED, Config
 from utils.Siamese import SiameseNetwork
+from utils.system.settings import SHIPPED, Config
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))

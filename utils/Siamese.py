@@ -1,4 +1,4 @@
-"""The Siamese network, its contrastive loss, and its checkpoints."""
+"""The Siamese network and its contrastive loss; the network of a configuration, new or trained."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from utils.backbones import IMAGENET_MEAN, IMAGENET_STD, ModelError, backbone_blocks, brief, eval_mode
 from utils.images.frame import Frame, to_uint8
+from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_blocks, brief, eval_mode
 from utils.networks.checkpoints import checkpoint_of, write_checkpoint
+from utils.system.errors import ModelError
+from utils.system.machine import choose_device, keep_freed_memory, seeded
+from utils.system.settings import Config
 
 
 class ContrastiveLoss(nn.Module):
@@ -232,3 +235,52 @@ def similarity_matrix(model: SiameseNetwork, embeddings: torch.Tensor) -> np.nda
     """Similarity 1 - d of all images against all, shape (N, N), 1 on the diagonal."""
     distance = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     return (1 - model.dissimilarity(distance)).cpu().numpy()
+
+
+def build_model(config: Config) -> SiameseNetwork:
+    """The untrained network of a configuration; random weights depend on its seed only."""
+    with seeded(config.seed):
+        return SiameseNetwork(
+            config.backbone_model,
+            config.pretrained,
+            config.pooling,
+            config.embedding_dim,
+            config.image.size,
+            config.weights,
+            config.margin,
+            config.threshold,
+            config.image.normalization.mean,
+            config.image.normalization.std,
+            config.image.fit,
+            config.normalize_embeddings,
+        )
+
+
+def starting_point(config: Config) -> str:
+    """What the network knows before it is trained, in a sentence."""
+    if config.weights is not None:
+        return f"the weights in {config.weights}"
+    if config.pretrained:
+        return "ImageNet weights, which tell 1,000 kinds of things on photographs apart"
+    return "random weights, which know nothing: all is learnt from your images"
+
+
+def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
+    """The network in `config.trained_path`, on the configured device and deciding at the configured threshold.
+
+    Returns:
+        The network, and a sentence that says which one it is.
+
+    Raises:
+        ConfigError, ModelError: each says what to fix.
+    """
+    keep_freed_memory()
+    path = config.trained_path / "model.pth"
+    model = SiameseNetwork.load(path, choose_device(config))
+    if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
+        raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
+    model.threshold = config.threshold
+    note = f"{config.dataset}: trained on {', '.join(model.info['classes'])}"
+    if config.trained_path != config.checkpoints_path:
+        note += ". You have not trained yet: this network comes with the project"
+    return model, note

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from utils.settings import Config
+    from utils.system.settings import Config
 
 PUBLIC_SETS = ("AirBnB", "Flowers", "Skin_cancer")
 EPILOG = """A dataset is a folder Data/NAME with a sub-folder of images for each class, and a block NAME under
@@ -118,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     # Here, so that help comes at once.
     from utils.config import load_config
-    from utils.files import print_any_name
-    from utils.settings import UserError
+    from utils.system.errors import UserError
+    from utils.system.files import print_any_name
 
     print_any_name()
     try:
@@ -132,9 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             print(report(audit(load_config(options.config, options.name))))
         elif options.command == "export":
-            from utils.export import export_trained
-
-            print(export_trained(load_config(options.config, options.name)))
+            _export(load_config(options.config, options.name))
         elif options.command == "search":
             _search(options, load_config(options.config, options.dataset))
         elif options.command == "report":
@@ -148,6 +146,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)  # as shells count an interrupt
+
+
+def _export(config: Config) -> None:
+    from utils.networks.export import export_onnx
+    from utils.Siamese import SiameseNetwork
+
+    model = SiameseNetwork.load(config.trained_path / "model.pth")
+    model.threshold = config.threshold
+    path, size = config.outputs_path / "model.onnx", ", ".join(map(str, model.image_size))
+    export_onnx(model, path)
+    print(f"{path}: the network in {config.trained_path}; images (N, 3, {size}) as uint8")
 
 
 def _search(options: argparse.Namespace, config: Config) -> None:

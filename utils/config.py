@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.settings import Config, ConfigError
+from utils.system.errors import ConfigError
+from utils.system.settings import Config
 
 __all__ = ["ConfigError", "load_config"]
 

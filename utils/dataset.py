@@ -13,11 +13,11 @@ from utils.images.cache import read_fingerprints, read_images
 from utils.images.duplicates import Fingerprint, join, twin_groups
 from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
 from utils.images.frame import Frame
-from utils.images.reading import DataError
 from utils.images.splitting import split_images
 from utils.images.stored import Images
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
-from utils.settings import Config
+from utils.system.errors import DataError
+from utils.system.settings import Config
 
 SPLITS = ("train", "valid", "test")
 
@@ -165,6 +165,7 @@ def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) ->
     Raises:
         DataError: there are such files, and `on_bad_image` is `error`, or too few are left.
     """
+    prepare_folder(config)  # what comes with the project was trained on scenes that may not be drawn yet
     images, rows, lost = _open_split(table, split, config, frame)
     if lost:
         count, files = len(rows) + len(lost), table.file[list(lost)].tolist()

@@ -23,11 +23,11 @@ from utils.explain.occlusion import GRID
 from utils.explain.removal import BLUR, strongest_region
 from utils.explain.what_if import MAPS, WhatIf
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
-from utils.files import replacing
 from utils.Grad_CAM import Explanation
 from utils.images.frame import Box
 from utils.images.reading import read_image, shrink
-from utils.settings import Config
+from utils.system.files import replacing
+from utils.system.settings import Config
 
 MOST_TWINS = 5  # of a group of near duplicates
 MOST_THUMBNAILS = 40  # along the edges of a similarity matrix

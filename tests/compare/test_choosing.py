@@ -11,8 +11,8 @@ from utils.compare.choosing import (
     names_with_folders,
     pair_folder,
 )
-from utils.images.reading import DataError
-from utils.settings import Config
+from utils.system.errors import DataError
+from utils.system.settings import Config
 
 
 @pytest.fixture

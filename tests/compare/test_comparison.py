@@ -12,8 +12,8 @@ from utils.explain.removal import Interventions, blur
 from utils.Grad_CAM import Explanation, explain
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
-from utils.images.reading import DataError
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import DataError
 
 
 def make_image(path, seed, size):

@@ -22,10 +22,10 @@ from utils.explain.occlusion import GRID, WINDOWS, all_windows, regression
 from utils.explain.removal import strongest_region
 from utils.Grad_CAM import LEAST
 from utils.images.frame import Frame
-from utils.images.reading import DataError
 from utils.imshow import COLORMAP, explained_image
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import DataError
+from utils.system.settings import Config
 
 HOSTILE = on_disk("</script><script>alert(1)</script>&amp;\"'<b>中国 🌼")
 FIRST, SECOND = "figure:nth-child(1) .stage", "figure:nth-child(2) .stage"

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from utils.evaluate.audit import audit, is_conflicting, report
-from utils.images.reading import DataError
-from utils.settings import Config
+from utils.system.errors import DataError
+from utils.system.settings import Config
 
 
 def picture(seed, size=(60, 40)):

@@ -5,7 +5,6 @@ from scipy.fft import dct
 from scipy.spatial import distance as scipy_distance
 from torch import nn
 
-from utils.backbones import ModelError, backbone_blocks
 from utils.evaluate import baselines
 from utils.evaluate.baselines import (
     baseline_distances,
@@ -22,8 +21,10 @@ from utils.evaluate.baselines import (
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import SplitDistances, embed_images, pair_distances, score_pairs
 from utils.images.pairs import Pairs, evaluation_pairs
-from utils.settings import Config
+from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import ModelError
+from utils.system.settings import Config
 
 TRAINING_FREE = ["perceptual hash", "colour histogram", "pixels at 32 px", "untrained backbone"]
 

@@ -24,9 +24,9 @@ from utils.evaluate.scores import (
 )
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
-from utils.images.reading import DataError
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import DataError
+from utils.system.settings import Config
 
 
 def test_the_surest_decisions_and_the_worst_mistakes():

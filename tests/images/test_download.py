@@ -11,7 +11,7 @@ import pytest
 
 from utils.images import download
 from utils.images.download import COMMIT, DownloadError, download_public
-from utils.settings import UserError
+from utils.system.errors import UserError
 
 MEMBERS = {
     "Repo-1234567/README.md": b"read me",

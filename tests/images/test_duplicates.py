@@ -7,13 +7,7 @@ from tqdm.auto import tqdm
 
 from utils.images import duplicates
 from utils.images.decoding import decode
-from utils.images.duplicates import (
-    MOST_BITS,
-    Fingerprint,
-    exact_groups,
-    join,
-    twin_groups,
-)
+from utils.images.duplicates import MOST_BITS, Fingerprint, exact_groups, join, twin_groups
 from utils.images.frame import Frame
 
 

@@ -11,7 +11,8 @@ from samples import NEEDS_EMOJI, break_file, make_files, noise
 from utils.images.decoding import decode, load
 from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
 from utils.images.frame import Frame
-from utils.images.reading import SUFFIXES, DataError
+from utils.images.reading import SUFFIXES
+from utils.system.errors import DataError
 
 
 def test_scan_lists_the_images_and_says_what_it_skipped(tmp_path):

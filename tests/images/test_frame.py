@@ -6,7 +6,7 @@ from samples import noise
 
 from utils.images.frame import Box, Frame, to_uint8
 from utils.images.reading import read_image
-from utils.settings import ImageOptions
+from utils.system.settings import ImageOptions
 from utils.training.augmentation import random_changes
 
 

@@ -16,7 +16,7 @@ from utils.images.pairs import (
     pair_batches,
     some_pairs,
 )
-from utils.images.reading import DataError
+from utils.system.errors import DataError
 
 LABELS = {
     "unsorted strings": ["rose", "daisy", "rose", "tulip", "daisy", "rose", "rose", "tulip"],

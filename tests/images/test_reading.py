@@ -6,7 +6,8 @@ from PIL import Image
 from samples import break_file, noise
 
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import SUFFIXES, DataError, read_image, shrink
+from utils.images.reading import SUFFIXES, read_image, shrink
+from utils.system.errors import DataError
 
 
 @pytest.mark.parametrize(

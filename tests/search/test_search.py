@@ -15,15 +15,16 @@ from toy import trained_network
 from utils.explain import occlusion
 from utils.explain.occlusion import WINDOWS
 from utils.Grad_CAM import explain
-from utils.images.reading import DataError, read_image
+from utils.images.reading import read_image
 from utils.search import build as building
 from utils.search import query as querying
 from utils.search.build import build_index
 from utils.search.export import export_parquet
 from utils.search.figure import show_hits
 from utils.search.query import find_index, search
-from utils.search.store import FileState, Index, SearchError
-from utils.settings import Config, UserError
+from utils.search.store import FileState, Index
+from utils.system.errors import DataError, SearchError, UserError
+from utils.system.settings import Config
 
 SIZE = (16, 24)
 PASSES = sum(windows.per_side**2 for windows in WINDOWS) + 2  # each region occluded; the whole image, twice

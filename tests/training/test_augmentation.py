@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from utils.settings import ImageOptions
+from utils.system.settings import ImageOptions
 from utils.training import augmentation
 from utils.training.augmentation import ChangedImages, CutMix, ImageLoader, Request, random_changes
 

@@ -11,11 +11,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from trainers import started
 
-from utils.backbones import backbone_blocks
 from utils.dataset import prepare_split, read_split
-from utils.images.reading import DataError
-from utils.machine import TrainingError
+from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import DataError, TrainingError
 from utils.training import loop, train, train_and_report
 from utils.training.loop import Trainer
 from utils.training.phases import HEAD_RATE, Phase

@@ -4,8 +4,8 @@ import pytest
 import torch
 from trainers import interrupted
 
-from utils.machine import TrainingError
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import TrainingError
 from utils.training import loop, train
 from utils.training.loop import Trainer
 from utils.training.phases import FineTuning

@@ -5,10 +5,9 @@ from torch import nn
 from trainers import first_batch, started
 
 from utils.explain.removal import blur
-from utils.machine import TrainingError
-from utils.models import build_model
-from utils.settings import ImageOptions
-from utils.Siamese import SiameseNetwork
+from utils.Siamese import SiameseNetwork, build_model
+from utils.system.errors import TrainingError
+from utils.system.settings import ImageOptions
 from utils.training import phases, train
 from utils.training.augmentation import Request
 from utils.training.data import images_of

@@ -19,12 +19,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from trainers import started
 
-from utils import machine
 from utils.config import load_config
 from utils.dataset import prepare_split
 from utils.images.frame import Frame
-from utils.machine import TrainingError
 from utils.Siamese import SiameseNetwork
+from utils.system import machine
+from utils.system.errors import TrainingError
 from utils.training import train
 from utils.training.data import TrainingData
 from utils.training.loop import Trainer

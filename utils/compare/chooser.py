@@ -18,10 +18,11 @@ from IPython.display import display
 
 from utils.compare.comparison import Comparison, describe
 from utils.explain.occlusion import RegionEffects
-from utils.files import replacing
-from utils.images.reading import SUFFIXES, DataError, read_image, shrink
+from utils.images.reading import SUFFIXES, read_image, shrink
 from utils.imshow import short, show_explanation, show_what_if
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import DataError
+from utils.system.files import replacing
 
 MOST = 40  # thumbnails
 SIDE = 72  # of a thumbnail, in pixels

@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.dataset import read_split
-from utils.files import counted, digits_of
-from utils.images.reading import DataError, is_named_as_image
-from utils.settings import Config
+from utils.dataset import prepare_folder, read_split
+from utils.images.reading import is_named_as_image
+from utils.system.errors import DataError
+from utils.system.files import counted, digits_of
+from utils.system.settings import Config
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -64,6 +65,7 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
 
 def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:
     """The first test images of every class, at most `most` in all."""
+    prepare_folder(config)
     table = read_split(config.trained_path / "split.csv")
     table = table[table.split == "test"].groupby("label").head(per_class).sort_values("label", kind="stable").head(most)
     return [config.data_path / file for file in table.file]

@@ -16,8 +16,9 @@ from utils.explain.removal import embed_in_parts
 from utils.explain.what_if import WhatIf, what_if
 from utils.Grad_CAM import Explanation, explain, explain_effects
 from utils.images.pairs import Pairs, used_in
-from utils.images.reading import DataError, read_image, shrink
+from utils.images.reading import read_image, shrink
 from utils.Siamese import SiameseNetwork, similarity_matrix
+from utils.system.errors import DataError
 
 
 class Comparison:

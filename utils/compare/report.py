@@ -24,14 +24,13 @@ from utils.explain.matching import WEAKEST
 from utils.explain.occlusion import GRID, WINDOWS, regression
 from utils.explain.removal import REGION
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
-from utils.files import counted, write_whole
 from utils.Grad_CAM import LEAST
 from utils.images.folder import images_below
-from utils.images.reading import DataError
-from utils.machine import choose_device
-from utils.models import load_trained
-from utils.settings import Config
-from utils.Siamese import SiameseNetwork
+from utils.Siamese import SiameseNetwork, load_trained
+from utils.system.errors import DataError
+from utils.system.files import counted, write_whole
+from utils.system.machine import choose_device
+from utils.system.settings import Config
 
 PAGE = Path(__file__).parents[1] / "figures" / "page"
 SCRIPTS = ("numbers.js", "pictures.js", "pair.js", "table.js", "main.js")
@@ -60,7 +59,7 @@ def write_report(
     """
     paths, problems = _images(paths)
     if checkpoint is None:
-        model, note = load_trained(config, paths)
+        model, note = load_trained(config)
     elif not os.path.isfile(checkpoint):
         raise DataError(f"{checkpoint}: no such file; give the model.pth of a trained network as --checkpoint")
     else:

@@ -13,9 +13,9 @@ from utils.images.cache import read_fingerprints
 from utils.images.duplicates import Fingerprint, exact_groups, twin_groups
 from utils.images.folder import odd_classes, scan
 from utils.images.frame import Frame
-from utils.images.reading import DataError
 from utils.images.splitting import split_sizes
-from utils.settings import Config
+from utils.system.errors import DataError
+from utils.system.settings import Config
 
 STRETCH = 1.5  # from here on, fitting an image into `image.size` visibly changes shapes
 

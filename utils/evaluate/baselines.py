@@ -12,14 +12,15 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional
 
-from utils.backbones import ModelError, backbone_blocks
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
 from utils.images.cache import Images
 from utils.images.pairs import Pairs
-from utils.machine import seeded
-from utils.settings import Config
+from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import ModelError
+from utils.system.machine import seeded
+from utils.system.settings import Config
 
 
 def perceptual_hashes(images: Images) -> np.ndarray:

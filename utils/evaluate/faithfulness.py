@@ -20,8 +20,8 @@ from utils.explain.removal import Interventions, embed_in_parts, moved, pixel_ra
 from utils.explain.what_if import MAPS
 from utils.Grad_CAM import Explanation, explain
 from utils.images.pairs import KINDS
-from utils.machine import seeded
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
+from utils.system.machine import seeded
 
 STEPS = 10  # of a deletion or insertion curve
 

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from utils.dataset import load_split
 from utils.images.cache import Images
 from utils.images.pairs import Pairs, evaluation_pairs
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
+from utils.system.settings import Config
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from utils.machine import bfloat16_pays
 from utils.Siamese import SiameseNetwork, eval_mode
+from utils.system.machine import bfloat16_pays
 
 COARSEST = 8  # pixels from one position of a map to the next; behind coarser ones a region changes almost all of it
 PROBE = 96  # side, in pixels, of the images that tell how far blocks carry a change

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from utils.explain.incremental import IncrementalEmbedder, local_stages
 from utils.explain.removal import blur
-from utils.machine import keep_freed_memory
 from utils.Siamese import SiameseNetwork, eval_mode
+from utils.system.machine import keep_freed_memory
 
 
 class Windows(NamedTuple):

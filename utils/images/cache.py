@@ -23,12 +23,13 @@ import numpy as np
 import pandas as pd
 import PIL
 
-from utils.files import counted, state_of
 from utils.images.decoding import decode, load
 from utils.images.duplicates import Fingerprint
 from utils.images.frame import Frame, mean_colour
 from utils.images.stored import Images, StoredImages
-from utils.settings import Config, UserError
+from utils.system.errors import UserError
+from utils.system.files import counted, state_of
+from utils.system.settings import Config
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that it is no class, whatever lies around it
 VERSION = f"2, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of what is made of a file

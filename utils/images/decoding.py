@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from utils.images.duplicates import Fingerprint, fingerprint_of
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import DataError, read_image
+from utils.images.reading import read_image
+from utils.system.errors import DataError
 
 CHUNK = 32 * 2**20  # bytes of pixels that wait at a time
 

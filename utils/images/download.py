@@ -18,8 +18,8 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
 
-from utils.files import counted
-from utils.settings import UserError
+from utils.system.errors import UserError
+from utils.system.files import counted
 
 REPOSITORY = "https://github.com/ioannislivieris/Grad_CAM_Siamese"
 COMMIT = "ee2107a"

@@ -18,7 +18,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from utils.images.reading import DataError, what_is_wrong
+from utils.images.reading import what_is_wrong
+from utils.system.errors import DataError
 
 # A hash of SIDE * SIDE bits; the usual 8 * 8 take different skin lesions, each a blob in the middle, for the same.
 SIDE = 16

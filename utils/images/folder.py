@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from utils.images.duplicates import Fingerprint
-from utils.images.reading import SUFFIXES, DataError, is_named_as_image
+from utils.images.reading import SUFFIXES, is_named_as_image
+from utils.system.errors import DataError
 
 
 def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from utils.images.reading import to_rgb
-from utils.settings import Normalization
+from utils.system.settings import Normalization
 
 
 class Box(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.images.reading import DataError
+from utils.system.errors import DataError
 
 KINDS = ("similar", "dissimilar")  # of pairs; the positions are the labels
 

@@ -10,14 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils.settings import UserError
+from utils.system.errors import DataError
 
 # `.jfif` and `.jpe` are JPEG too: some browsers on Windows save the first.
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-
-
-class DataError(UserError):
-    """The images are missing, unreadable or too few."""
 
 
 def is_named_as_image(path: Path) -> bool:

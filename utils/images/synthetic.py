@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 
-from utils.files import replacing
+from utils.system.files import replacing
 
 SYNTHETIC = "Synthetic"
 CLASSES = ("checks", "dots", "rings", "spokes", "stripes")

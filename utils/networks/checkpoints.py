@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torchvision
 
-from utils.backbones import ModelError, brief
-from utils.files import replacing
+from utils.networks.backbones import brief
+from utils.system.errors import ModelError
+from utils.system.files import replacing
 
 FORMER = ("mean_embedding", "blurred_features", "removable")  # tensors of earlier versions
 

@@ -14,16 +14,16 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.explain.occlusion import region_effects
-from utils.files import counted, digits_of
 from utils.images.decoding import decode
 from utils.images.duplicates import Fingerprint
 from utils.images.folder import images_below, printable
 from utils.images.frame import Frame
-from utils.images.reading import DataError, what_is_wrong
-from utils.models import load_trained
+from utils.images.reading import what_is_wrong
 from utils.search.store import FileState, Index
-from utils.settings import Config
-from utils.Siamese import SiameseNetwork, eval_mode
+from utils.Siamese import SiameseNetwork, eval_mode, load_trained
+from utils.system.errors import DataError
+from utils.system.files import counted, digits_of
+from utils.system.settings import Config
 
 INDEX = ".sqlite"
 # Images between two commits, which are what a killed run may lose: some seconds of a CPU's work either way.
@@ -145,7 +145,7 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
 
 def build_and_report(config: Config, folder: Path, explain: bool = False) -> None:
     """Build as the command line does, and print what was done."""
-    model, note = load_trained(config, [folder])
+    model, note = load_trained(config)
     print(note)
     options = config.hyperparameters
     print(build_index(model, folder, place_of(config, folder, INDEX), explain, options.num_workers, options.verbose))

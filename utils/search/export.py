@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.files import counted, replacing
-from utils.models import load_trained
 from utils.search.query import find_index
-from utils.search.store import Index, SearchError
-from utils.settings import Config
+from utils.search.store import Index
+from utils.Siamese import load_trained
+from utils.system.errors import SearchError
+from utils.system.files import counted, replacing
+from utils.system.settings import Config
 
 
 def export_parquet(index: Index, path: Path) -> int:
@@ -37,6 +38,6 @@ def export_parquet(index: Index, path: Path) -> int:
 
 def export_and_report(config: Config, path: Path, folder: Path | None = None) -> None:
     """Export as the command line does, and print what was done."""
-    model, _ = load_trained(config, [])
+    model, _ = load_trained(config)
     with Index(find_index(config, folder), model) as index:
         print(f"{path}: {counted(export_parquet(index, path), 'image')} with path and embedding")

@@ -10,13 +10,14 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.images.reading import DataError, read_image, shrink
+from utils.images.reading import read_image, shrink
 from utils.imshow import draw_map, mark_matches, save_figure, short, write_inside
-from utils.models import load_trained
 from utils.search.build import place_of
 from utils.search.query import Found, Hit, find_index, search
 from utils.search.store import Index
-from utils.settings import Config
+from utils.Siamese import load_trained
+from utils.system.errors import DataError
+from utils.system.settings import Config
 
 TITLES = ("query", "hit", "query, factual", "hit, factual", "query, counterfactual", "hit, counterfactual")
 
@@ -68,7 +69,7 @@ def _picture(hit: Hit) -> Image.Image:
 
 def query_and_report(config: Config, image: Path, folder: Path | None = None, count: int = 10) -> None:
     """Search as the command line does: print the hits and where their figure is."""
-    model, note = load_trained(config, [image])
+    model, note = load_trained(config)
     print(note)
     with Index(find_index(config, folder), model) as index:
         found = search(model, index, image, count)

@@ -16,11 +16,12 @@ from utils.explain.matching import Match, matching_regions
 from utils.explain.occlusion import RegionEffects, effects_of_regions, joined, region_effects
 from utils.Grad_CAM import Explanation, explain_effects
 from utils.images.frame import Box
-from utils.images.reading import DataError, read_image
+from utils.images.reading import read_image
 from utils.search.build import INDEX, place_of
-from utils.search.store import Entry, FileState, Index, SearchError
-from utils.settings import Config
+from utils.search.store import Entry, FileState, Index
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import DataError, SearchError
+from utils.system.settings import Config
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from utils.explain.occlusion import WINDOWS
-from utils.files import state_of
-from utils.settings import UserError
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import SearchError
+from utils.system.files import state_of
 
 FORMAT = 4  # of the tables below
 WAIT = 60.0  # seconds, for another process to finish writing
@@ -34,12 +34,8 @@ TABLES = (
 )
 
 
-class SearchError(UserError):
-    """An index is missing, damaged or of another network; the message says what to do."""
-
-
 class FileState(NamedTuple):
-    """A file by its path relative to the indexed folder, with forward slashes, and its `utils.files.state_of`."""
+    """A file by its path relative to the indexed folder, with forward slashes, and its `state_of` (system.files)."""
 
     file: str
     state: str

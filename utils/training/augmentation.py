@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from utils.images.frame import mean_colour
 from utils.images.stored import Images
-from utils.settings import ImageOptions
+from utils.system.settings import ImageOptions
 
 ENOUGH = 20e6  # pixels of an epoch from which on worker processes are worth their start
 

@@ -11,8 +11,8 @@ import torch
 from utils.dataset import load_for_training
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
-from utils.machine import TrainingError
-from utils.settings import Config
+from utils.system.errors import TrainingError
+from utils.system.settings import Config
 from utils.training.processes import Processes
 from utils.training.resuming import fingerprints
 

@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 
 from utils.dataset import prepare_split
 from utils.early_stopping import EarlyStopping
-from utils.machine import TrainingError, choose_device, is_out_of_memory, keep_freed_memory
-from utils.models import build_model
-from utils.settings import Config
-from utils.Siamese import SiameseNetwork
+from utils.Siamese import SiameseNetwork, build_model
+from utils.system.errors import TrainingError
+from utils.system.machine import choose_device, is_out_of_memory, keep_freed_memory
+from utils.system.settings import Config
 from utils.training.augmentation import ImageLoader
 from utils.training.data import Batch, TrainingData, images_of
 from utils.training.phases import FineTuning, HeadAlone

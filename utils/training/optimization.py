@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from utils.settings import Config
+from utils.system.settings import Config
 
 
 def make_optimizer(model: nn.Module, config: Config, rate: float | None = None) -> torch.optim.Optimizer:

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.images.pairs import Pairs
-from utils.machine import bfloat16_pays
-from utils.settings import Config
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance
+from utils.system.machine import bfloat16_pays
+from utils.system.settings import Config
 from utils.training.additivity import SHARE, halved_boxes, left_over, without_halves
 from utils.training.augmentation import ImageLoader, Request
 from utils.training.data import Batch, TrainingData

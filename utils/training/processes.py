@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.machine import TrainingError, is_out_of_memory
+from utils.system.errors import TrainingError
+from utils.system.machine import is_out_of_memory
 
 T = TypeVar("T")
 # Other launchers' numbers of processes: of Open MPI, of MPICH and Intel MPI, of srun.

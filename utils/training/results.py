@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from utils.early_stopping import best_epoch
-from utils.files import replacing, write_whole
-from utils.model_card import write_model_card
-from utils.settings import Config
 from utils.Siamese import SiameseNetwork
+from utils.system.files import replacing, write_whole
+from utils.system.settings import Config
+from utils.training.model_card import write_model_card
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
 

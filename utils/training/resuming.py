@@ -11,7 +11,7 @@ import torch
 
 from utils.images.cache import checksums
 from utils.images.stored import Images
-from utils.settings import Config
+from utils.system.settings import Config
 
 # Settings that leave the result as it is.
 INCONSEQUENTIAL = {

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from utils.machine import bfloat16_pays
 from utils.Siamese import SiameseNetwork, eval_mode
+from utils.system.machine import bfloat16_pays
 
 
 @torch.no_grad()

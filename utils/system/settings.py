@@ -13,25 +13,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-SHIPPED = Path(__file__).parents[1] / "checkpoints" / "shipped"  # trained networks that come with the project
+SHIPPED = Path(__file__).parents[2] / "checkpoints" / "shipped"  # trained networks that come with the project
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class UserError(Exception):
-    """Something the user can fix; the message says what and how, in a line."""
-
-    def _render_traceback_(self) -> list[str]:
-        """IPython asks for this: a notebook shows the message instead of a traceback."""
-        return [f"{type(self).__name__}: {self}"]
-
-
-class ConfigError(UserError):
-    """A key, value or file of the configuration is wrong."""
 
 
 class Section(BaseModel):

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from utils.dataset import read_split
-from utils.model_card import model_card, plain, write_model_card
-from utils.settings import SHIPPED, Config
 from utils.Siamese import SiameseNetwork
+from utils.system.settings import SHIPPED, Config
 from utils.training import train
+from utils.training.model_card import model_card, plain, write_model_card
 
 TEST = {
     "images": 20,

@@ -10,11 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
-from utils.settings import Config, ConfigError, UserError
-
-
-class TrainingError(UserError):
-    """Training cannot go on; the message says what to change."""
+from utils.system.errors import ConfigError
+from utils.system.settings import Config
 
 
 @contextmanager

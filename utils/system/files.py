@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
-from utils.settings import UserError
+from utils.system.errors import UserError
 
 
 @contextmanager

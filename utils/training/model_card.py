@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from utils.files import counted, write_whole
-from utils.settings import Config
+from utils.system.files import counted, write_whole
+from utils.system.settings import Config
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_suffix(".md")

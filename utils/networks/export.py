@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.backbones import eval_mode
-from utils.files import replacing
-from utils.settings import Config, UserError
-from utils.Siamese import SiameseNetwork
+from utils.networks.backbones import eval_mode
+from utils.system.errors import UserError
+from utils.system.files import replacing
 
 
 class ExportError(UserError):
@@ -22,7 +21,7 @@ class ExportError(UserError):
 class _FromPixels(nn.Module):
     """Normalises, too, so that nobody has to know the statistics."""
 
-    def __init__(self, model: SiameseNetwork) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
@@ -30,8 +29,8 @@ class _FromPixels(nn.Module):
         return self.model.embed((images.float() / 255 - self.model.mean) / self.model.std)
 
 
-def export_onnx(model: SiameseNetwork, path: str | Path) -> None:
-    """Write a network as ONNX: `images`, uint8 RGB (N, 3, H, W) of the network's size -> `embeddings` (N, D).
+def export_onnx(model: nn.Module, path: str | Path) -> None:
+    """Write a `SiameseNetwork` as ONNX: `images`, uint8 RGB (N, 3, H, W) of the network's size -> `embeddings` (N, D).
 
     The file's metadata hold what a decision needs beside the embeddings, each as JSON: `margin`, `threshold`,
     `calibrated_threshold` (if the network has one), `image_size`, `fit` and `classes`. Two images are similar if
@@ -67,21 +66,3 @@ def export_onnx(model: SiameseNetwork, path: str | Path) -> None:
         written = program.model_proto
         onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in facts.items()})
         onnx.save(written, file)
-
-
-def export_trained(config: Config) -> str:
-    """Write the network of a configuration to `outputs_path/model.onnx`.
-
-    Returns:
-        A sentence that says which network, and where the file is.
-
-    Raises:
-        ConfigError, ModelError, ExportError, UserError: each says what to fix.
-    """
-    model = SiameseNetwork.load(config.trained_path / "model.pth")
-    model.threshold = config.threshold
-    path = config.outputs_path / "model.onnx"
-    export_onnx(model, path)
-    return (
-        f"{path}: the network in {config.trained_path}; images (N, 3, {', '.join(map(str, model.image_size))}) as uint8"
-    )

@@ -11,8 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from utils.backbones import ModelError, backbone_blocks
+from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import ModelError
 
 FAMILIES = [
     "resnet18",

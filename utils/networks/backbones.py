@@ -15,17 +15,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import nn
 
-from utils.files import counted
-from utils.settings import UserError
+from utils.system.errors import ModelError
+from utils.system.files import counted
 
 ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50", "EfficientNetLite0": "tf_efficientnet_lite0"}
 INCEPTIONS = ("googlenet", "inception_v3")
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
 CHECKED = (1, 3, 96, 96)  # images on which a timm network's blocks are compared with its own forward pass
-
-
-class ModelError(UserError):
-    """A backbone, weights file or checkpoint cannot be used."""
 
 
 def brief(error: Exception) -> str:

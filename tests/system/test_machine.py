@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from utils import machine
-from utils.machine import bfloat16_pays, choose_device, keep_freed_memory
-from utils.settings import Config, ConfigError
+from utils.system import machine
+from utils.system.errors import ConfigError
+from utils.system.machine import bfloat16_pays, choose_device, keep_freed_memory
+from utils.system.settings import Config
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_device_that_is_not_there_is_an_error(config, monkeypatch, cards, sett
 def test_cards_are_numbered_as_in_nvidia_smi():
     code = "import os, utils; print(os.environ['CUDA_DEVICE_ORDER'])"
     assert (
-        subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[1]).strip()
+        subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[2]).strip()
         == "PCI_BUS_ID"
     )
 

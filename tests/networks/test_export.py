@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.export import ExportError, export_onnx, export_trained
+from utils import __main__ as command_line
+from utils.networks.export import ExportError, export_onnx
 from utils.Siamese import SiameseNetwork
 
 
@@ -47,18 +48,17 @@ def test_missing_packages_are_one_line_and_nothing_is_written(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_trained_network_goes_to_the_outputs(tmp_path):
+def test_a_trained_network_goes_to_the_outputs(tmp_path, capsys):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    from utils.config import load_config
-
     (tmp_path / "checkpoints").mkdir()
     network(False).save(tmp_path / "checkpoints" / "model.pth")
     (tmp_path / "config.yml").write_text(
         f"dataset: Mine\nthreshold: 0.3\ncheckpoints_path: '{(tmp_path / 'checkpoints').as_posix()}'\n"
         f"outputs_path: '{(tmp_path / 'outputs').as_posix()}'\n"
     )
-    note = export_trained(load_config(tmp_path / "config.yml"))
+    command_line.main(["export", "--config", str(tmp_path / "config.yml")])
+    note = capsys.readouterr().out
     path = tmp_path / "outputs" / "model.onnx"
     assert note.startswith(f"{path}: ") and "(N, 3, 32, 48)" in note
     assert runtime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map["threshold"] == "0.3"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import counted, digits_of, replacing, state_of, write_whole
-from utils.settings import UserError
+from utils.system.errors import UserError
+from utils.system.files import counted, digits_of, replacing, state_of, write_whole
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX's")
 

@@ -1,0 +1,1 @@
+"""The machine, files on it, settings, and errors: what every other room stands on."""
