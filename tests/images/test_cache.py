@@ -18,12 +18,12 @@ from utils.dataset import prepare_split, read_split
 from utils.evaluate.audit import audit, report
 from utils.evaluate.scores import measure_split
 from utils.images import cache, decoding
-from utils.images.cache import checksums, read_fingerprints, read_images
+from utils.images.cache import read_fingerprints, read_images
 from utils.images.duplicates import fingerprint_of
 from utils.images.folder import scan
 from utils.images.frame import Frame, to_uint8
 from utils.images.reading import read_image
-from utils.images.stored import StoredImages
+from utils.images.stored import StoredImages, checksums
 from utils.Siamese import load_trained
 from utils.system.errors import UserError
 from utils.system.settings import Config

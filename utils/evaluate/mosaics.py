@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import resize
 
 from utils.explain.removal import Interventions
 from utils.Grad_CAM import Explanation
-from utils.images.cache import Images
+from utils.images.stored import Images
 from utils.Siamese import SiameseNetwork
 
 CELLS = 4  # of a mosaic, 2 x 2

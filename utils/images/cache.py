@@ -39,13 +39,6 @@ COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": 
 Found = tuple[np.ndarray, pd.DataFrame, dict[str, str]]
 
 
-def checksums(images: Images) -> list[int]:
-    """The CRC-32 of each image's pixels."""
-    if isinstance(images, StoredImages):
-        return images.checksums.tolist()
-    return [zlib.crc32(image.numpy().tobytes()) for image in images]
-
-
 def read_fingerprints(config: Config, files: Sequence[str], verbose: bool = True) -> list[Fingerprint | str]:
     """The fingerprint of every file or, where it cannot be read as an image, what is wrong and what to do.
 

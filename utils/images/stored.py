@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -40,3 +41,10 @@ Images: TypeAlias = torch.Tensor | StoredImages
 
 def _mapped(path: str, shape: tuple[int, ...], slots: np.ndarray, checksums: np.ndarray) -> StoredImages:
     return StoredImages(np.memmap(path, np.uint8, "r", shape=shape), slots, checksums)
+
+
+def checksums(images: Images) -> list[int]:
+    """The CRC-32 of each image's pixels."""
+    if isinstance(images, StoredImages):
+        return images.checksums.tolist()
+    return [zlib.crc32(image.numpy().tobytes()) for image in images]

@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from utils.images.cache import checksums
-from utils.images.stored import Images
+from utils.images.stored import Images, checksums
 from utils.system.settings import Config
 
 # Settings that leave the result as it is.
