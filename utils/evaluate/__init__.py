@@ -1,1 +1,15 @@
 """Evaluation: the data, the network's scores, and whether its explanations hold."""
+
+from utils.system.lazy import hand_on
+
+__getattr__ = hand_on(
+    __name__,
+    agreement="agreement_table",
+    baselines="compare_methods",
+    calibration="SameClassProbability brier_scores same_class_estimates",
+    faithfulness="check_table compare_rankings randomisation_check",
+    localisation="load_masks localisation_table",
+    mosaics="make_mosaics mosaic_scores",
+    retrieval="retrieval_scores",
+    scores="bootstrap_intervals class_similarity measure_split score_pairs score_table telling_pairs",
+)

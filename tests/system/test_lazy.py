@@ -1,0 +1,25 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import utils.evaluate
+from utils.evaluate import retrieval_scores
+
+
+def test_a_room_hands_on_what_its_modules_hold():
+    assert retrieval_scores is utils.evaluate.retrieval.retrieval_scores
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from utils.evaluate import nothing  # noqa: F401
+    with pytest.raises(AttributeError, match="module 'utils.evaluate' has no attribute 'nothing'"):
+        utils.evaluate.nothing  # noqa: B018
+
+
+def test_a_network_that_embeds_loads_no_plotting_library():
+    code = (
+        "import sys; from utils.Siamese import SiameseNetwork; from utils.images import read_image; "
+        "print([name for name in ('matplotlib', 'seaborn', 'sklearn', 'pandas') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=root).strip() == "[]"
