@@ -10,14 +10,12 @@ from PIL import Image
 from utils.evaluate.audit import audit
 from utils.explain.matching import Match
 from utils.explain.what_if import WhatIf
+from utils.figures.drawing import overlay, short
+from utils.figures.style import COLORMAP, OPACITY
 from utils.Grad_CAM import Explanation
 from utils.images.frame import Box
 from utils.imshow import (
-    COLORMAP,
-    OPACITY,
-    overlay,
     save_figure,
-    short,
     show_explanation,
     show_gallery,
     show_images,

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-import torch
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.patches import ConnectionPatch, Ellipse
 from PIL import Image, ImageFilter
 
 from utils.evaluate.audit import Audit, is_conflicting
-from utils.explain.matching import APART, Match
-from utils.explain.occlusion import GRID
-from utils.explain.removal import BLUR, strongest_region
+from utils.explain.matching import Match
+from utils.explain.removal import BLUR
 from utils.explain.what_if import MAPS, WhatIf
-from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
+from utils.figures.drawing import draw_map, explained_image, inside, line_around, mark_matches, mask_of, short
+from utils.figures.style import COLORMAP, SIMILARITY
 from utils.Grad_CAM import Explanation
 from utils.images.frame import Box
 from utils.images.reading import read_image, shrink
@@ -37,32 +33,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure at 200 dpi with tight margins."""
     with replacing(path) as file:
         figure.savefig(file, dpi=200, bbox_inches="tight")
-
-
-def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarray:
-    """A map in colour on its image, which turns grey under it; where there is no evidence the image shows plainly.
-
-    Args:
-        image: the original, of any size (H, W).
-        heatmap: values in [0, 1], of any shape (h, w), for the image alone; stretched to it.
-
-    Returns:
-        RGB in 0-255, uint8 of shape (H, W, 3).
-
-    Raises:
-        ValueError: a map that is not two-dimensional or leaves [0, 1].
-    """
-    values = np.asarray(torch.as_tensor(heatmap).detach().cpu(), dtype=np.float32)
-    if values.ndim != 2 or not (values.min() >= 0 and values.max() <= 1 + 1e-6):
-        raise ValueError(f"a map of shape (h, w) with values in [0, 1] is needed, got shape {values.shape}")
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
-    values = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
-    colour = 255 * COLORMAP(values[..., 0])[..., :3]
-    alpha = OPACITY * values**WEAK
-    drained = np.clip(values / DRAINED, 0, 1)  # colour on colour would hide both
-    pixels = (1 - drained) * pixels + drained * grey
-    return np.rint((1 - alpha) * pixels + alpha * colour).clip(0, 255).astype(np.uint8)
 
 
 def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 5) -> Figure:
@@ -101,15 +71,6 @@ def show_twins(audit: Audit, config: Config, most: int = 6) -> Figure | None:
             title = f"{label} (conflicting)" if conflicting else label
             axis.set_title(f"{title}\n{short(name)}", fontsize=8, color="firebrick" if conflicting else "black")
     return figure
-
-
-def short(name: str, most: int = 26) -> str:
-    """The end of a long file name, which tells more than its start; a Chinese letter is as wide as two others."""
-    widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name]
-    if sum(widths) <= most:
-        return name
-    start = next(start for start in range(len(name)) if 1 + sum(widths[start:]) <= most)
-    return f"…{name[start:]}"
 
 
 def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequence[str]) -> Figure:
@@ -155,59 +116,6 @@ def show_explanation(
     return figure
 
 
-def draw_map(
-    axis: Axes,
-    image: Image.Image,
-    explanation: Explanation,
-    index: int,
-    row: int,
-    kind: str,
-    box: Box | None,
-    size: int = 9,
-) -> None:
-    """One image of a pair under one of its maps, whose strongest tenth is outlined; or where it is too weak to be seen,
-    in words of so many points."""
-    axis.imshow(explained_image(image, explanation, index, row, kind, box))
-    this = index, row, MAPS.index(kind)
-    if explanation.strength[this] > FAINT:
-        _outline(axis, image, getattr(explanation, kind)[index, row], box)
-    else:
-        write_inside(axis, "no such evidence" if explanation.empty[this] else "hardly any", size)
-
-
-def explained_image(
-    image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box | None
-) -> np.ndarray:
-    """One image of a pair under one of its maps, as strong as its evidence is beside the pair's strongest."""
-    strength = explanation.strength[index, row, MAPS.index(kind)]
-    return overlay(image, _inside(getattr(explanation, kind)[index, row], box) * strength)
-
-
-def _inside(heatmap: torch.Tensor, box: Box | None) -> torch.Tensor:
-    """The part of a map (h, w) that its image fills."""
-    return heatmap if box is None else heatmap[box.slices]
-
-
-def _outline(axis: Axes, image: Image.Image, heatmap: torch.Tensor, box: Box | None) -> None:
-    """A thin line around a map's strongest tenth, which is what the checks take away."""
-    _line_around(axis, _mask(_inside(strongest_region(heatmap), box), image), 0.7)
-
-
-def _mask(region: torch.Tensor, image: Image.Image) -> Image.Image:
-    """A region (h, w), bool, of an image, stretched to it: "1" of its size."""
-    return Image.fromarray(region.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
-
-
-def _line_around(axis: Axes, region: Image.Image, width: float) -> None:
-    """A line of so many points around a region of an image, "1" of its size; where the region goes in steps of a map's
-    cells, as where weak evidence ends, the line cuts the corners."""
-    sharp = region.convert("L")
-    smooth = sharp.filter(ImageFilter.GaussianBlur(max(sharp.size) / GRID / 2))
-    inside = np.asarray(smooth if smooth.getextrema()[1] > 128 else sharp) / 255  # else it is smaller than a cell
-    if inside.min() < 0.5 < inside.max():
-        axis.contour(inside, levels=[0.5], colors="white", linewidths=width)
-
-
 def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
     """Some pairs side by side: the images of each, one above the other, and the factual map of each.
 
@@ -245,12 +153,6 @@ def _rows_of_panels(
     return figure, axes
 
 
-def write_inside(axis: Axes, text: str, size: int = 9) -> None:
-    """A few words in the middle of a panel."""
-    box = {"boxstyle": "round", "facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=size, bbox=box)
-
-
 def show_what_if(
     images: tuple[Image.Image, Image.Image], what_if: WhatIf, names: tuple[str, str] = ("image 1", "image 2")
 ) -> Figure:
@@ -261,9 +163,9 @@ def show_what_if(
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
         for column, kind in enumerate(MAPS):
             axis = axes[row, column]
-            region = _mask(_inside(what_if.regions[row, column], what_if.boxes[row]), image)
+            region = mask_of(inside(what_if.regions[row, column], what_if.boxes[row]), image)
             axis.imshow(Image.composite(blurred, image, region))
-            _line_around(axis, region, 0.8)
+            line_around(axis, region, 0.8)
             nothing = f"no {kind} evidence\nnothing to blur"
             shown = f"{kind} region blurred\n{what_if.change_in_words(row, column)}"
             axis.set_title(nothing if what_if.empty[row, column] else shown, fontsize=9)
@@ -282,25 +184,6 @@ def show_matches(
         axis.axis("off")
     mark_matches(axes, images, matches)
     return figure
-
-
-def mark_matches(axes: Sequence[Axes], images: Sequence[Image.Image], matches: Sequence[Match], size: int = 9) -> None:
-    """Circle the matching regions of two images that are drawn on two axes; `size` of the numbers, in points."""
-    for number, (match, colour) in enumerate(zip(matches, sns.color_palette("bright")), start=1):
-        ends = []
-        for axis, image, (row, column) in zip(axes, images, (match.first, match.second)):
-            ends.append((column * image.width - 0.5, row * image.height - 0.5))
-            sides = [APART * side for side in image.size]
-            axis.add_patch(Ellipse(ends[-1], *sides, fill=False, edgecolor="white", lw=4 * size / 9))
-            axis.add_patch(Ellipse(ends[-1], *sides, fill=False, edgecolor=colour, lw=2.2 * size / 9))
-            box = {"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"}
-            axis.annotate(str(number), ends[-1], color="white", fontsize=size, ha="center", va="center", bbox=box)
-        line = ConnectionPatch(
-            ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1], color=colour, lw=1.2, ls=":"
-        )
-        axes[0].figure.add_artist(line)
-    if not matches:
-        write_inside(axes[0], "no matching regions")
 
 
 def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image], names: Sequence[str]) -> Figure:

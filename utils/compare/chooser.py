@@ -18,8 +18,9 @@ from IPython.display import display
 
 from utils.compare.comparison import Comparison, describe
 from utils.explain.occlusion import RegionEffects
+from utils.figures.drawing import short
 from utils.images.reading import SUFFIXES, read_image, shrink
-from utils.imshow import short, show_explanation, show_what_if
+from utils.imshow import show_explanation, show_what_if
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
 from utils.system.files import replacing

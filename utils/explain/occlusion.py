@@ -26,7 +26,7 @@ class Windows(NamedTuple):
 
 
 # Chosen by measurement on photographs and scenes, see docs/trials.md.
-WINDOWS = (Windows(side=0.21, per_side=9, noise=1.0),)
+WINDOWS = (Windows(side=0.35, per_side=6, noise=2.0), Windows(side=0.18, per_side=8, noise=0.7))
 GRID = 32  # positions of a map along each side
 REACH = 0.05  # standard deviation of the kernel by which effects are alike, as a share of the image's sides
 ROUNDING = 1e-5  # of an embedding's length

@@ -10,8 +10,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
+from utils.figures.drawing import draw_map, mark_matches, short, write_inside
 from utils.images.reading import read_image, shrink
-from utils.imshow import draw_map, mark_matches, save_figure, short, write_inside
+from utils.imshow import save_figure
 from utils.search.build import place_of
 from utils.search.query import Found, Hit, find_index, search
 from utils.search.store import Index
