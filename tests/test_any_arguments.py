@@ -49,7 +49,7 @@ def place(tmp_path_factory):
     """A folder to work in: one small dataset, configurations good and bad, no network that was trained; no connection,
     and training that only says that it began."""
 
-    def refuse(*args):
+    def refuse(*args, **options):
         raise urllib.error.URLError("no route")
 
     folder = tmp_path_factory.mktemp("place")
@@ -62,9 +62,9 @@ def place(tmp_path_factory):
         (folder / name).write_text(content, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(download, "download_url", refuse)
+        patch.setattr(download.urllib.request, "urlopen", refuse)
         patch.setattr(training, "train", lambda config: pytest.fail("not in this test"))
-        patch.setattr(training, "train_and_report", lambda config: print(f"training on {config.dataset}"))
+        patch.setattr(command_line, "_train", lambda config: print(f"training on {config.dataset}"))
         yield folder
 
 

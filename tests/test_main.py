@@ -6,7 +6,7 @@ import pytest
 from samples import NEEDS_EMOJI, make_files, noise, twins_in
 
 from utils import __main__ as command_line
-from utils import images, training
+from utils import images
 from utils.images.download import PUBLIC_SETS, DownloadError
 from utils.Siamese import SiameseNetwork
 
@@ -81,7 +81,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
 
 def test_train_by_name_without_a_name_and_with_another_configuration(tmp_path, colour_folder, monkeypatch, capsys):
     trained = []
-    monkeypatch.setattr(training, "train_and_report", trained.append)
+    monkeypatch.setattr(command_line, "_train", trained.append)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yml").write_text("dataset: First\ndatasets: {First: {}, Colours: {}}")
     (tmp_path / "mine.yml").write_text("dataset: Mine\nseed: 7")

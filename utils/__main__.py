@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,14 +139,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.command == "report":
             _report(options, load_config(options.config, options.dataset))
         else:
-            from utils.training import train_and_report
-
-            train_and_report(load_config(options.config, options.name))
+            _train(load_config(options.config, options.name))
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)  # as shells count an interrupt
+
+
+def _train(config: Config) -> None:
+    from utils.Siamese import SiameseNetwork
+    from utils.training import train
+
+    history, path = train(config), config.checkpoints_path / "model.pth"
+    if os.environ.get("RANK", "0") == "0":  # the first of several processes
+        kept = SiameseNetwork.load(path).info["epoch"]
+        print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
 
 
 def _export(config: Config) -> None:

@@ -11,11 +11,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from trainers import started
 
+from utils.__main__ import main
 from utils.dataset import prepare_split, read_split
 from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError, TrainingError
-from utils.training import loop, train, train_and_report
+from utils.training import loop, train
 from utils.training.loop import Trainer
 from utils.training.phases import HEAD_RATE, Phase
 from utils.training.results import HISTORY
@@ -368,7 +369,8 @@ def test_the_command_line_reports_the_epoch_that_was_kept(config, monkeypatch, c
     scripted(monkeypatch, [0.6, 0.9, 0.7])
     monkeypatch.setenv("RANK", rank)
     settings = config({"epochs": 3})
-    train_and_report(settings)
+    settings.save(settings.data_path.parent / "config.yml")
+    main(["train", "--config", str(settings.data_path.parent / "config.yml")])
     line = f"kept epoch 2 of 3: validation AUC 0.900; {settings.checkpoints_path / 'model.pth'}\n"
     assert capsys.readouterr().out == (line if printed else "")
 

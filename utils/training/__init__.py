@@ -4,6 +4,6 @@ from utils.system.lazy import hand_on
 
 __getattr__ = hand_on(
     __name__,
-    loop="train train_and_report",
+    loop="train",
     model_card="write_model_card",
 )

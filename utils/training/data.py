@@ -52,12 +52,6 @@ class TrainingData:
             return pair_batches(make_pairs(labels, rng, rounds), size, rng)
         return [batch for _ in range(rounds) for batch in image_batches(labels, size, rng)]
 
-    def named(self, batch: Batch, spoilt: np.ndarray) -> str:
-        """Up to three files of a batch's images, of those that are `spoilt`, (B,) bool, or else of all."""
-        files = self.table.file[self.table.split == "train"].to_numpy()[images_of(batch)]
-        files = list(dict.fromkeys(files[spoilt] if spoilt.any() else files))
-        return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-
 
 def images_of(batch: Batch) -> np.ndarray:
     """The positions of a batch's images, of pairs first all the first ones."""

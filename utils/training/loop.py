@@ -7,7 +7,6 @@ torchrun --standalone --nproc_per_node=4 -m utils train NAME
 from __future__ import annotations
 
 import math
-import os
 import time
 from typing import Any
 
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from utils.dataset import prepare_split
 from utils.early_stopping import EarlyStopping
-from utils.Siamese import SiameseNetwork, build_model
+from utils.Siamese import build_model
 from utils.system.errors import TrainingError
 from utils.system.machine import choose_device, is_out_of_memory, keep_freed_memory
 from utils.system.settings import Config
@@ -96,15 +95,16 @@ class Trainer:
         self.model = build_model(config).to(self.device)
         self.data = TrainingData(config, table, self.model.frame)
         self.data.check_same(self.processes)
-        path, self.configured = config.checkpoints_path / "last.pth", config.hyperparameters.batch_size
-        stopped = unfinished(path, config, self.data.fingerprints) if self.processes.first else None
+        stopped = unfinished(config, self.data.fingerprints) if self.processes.first else None
         self.stopped = self.processes.from_first(stopped)
-        used = self.stopped["info"]["config"]["hyperparameters"]["batch_size"] if self.stopped else self.configured
-        self.config = with_options(config, batch_size=min(used, batch_size or self.configured))
+        used = self.configured = config.hyperparameters.batch_size
+        if self.stopped:  # its batches may have been smaller
+            used = self.stopped["info"]["config"]["hyperparameters"]["batch_size"]
+        self.config = with_options(config, batch_size=min(used, batch_size or used))
         self.options = self.config.hyperparameters
         self.steps = len(self.data.batches(self.config, np.random.default_rng(0)))  # of an epoch
         self.head_epochs = math.ceil(config.head_steps / self.steps)
-        if self.stopped:  # its batches may have been larger
+        if self.stopped:  # or larger
             self.head_epochs = self.stopped["info"]["run"]["head_epochs"]
         self.epochs = self.head_epochs + self.options.epochs
         self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta, mode="max")
@@ -119,9 +119,9 @@ class Trainer:
             self.restore(self.stopped)
         else:
             self.start(1)
-        done, history, interrupted = len(self.results.history), self.results.history, False
-        total, initial = self.epochs * self.steps, done * self.steps
-        with tqdm(total=total, initial=initial, desc="Training", disable=not self.options.verbose) as bar:
+        history, interrupted = self.results.history, False
+        done, shown = len(history), dict(desc="Training", disable=not self.options.verbose)
+        with tqdm(total=self.epochs * self.steps, initial=done * self.steps, **shown) as bar:
             try:
                 for epoch in range(done + 1, self.epochs + 1):
                     if self.stopping.should_stop:
@@ -140,19 +140,19 @@ class Trainer:
                     self.keep()
                 interrupted = True
         if interrupted and self.processes.first:
-            done = f"{self.results.folder}: stopped after epoch {len(history)} of {self.epochs}"
-            print(f"{done}, the best network so far is ready; train again to go on from there")
+            print(
+                f"{self.results.folder}: stopped after epoch {len(history)} of {self.epochs}, "
+                "the best network so far is ready; train again to go on from there"
+            )
         elif self.processes.first:
             self.results.close()
         return self.results.frame()
 
     def start(self, epoch: int) -> None:
         """Begin the phase that an epoch belongs to."""
-        phase, epochs = (FineTuning, self.options.epochs)
-        if epoch <= self.head_epochs:
-            phase, epochs = HeadAlone, self.head_epochs
+        phase = HeadAlone if epoch <= self.head_epochs else FineTuning
         parts = self.config, self.model, self.data, self.loader, self.processes
-        self.phase = phase(*parts, self.steps, epochs)
+        self.phase = phase(*parts, steps=self.steps, head_epochs=self.head_epochs)
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         """Train on all images once, and score the network; returns the epoch's row of the history.
@@ -203,13 +203,7 @@ class Trainer:
             self.phase.scheduler.step()
         found, norm = torch.stack([loss.detach(), norm]).tolist()
         if not (math.isfinite(found) and math.isfinite(norm)):
-            key, number = self.phase.key, len(self.results.history) + 1
-            spoilt = ~embeddings.detach().isfinite().all(1).cpu().numpy()
-            raise TrainingError(
-                f"epoch {number}: the loss of a batch ({found:g}), or its gradient, is not finite; "
-                f"lower hyperparameters.{key} ({getattr(self.options, key):g}), "
-                f"or look at its images: {self.data.named(batch, spoilt)}"
-            )
+            raise self.phase.not_finite(len(self.results.history) + 1, batch, found, embeddings.detach())
         return found
 
     def smaller_batches(self) -> int:
@@ -254,13 +248,3 @@ class Trainer:
             if done != self.head_epochs:  # where fine-tuning begins, with an optimizer of its own
                 before = 0 if done < self.head_epochs else self.head_epochs
                 self.phase.restore(run["phase"], (done - before) * self.steps)
-
-
-def train_and_report(config: Config) -> None:
-    """Train as the command line does: print what a user should know about the data, and in the end what was reached."""
-    history = train(config)
-    if os.environ.get("RANK", "0") != "0":  # the first of several processes reports
-        return
-    path = config.checkpoints_path / "model.pth"
-    kept = SiameseNetwork.load(path).info["epoch"]
-    print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")

@@ -16,11 +16,12 @@ from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.images.pairs import Pairs
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance
+from utils.system.errors import TrainingError
 from utils.system.machine import bfloat16_pays
 from utils.system.settings import Config
 from utils.training.additivity import SHARE, halved_boxes, left_over, without_halves
 from utils.training.augmentation import ImageLoader, Request
-from utils.training.data import Batch, TrainingData
+from utils.training.data import Batch, TrainingData, images_of
 from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.processes import Processes
 from utils.training.transfer import early_blocks, embed_late, freeze, frozen_features
@@ -36,7 +37,7 @@ class Phase:
     Args:
         loader: of changed training images.
         steps: of an epoch.
-        epochs: of this phase.
+        head_epochs: epochs of the head alone.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class Phase:
         loader: ImageLoader,
         processes: Processes,
         steps: int,
-        epochs: int,
+        head_epochs: int,
     ) -> None:
         self.config, self.options, self.model, self.data = config, config.hyperparameters, model, data
         self.loader, self.processes, self.device = loader, processes, model.mean.device
         self.contrastive = ContrastiveLoss(config.margin)
-        self.optimizer, self.scheduler = self.begin(steps, epochs)
+        self.optimizer, self.scheduler = self.begin(steps, head_epochs)
 
     def loss(self, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
         """The contrastive loss of a batch, from the embeddings of its images (`images_of`), (B, D)."""
@@ -73,6 +74,18 @@ class Phase:
         valid = {"valid_loss": loss, "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
         return valid, calibrate_threshold(dissimilarity, pairs.label)
 
+    def not_finite(self, epoch: int, batch: Batch, loss: float, embeddings: torch.Tensor) -> TrainingError:
+        """The error that names up to three images: of those whose embeddings are not finite, or else of all."""
+        table = self.data.table
+        files = table.file[table.split == "train"].to_numpy()[images_of(batch)]
+        spoilt = ~embeddings.isfinite().all(1).cpu().numpy()
+        files = list(dict.fromkeys(files[spoilt] if spoilt.any() else files))
+        named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        return TrainingError(
+            f"epoch {epoch}: the loss of a batch ({loss:g}), or its gradient, is not finite; lower hyperparameters."
+            f"{self.key} ({getattr(self.options, self.key):g}), or look at its images: {named}"
+        )
+
     def state(self) -> dict[str, Any]:
         plateau = None if isinstance(self.scheduler, OneCycleLR) else self.scheduler.state_dict()
         return {"optimizer": self.optimizer.state_dict(), "plateau": plateau}
@@ -91,10 +104,10 @@ class HeadAlone(Phase):
 
     title, key = ", head alone", "head_steps"
 
-    def begin(self, steps: int, epochs: int) -> tuple[Optimizer, OneCycleLR]:
+    def begin(self, steps: int, head_epochs: int) -> tuple[Optimizer, OneCycleLR]:
         self.features = {split: self.features_of(split) for split in ("train", "valid")}
         optimizer = make_optimizer(self.model.head, self.config, HEAD_RATE)
-        return optimizer, OneCycleLR(optimizer, HEAD_RATE, total_steps=epochs * steps, cycle_momentum=False)
+        return optimizer, OneCycleLR(optimizer, HEAD_RATE, total_steps=head_epochs * steps, cycle_momentum=False)
 
     def features_of(self, split: str) -> torch.Tensor:
         """(V, N, C): of the images as they are and, for training, of further views, changed at random."""
@@ -132,7 +145,7 @@ class FineTuning(Phase):
 
     title, key = "", "learning_rate"
 
-    def begin(self, steps: int, epochs: int) -> tuple[Optimizer, OneCycleLR | ReduceLROnPlateau]:
+    def begin(self, steps: int, head_epochs: int) -> tuple[Optimizer, OneCycleLR | ReduceLROnPlateau]:
         self.model.train()
         self.frozen = early_blocks(self.model) if self.config.transfer else 0
         if self.config.transfer:

@@ -58,12 +58,11 @@ class Processes:
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Give parameters the sum of all processes' gradients; a process with an empty share has none of its own."""
-        if self.count == 1:
-            return
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        total = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for parameter, part in zip(parameters, total.split([p.numel() for p in parameters])):
-            parameter.grad = part.view(parameter.shape)
+        if self.count > 1:
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+            total = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+            for parameter, part in zip(parameters, total.split([p.numel() for p in parameters])):
+                parameter.grad = part.view(parameter.shape)
 
     def from_first(self, value: Any) -> Any:
         """The first process's value, of plain values and tensors."""
@@ -80,9 +79,9 @@ class Processes:
         try:
             result = compute()
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            full = is_out_of_memory(error)
+            if not full:
                 raise
-            full = True
         full, interrupted = self.sum(torch.tensor([full, self.interrupted]).float()).tolist()
         if interrupted:
             raise KeyboardInterrupt

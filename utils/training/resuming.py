@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -37,13 +36,14 @@ def fingerprints(table: pd.DataFrame, images: dict[str, Images]) -> dict[str, li
     return {row.file: [row.label, row.split, sums.get(row.file)] for row in table.itertuples()}
 
 
-def unfinished(path: Path, config: Config, data: dict[str, list]) -> dict[str, Any] | None:
+def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
     """The checkpoint `last.pth` of a run that was stopped, if its settings and data are those of now; prints whether
     that run goes on. Batches may have been smaller than configured, where memory did not hold these.
 
     Args:
         data: `fingerprints`.
     """
+    path = config.checkpoints_path / "last.pth"
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         run = checkpoint["info"]["run"]
