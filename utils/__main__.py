@@ -79,7 +79,7 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
     build.add_argument(
         "--explain",
         action="store_true",
-        help="also measure what regions do, which takes some 80 passes through the network an image; "
+        help="also measure what regions do, which takes some 100 passes through the network an image; "
         "otherwise a query measures the images that it finds, and keeps that",
     )
     query = steps.add_parser(

@@ -72,7 +72,7 @@ def build_index(
 
     Args:
         path: of the index, made if it is not there.
-        explain: then measure what regions do, some 80 passes an image; otherwise a query measures those that it finds.
+        explain: then measure what regions do, some 100 passes an image; otherwise a query measures those that it finds.
         num_workers: threads that read files.
 
     Raises:
