@@ -90,8 +90,8 @@ def load(tmp_path):
 
 
 @pytest.fixture
-def refused(load, tmp_path):
-    def refused(text, dataset=None):
+def error_lines(load, tmp_path):
+    def error_lines(text, dataset=None):
         """The error's lines, without the file's name, with which each must begin."""
         with pytest.raises(ConfigError) as caught:
             load(text, dataset)
@@ -99,7 +99,7 @@ def refused(load, tmp_path):
         assert all(line.startswith(str(tmp_path / "config.yml")) for line in lines)
         return [line.removeprefix(str(tmp_path / "config.yml")).removeprefix(": ") for line in lines]
 
-    return refused
+    return error_lines
 
 
 def leaves(tree, prefix=()):
@@ -216,7 +216,7 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
     assert config.outputs_path == tmp_path / "out"
 
 
-# -------------------------------------------------------------------------------------- what is refused
+# -------------------------------------------------------------------------------------- what is an error
 
 
 @pytest.mark.parametrize(
@@ -259,12 +259,12 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_wrong_key_or_value_is_named_with_what_was_expected_and_found(refused, text, key, words):
+def test_a_wrong_key_or_value_is_named_with_what_was_expected_and_found(error_lines, text, key, words):
     for whole in (
         "dataset: A\n" + text,
         "dataset: A\ndatasets: {A: {" + text.removesuffix(":") + (": null" if text.endswith(":") else "") + "}}",
     ):
-        [line] = refused(whole)
+        [line] = error_lines(whole)
         assert line.startswith(key + ": ") and all(word in line for word in words), line
         assert "pydantic" not in line and "<class" not in line and "Input" not in line
 
@@ -273,8 +273,8 @@ def test_sampled_pairs_allow_batches_of_two(load):
     assert load("dataset: A\ntraining_pairs: sampled\nhyperparameters: {batch_size: 2}").hyperparameters.batch_size == 2
 
 
-def test_every_problem_gets_a_line(refused):
-    lines = refused("dataset: A\nsede: 1\nmargin: -1\nimage: {hue: 2, size: 1}")
+def test_every_problem_gets_a_line(error_lines):
+    lines = error_lines("dataset: A\nsede: 1\nmargin: -1\nimage: {hue: 2, size: 1}")
     assert sorted(line.split(": ")[0] for line in lines) == ["image.hue", "image.size", "margin", "sede"]
 
 
@@ -295,14 +295,14 @@ def test_every_problem_gets_a_line(refused):
         ("dataset: Aux.1", None, ["another name", "'Aux.1'"]),
     ],
 )
-def test_a_dataset_that_the_file_does_not_have(refused, text, dataset, words):
-    [line] = refused(text, dataset)
+def test_a_dataset_that_the_file_does_not_have(error_lines, text, dataset, words):
+    [line] = error_lines(text, dataset)
     assert line.startswith("dataset: ") and all(word in line for word in words), line
 
 
-def test_datasets_that_are_no_blocks(refused):
+def test_datasets_that_are_no_blocks(error_lines):
     for text in ("datasets: [A, B]", "datasets: {A: {}, B: [seed]}"):
-        [line] = refused("dataset: A\n" + text)
+        [line] = error_lines("dataset: A\n" + text)
         assert line.startswith("datasets: expected a block of settings")
 
 
@@ -321,8 +321,8 @@ def test_datasets_that_are_no_blocks(refused):
         ("", "expected `key: value`"),
     ],
 )
-def test_a_file_that_is_no_configuration(refused, content, start):
-    [line] = refused(content)
+def test_a_file_that_is_no_configuration(error_lines, content, start):
+    [line] = error_lines(content)
     assert line.startswith(start), line
 
 
@@ -334,8 +334,8 @@ def test_a_file_that_is_no_configuration(refused, content, start):
         ("dataset: A\nimage: {size: [1, 2}\n# a：b，c\n", "or the one above"),
     ],
 )
-def test_chinese_colons_and_commas_are_named(refused, content, end):
-    [line] = refused(content)
+def test_chinese_colons_and_commas_are_named(error_lines, content, end):
+    [line] = error_lines(content)
     assert line.endswith(end), line
 
 
@@ -350,8 +350,8 @@ def test_chinese_colons_and_commas_are_named(refused, content, end):
         ("seed: seven", "seed", "got 'seven'"),
     ],
 )
-def test_signs_of_a_chinese_keyboard_are_named_where_a_value_is_refused(refused, text, key, end):
-    [line, *_] = refused("dataset: A\n" + text)
+def test_signs_of_a_chinese_keyboard_are_named_where_a_value_is_wrong(error_lines, text, key, end):
+    [line, *_] = error_lines("dataset: A\n" + text)
     assert line.startswith(f"{key}: ") and line.endswith(end), line
 
 

@@ -120,9 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Here, so that help comes at once.
     from utils.config import load_config
     from utils.system.errors import UserError
-    from utils.system.files import print_any_name
+    from utils.system.files import escape_unprintable
 
-    print_any_name()
+    escape_unprintable()
     try:
         if options.command == "download":
             from utils.images.download import download_public

@@ -1,4 +1,4 @@
-"""Configuration: `config.yml` read, checked and resolved for one dataset."""
+"""Reads `config.yml`, checks it and resolves it for one dataset."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from utils.system.settings import Config
 
 __all__ = ["ConfigError", "load_config"]
 
-# `pytest --nbval` points this at a folder of its own (see conftest.py): its config.yml is read, whatever
-# the notebook asks for, and relative paths lie under it, so that no test run touches the user's files.
+# An environment variable that `pytest --nbval` sets to a folder of its own (see conftest.py). Then the config.yml there
+# is read, whatever the notebook asks for, and relative paths lie in it, so that no test run touches the user's files.
 SANDBOX = "SIAMESE_SANDBOX"
 
 
 def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> Config:
-    """Read a configuration file and resolve it for one dataset.
+    """Read a configuration file and return the settings of one dataset.
 
     Args:
         path: YAML file; relative paths inside it start at the current folder.
-        dataset: name under `datasets:` whose block overrides the general settings; `None` takes the
-            file's own `dataset:`, or, without one, the last part of `data_path`.
+        dataset: name under `datasets:` whose block overrides the general settings; `None` takes the file's `dataset:`
+            or, if there is none, the last part of `data_path`.
 
     Raises:
-        ConfigError: unreadable file, unknown key or dataset, or a value of the wrong kind. One line per problem.
+        ConfigError: the file cannot be read, a key or the dataset is unknown, or a value is wrong; a line per problem.
 
     Examples:
         >>> load_config("config.yml", dataset="Flowers").image.size
@@ -56,7 +56,7 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice, where YAML itself drops the first, say after copying a dataset's block."""
+    """Reads YAML, but a key written twice is an error; YAML itself would silently drop the first one."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -97,12 +97,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-# What a Chinese keyboard writes -> what YAML knows; they look alike.
+# Chinese punctuation -> what YAML knows instead; it is easily mistaken for it.
 HALF_WIDTH = dict(zip("：，、【】［］", ":,,[][]"))
 
 
 def _full_width(text: str) -> str:
-    """What to write instead of the first Chinese sign of a text; nothing, if it has none."""
+    """Advise what to write instead of the first Chinese punctuation mark in a text; "" if there is none."""
     if not (found := re.search(f"[{''.join(HALF_WIDTH)}]", text)):
         return ""
     instead = HALF_WIDTH[found[0]]
@@ -110,7 +110,7 @@ def _full_width(text: str) -> str:
 
 
 def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict[str, Any]:
-    """General settings overlaid by the block of the chosen dataset; paths filled in from its name."""
+    """Overlay the general settings by the block of the chosen dataset, and fill in paths from its name."""
     blocks = raw.pop("datasets", None) or {}
     if not isinstance(blocks, dict) or not all(isinstance(block, (dict, type(None))) for block in blocks.values()):
         raise ConfigError(f"{path}: datasets: expected a block of settings under each dataset's name")
@@ -144,8 +144,8 @@ def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# Where pydantic's own words would puzzle a user: by its type of error.
-PLAIN = {
+# pydantic's types of error whose own message would puzzle a user -> a plainer one.
+PLAIN_MESSAGES = {
     "model_type": "should be a block of settings, indented below the key; fill it or delete the key",
     "path_type": "should be a path",
     "int_parsing": "should be a whole number",
@@ -156,31 +156,29 @@ PLAIN = {
 }
 
 # Keys of earlier versions -> what to do instead.
-GONE = {
+REMOVED_KEYS = {
     "num_processes": "no key any more; delete it, and start several processes by "
     "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)"
 }
 
 
 def _explain(problem: dict[str, Any], path: str | Path) -> str:
-    """A pydantic error as one line: file, key, what was expected, what was found."""
+    """Write a pydantic error as one line: file, key, what was expected, what was found."""
     *parents, last = problem["loc"] or [""]
-    if problem["type"] == "extra_forbidden" and last in GONE:
-        message = GONE[last]
+    if problem["type"] == "extra_forbidden" and last in REMOVED_KEYS:
+        message = REMOVED_KEYS[last]
     elif problem["type"] == "extra_forbidden":
         known = list(_fields_of(parents))
         near = difflib.get_close_matches(str(last), known, n=1)
         message = "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}")
-    elif problem["type"] in (
-        "tuple_type",
-        "too_long",
-        "missing",
-    ):  # every key has a default, so only a list lacks something
-        if problem["type"] == "missing":
+    elif problem["type"] in ("tuple_type", "too_long", "missing"):
+        if problem["type"] == "missing":  # an item of a list, as every key has a default
             *parents, last = parents
         message = f"should be a list such as {list(_fields_of(parents)[last].default)}, got {problem['input']!r}"
     else:
-        message = PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
+        message = PLAIN_MESSAGES.get(
+            problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        )
         if not isinstance(problem["input"], dict):
             message += f", got {problem['input']!r}"
     if hint := _full_width(f"{last} {problem['input']}"):

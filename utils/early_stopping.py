@@ -1,4 +1,4 @@
-"""When to stop training, and which epoch to keep."""
+"""Decides when to stop training, and which epoch to keep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class EarlyStopping:
         mode: `max` for scores that should rise (AUC), `min` for those that should fall (loss).
 
     Raises:
-        ValueError: another mode.
+        ValueError: the mode is neither of them.
 
     Examples:
         >>> stopping = EarlyStopping(patience=1, mode="max")
@@ -33,7 +33,7 @@ class EarlyStopping:
         self.epochs_without_improvement = 0
 
     def step(self, value: float) -> bool:
-        """Take the score of one epoch; true if it is the best so far. NaN is never an improvement."""
+        """Record the score of one epoch; return whether it is the best so far. NaN is never an improvement."""
         improved = self.sign * (value - self.best) > self.min_delta
         if improved:
             self.best = value
@@ -46,12 +46,13 @@ class EarlyStopping:
 
 
 def best_epoch(history: pd.DataFrame, first: int = 1, last: int | None = None) -> int:
-    """The epoch to keep: of those from `first` on, that with the highest `valid_auc`; among equals, as at 1.0, that
-    with the lowest `valid_loss`. Epochs count from 1; the last one if `first` is yet to come.
+    """Choose the epoch to keep: the one with the highest `valid_auc` and, among equals, the lowest `valid_loss`.
 
     Args:
-        last: the epoch that ends a schedule of the learning rate: kept, whatever its score, once it is there. Which one
-            scores best on few validation images is chance (docs/trials.md).
+        history: a row per epoch; epochs count from 1.
+        first: earlier epochs are not candidates; if it is still to come, the latest epoch is kept.
+        last: the epoch that ends a schedule of the learning rate. Once it is there it is kept, whatever its score: on
+            few validation images, which epoch scores best is chance (docs/trials.md).
     """
     if len(history) == last:
         return last

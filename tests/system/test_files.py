@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.system.errors import UserError
-from utils.system.files import counted, digits_of, replacing, state_of, write_whole
+from utils.system.files import counted, file_state, hash_of_paths, replacing, write_whole
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX's")
 
@@ -29,7 +29,7 @@ def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_said_in_a_line_and_leaves_the_old_checkpoint(tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path):
     import torch
 
     from utils.Siamese import SiameseNetwork
@@ -70,16 +70,16 @@ def test_a_drive_that_stalls_leaves_the_old_checkpoint(tmp_path):
     assert SiameseNetwork.load(path).info["number"] == 2 and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_that_turns_read_only_is_said_in_a_line(tmp_path, monkeypatch):
+def test_a_disk_that_turns_read_only_is_one_line(tmp_path, monkeypatch):
     path = tmp_path / "history.csv"
     path.write_text("old")
 
-    def refuse(*args, **options):
+    def fail(*args, **options):
         raise OSError(30, "Read-only file system")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", refuse)
-        patch.setattr(Path, "unlink", refuse)  # Linux refuses it even where there is no such file
+        patch.setattr(Path, "write_text", fail)
+        patch.setattr(Path, "unlink", fail)  # Linux fails even where there is no such file
         message = r"cannot be written \(Read-only file system\); make room"
         with pytest.raises(UserError, match=message), replacing(path) as file:
             file.write_text("new")
@@ -109,22 +109,30 @@ def test_one_thing_is_singular():
     assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
 
 
-def test_digits_are_of_the_full_path(tmp_path, monkeypatch):
+def test_the_hash_is_of_the_full_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    digits = digits_of(Path("a.png"), Path("b.png"))
+    digits = hash_of_paths(Path("a.png"), Path("b.png"))
     full = f"{(tmp_path / 'a.png').resolve()}\n{(tmp_path / 'b.png').resolve()}"
     assert digits == hashlib.sha256(full.encode()).hexdigest()[:8]
     assert (
-        len({digits, digits_of(Path("b.png"), Path("a.png")), digits_of(Path("a.png")), digits_of(Path("\udce9"))}) == 4
+        len(
+            {
+                digits,
+                hash_of_paths(Path("b.png"), Path("a.png")),
+                hash_of_paths(Path("a.png")),
+                hash_of_paths(Path("\udce9")),
+            }
+        )
+        == 4
     )
 
 
-def test_a_state_changes_with_a_file_of_the_same_size_and_time(tmp_path):
+def test_the_state_changes_with_a_file_of_the_same_size_and_time(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    before, times = state_of(path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-    assert before == state_of(path) != state_of(path, "more")
+    before, times = file_state(path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    assert before == file_state(path) != file_state(path, "more")
     (tmp_path / "b").write_text("new")
     os.utime(tmp_path / "b", ns=times)
     (tmp_path / "b").replace(path)
-    assert state_of(path) != before and path.stat().st_mtime_ns == times[1]
+    assert file_state(path) != before and path.stat().st_mtime_ns == times[1]

@@ -1,8 +1,8 @@
 """Images compared with each other: in a notebook, by thumbnail, or as a page."""
 
-from utils.system.lazy import hand_on
+from utils.system.lazy import lazy_getattr
 
-__getattr__ = hand_on(
+__getattr__ = lazy_getattr(
     __name__,
     choosing="choose_pair images_to_compare pair_folder",
     chooser="show_chooser",

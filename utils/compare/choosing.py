@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.dataset import prepare_folder, read_split
 from utils.images.reading import is_named_as_image
 from utils.system.errors import DataError
-from utils.system.files import counted, digits_of
+from utils.system.files import counted, hash_of_paths
 from utils.system.settings import Config
 
 
@@ -40,7 +40,7 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
     names = [f"{path.parent.name[:18]}-{path.stem[:18]}" for path in paths]
     # A dot, because `con.1-a` would be a device; surrogates, because they stand for bytes that are no text.
     readable = re.sub(r'[<>:"/\\|?*.\x00-\x1f\ud800-\udfff]', "_", "__".join(names))
-    return config.outputs_path / "pairs" / f"{readable}__{digits_of(*paths)}"
+    return config.outputs_path / "pairs" / f"{readable}__{hash_of_paths(*paths)}"
 
 
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:

@@ -1,8 +1,8 @@
 """Evaluation: the data, the network's scores, and whether its explanations hold."""
 
-from utils.system.lazy import hand_on
+from utils.system.lazy import lazy_getattr
 
-__getattr__ = hand_on(
+__getattr__ = lazy_getattr(
     __name__,
     agreement="agreement_table",
     baselines="compare_methods",

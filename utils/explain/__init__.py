@@ -1,8 +1,8 @@
 """Explanations: what regions do to an embedding, and what follows from it."""
 
-from utils.system.lazy import hand_on
+from utils.system.lazy import lazy_getattr
 
-__getattr__ = hand_on(
+__getattr__ = lazy_getattr(
     __name__,
     removal="Interventions",
 )

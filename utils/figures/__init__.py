@@ -1,8 +1,8 @@
 """Figures made of numbers, and how all figures look. Those made of images are in `utils.imshow`."""
 
-from utils.system.lazy import hand_on
+from utils.system.lazy import lazy_getattr
 
-__getattr__ = hand_on(
+__getattr__ = lazy_getattr(
     __name__,
     plots="plot_class_counts plot_class_similarity plot_confusion plot_curves plot_distances plot_embedding "
     "plot_interventions plot_learning_curves plot_reliability",

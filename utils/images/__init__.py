@@ -1,8 +1,8 @@
 """Images: from a folder to a batch."""
 
-from utils.system.lazy import hand_on
+from utils.system.lazy import lazy_getattr
 
-__getattr__ = hand_on(
+__getattr__ = lazy_getattr(
     __name__,
     pairs="evaluation_pairs only_used some_pairs",
     reading="read_image",

@@ -28,7 +28,7 @@ from utils.images.duplicates import Fingerprint
 from utils.images.frame import Frame, mean_colour
 from utils.images.stored import Images, StoredImages
 from utils.system.errors import UserError
-from utils.system.files import counted, state_of
+from utils.system.files import counted, file_state
 from utils.system.settings import Config
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that it is no class, whatever lies around it
@@ -114,7 +114,7 @@ class ImageCache:
         """Digits that change with the file, or when another one takes its place, and with what decodes it; "" where
         none is found."""
         with suppress(OSError):  # reading it finds out what is wrong
-            return state_of(self.config.data_path / file, VERSION)
+            return file_state(self.config.data_path / file, VERSION)
         return ""
 
     def _pixels(self, rows: pd.DataFrame) -> np.ndarray:

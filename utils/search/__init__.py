@@ -1,8 +1,8 @@
 """Search: a folder of images, indexed, and the nearest of them explained."""
 
-from utils.system.lazy import hand_on
+from utils.system.lazy import lazy_getattr
 
-__getattr__ = hand_on(
+__getattr__ = lazy_getattr(
     __name__,
     build="INDEX build_index place_of",
     figure="show_hits",

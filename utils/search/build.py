@@ -22,7 +22,7 @@ from utils.images.reading import what_is_wrong
 from utils.search.store import FileState, Index
 from utils.Siamese import SiameseNetwork, eval_mode, load_trained
 from utils.system.errors import DataError
-from utils.system.files import counted, digits_of
+from utils.system.files import counted, hash_of_paths
 from utils.system.settings import Config
 
 INDEX = ".sqlite"
@@ -59,7 +59,7 @@ class Report:
 
 def place_of(config: Config, path: Path, suffix: str) -> Path:
     """Where what belongs to a folder or image is kept, apart from that of others of its name."""
-    return config.outputs_path / "search" / f"{path.resolve().stem[:40]}-{digits_of(path)}{suffix}"
+    return config.outputs_path / "search" / f"{path.resolve().stem[:40]}-{hash_of_paths(path)}{suffix}"
 
 
 def build_index(

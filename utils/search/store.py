@@ -19,7 +19,7 @@ import torch
 from utils.explain.occlusion import WINDOWS
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import SearchError
-from utils.system.files import state_of
+from utils.system.files import file_state
 
 FORMAT = 4  # of the tables below
 WAIT = 60.0  # seconds, for another process to finish writing
@@ -35,14 +35,14 @@ TABLES = (
 
 
 class FileState(NamedTuple):
-    """A file by its path relative to the indexed folder, with forward slashes, and its `state_of` (system.files)."""
+    """A file by its path relative to the indexed folder, with forward slashes, and its `file_state` (system.files)."""
 
     file: str
     state: str
 
     @classmethod
     def of(cls, folder: Path, file: str) -> FileState:
-        return cls(file, state_of(folder / file))
+        return cls(file, file_state(folder / file))
 
 
 class Entry(NamedTuple):

@@ -1,1 +1,1 @@
-"""The machine, files on it, settings, and errors: what every other room stands on."""
+"""What every other room uses: errors, files, the machine and the settings."""

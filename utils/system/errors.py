@@ -1,13 +1,13 @@
-"""What a user can cause and mend: each message is a line that says what is wrong and what to do."""
+"""Errors that a user can correct: each message is one line, with what is wrong and what to do."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can fix; the message says what and how, in a line."""
+    """The user can correct this; the message says how."""
 
     def _render_traceback_(self) -> list[str]:
-        """IPython asks for this: a notebook shows the message instead of a traceback."""
+        """IPython calls this, so a notebook shows the message instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -24,8 +24,8 @@ class ModelError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on; the message says what to change."""
+    """Training cannot go on."""
 
 
 class SearchError(UserError):
-    """An index is missing, damaged or of another network; the message says what to do."""
+    """A search index is missing, damaged or made by another network."""

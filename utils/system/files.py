@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is said of them on a terminal."""
+"""Files that are written completely or not at all; hashes of paths; text for a terminal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from utils.system.errors import UserError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """The path of a new file that takes the place of `path` once it is written; until then, and if that fails, `path`
-    stays as it was. The folder is made, if it is not there.
+    """Give the path of a temporary file, which takes the place of `path` when the block ends.
+
+    If the block fails, `path` stays as it was. A missing folder is made.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
     """
     path = Path(path)
-    # Figures go by the suffix; a hidden file that a kill leaves is no image of a dataset.
+    # The suffix stays, as it decides the format of a figure. Hidden, so that what a kill leaves is no dataset's image.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,27 +34,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
             f"{path}: cannot be written ({error.strerror or error}); make room, or choose another place"
         ) from None
     finally:
-        with suppress(OSError):  # on a read-only disk even this fails, and would hide what is said above
+        with suppress(OSError):  # on a read-only disk this fails, too, and would hide the error above
             partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write text as UTF-8, line ends as they are; raises as `replacing` does."""
+    """Write text to a file, completely or not at all, as UTF-8 with its line ends unchanged; raises as `replacing`."""
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8", newline="")
 
 
-def digits_of(*paths: Path) -> str:
-    """Eight digits of a hash of full paths, which keep files of one name apart."""
+def hash_of_paths(*paths: Path) -> str:
+    """Hash full paths into eight hexadecimal digits, so that files of the same name in two folders stay apart."""
     full = "\n".join(str(path.resolve()) for path in paths)
-    return hashlib.sha256(full.encode(errors="surrogatepass")).hexdigest()[:8]  # for bytes in names that are no text
+    return hashlib.sha256(full.encode(errors="surrogatepass")).hexdigest()[:8]  # a name may hold bytes that are no text
 
 
-def state_of(path: Path, *more: object) -> str:
-    """Digits that change with a file, or when another one takes its place, and with what else is given.
+def file_state(path: Path, *more: object) -> str:
+    """Hash what the system knows of a file, into 16 digits that change when the file is changed or replaced.
+
+    Args:
+        more: other values that the hash depends on.
 
     Raises:
-        OSError: it is not there.
+        OSError: there is no such file.
     """
     found = os.stat(path)
     state = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, *more
@@ -61,12 +65,12 @@ def state_of(path: Path, *more: object) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: 1 image, 2 images."""
+    """Write a number with its noun: 1 image, 2 images."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def print_any_name() -> None:
-    """Let what this program prints hold letters that its terminal lacks, which are then shown as their numbers."""
+def escape_unprintable() -> None:
+    """Print letters that the terminal lacks as their codes, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

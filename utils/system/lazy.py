@@ -1,6 +1,6 @@
-"""Names that a package hands on from its modules, imported when they are first asked for.
+"""Names of a package that live in its modules and are imported when they are first used.
 
-So a notebook needs one line for a room, and a command that draws nothing loads no plotting library.
+So a notebook imports from a room in one line, and a command that draws nothing loads no plotting library.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from importlib import import_module
 from typing import Any
 
 
-def hand_on(package: str, **modules: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a package: by the names of its modules, the names in them, separated by spaces.
+def lazy_getattr(package: str, **modules: str) -> Callable[[str], Any]:
+    """Make the `__getattr__` of a package, which imports a name from its module when it is first used.
+
+    Args:
+        package: full name of the package.
+        modules: module -> the names that it defines, separated by spaces.
 
     Examples:
-        >>> __getattr__ = hand_on(__name__, reading="read_image shrink")
+        >>> __getattr__ = lazy_getattr(__name__, reading="read_image shrink")
     """
-    places = {name: module for module, names in modules.items() for name in names.split()}
+    module_of = {name: module for module, names in modules.items() for name in names.split()}
 
     def get(name: str) -> Any:
-        if name not in places:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{places[name]}"), name)
+        return getattr(import_module(f"{package}.{module_of[name]}"), name)
 
     return get

@@ -1,4 +1,4 @@
-"""What a run asks of its machine: a device, a number format, memory, and random numbers that repeat."""
+"""What a run needs of its machine: random numbers that repeat, a device, a number format and memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from utils.system.settings import Config
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """PyTorch's global CPU generator, from which torchvision and fresh layers draw, seeded inside and as it was
-    afterwards."""
+    """Seed PyTorch's global CPU generator in a block, and restore it afterwards; torchvision and new layers draw from
+    it."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds the GPUs too
         yield
 
 
 def choose_device(config: Config) -> torch.device:
-    """The device of `device`, `cuda` and `gpu`; `auto` takes CUDA, then Apple's MPS, then the CPU. Of several processes
-    that torchrun has started, each takes a card of its own, whatever `gpu` says.
+    """Choose the device that the settings `device`, `cuda` and `gpu` ask for.
+
+    `auto` takes CUDA, then Apple's MPS, then the CPU. Where torchrun has started several processes, each takes a card
+    of its own, and `gpu` is not used.
 
     Raises:
-        ConfigError: the device that was asked for is not there.
+        ConfigError: this machine does not have the device.
     """
     wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
@@ -60,7 +62,7 @@ def choose_device(config: Config) -> torch.device:
 
 
 def bfloat16_pays(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; elsewhere it is emulated, and slower than float32."""
+    """Tell whether the hardware computes in bfloat16; where it is only emulated, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -69,18 +71,18 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep up to 2 GiB of freed memory for the next tensor (Linux; nothing elsewhere).
+    """Let glibc keep up to 2 GiB of freed memory for the next tensor (on Linux; elsewhere this does nothing).
 
-    It would hand every large tensor back to the kernel and fault the next one in page by page, which can cost as much
-    as computing with it (docs/benchmarks.md).
+    By default it returns every large tensor to the kernel and requests the next one page by page, which can take as
+    long as computing with it (docs/benchmarks.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        m_trim_threshold, m_mmap_max = -1, -4
+        m_trim_threshold, m_mmap_max = -1, -4  # names of options in glibc's malloc.h
         mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_trim_threshold, 2**31 - 1)  # bytes
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out, on a GPU or not."""
+    """Tell whether an error of PyTorch means that memory ran out, on a GPU or on the CPU."""
     return "out of memory" in str(error) or "can't allocate memory" in str(error)

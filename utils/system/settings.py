@@ -36,13 +36,13 @@ class Section(BaseModel):
 
 class Normalization(Section):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """of the colour channels; as it is, every backbone sees what its weights expect"""
+    """mean of each colour channel; with the default, every backbone sees what its weights expect"""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    """of the colour channels; as it is, every backbone sees what its weights expect"""
+    """standard deviation of each colour channel; likewise"""
 
 
 class ImageOptions(Section):
-    """What happens to an image before the network; `size` is (height, width) in pixels."""
+    """How an image is prepared for the network; `size` is (height, width) in pixels."""
 
     size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (224, 224)
     """[height, width] in pixels; images are resized to it"""
@@ -64,8 +64,9 @@ class ImageOptions(Section):
     """probability that a box of an image is blanked out in training, rising to this value in the last epoch; keeps
     evidence local"""
     CutMix: Probability = 0.0
-    """probability that a box of an image is covered by that of another one in training, but for the head alone, while
-    the image keeps its class: maps then agree better with what happens; much more than 0.2 costs accuracy"""
+    """probability that a box of an image is covered by the same box of another image, which does not change its class;
+    in training, but not while the head is trained alone. Maps then agree better with what happens; much more than 0.2
+    costs accuracy"""
     brightness: NotNegative = 0.0
     """strength of random changes in training, as in torchvision's ColorJitter"""
     contrast: NotNegative = 0.0
@@ -78,13 +79,13 @@ class ImageOptions(Section):
 
 class Hyperparameters(Section):
     head_steps: Annotated[int, Field(ge=0)] = 300
-    """with pretrained weights: steps in which first the head alone is trained, on features that are computed once"""
+    """with pretrained weights: steps in which the head is first trained alone, on features that are computed once"""
     epochs: Annotated[int, Field(ge=0)] = 30
-    """epochs of the whole network; with pretrained weights, of its later blocks, at fixed batch statistics, and 0 is
-    allowed"""
+    """epochs of the whole network; with pretrained weights, of its later blocks, at fixed batch statistics; 0, which is
+    then allowed, trains the head alone"""
     additivity: NotNegative = 0.0
-    """in these epochs, the weight of what teaches the network that blurring a region does what blurring its parts does:
-    maps are then right about regions of any size, for a third more time"""
+    """weight, in these epochs, of a loss that teaches the network to add up effects: blurring a region then does what
+    blurring its parts does, and maps are right about regions of any size; takes a third more time"""
     verbose: bool = True
     """progress bars"""
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -94,9 +95,9 @@ class Hyperparameters(Section):
     optimizer: Literal["Adam", "AdamW", "SGD"] = "AdamW"
     """the optimizer, of PyTorch"""
     learning_rate: Positive = 1e-3
-    """of `epochs`; the peak, under `OneCycle`; the head alone has a rate of its own, 1e-3"""
+    """learning rate of `epochs` (its peak under `OneCycle`); the head alone is trained at 1e-3"""
     weight_decay: NotNegative = 0.01
-    """of the optimizer"""
+    """weight decay of the optimizer"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """for `SGD`"""
     nesterov: bool = False
@@ -124,7 +125,7 @@ class LRSchedulerOptions(Section):
     patience: Annotated[int, Field(ge=0)] = 15
     """for `ReduceLROnPlateau`: epochs without a better AUC"""
     min_lr: NotNegative = 0.0
-    """for `ReduceLROnPlateau`: no learning rate below"""
+    """for `ReduceLROnPlateau`: the lowest learning rate"""
     factor: Fraction = 0.5
     """for `ReduceLROnPlateau`: what the learning rate is multiplied by"""
     verbose: bool = False
@@ -132,7 +133,7 @@ class LRSchedulerOptions(Section):
 
 
 class Config(Section):
-    """All settings of one dataset's run. Made by `load_config`; read-only."""
+    """All settings of a run on one dataset; `load_config` makes it; read-only."""
 
     dataset: str = Field(pattern=r"^[^. \\/:*?\"<>|\x00-\x1f]([^\\/:*?\"<>|\x00-\x1f]*[^. \\/:*?\"<>|\x00-\x1f])?$")
     """name of the data; the block under `datasets:` whose settings override the general ones; if not given, the last
@@ -153,7 +154,7 @@ class Config(Section):
     pretrained: bool = False
     """start from ImageNet weights; those of `EfficientNetLite0` are installed, others are downloaded once"""
     weights: Path | None = None
-    """file with weights for the backbone, as its library publishes them, instead"""
+    """file with other weights for the backbone, as its library publishes them"""
     pooling: Literal["gem", "avg"] = "gem"
     """`gem` (generalised mean) or `avg` (the paper's)"""
     embedding_dim: Annotated[int, Field(ge=2)] = 16
@@ -161,7 +162,7 @@ class Config(Section):
     normalize_embeddings: bool = False
     """scale embeddings to one length, so that those at a right angle are a margin apart"""
     margin: Positive = 2.0
-    """distance from which on a dissimilar pair costs nothing"""
+    """distance from which on a dissimilar pair adds nothing to the loss"""
     threshold: Fraction = 0.5
     """similar below this dissimilarity, distance / margin"""
     training_pairs: Literal["batch", "sampled"] = "batch"
@@ -225,12 +226,12 @@ class Config(Section):
 
     @property
     def transfer(self) -> bool:
-        """Whether the backbone starts from weights that others have trained."""
+        """Whether the backbone starts from trained weights."""
         return self.pretrained or self.weights is not None
 
     @property
     def head_steps(self) -> int:
-        """Steps in which the head alone is trained; 0 for a backbone of random weights, whose features say nothing."""
+        """Steps in which the head is trained alone; 0 for a backbone of random weights, whose features are useless."""
         return self.hyperparameters.head_steps if self.transfer else 0
 
     @model_validator(mode="after")
@@ -243,7 +244,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _batches_hold_both_kinds(self):
+    def _batches_hold_pairs_of_both_labels(self):
         if self.training_pairs == "batch" and self.hyperparameters.batch_size < 4:
             raise ValueError(
                 "hyperparameters.batch_size: below 4 no dissimilar pair fits beside a similar one; "
@@ -253,8 +254,8 @@ class Config(Section):
 
     @property
     def trained_path(self) -> Path:
-        """Where the trained network is: in `checkpoints_path`, or, while there is none and one comes with the project,
-        there."""
+        """The folder of the trained network: `checkpoints_path`, or, while that holds none, the network that comes with
+        the project, if there is one."""
         shipped = SHIPPED / self.dataset
         trained_here = os.path.isfile(self.checkpoints_path / "model.pth")
         return shipped if os.path.isdir(shipped) and not trained_here else self.checkpoints_path
