@@ -7,8 +7,9 @@ from samples import NEEDS_EMOJI, make_files, noise, twins_in
 
 from utils import __main__ as command_line
 from utils import images
-from utils.images.download import PUBLIC_SETS, DownloadError
+from utils.images.download import PUBLIC_SETS
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import DataError
 
 
 def test_download_by_name(monkeypatch):
@@ -61,7 +62,7 @@ def test_download_lists_the_names_it_knows(capsys):
 
 def test_a_failed_download_is_one_line_and_an_exit_code(monkeypatch, capsys):
     def fail(name):
-        raise DownloadError(f"{name}: HTTP 429; wait and try again")
+        raise DataError(f"{name}: HTTP 429; wait and try again")
 
     monkeypatch.setattr(images.download, "download_public", fail)
     with pytest.raises(SystemExit) as caught:

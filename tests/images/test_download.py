@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from utils.images import download
-from utils.images.download import COMMIT, DownloadError, download_public
-from utils.system.errors import UserError
+from utils.images.download import COMMIT, download_public
+from utils.system.errors import DataError, UserError
 
 MEMBERS = {
     "Repo-1234567/README.md": b"read me",
@@ -94,7 +94,7 @@ def archive_in(root):
 
 def refused(server, root, name="Flowers"):
     """The message of the expected error: one line, and nothing unfinished left on the disk."""
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(DataError) as caught:
         download_public(name, root, server.url)
     message = str(caught.value)
     assert message and "\n" not in message
@@ -261,11 +261,11 @@ def test_a_folder_of_the_user_is_left_alone(server, tmp_path):
 
 def test_a_disk_that_cannot_be_written(server, tmp_path):
     (tmp_path / "Data").write_text("a file where the folder should be")
-    with pytest.raises(DownloadError, match="cannot write to"):
+    with pytest.raises(DataError, match="cannot write to"):
         download_public("Flowers", tmp_path / "Data", server.url)
 
 
 def test_an_unknown_name_lists_the_known_ones(server, tmp_path):
     message = refused(server, tmp_path, "Cars")
     assert "Cars" in message and "Flowers, AirBnB" in message
-    assert issubclass(DownloadError, UserError)
+    assert issubclass(DataError, UserError)

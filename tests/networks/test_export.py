@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from utils import __main__ as command_line
-from utils.networks.export import ExportError, export_onnx
+from utils.networks.export import export_onnx
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import ModelError
 
 
 def network(normalize_embeddings):
@@ -43,7 +44,7 @@ def test_missing_packages_are_one_line_and_nothing_is_written(tmp_path, monkeypa
         return real(name, *rest, **others)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ExportError, match="^export: onnx is missing; run: pip install onnx onnxscript$"):
+    with pytest.raises(ModelError, match="^export: onnx is missing; run: pip install onnx onnxscript$"):
         export_onnx(network(False), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
 
-from utils.system.errors import UserError
+from utils.system.errors import DataError
 from utils.system.files import counted
 
 REPOSITORY = "https://github.com/ioannislivieris/Grad_CAM_Siamese"
@@ -28,21 +28,17 @@ TIMEOUT = 60  # seconds without a byte
 MOST_BYTES = 4 * 1024**3  # that a set unpacks to; no true one comes near
 
 
-class DownloadError(UserError):
-    """A public image set could not be fetched; the message says what to do next."""
-
-
 def download_public(name: str, data_root: Path | str = "Data", base_url: str = f"{REPOSITORY}/archive") -> Path:
     """Put the public set `name` at `data_root/name`, one folder per class, and return that folder.
 
     Nothing is done where the complete set is there already, and the archive is downloaded only where it is missing.
 
     Raises:
-        DownloadError: unknown name, another folder in the way, no connection, a refusal by the server, a broken
+        DataError: unknown name, another folder in the way, no connection, a refusal by the server, a broken
             archive, an unexpected number of images, or a disk that cannot be written. No half set is left behind.
     """
     if name not in PUBLIC_SETS:
-        raise DownloadError(f"unknown public set {name!r}; choose one of {', '.join(PUBLIC_SETS)}")
+        raise DataError(f"unknown public set {name!r}; choose one of {', '.join(PUBLIC_SETS)}")
     root = Path(data_root).expanduser()
     final, partial = root / name, root / f".{name}.part"
     archive = root / ".downloads" / f"{REPOSITORY.rsplit('/', 1)[-1]}-{COMMIT}.zip"
@@ -59,7 +55,7 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
         _check_count(folder, name, f"{archive}: {name} in it holds", f"delete it and run this again, or {by_hand}")
         folder.rename(final)
     except OSError as error:
-        raise DownloadError(
+        raise DataError(
             f"cannot write to {root} ({error}); free some space there or check its permissions, then run this again"
         ) from error
     finally:
@@ -71,7 +67,7 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
 def _check_count(folder: Path, name: str, holds: str, advice: str) -> None:
     found = sum(path.suffix.lower() in IMG_EXTENSIONS for path in folder.rglob("*"))
     if found != PUBLIC_SETS[name]:
-        raise DownloadError(f"{holds} {counted(found, 'image')} instead of {PUBLIC_SETS[name]}; {advice}")
+        raise DataError(f"{holds} {counted(found, 'image')} instead of {PUBLIC_SETS[name]}; {advice}")
 
 
 def _fetch(url: str, archive: Path, by_hand: str) -> None:
@@ -87,16 +83,16 @@ def _fetch(url: str, archive: Path, by_hand: str) -> None:
             shutil.copyfileobj(answer, out)
         if not zipfile.is_zipfile(partial):  # where a transfer was cut short, nobody else notices
             size = partial.stat().st_size
-            raise DownloadError(
+            raise DataError(
                 f"the download ended early ({size} bytes came, not a whole zip file); run this again, or {by_hand}"
             )
         partial.replace(archive)
     except urllib.error.HTTPError as error:
         wait = "" if error.code == 404 else "wait some minutes and run this again, or "
-        raise DownloadError(f"HTTP {error.code} ({error.reason}) from {url}; {wait}{by_hand}") from error
+        raise DataError(f"HTTP {error.code} ({error.reason}) from {url}; {wait}{by_hand}") from error
     except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise DownloadError(
+        raise DataError(
             f"the connection to {url} failed ({reason}); check the network and proxy settings and run this again, or "
             f"{by_hand}"
         ) from error
@@ -119,7 +115,7 @@ def _unpack(archive: Path, name: str, folder: Path) -> Path:
                 zipped.extract(info, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         archive.unlink()
-        raise DownloadError(
+        raise DataError(
             f"the archive {archive} is damaged ({error}) and was removed; run this again to download a fresh one"
         ) from error
     return next(folder.glob(f"*/Data/{name}"), folder)

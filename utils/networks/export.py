@@ -10,12 +10,8 @@ import torch
 from torch import nn
 
 from utils.networks.backbones import eval_mode
-from utils.system.errors import UserError
+from utils.system.errors import ModelError
 from utils.system.files import replacing
-
-
-class ExportError(UserError):
-    """A network cannot be exported; the message says what to do."""
 
 
 class _FromPixels(nn.Module):
@@ -37,13 +33,13 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
     `||z1 - z2|| / margin < threshold`.
 
     Raises:
-        ExportError: the packages that write ONNX are missing.
+        ModelError: the packages that write ONNX are missing.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
-        raise ExportError(f"export: {error.name} is missing; run: pip install onnx onnxscript") from None
+        raise ModelError(f"export: {error.name} is missing; run: pip install onnx onnxscript") from None
     example = torch.zeros(2, 3, *model.image_size, dtype=torch.uint8, device=model.mean.device)
     facts = {
         "margin": model.margin,
