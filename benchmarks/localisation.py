@@ -25,7 +25,7 @@ from utils.explain.matching import strongest_matches
 from utils.explain.occlusion import region_effects
 from utils.explain.removal import Interventions
 from utils.Grad_CAM import explain_pairs
-from utils.images.pairs import KINDS, Pairs, some_pairs
+from utils.images.pairs import PAIR_LABELS, Pairs, evenly_spaced_pairs
 from utils.images.synthetic import CLASSES, ensure_synthetic, intruder_class
 from utils.Siamese import SiameseNetwork
 from utils.system.settings import Config
@@ -123,7 +123,7 @@ def intruders_that_matter(model, batch, table, masks, kind, rng) -> tuple[np.nda
 def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
     """Do counterfactual maps find the intruders that matter?"""
     rows = []
-    for kind, name in enumerate(KINDS):
+    for kind, name in enumerate(PAIR_LABELS):
         first, second = intruders_that_matter(model, batch, table, masks, kind, rng)
         explanation = explain_pairs(model, batch, first, second)
         result = check(Interventions.on(model, batch[first], batch[second]), explanation, "counterfactual", rng)
@@ -160,7 +160,7 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     rows = table[table.split == "test"]
     batch = model.normalize(test.images[range(len(test.images))])
     auc = score_pairs(test.dissimilarity, test.pairs.label, 0.5).auc
-    pairs = some_pairs(test.pairs, 200)
+    pairs = evenly_spaced_pairs(test.pairs, 200)
     explanations = {method: explain_pairs(model, batch, pairs.first, pairs.second, method) for method in METHODS}
     right = (explanations["occlusion"].is_similar.numpy()) == (pairs.label == 0)
     maps = {method: explanation.factual for method, explanation in explanations.items()}

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import about_computer, seconds
-from utils.images.duplicates import MOST_BITS, Fingerprint, twin_groups
+from utils.images.duplicates import MAX_BITS, Fingerprint, near_duplicate_groups
 
 QUERIES = 20
 BATCH = 10_000  # images between two commits
@@ -137,7 +137,7 @@ def planted(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     places = rng.choice(count, (2, count // 1000), replace=False)
     for first, second in places.T:
         bits[second] = bits[first]
-        bits[second, rng.choice(BITS, MOST_BITS, replace=False)] ^= True
+        bits[second, rng.choice(BITS, MAX_BITS, replace=False)] ^= True
     return bits, places
 
 
@@ -145,7 +145,7 @@ def near_duplicates(count: int) -> str:
     bits, (first, second) = planted(count, np.random.default_rng(0))
     prints = [Fingerprint(k.to_bytes(8, "big"), row, (1, 1)) for k, row in enumerate(bits)]
     start = time.perf_counter()
-    groups = twin_groups(prints)
+    groups = near_duplicate_groups(prints)
     took = time.perf_counter() - start
     found = int((groups[first] == groups[second]).sum())
     others = count - len(np.unique(groups)) - found

@@ -23,7 +23,7 @@ from utils.evaluate.mosaics import make_mosaics, mosaic_scores
 from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import Interventions, blur
 from utils.Grad_CAM import Explanation, explain, explain_effects, explain_pairs
-from utils.images.pairs import evaluation_pairs, some_pairs, used_in
+from utils.images.pairs import evaluation_pairs, evenly_spaced_pairs, used_images
 from utils.Siamese import eval_mode
 
 PATCHES = 6
@@ -133,8 +133,8 @@ def main() -> None:
     add_set_option(parser)
     arguments = parser.parse_args()
     config, model, images, labels = checkpoint_and_test(arguments.folder, dict(arguments.set))
-    pairs = some_pairs(evaluation_pairs(labels, config.seed), arguments.pairs)
-    used, *ends = used_in(pairs.first, pairs.second)
+    pairs = evenly_spaced_pairs(evaluation_pairs(labels, config.seed), arguments.pairs)
+    used, *ends = used_images(pairs.first, pairs.second)
     batch = model.normalize(images[used])
     measured = region_effects(model, batch)
     rest = np.setdiff1d(np.arange(len(images)), used)

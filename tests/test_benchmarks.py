@@ -14,7 +14,7 @@ from benchmarks.common import about_computer, changed
 from benchmarks.datasets import measure
 from utils.dataset import prepare_split
 from utils.Grad_CAM import explain
-from utils.images.duplicates import MOST_BITS
+from utils.images.duplicates import MAX_BITS
 from utils.Siamese import SiameseNetwork
 
 
@@ -119,7 +119,7 @@ def test_effects_that_add_up_are_called_additive(monkeypatch):
 
 def test_planted_twins_differ_in_as_many_bits_as_a_twin_may_and_are_found():
     bits, (first, second) = search.planted(3_000, np.random.default_rng(0))
-    assert len(first) == 3 and ((bits[first] != bits[second]).sum(1) == MOST_BITS).all()
+    assert len(first) == 3 and ((bits[first] != bits[second]).sum(1) == MAX_BITS).all()
     assert 100 < (bits[0] != bits[1]).sum() < 156  # 128 expected, 8 one standard deviation
     assert search.near_duplicates(3_000).endswith("3/3 twins, 0 others")
 

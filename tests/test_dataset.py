@@ -10,10 +10,10 @@ from PIL import Image
 from samples import break_file, make_files, noise, twins_in
 
 from utils.dataset import (
-    classes_of_one_group,
-    images_that_belong_together,
+    group_images,
     load_for_training,
     load_split,
+    notes_on_large_groups,
     prepare_split,
     read_split,
 )
@@ -34,7 +34,7 @@ def config_for(folder, **settings):
     return Config(data_path=folder, checkpoints_path=folder, outputs_path=folder, **settings)
 
 
-def test_prepare_split_keeps_twins_together_whatever_the_seed(tmp_path):
+def test_prepare_split_keeps_near_duplicates_together_whatever_the_seed(tmp_path):
     twins_in(tmp_path)
     for seed in range(20):
         table, notes = prepare_split(config_for(tmp_path, seed=seed))
@@ -47,8 +47,8 @@ def test_prepare_split_keeps_twins_together_whatever_the_seed(tmp_path):
     ]
 
 
-def together(table, config):
-    return images_that_belong_together(table, read_fingerprints(config, table.file), config)
+def groups_of(table, config):
+    return group_images(table, read_fingerprints(config, table.file), config)
 
 
 def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
@@ -62,7 +62,7 @@ def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
     make_files(tmp_path, [*names, "a/other.png", "b/other.png"])
     config = config_for(tmp_path, group_pattern=r"^([a-z]+_\d+)_")
     table, _ = scan(tmp_path)
-    groups, notes = together(table, config)
+    groups, notes = groups_of(table, config)
     by_hand = [file if "other" in file else file.rsplit("_", 1)[0] for file in table.file]  # the class is part of it
     assert not notes and [by_hand.index(key) for key in by_hand] == groups.tolist()
     for seed in range(20):
@@ -70,7 +70,7 @@ def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
         assert (table.groupby(by_hand).split.nunique() == 1).all()
 
 
-def test_a_pattern_links_groups_of_twins(tmp_path):
+def test_a_pattern_links_near_duplicates(tmp_path):
     make_files(
         tmp_path,
         [f"{label}/{i}_x.png" for label in "ab" for i in range(9)]
@@ -78,7 +78,7 @@ def test_a_pattern_links_groups_of_twins(tmp_path):
     )
     (tmp_path / "a/n2_1.png").write_bytes((tmp_path / "a/n1_2.png").read_bytes())
     table, _ = scan(tmp_path)
-    groups, notes = together(table, config_for(tmp_path, group_pattern="^(n.)_"))
+    groups, notes = groups_of(table, config_for(tmp_path, group_pattern="^(n.)_"))
     linked = table.file.str.startswith("a/n").to_numpy()
     assert len(set(groups[linked])) == 1 and len(set(groups)) == 1 + 18
     assert notes[0].startswith("1 group of near-duplicate images (2 files)")
@@ -86,13 +86,13 @@ def test_a_pattern_links_groups_of_twins(tmp_path):
 
 def test_files_in_which_a_pattern_captures_nothing_stand_alone(tmp_path):
     make_files(tmp_path, ["a/n1_1.png", "a/n1_2.png", "a/x.png", "a/y.png", "b/z.png"])
-    groups, notes = together(scan(tmp_path)[0], config_for(tmp_path, group_pattern=r"^(n\d)_\d|^."))
+    groups, notes = groups_of(scan(tmp_path)[0], config_for(tmp_path, group_pattern=r"^(n\d)_\d|^."))
     assert groups.tolist() == [0, 0, 2, 3, 4] and not notes
 
 
 def test_a_pattern_that_matches_nothing_is_said(tmp_path):
     make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
-    groups, notes = together(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
+    groups, notes = groups_of(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
     assert groups.tolist() == [0, 1, 2] and notes == [
         "group_pattern: '(berlin)' is in no file name, so it groups nothing; correct it in config.yml"
     ]
@@ -124,7 +124,7 @@ def test_prepare_split_scans_splits_and_notes(tmp_path):
 @pytest.mark.parametrize(
     "counts, split", [({"a": 4, "b": 4}, "valid"), ({"a": 30, "b": 1}, "valid"), ({"a": 1, "b": 1}, "train")]
 )
-def test_prepare_split_refuses_splits_that_make_no_pairs(tmp_path, counts, split):
+def test_splits_that_make_no_pairs_are_an_error(tmp_path, counts, split):
     make_files(tmp_path, [f"{label}/{i}.png" for label, count in counts.items() for i in range(count)])
     with pytest.raises(DataError, match=f"too few images for the {split} split"):
         prepare_split(config_for(tmp_path))
@@ -276,12 +276,12 @@ def test_a_class_of_near_duplicates_is_named(tmp_path, size):
 
 
 @pytest.mark.parametrize(
-    "alike, count, said", [(6, 12, False), (7, 12, True), (2, 2, False), (2, 3, False), (3, 3, True)]
+    "size, count, noted", [(6, 12, False), (7, 12, True), (2, 2, False), (2, 3, False), (3, 3, True)]
 )
-def test_a_class_is_named_of_which_more_than_half_and_more_than_two_belong_together(alike, count, said):
-    groups = np.array([0] * alike + list(range(alike, count)) + [100, 101])
-    notes = classes_of_one_group(pd.DataFrame({"label": ["a"] * count + ["b"] * 2}), groups)
-    assert [note.split(" images")[0] for note in notes] == [f"a: {alike} of its {count}"] * said
+def test_a_class_is_named_of_which_more_than_half_and_more_than_two_belong_together(size, count, noted):
+    groups = np.array([0] * size + list(range(size, count)) + [100, 101])
+    notes = notes_on_large_groups(pd.DataFrame({"label": ["a"] * count + ["b"] * 2}), groups)
+    assert [note.split(" images")[0] for note in notes] == [f"a: {size} of its {count}"] * noted
 
 
 def test_a_class_inside_a_class_and_an_empty_one_are_named(tmp_path):

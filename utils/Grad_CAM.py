@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from utils.explain.occlusion import RegionEffects, region_effects
 from utils.explain.removal import strongest_region
-from utils.images.pairs import used_in
+from utils.images.pairs import used_images
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 METHODS = ("occlusion", "distance")
@@ -96,7 +96,7 @@ def explain_pairs(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    used, *ends = used_in(first, second)
+    used, *ends = used_images(first, second)
     batch, size = batch[used].to(model.mean.device), tuple(batch.shape[2:])
     if method == "occlusion":
         return explain_effects(model, region_effects(model, batch, batch_size), *ends, size)

@@ -1,4 +1,4 @@
-"""The images of a folder -> their splits, and uint8 tensors."""
+"""Divides the images of a folder into splits, and loads a split."""
 
 from __future__ import annotations
 
@@ -10,51 +10,46 @@ import numpy as np
 import pandas as pd
 
 from utils.images.cache import read_fingerprints, read_images
-from utils.images.duplicates import Fingerprint, join, twin_groups
-from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
+from utils.images.duplicates import Fingerprint, join, near_duplicate_groups
+from utils.images.folder import check_two_classes, doubtful_folders, first_names, scan, separate_unreadable
 from utils.images.frame import Frame
 from utils.images.splitting import split_images
 from utils.images.stored import Images
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 from utils.system.errors import DataError
+from utils.system.files import counted
 from utils.system.settings import Config
 
 SPLITS = ("train", "valid", "test")
 
 
-def images_that_belong_together(
-    table: pd.DataFrame, prints: Sequence[Fingerprint], config: Config
+def group_images(
+    table: pd.DataFrame, fingerprints: Sequence[Fingerprint], config: Config
 ) -> tuple[np.ndarray, list[str]]:
-    """The groups that stay in one split: near duplicates, whatever their classes, and files of a class that agree in
-    the part of their names that `group_pattern` captures.
+    """Group the images that must stay in one split: near duplicates, whatever their classes, and files of a class that
+    agree in the part of their names that `group_pattern` captures.
 
     Args:
-        prints: the fingerprint of every file.
+        table: N rows with `file` and `label`.
+        fingerprints: of these files.
 
     Returns:
         The number of its group for every image, shape (N,); and notes for the user.
     """
     notes = []
     groups = np.arange(len(table))
-    if config.dataset != SYNTHETIC:  # the built-in scenes are drawn one by one: there are no twins
-        groups = twin_groups(prints, config.hyperparameters.verbose)
+    if config.dataset != SYNTHETIC:  # the built-in scenes are drawn one by one: none is a duplicate
+        groups = near_duplicate_groups(fingerprints, config.hyperparameters.verbose)
         sizes = np.bincount(groups)
-        if (twins := sizes[sizes > 1]).size:
+        if (duplicates := sizes[sizes > 1]).size:
             notes.append(
-                f"{len(twins)} group{'s' * (len(twins) > 1)} of near-duplicate images ({twins.sum()} "
-                "files): each stays in one split; "
-                f"python -m utils audit {config.dataset} lists them"
+                f"{counted(len(duplicates), 'group')} of near-duplicate images ({duplicates.sum()} files): each stays "
+                f"in one split; python -m utils audit {config.dataset} lists them"
             )
     if config.group_pattern is not None:
-        found = [re.search(config.group_pattern, file.rsplit("/", 1)[-1]) for file in table.file]
-        firsts: dict[tuple, int] = {}
-        keys = (
-            (label, match[1]) if match and match[1] is not None else i
-            for i, (label, match) in enumerate(zip(table.label, found))
-        )
-        named = np.array([firsts.setdefault(key, i) for i, key in enumerate(keys)])
+        named = _groups_by_name(table, config.group_pattern)
         groups = join(groups, np.arange(len(table)), named)
-        if not any(found):
+        if not any(re.search(config.group_pattern, Path(file).name) for file in table.file):
             notes.append(
                 f"group_pattern: {config.group_pattern!r} is in no file name, so it groups nothing; "
                 "correct it in config.yml"
@@ -62,8 +57,23 @@ def images_that_belong_together(
     return groups, notes
 
 
+def _groups_by_name(table: pd.DataFrame, pattern: str) -> np.ndarray:
+    """Group files of a class in whose names a pattern captures the same text, numbered by their first, shape (N,)."""
+    firsts: dict[tuple, int] = {}
+    groups = []
+    for i, (file, label) in enumerate(zip(table.file, table.label)):
+        match = re.search(pattern, Path(file).name)
+        key = (label, match[1]) if match and match[1] is not None else i
+        groups.append(firsts.setdefault(key, i))
+    return np.array(groups)
+
+
 def prepare_folder(config: Config) -> None:
-    """Draw the built-in synthetic images, if they are asked for and missing."""
+    """Draw the missing images of the built-in dataset, if the configuration is for it.
+
+    Raises:
+        DataError: its folder holds another dataset.
+    """
     if config.dataset == SYNTHETIC:
         if config.data_path.is_dir() and (
             others := {p.name for p in config.data_path.iterdir() if p.is_dir()} - set(CLASSES)
@@ -76,38 +86,39 @@ def prepare_folder(config: Config) -> None:
 
 
 def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
-    """Scan the data (made first, if they are the built-in synthetic ones), read every file that the cache lacks, and
-    split those that can be read, images that belong together in one split.
+    """Divide the images that can be read into training, validation and test; groups of images stay in one split.
+
+    Files that the cache lacks are read, and the built-in dataset is drawn first.
 
     Returns:
-        Table `file`, `label`, `split`; and the notes a user should read, a line each: unreadable images, skipped files,
-        doubtful folders, near duplicates, classes too small to test.
+        Table `file`, `label`, `split`; and notes for the user, a line each: unreadable images, skipped files, doubtful
+        folders, near duplicates, classes too small to test.
 
     Raises:
-        DataError: too few images, or, under `on_bad_image: error`, images that cannot be read, a line each.
+        DataError: too few images or, under `on_bad_image: error`, images that cannot be read, a line each.
     """
     prepare_folder(config)
     found, skipped = scan(config.data_path)
-    shown = config.hyperparameters.verbose and config.dataset != SYNTHETIC  # whose small scenes are read in a second
-    table, prints, bad = leave_out_unreadable(found, read_fingerprints(config, found.file, shown))
+    shown = config.hyperparameters.verbose and config.dataset != SYNTHETIC  # its small scenes are read in a second
+    table, fingerprints, bad = separate_unreadable(found, read_fingerprints(config, found.file, shown))
     notes = notes_on_bad_images(bad, len(found), config) + skipped
     check_two_classes(table, config.data_path, bad)
-    notes += odd_classes(table, config.data_path)
-    groups, grouped = images_that_belong_together(table, prints, config)
-    notes += grouped + classes_of_one_group(table, groups)
+    notes += doubtful_folders(table, config.data_path)
+    groups, grouped = group_images(table, fingerprints, config)
+    notes += grouped + notes_on_large_groups(table, groups)
     table = split_images(table, config.test_size, config.valid_size, config.seed, groups)
     largest = np.bincount(groups).max()
-    alike = f"{largest} of {len(table)} images belong together, as near duplicates or by group_pattern"
+    together = f"{largest} of {len(table)} images belong together, as near duplicates or by group_pattern"
     for name in SPLITS:
-        notes += check_split(table, name, config, alike if largest > 1 else "", bad)
+        notes += check_split(table, name, config, together if largest > 1 else "", bad)
     return table, notes
 
 
 def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]:
-    """The unreadable ones of `count` images, under a line that sums them up; none, no notes.
+    """List the unreadable ones of `count` images under a line with their number; an empty list if there are none.
 
     Raises:
-        DataError: there are some, and `on_bad_image` is `error`.
+        DataError: there are unreadable images, and `on_bad_image` is `error`.
     """
     if not bad:
         return []
@@ -118,9 +129,9 @@ def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]
     return [f"{number}: left out (on_bad_image: skip)", *bad]
 
 
-def classes_of_one_group(table: pd.DataFrame, groups: np.ndarray) -> list[str]:
-    """A line for each class of which more than half, and more than two images, belong together: they cannot be parted,
-    so its shares cannot be met."""
+def notes_on_large_groups(table: pd.DataFrame, groups: np.ndarray) -> list[str]:
+    """Write a line for each class in which one group has more than half of the images, and more than two: as a group
+    stays in one split, the class's shares cannot be met."""
     notes = []
     for label, members in pd.Series(groups, table.index).groupby(table.label):
         largest = members.value_counts().max()
@@ -132,58 +143,60 @@ def classes_of_one_group(table: pd.DataFrame, groups: np.ndarray) -> list[str]:
     return notes
 
 
-def check_split(table: pd.DataFrame, name: str, config: Config, alike: str = "", bad: Sequence[str] = ()) -> list[str]:
-    """Whether pairs can be made in a split.
+def check_split(
+    table: pd.DataFrame, name: str, config: Config, together: str = "", bad: Sequence[str] = ()
+) -> list[str]:
+    """Check that pairs can be made in a split.
 
     Args:
-        alike: which images cannot be parted, for the error.
-        bad: the images that cannot be read, a line each, for the error.
+        together: which images stay in one split, for the error's text.
+        bad: the images that cannot be read, a line each, for the error's text.
 
     Returns:
-        A note, if some classes start no pairs.
+        A note, if classes with a single image have no anchors.
 
     Raises:
-        DataError: no pairs at all.
+        DataError: there can be no similar or no dissimilar pair.
     """
     counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
     if (counts >= 2).sum() == 0 or (counts >= 1).sum() < 2:
-        advice = f"add images{' that differ' if alike else ''} or change test_size and valid_size"
+        advice = f"add images{' that differ' if together else ''} or change test_size and valid_size"
         problem = (
             f"{config.data_path}: too few images for the {name} split, which needs two classes, one of them with two "
-            f"images{f' ({alike})' if alike else ''}; {advice}"
+            f"images{f' ({together})' if together else ''}; {advice}"
         )
         raise DataError("\n".join([problem, *bad]))
-    if lonely := counts[counts < 2].index.tolist():
-        return [f"{name}: fewer than 2 images of {', '.join(lonely)}, so no pairs start from them; add images of them"]
+    if small := counts[counts < 2].index.tolist():
+        return [f"{name}: fewer than 2 images of {', '.join(small)}, so no pairs start from them; add images of them"]
     return []
 
 
 def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[Images, pd.DataFrame]:
-    """The images of one split, uint8 (N, 3, H, W), and their rows, in the table's order; files that have gone or broken
-    since the folder was scanned are left out, in a line.
+    """Load the images of one split, uint8 (N, 3, H, W), and their rows of the table, in its order.
+
+    Files that have gone or become unreadable since the folder was scanned are left out; a printed line names them.
 
     Raises:
-        DataError: there are such files, and `on_bad_image` is `error`, or too few are left.
+        DataError: there are such files, and `on_bad_image` is `error`, or too few images are left.
     """
-    prepare_folder(config)  # what comes with the project was trained on scenes that may not be drawn yet
+    prepare_folder(config)  # the network that comes with the project was trained on scenes that may not be drawn yet
     images, rows, lost = _open_split(table, split, config, frame)
     if lost:
         count, files = len(rows) + len(lost), table.file[list(lost)].tolist()
         notes_on_bad_images(list(lost.values()), count, config)
         check_split(rows, split, config, bad=list(lost.values()))
-        some = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        print(f"{split}: {len(lost)} of {count} images gone or unreadable, left out: {some}")
+        print(f"{split}: {len(lost)} of {count} images gone or unreadable, left out: {first_names(files)}")
     return images, rows
 
 
 def load_for_training(
     table: pd.DataFrame, config: Config, frame: Frame
 ) -> tuple[pd.DataFrame, dict[str, tuple[Images, np.ndarray]], list[str]]:
-    """The training and the validation split, without images that have gone or broken since the folder was scanned.
+    """Load the training and the validation split; images that have become unreadable since the scan are left out.
 
     Returns:
-        The table without these images; the images of both splits with their class names, (N,), in the table's order;
-        notes, as of `prepare_split`.
+        The table, reduced to the images that can be read; split -> its images, uint8 (N, 3, H, W), and their class
+        names, (N,), in the table's order; and notes, as of `prepare_split`.
 
     Raises:
         DataError: there are such images, and `on_bad_image` is `error`, or too few are left.
@@ -204,7 +217,7 @@ def load_for_training(
 def _open_split(
     table: pd.DataFrame, split: str, config: Config, frame: Frame
 ) -> tuple[Images, pd.DataFrame, dict[int, str]]:
-    """The images of one split that can be read, their rows, and what is wrong with the others, by their index."""
+    """Open the images of one split: those that can be read; their rows; and index of the others -> what is wrong."""
     rows = table[table.split == split]
     images, problems = read_images(config, rows.file.tolist(), frame)
     lost = {rows.index[position]: problem for position, problem in problems.items()}
@@ -212,7 +225,7 @@ def _open_split(
 
 
 def read_split(path: Path) -> pd.DataFrame:
-    """The `split.csv` that training left: `file`, `label`, `split`."""
+    """Read the `split.csv` of a training: a table `file`, `label`, `split`."""
     if not path.is_file():
         raise DataError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
     return pd.read_csv(path, dtype=str, keep_default_na=False)

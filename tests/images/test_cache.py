@@ -267,8 +267,8 @@ def test_what_cannot_be_read_is_named_and_left_out_before_and_after_it_was_cache
         names.append(stored(config)[0])
         assert torch.equal(images[range(10)], decoded(config, left)) and sorted(problems) == [2, 11]
         assert problems[2].startswith(f"{config.data_path / FILES[2]}: {reason}")
-        prints = read_fingerprints(config, FILES)
-        assert prints[11].startswith(reason) and not isinstance(prints[0], str)
+        fingerprints = read_fingerprints(config, FILES)
+        assert fingerprints[11].startswith(reason) and not isinstance(fingerprints[0], str)
     assert names[0] == names[1]  # it is not made again for them
     noise(seed=5).save(config.data_path / FILES[2])  # mended
     assert sorted(read_images(config, FILES, FRAME)[1]) == [11]

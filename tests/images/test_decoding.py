@@ -18,7 +18,7 @@ def test_each_file_is_decoded_once_in_order(tmp_path, monkeypatch, num_workers):
     paths, opened = [tmp_path / f"{i}.png" for i in range(30)], []
     for i, path in enumerate(paths):
         Image.new("RGB", (5, 4), (i, 2 * i, 3 * i)).save(path)
-    monkeypatch.setattr(decoding, "CHUNK", 7 * 18)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 7 * 18)
     monkeypatch.setattr(decoding, "read_image", lambda path: opened.append(path) or read_image(path))
     images, _ = load(paths[::-1], Frame((2, 3)), num_workers, verbose=False)
     assert images.shape == (30, 3, 2, 3) and images.dtype == torch.uint8

@@ -92,7 +92,7 @@ def archive_in(root):
     return root / ".downloads" / f"Grad_CAM_Siamese-{COMMIT}.zip"
 
 
-def refused(server, root, name="Flowers"):
+def error_of(server, root, name="Flowers"):
     """The message of the expected error: one line, and nothing unfinished left on the disk."""
     with pytest.raises(DataError) as caught:
         download_public(name, root, server.url)
@@ -156,7 +156,7 @@ def test_a_run_stopped_while_unpacking_leaves_no_half_set(server, tmp_path, monk
 @pytest.mark.parametrize("cut", [1, 150, 1000])
 def test_a_transfer_cut_short_is_noticed_and_forgotten(server, tmp_path, cut):
     server.cut = cut
-    assert "ended early" in refused(server, tmp_path)
+    assert "ended early" in error_of(server, tmp_path)
     assert files(tmp_path) == set()
     server.cut = 0
     download_public("Flowers", tmp_path, server.url)
@@ -164,7 +164,7 @@ def test_a_transfer_cut_short_is_noticed_and_forgotten(server, tmp_path, cut):
 
 def test_an_archive_of_unannounced_length(server, tmp_path):
     server.chunked, server.cut = True, 150
-    assert "the connection to" in refused(server, tmp_path)
+    assert "the connection to" in error_of(server, tmp_path)
     assert files(tmp_path) == set()
     server.cut = 0
     download_public("Flowers", tmp_path, server.url)
@@ -173,15 +173,15 @@ def test_an_archive_of_unannounced_length(server, tmp_path):
 def test_an_archive_with_flipped_bits_is_removed(server, tmp_path):
     archive_in(tmp_path).parent.mkdir()
     archive_in(tmp_path).write_bytes(server.body.replace(b"daisy two", b"daisy 2wo", 1))
-    assert "damaged" in refused(server, tmp_path)
+    assert "damaged" in error_of(server, tmp_path)
     assert files(tmp_path) == set()
     download_public("Flowers", tmp_path, server.url)
 
 
 @pytest.mark.parametrize("status, waiting_helps", [(403, True), (404, False), (429, True), (503, True)])
-def test_refusals_say_the_code_and_the_way_out(server, tmp_path, status, waiting_helps):
+def test_an_error_of_the_server_is_named_with_what_to_do(server, tmp_path, status, waiting_helps):
     server.status = status
-    message = refused(server, tmp_path)
+    message = error_of(server, tmp_path)
     assert f"HTTP {status}" in message and ("wait" in message) == waiting_helps
     assert download.REPOSITORY in message and str(tmp_path / "Flowers") in message
     assert files(tmp_path) == set()
@@ -191,7 +191,7 @@ def test_no_connection(server, tmp_path):
     with socket.socket() as unused:  # bound but not listening: connections are refused
         unused.bind(("127.0.0.1", 0))
         server.url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        message = refused(server, tmp_path)
+        message = error_of(server, tmp_path)
     assert "the connection to" in message and "refused" in message and download.REPOSITORY in message
 
 
@@ -201,20 +201,20 @@ def test_a_connection_reset_half_way(server, tmp_path, monkeypatch):
         raise ConnectionResetError("Connection reset by peer")
 
     monkeypatch.setattr(shutil, "copyfileobj", reset)
-    assert "the connection to" in refused(server, tmp_path)
+    assert "the connection to" in error_of(server, tmp_path)
     assert files(tmp_path) == set()
 
 
 def test_a_silent_server_is_given_up_on(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     server.silent = True
-    message = refused(server, tmp_path)
+    message = error_of(server, tmp_path)
     assert "the connection to" in message and "timed out" in message
 
 
 def test_a_wrong_number_of_images_leaves_no_set(server, tmp_path, monkeypatch):
     monkeypatch.setitem(download.PUBLIC_SETS, "Flowers", 4)
-    message = refused(server, tmp_path)
+    message = error_of(server, tmp_path)
     assert "3 images" in message and "instead of 4" in message
     assert not (tmp_path / "Flowers").exists()
 
@@ -223,7 +223,7 @@ def test_a_wrong_number_of_images_leaves_no_set(server, tmp_path, monkeypatch):
 def test_a_member_that_points_outside_stays_inside_and_is_one_too_many(server, tmp_path, path):
     root = tmp_path / "a" / "b"
     server.body = make_zip(MEMBERS | {"Repo-1234567/Data/Flowers/" + path.format(root=tmp_path): b"x"})
-    assert "Flowers in it holds 4 images instead of 3" in refused(server, root)
+    assert "Flowers in it holds 4 images instead of 3" in error_of(server, root)
     assert files(root) == {f".downloads/{archive_in(root).name}"} and [*tmp_path.iterdir()] == [tmp_path / "a"]
 
 
@@ -235,26 +235,26 @@ def test_a_link_becomes_a_file(server, tmp_path):
     assert not made.is_symlink() and made.read_bytes() == b"/etc/passwd"
 
 
-def test_a_set_that_unpacks_to_too_much_is_refused_before_anything_is_written(server, tmp_path, monkeypatch):
+def test_a_set_that_unpacks_to_too_much_is_an_error_before_anything_is_written(server, tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(zipfile.ZipFile, "extract", lambda *arguments: written.append(arguments))
-    monkeypatch.setattr(download, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(download, "MAX_BYTES", 2**20)
     server.body = make_zip(MEMBERS | {"Repo-1234567/Data/Flowers/Daisy/3.jpg": bytes(2**20)}, zipfile.ZIP_DEFLATED)
-    assert len(server.body) < 10_000 and "unpacks to more than" in refused(server, tmp_path)
+    assert len(server.body) < 10_000 and "unpacks to more than" in error_of(server, tmp_path)
     assert files(tmp_path) == set() and not written
 
 
-def test_a_member_that_holds_more_than_it_announces_is_refused(server, tmp_path):
+def test_a_member_that_holds_more_than_it_announces_is_an_error(server, tmp_path):
     body = make_zip({"Repo-1234567/Data/Flowers/Daisy/1.jpg": bytes(2**20)}, zipfile.ZIP_DEFLATED)
     server.body = body.replace((2**20).to_bytes(4, "little"), (100).to_bytes(4, "little"))
-    assert "damaged" in refused(server, tmp_path)
+    assert "damaged" in error_of(server, tmp_path)
     assert files(tmp_path) == set()
 
 
 def test_a_folder_of_the_user_is_left_alone(server, tmp_path):
     (tmp_path / "Flowers" / "Mine").mkdir(parents=True)
     (tmp_path / "Flowers" / "Mine" / "a.jpg").write_bytes(b"mine")
-    message = refused(server, tmp_path)
+    message = error_of(server, tmp_path)
     assert "1 image instead of 3" in message and "move it away" in message
     assert files(tmp_path) == {"Flowers/Mine/a.jpg"} and not server.requests
 
@@ -266,6 +266,6 @@ def test_a_disk_that_cannot_be_written(server, tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones(server, tmp_path):
-    message = refused(server, tmp_path, "Cars")
+    message = error_of(server, tmp_path, "Cars")
     assert "Cars" in message and "Flowers, AirBnB" in message
     assert issubclass(DataError, UserError)

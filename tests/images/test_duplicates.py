@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from utils.images import duplicates
 from utils.images.decoding import decode
-from utils.images.duplicates import MOST_BITS, Fingerprint, exact_groups, join, twin_groups
+from utils.images.duplicates import MAX_BITS, Fingerprint, copy_groups, join, near_duplicate_groups
 from utils.images.frame import Frame
 
 
@@ -17,11 +17,11 @@ def picture(seed, size=(80, 60)):
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def prints_of(bits):
+def fingerprints_of(bits):
     return [Fingerprint(f"file {i}".encode(), row, (1, 1)) for i, row in enumerate(bits)]
 
 
-def prints_in(paths):
+def fingerprints_in(paths):
     return [seen if isinstance(seen, str) else seen[1] for seen in decode(paths, Frame((8, 8)), verbose=False)]
 
 
@@ -46,51 +46,51 @@ def test_the_same_picture_in_other_clothes_is_found(tmp_path):
     for seed in range(6, 16):
         picture(seed).save(tmp_path / f"{seed}.png")
     paths = sorted(tmp_path.iterdir(), key=lambda path: int(path.stem))
-    assert twin_groups(prints_in(paths)).tolist() == [0] * 6 + list(range(6, 16))
+    assert near_duplicate_groups(fingerprints_in(paths)).tolist() == [0] * 6 + list(range(6, 16))
 
 
 @pytest.mark.parametrize("chunk", [7, 2048])
 @pytest.mark.parametrize("seed", range(4))
 def test_groups_are_the_connected_components_of_close_hashes(monkeypatch, seed, chunk):
-    monkeypatch.setattr(duplicates, "CHUNK", chunk)
+    monkeypatch.setattr(duplicates, "CHUNK_HASHES", chunk)
     rng = np.random.default_rng(seed)
     bits = rng.random((4, 256)) < 0.5
     # Between 0 and about 70 bits apart.
     bits = bits[rng.integers(0, 4, 40)] ^ (rng.random((40, 256)) < rng.uniform(0, 0.15, (40, 1)))
-    expected = naive_groups(40, lambda i, j: (bits[i] != bits[j]).sum() <= MOST_BITS)
+    expected = naive_groups(40, lambda i, j: (bits[i] != bits[j]).sum() <= MAX_BITS)
     assert max(np.bincount(expected)) <= 20 and len(set(expected)) < 40  # not a trivial case
-    assert twin_groups(prints_of(bits)).tolist() == expected
+    assert near_duplicate_groups(fingerprints_of(bits)).tolist() == expected
 
 
 def test_the_threshold_is_met_to_the_bit_and_chains_hold_together():
     bits = np.zeros((8, 256), bool)
-    bits[1, :MOST_BITS] = True
-    bits[2, : 2 * MOST_BITS] = True  # twin of 1, not of 0
-    bits[3, : 3 * MOST_BITS + 1] = True  # a bit too far from 2
+    bits[1, :MAX_BITS] = True
+    bits[2, : 2 * MAX_BITS] = True  # twin of 1, not of 0
+    bits[3, : 3 * MAX_BITS + 1] = True  # a bit too far from 2
     bits[4:] = np.random.default_rng(0).random((4, 256)) < 0.5
-    assert twin_groups(prints_of(bits)).tolist() == [0, 0, 0, 3, 4, 5, 6, 7]
+    assert near_duplicate_groups(fingerprints_of(bits)).tolist() == [0, 0, 0, 3, 4, 5, 6, 7]
 
 
 def test_a_bar_comes_only_where_it_takes_long(monkeypatch, capsys):
-    prints = prints_of(np.random.default_rng(0).random((60, 256)) < 0.5)
-    monkeypatch.setattr(duplicates, "CHUNK", 7)
-    twin_groups(prints, verbose=True)
+    fingerprints = fingerprints_of(np.random.default_rng(0).random((60, 256)) < 0.5)
+    monkeypatch.setattr(duplicates, "CHUNK_HASHES", 7)
+    near_duplicate_groups(fingerprints, verbose=True)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(duplicates, "tqdm", lambda chunks, delay, **options: tqdm(chunks, **options))
-    twin_groups(prints)
+    near_duplicate_groups(fingerprints)
     assert capsys.readouterr().err == ""
-    twin_groups(prints, verbose=True)
+    near_duplicate_groups(fingerprints, verbose=True)
     assert "Comparing images: 100%" in capsys.readouterr().err
 
 
 def test_bits_that_differ_may_lie_anywhere():
     rng = np.random.default_rng(0)
-    for count, close in ((MOST_BITS, True), (MOST_BITS + 1, False)):
+    for count, close in ((MAX_BITS, True), (MAX_BITS + 1, False)):
         for places in (np.arange(count), np.linspace(0, 255, count).astype(int), rng.permutation(256)[:count]):
             bits = rng.random((5, 256)) < 0.5
             bits[2] = bits[0]
             bits[2, places] ^= True
-            assert twin_groups(prints_of(bits)).tolist() == [0, 1, 0 if close else 2, 3, 4]
+            assert near_duplicate_groups(fingerprints_of(bits)).tolist() == [0, 1, 0 if close else 2, 3, 4]
 
 
 def test_flat_pictures_are_twins_only_as_copies(tmp_path):
@@ -100,27 +100,32 @@ def test_flat_pictures_are_twins_only_as_copies(tmp_path):
     Image.fromarray(noise).save(tmp_path / "6.png")
     for seed in range(7, 10):
         picture(seed).save(tmp_path / f"{seed}.png")
-    prints = prints_in(sorted(tmp_path.iterdir()))
-    assert [known.bits is None for known in prints] == [True] * 7 + [False] * 3
-    assert twin_groups(prints).tolist() == [0, 0, *range(2, 10)]
+    fingerprints = fingerprints_in(sorted(tmp_path.iterdir()))
+    assert [known.bits is None for known in fingerprints] == [True] * 7 + [False] * 3
+    assert near_duplicate_groups(fingerprints).tolist() == [0, 0, *range(2, 10)]
 
 
 def test_a_set_of_pictures_that_the_hash_cannot_tell_apart_is_left_alone():
     bits = np.zeros((10, 256), bool)
     bits[np.arange(10), np.arange(10)] = True
-    prints = prints_of(bits)
-    prints[7] = prints[2]
-    assert twin_groups(prints).tolist() == [0, 1, 2, 3, 4, 5, 6, 2, 8, 9]
+    fingerprints = fingerprints_of(bits)
+    fingerprints[7] = fingerprints[2]
+    assert near_duplicate_groups(fingerprints).tolist() == [0, 1, 2, 3, 4, 5, 6, 2, 8, 9]
 
 
 def test_copies_are_twins_even_where_they_are_most_of_the_set():
-    prints = prints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
-    assert twin_groups([prints[0], prints[1], prints[1], prints[1]]).tolist() == [0, 1, 1, 1]
+    fingerprints = fingerprints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
+    assert near_duplicate_groups([fingerprints[0], fingerprints[1], fingerprints[1], fingerprints[1]]).tolist() == [
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_exact_groups_compare_contents():
-    prints = [Fingerprint(content, None, (1, 1)) for content in (b"x", b"y", b"x", b"z", b"y")]
-    assert exact_groups([*prints, "broken", "broken"]).tolist() == [0, 1, 0, 3, 1, 5, 6]
+    fingerprints = [Fingerprint(content, None, (1, 1)) for content in (b"x", b"y", b"x", b"z", b"y")]
+    assert copy_groups([*fingerprints, "broken", "broken"]).tolist() == [0, 1, 0, 3, 1, 5, 6]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -138,9 +143,10 @@ def test_what_cannot_be_read_has_no_fingerprint_and_no_twin(tmp_path):
     for name in ("1.png", "2.png"):
         (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes()[:2000])
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "gone.png"]
-    prints = prints_in(paths)
-    assert prints[0].size == (80, 60)
-    assert [reason.split(" (")[0].split(";")[0] for reason in prints[1:]] == ["not a readable image"] * 2 + [
+    fingerprints = fingerprints_in(paths)
+    assert fingerprints[0].size == (80, 60)
+    assert [reason.split(" (")[0].split(";")[0] for reason in fingerprints[1:]] == ["not a readable image"] * 2 + [
         "no such image"
     ]
-    assert twin_groups(prints).tolist() == [0, 1, 2, 3] and twin_groups(["broken", "broken"]).tolist() == [0, 1]
+    assert near_duplicate_groups(fingerprints).tolist() == [0, 1, 2, 3]
+    assert near_duplicate_groups(["broken", "broken"]).tolist() == [0, 1]

@@ -9,7 +9,7 @@ import pytest
 from samples import NEEDS_EMOJI, break_file, make_files, noise
 
 from utils.images.decoding import decode, load
-from utils.images.folder import check_two_classes, leave_out_unreadable, odd_classes, scan
+from utils.images.folder import check_two_classes, doubtful_folders, scan, separate_unreadable
 from utils.images.frame import Frame
 from utils.images.reading import SUFFIXES
 from utils.system.errors import DataError
@@ -108,7 +108,7 @@ def test_links_to_folders_are_named_where_they_are_not_followed(tmp_path):
         "a/more: a link to a folder, which is not followed; put the folder itself there",
         "again: a link to the folder that it lies in; delete it",
     ]
-    assert odd_classes(table, tmp_path / "Data") == []
+    assert doubtful_folders(table, tmp_path / "Data") == []
 
 
 @pytest.mark.parametrize("target", ["unmounted", "c"])
@@ -122,12 +122,12 @@ def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
     make_files(tmp_path, ["a/1.png", "a/deep/1.png", "b/1.png", "locked/1.png"])
     scandir = os.scandir
 
-    def refuse(path):
+    def deny(path):
         if Path(path).name in ("deep", "locked"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", deny)
     table, skipped = scan(tmp_path)
     assert table.file.tolist() == ["a/1.png", "b/1.png"]
     assert skipped == [
@@ -136,10 +136,10 @@ def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
 
 
 def test_a_data_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
-    def refuse(path):
+    def deny(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "iterdir", deny)
     with pytest.raises(DataError, match=r"cannot be listed \(Permission denied\); change its access rights"):
         scan(tmp_path)
 
@@ -203,8 +203,8 @@ BAD = {
 def readable(found, folder):
     """A table without the files that cannot be read, and a line for each of these."""
     seen = decode([folder / file for file in found.file], Frame((8, 8)), verbose=False)
-    table, prints, bad = leave_out_unreadable(found, [one if isinstance(one, str) else one[1] for one in seen])
-    assert len(prints) == len(table)
+    table, fingerprints, bad = separate_unreadable(found, [one if isinstance(one, str) else one[1] for one in seen])
+    assert len(fingerprints) == len(table)
     return table, bad
 
 
@@ -257,7 +257,7 @@ def table_of(*files):
 
 def test_names_that_differ_only_in_case_are_named(tmp_path):
     table = table_of("Cat/1.png", "a/x.JPG", "a/x.jpg", "a/y.png", "b/x.jpg", "cat/1.png")  # as no Windows can hold
-    assert odd_classes(table, tmp_path) == [
+    assert doubtful_folders(table, tmp_path) == [
         "Cat and cat: two classes whose names differ only in case; rename or merge them",
         "a/x.JPG and a/x.jpg: names that differ only in case; rename all but one, "
         "because Windows and macOS would keep one of these files",
@@ -270,14 +270,15 @@ def test_files_that_differ_only_in_case_are_both_taken_and_named(tmp_path):
         pytest.skip("this file system keeps one of them")
     table, skipped = scan(tmp_path)
     assert table.file.tolist() == ["a/X.PNG", "a/x.png", "b/1.png"] and not skipped
-    assert odd_classes(table, tmp_path)[0].startswith("a/X.PNG and a/x.png: names that differ only in case; rename")
+    [note] = doubtful_folders(table, tmp_path)
+    assert note.startswith("a/X.PNG and a/x.png: names that differ only in case; rename")
 
 
 def test_a_class_inside_a_class_is_named_with_some_of_its_folders(tmp_path, monkeypatch):
     (tmp_path / "Data").mkdir()
     monkeypatch.chdir(tmp_path)
     table = table_of("a/1.png", "b/1.png", "b/b/2.png", *(f"a/{name}/deep/1.png" for name in "vwxyz"))
-    assert odd_classes(table, Path("Data")) == [
+    assert doubtful_folders(table, Path("Data")) == [
         "a: images in its sub-folders v, w, x and 2 more count as a; "
         "if they are classes of their own, move them to Data/",
         "b: images in its sub-folders b count as b; if they are classes of their own, move them to Data/",
@@ -286,7 +287,7 @@ def test_a_class_inside_a_class_is_named_with_some_of_its_folders(tmp_path, monk
 
 def test_class_folders_without_images_are_named_but_hidden_ones_are_not(tmp_path):
     make_files(tmp_path, ["a/1.png", "b/1.png", ".cache/1.txt", "none/readme.txt", "z.txt"])
-    assert odd_classes(table_of("a/1.png", "b/1.png"), tmp_path) == [
+    assert doubtful_folders(table_of("a/1.png", "b/1.png"), tmp_path) == [
         "none: a class folder without a readable image; add images or delete it"
     ]
 

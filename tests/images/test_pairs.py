@@ -9,12 +9,11 @@ from scipy.stats import chisquare
 from utils.images.pairs import (
     Pairs,
     evaluation_pairs,
-    evenly,
+    evenly_spaced_pairs,
     image_batches,
     make_pairs,
-    only_used,
     pair_batches,
-    some_pairs,
+    renumber_pairs,
 )
 from utils.system.errors import DataError
 
@@ -59,7 +58,7 @@ def test_partners_change_from_round_to_round():
 
 
 @pytest.mark.parametrize("labels", [["a", "a", "a"], ["a", "b", "c"], ["a"]])
-def test_labels_without_both_kinds_of_pairs_are_refused(labels):
+def test_labels_that_give_no_similar_or_no_dissimilar_pair_are_an_error(labels):
     with pytest.raises(DataError, match="two classes, one of them with two images"):
         make_pairs(labels, generator())
 
@@ -89,7 +88,7 @@ def test_small_batches_hold_a_similar_pair(labels, batch_size):
             assert max(Counter(labels[i] for i in batch).values()) > 1
 
 
-def test_image_batches_are_mixed_anew_but_repeatable():
+def test_image_batches_depend_on_the_generator_alone():
     first, again, other = (
         np.concatenate(image_batches([0, 1] * 20, 8, generator(seed))).tolist() for seed in (1, 1, 2)
     )
@@ -101,8 +100,8 @@ def test_image_batches_are_mixed_anew_but_repeatable():
 
 
 @pytest.mark.parametrize("count, most, chosen", [(10, 4, [0, 3, 6, 9]), (3, 60, [0, 1, 2]), (5, 2, [0, 4])])
-def test_an_even_choice_spans_all(count, most, chosen):
-    assert evenly(count, most).tolist() == chosen
+def test_evenly_spaced_pairs_span_all(count, most, chosen):
+    assert evenly_spaced_pairs(Pairs(*np.tile(np.arange(count), (3, 1))), most).first.tolist() == chosen
 
 
 @pytest.mark.parametrize("batch_size, sizes", [(4, [4, 4, 2]), (5, [5, 5]), (50, [10])])
@@ -118,16 +117,16 @@ def test_pair_batches_hold_every_pair_once_and_whole(batch_size, sizes):
 
 def test_some_pairs_are_evenly_chosen_and_few_pairs_are_kept():
     pairs = Pairs(np.arange(200), np.arange(200) + 1, np.repeat([0, 1], 100))
-    chosen = some_pairs(pairs, 60)
+    chosen = evenly_spaced_pairs(pairs, 60)
     assert len(chosen.label) == 60 and (chosen.label == 0).sum() == 30
     assert (chosen.second == chosen.first + 1).all() and np.diff(chosen.first).max() <= 4
     assert all(
         np.array_equal(a, b)
-        for a, b in zip(some_pairs(Pairs(*(column[:5] for column in pairs))), (column[:5] for column in pairs))
+        for a, b in zip(evenly_spaced_pairs(Pairs(*(column[:5] for column in pairs))), (column[:5] for column in pairs))
     )
 
 
-def test_pairs_count_only_the_images_that_they_are_of():
-    used, pairs = only_used(Pairs(np.array([7, 2, 9]), np.array([2, 9, 4]), np.array([0, 1, 1])))
+def test_pairs_are_renumbered_by_the_images_that_occur_in_them():
+    used, pairs = renumber_pairs(Pairs(np.array([7, 2, 9]), np.array([2, 9, 4]), np.array([0, 1, 1])))
     assert used.tolist() == [2, 4, 7, 9]
     assert [column.tolist() for column in pairs] == [[2, 0, 3], [0, 3, 1], [0, 1, 1]]

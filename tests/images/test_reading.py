@@ -133,7 +133,7 @@ def test_a_portable_greymap_of_sixteen_bits_keeps_its_greys(tmp_path):
     assert np.abs(np.asarray(read_image(tmp_path / "a.pgm"))[0] - (greys / 256)[:, None]).max() <= 1
 
 
-def test_fractions_are_refused_and_not_read_as_black(tmp_path):
+def test_fractions_are_an_error_and_not_read_as_black(tmp_path):
     Image.fromarray(np.linspace(0, 1, 60, dtype=np.float32).reshape(6, 10)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a.tif: not a readable image \(its pixels are floating.*8 or 16 bits"):
         read_image(tmp_path / "a.tif")

@@ -15,7 +15,7 @@ from utils.explain.occlusion import RegionEffects, correlation, joined, region_e
 from utils.explain.removal import embed_in_parts
 from utils.explain.what_if import WhatIf, what_if
 from utils.Grad_CAM import Explanation, explain, explain_effects
-from utils.images.pairs import Pairs, used_in
+from utils.images.pairs import Pairs, used_images
 from utils.images.reading import read_image, shrink
 from utils.Siamese import SiameseNetwork, similarity_matrix
 from utils.system.errors import DataError
@@ -122,7 +122,7 @@ def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, 
     Args:
         paths: of all images; `pairs` holds positions in it, `chosen` positions in `pairs`.
     """
-    needed, *ends = used_in(pairs.first[chosen], pairs.second[chosen])
+    needed, *ends = used_images(pairs.first[chosen], pairs.second[chosen])
     compared = Comparison(model, [paths[i] for i in needed])
     compared.names = [f"{path.parent.name}\n{path.stem}" for path in compared.paths]  # class and file
     compared.effects_of(*range(len(needed)))  # of all in one go, under one progress bar

@@ -13,7 +13,7 @@ from utils.explain.incremental import IncrementalEmbedder, local_stages
 from utils.explain.occlusion import correlation, effect_on_distance, region_sums, windows
 from utils.explain.removal import OTHERS, blur
 from utils.Grad_CAM import Explanation
-from utils.images.pairs import used_in
+from utils.images.pairs import used_images
 from utils.Siamese import SiameseNetwork, eval_mode
 
 GRID = 5  # cells along each side
@@ -105,7 +105,7 @@ def agreement_table(
         last row is what knowing the effects of blurring the very same cells would reach, a ceiling for all maps that
         are made by blurring.
     """
-    used, *ends = used_in(first, second)
+    used, *ends = used_images(first, second)
     images = batch[used].to(model.mean.device)
     removals = {name: removal(images) for name, removal in REMOVALS.items()}
     effects = effects_on_pairs(model, images, *ends, removals, grid)

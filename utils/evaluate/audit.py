@@ -10,8 +10,8 @@ import pandas as pd
 
 from utils.dataset import prepare_folder
 from utils.images.cache import read_fingerprints
-from utils.images.duplicates import Fingerprint, exact_groups, twin_groups
-from utils.images.folder import odd_classes, scan
+from utils.images.duplicates import copy_groups, near_duplicate_groups
+from utils.images.folder import doubtful_folders, scan, separate_unreadable
 from utils.images.frame import Frame
 from utils.images.splitting import split_sizes
 from utils.system.errors import DataError
@@ -103,23 +103,23 @@ def audit(config: Config) -> Audit:
     """
     prepare_folder(config)
     table, skipped = scan(config.data_path)
-    prints = read_fingerprints(config, table.file, config.hyperparameters.verbose)
-    readable = [isinstance(known, Fingerprint) for known in prints]
-    if not any(readable):
-        raise DataError(f"{config.data_path}: none of its {len(prints)} images can be read; copy them again")
-    counts = table[readable].label.value_counts(sort=False)
+    fingerprints = read_fingerprints(config, table.file, config.hyperparameters.verbose)
+    readable, known, unreadable = separate_unreadable(table, fingerprints)
+    if not known:
+        raise DataError(f"{config.data_path}: none of its {len(fingerprints)} images can be read; copy them again")
+    counts = readable.label.value_counts(sort=False)
     return Audit(
-        unreadable=tuple(f"{file}: {reason}" for file, reason in zip(table.file, prints) if isinstance(reason, str)),
+        unreadable=tuple(unreadable),
         skipped=tuple(skipped),
-        doubtful=tuple(odd_classes(table[readable], config.data_path)),
-        copies=_named(exact_groups(prints), table.file),
-        groups=_named(twin_groups(prints, config.hyperparameters.verbose), table.file),
+        doubtful=tuple(doubtful_folders(readable, config.data_path)),
+        copies=_named(copy_groups(fingerprints), table.file),
+        groups=_named(near_duplicate_groups(fingerprints, config.hyperparameters.verbose), table.file),
         tiny=tuple(
             label
             for label, count in counts.items()
             if min(split_sizes(count, config.test_size, config.valid_size).values()) < 2
         ),
-        sizes=np.array([known.size for known in prints if isinstance(known, Fingerprint)]).reshape(-1, 2),
+        sizes=np.array([fingerprint.size for fingerprint in known]),
         frame=Frame(config.image.size, config.image.fit),
     )
 

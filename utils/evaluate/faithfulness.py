@@ -19,7 +19,7 @@ from utils.evaluate.localisation import centred_gaussian
 from utils.explain.removal import Interventions, embed_in_parts, moved, pixel_ranks, strongest_region
 from utils.explain.what_if import MAPS
 from utils.Grad_CAM import Explanation, explain
-from utils.images.pairs import KINDS
+from utils.images.pairs import PAIR_LABELS
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 from utils.system.machine import seeded
 
@@ -165,7 +165,7 @@ def check_table(interventions: Interventions, explanation: Explanation, seed: in
     rows = []
     for kind, wanted in zip(MAPS, (-1, 1)):
         result = check(interventions, explanation, kind, rng)
-        for decision, chosen in zip(KINDS, (similar, ~similar)):
+        for decision, chosen in zip(PAIR_LABELS, (similar, ~similar)):
             effect, random = (change.cpu()[chosen] for change in (result.effect, result.random))
             effect, random = effect[~effect.isnan()], random[~effect.isnan()]
             shares = (float((wanted * change > 0).float().mean()) for change in (effect, random))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from utils.images.frame import Frame
-from utils.images.pairs import KINDS, Pairs
+from utils.images.pairs import PAIR_LABELS, Pairs
 
 
 def pointing_game(maps: torch.Tensor, masks: torch.Tensor, tolerance: float = 1 / 12) -> torch.Tensor:
@@ -101,7 +101,7 @@ def localisation_table(
     objects = masks[np.stack([pairs.first, pairs.second], axis=1)]
     rows = []
     for name, values in (maps | baselines).items():
-        for label, kind in enumerate(KINDS):
+        for label, kind in enumerate(PAIR_LABELS):
             chosen = torch.from_numpy(decided_right & (pairs.label == label))
             found, truth = values[chosen].cpu().flatten(0, 1), objects[chosen].flatten(0, 1)
             scores = (pointing_game(found, truth).double(), energy_ratio(found, truth), iou_at_half(found, truth))

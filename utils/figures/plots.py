@@ -19,7 +19,7 @@ from utils.dataset import SPLITS
 from utils.evaluate.calibration import brier_scores
 from utils.evaluate.faithfulness import area_under
 from utils.evaluate.scores import PairScores, score_pairs
-from utils.images.pairs import KINDS
+from utils.images.pairs import PAIR_LABELS
 
 COLOURS = sns.color_palette("colorblind")
 MOST_MARKERS = 60  # on a learning curve
@@ -62,10 +62,10 @@ def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure
     """Confusion matrices of pairs, one for each threshold."""
     figure, axes = plt.subplots(1, len(scores), figsize=(3.2 * len(scores), 2.9), layout="constrained", squeeze=False)
     for axis, score, title in zip(axes[0], scores, titles):
-        ConfusionMatrixDisplay(score.confusion, display_labels=KINDS).plot(ax=axis, cmap="Blues", colorbar=False)
+        ConfusionMatrixDisplay(score.confusion, display_labels=PAIR_LABELS).plot(ax=axis, cmap="Blues", colorbar=False)
         axis.set_title(f"{title}accuracy {score.accuracy:.3f}", fontsize=9)
         axis.set(xlabel="decision", ylabel="truth")
-        axis.set_yticklabels(KINDS, rotation=90, va="center")
+        axis.set_yticklabels(PAIR_LABELS, rotation=90, va="center")
     return figure
 
 
@@ -79,7 +79,7 @@ def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dic
     """
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     bins = np.linspace(0, max(1.0, dissimilarity.max()), 41)
-    for kind, name in enumerate(KINDS):
+    for kind, name in enumerate(PAIR_LABELS):
         axis.hist(dissimilarity[label == kind], bins, alpha=0.6, color=COLOURS[kind], label=f"{name} pairs")
     for (name, value), style in zip(thresholds.items(), ("-", "--")):
         axis.axvline(value, color="black", lw=1, ls=style, label=f"{name}: {value:.2f}")

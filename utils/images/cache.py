@@ -1,8 +1,9 @@
-"""Decoded images and their fingerprints, kept on disk, so that a file is decoded once, whoever needs it next.
+"""A cache on disk of decoded images and their fingerprints, so that each file is decoded once.
 
-For each frame there is a file of pixels, one image after the other, and a table that says which file each is of. Where
-files are new or have changed, both are made again under other names, what has not changed is copied, and the table is
-put in place when it is whole. So neither a kill nor two runs at once leave half a cache, and what is mapped stays.
+For each frame there is a file of pixels, one image after the other, and a table that names the file of each image.
+Where files are new or have changed, a new pixel file is written under another name, with unchanged images copied, and
+its table replaces the old one when it is complete. So neither a kill nor two runs at once leave half a cache, and a
+pixel file that is mapped into memory never changes.
 """
 
 from __future__ import annotations
@@ -31,19 +32,23 @@ from utils.system.errors import UserError
 from utils.system.files import counted, file_state
 from utils.system.settings import Config
 
-FOLDER = ".cache"  # in `outputs_path`; hidden, so that it is no class, whatever lies around it
-VERSION = f"2, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of what is made of a file
-COPIED = 16  # images at a time
-COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": int, "height": int}  # of the table
-# All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and what is wrong with files that cannot be read.
+FOLDER = ".cache"  # in `outputs_path`; hidden, so that no folder of images takes it for a class
+VERSION = f"2, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of the table's contents
+COPY_BATCH = 16  # images that are copied at a time
+# Of the table: name -> type.
+COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": int, "height": int}
+# All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and unreadable files, file -> what is wrong.
 Found = tuple[np.ndarray, pd.DataFrame, dict[str, str]]
 
 
 def read_fingerprints(config: Config, files: Sequence[str], verbose: bool = True) -> list[Fingerprint | str]:
-    """The fingerprint of every file or, where it cannot be read as an image, what is wrong and what to do.
+    """Read the fingerprint of every file, from the cache where it is there.
 
     Args:
         files: relative to `data_path`; those that are in the cache are not opened.
+
+    Returns:
+        For every file its fingerprint or, where it cannot be read as an image, what is wrong and what to do.
     """
     frame = Frame(config.image.size, config.image.fit, config.image.normalization.mean)
     if not config.cache:
@@ -61,13 +66,13 @@ def _fingerprint(content: str, bits: str, width: int, height: int) -> Fingerprin
 
 
 def read_images(config: Config, files: Sequence[str], frame: Frame) -> tuple[Images, dict[int, str]]:
-    """The images of files, fitted into a frame: on disk or, under `cache: False`, a tensor in memory.
+    """Read images, fitted into a frame: as a view of the cache on disk or, under `cache: False`, a tensor in memory.
 
     Args:
         files: relative to `data_path`; those that are in the cache are not opened.
 
     Returns:
-        Those that can be read, in their order; and, by their positions in `files`, what is wrong with the others.
+        The images that can be read, in their order; and the others, position in `files` -> what is wrong.
     """
     paths, options = [config.data_path / file for file in files], config.hyperparameters
     if not config.cache:
@@ -90,10 +95,10 @@ class ImageCache:
         self.table = self.folder / f"{self.name}.csv"
 
     def find(self, files: Sequence[str]) -> Found:
-        """The cache, in which those of `files` that it lacked, or that have changed, are now.
+        """Add the files that the cache lacks or that have changed, and return its contents.
 
         Raises:
-            UserError: there is no room, or the cache cannot be written; the message says what to set.
+            UserError: there is no room, or the cache cannot be written.
         """
         rows = pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
         with suppress(OSError, ValueError, KeyError):  # not there, or not whole
@@ -111,52 +116,51 @@ class ImageCache:
             ) from None
 
     def _state(self, file: str) -> str:
-        """Digits that change with the file, or when another one takes its place, and with what decodes it; "" where
-        none is found."""
-        with suppress(OSError):  # reading it finds out what is wrong
+        """Compute the `file_state` of a file for this decoder; "" if there is no such file."""
+        with suppress(OSError):  # reading it will tell what is wrong
             return file_state(self.config.data_path / file, VERSION)
         return ""
 
     def _pixels(self, rows: pd.DataFrame) -> np.ndarray:
-        """The pixels that a table is of, mapped into memory."""
+        """Map the pixels that belong to a table into memory."""
         if rows.empty:
             return np.empty((0, *self.shape), np.uint8)
         return np.memmap(self.folder / rows.index.name, np.uint8, "r", shape=(len(rows), *self.shape))
 
     def _add(self, files: list[str], states: dict[str, str], rows: pd.DataFrame) -> Found:
-        """`find`, where `files` are missing: unless none of them can be read, a new cache is put in place."""
+        """Write a new cache with the missing `files`, unless none of them can be read; returns as `find`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         unchanged = np.flatnonzero(rows.state == [states.get(file) or self._state(file) for file in rows.index])
         self._check_room(len(files), len(unchanged))
         path = self.folder / f"{self.name}-{uuid4().hex[:8]}.pixels"
-        part = path.with_suffix(".csv")
-        done = {path, part}
+        new_table = path.with_suffix(".csv")
+        to_delete = {path, new_table}
         try:
             with path.open("w+b") as out:
                 new, problems = self._decode_into(out, files, states)
                 pixels = self._pixels(rows)
                 if new.empty:
                     return pixels, rows, problems
-                for start in range(0, len(unchanged), COPIED):
-                    out.write(pixels[unchanged[start : start + COPIED]])
+                for start in range(0, len(unchanged), COPY_BATCH):
+                    out.write(pixels[unchanged[start : start + COPY_BATCH]])
                 out.flush()
                 os.fsync(out.fileno())
                 rows = pd.concat([new, rows.iloc[unchanged]]).rename_axis(path.name)
                 pixels = np.memmap(out, np.uint8, "r", shape=(len(rows), *self.shape))
-            rows.to_csv(part, quoting=csv.QUOTE_NONNUMERIC)
-            if path.exists():  # else a run that was ready first has deleted it, as below
-                part.replace(self.table)
-                done = set(self.folder.glob(f"{self.name}-*")) - {path}
+            rows.to_csv(new_table, quoting=csv.QUOTE_NONNUMERIC)
+            if path.exists():  # else another run, which was ready first, has deleted it as an older cache
+                new_table.replace(self.table)
+                to_delete = set(self.folder.glob(f"{self.name}-*")) - {path}
             return pixels, rows, problems
         finally:
-            for file in done:
-                with suppress(OSError):  # on Windows, while a run has it mapped
+            for file in to_delete:
+                with suppress(OSError):  # on Windows, while another run has it mapped
                     file.unlink()
 
     def _decode_into(
         self, out: BinaryIO, files: list[str], states: dict[str, str]
     ) -> tuple[pd.DataFrame, dict[str, str]]:
-        """Write the pixels of files; their table, and what is wrong with those that cannot be read."""
+        """Write the pixels of files; return their table, and the unreadable files, file -> what is wrong."""
         rows, problems, paths = [], {}, [self.config.data_path / file for file in files]
         for file, found in zip(files, decode(paths, self.frame, self.config.hyperparameters.num_workers, self.verbose)):
             if isinstance(found, str):

@@ -1,4 +1,4 @@
-"""Files -> pixels and fingerprints, in threads."""
+"""Decodes image files to pixels and fingerprints, in threads."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from utils.images.frame import Frame, to_uint8
 from utils.images.reading import read_image
 from utils.system.errors import DataError
 
-CHUNK = 32 * 2**20  # bytes of pixels that wait at a time
+CHUNK_BYTES = 32 * 2**20  # of pixels that are decoded ahead
 
 Decoded = tuple[np.ndarray, Fingerprint]
 
 
 def decode(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True) -> Iterator[Decoded | str]:
-    """Read image files in `num_workers` threads, and fit them into a frame.
+    """Read image files in `num_workers` threads and fit them into a frame.
 
     Yields:
-        In the order of `paths`: pixels, uint8 (3, H, W), and fingerprint; or what is wrong with a file and what to do.
+        For each path: pixels, uint8 (3, H, W), and fingerprint; or what is wrong with the file and what to do.
     """
-    step = max(1, CHUNK // (3 * frame.size[0] * frame.size[1]))
+    step = max(1, CHUNK_BYTES // (3 * frame.size[0] * frame.size[1]))
     with (
         ThreadPoolExecutor(max(1, num_workers)) as pool,
         tqdm(total=len(paths), desc="Reading images", disable=not verbose) as bar,
@@ -40,11 +40,11 @@ def decode(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: b
 def load(
     paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True
 ) -> tuple[torch.Tensor, dict[int, str]]:
-    """Images in memory.
+    """Read image files into memory.
 
     Returns:
-        Those that can be read, in their order, uint8 (N, 3, H, W); and, by their positions in `paths`, what is wrong
-        with the others, a line each.
+        The images that can be read, in their order, uint8 (N, 3, H, W); and the others, position in `paths` -> a line
+        with what is wrong.
     """
     images, problems = torch.empty(len(paths), 3, *frame.size, dtype=torch.uint8), {}
     for i, found in enumerate(decode(paths, frame, num_workers, verbose)):

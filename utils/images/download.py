@@ -1,4 +1,4 @@
-"""The paper's public image sets, fetched from its authors' repository.
+"""Downloads the paper's public image sets from its authors' repository.
 
 One zip archive holds all three sets. It is downloaded once, into `Data/.downloads`, and each set is unpacked from
 it on request. A set appears under its final name only when it is complete, so an interrupted run can be repeated.
@@ -23,19 +23,19 @@ from utils.system.files import counted
 
 REPOSITORY = "https://github.com/ioannislivieris/Grad_CAM_Siamese"
 COMMIT = "ee2107a"
-PUBLIC_SETS = {"Flowers": 4317, "Skin_cancer": 2800, "AirBnB": 864}  # name: number of images
-TIMEOUT = 60  # seconds without a byte
-MOST_BYTES = 4 * 1024**3  # that a set unpacks to; no true one comes near
+PUBLIC_SETS = {"Flowers": 4317, "Skin_cancer": 2800, "AirBnB": 864}  # name -> number of images
+TIMEOUT = 60  # seconds in which no data arrive
+MAX_BYTES = 4 * 1024**3  # that a set may unpack to, against damaged archives; the real sets are far smaller
 
 
 def download_public(name: str, data_root: Path | str = "Data", base_url: str = f"{REPOSITORY}/archive") -> Path:
-    """Put the public set `name` at `data_root/name`, one folder per class, and return that folder.
+    """Download the public set `name` to `data_root/name`, one folder per class, and return that folder.
 
-    Nothing is done where the complete set is there already, and the archive is downloaded only where it is missing.
+    A set that is there completely stays as it is; an archive that is there is not downloaded again.
 
     Raises:
-        DataError: unknown name, another folder in the way, no connection, a refusal by the server, a broken
-            archive, an unexpected number of images, or a disk that cannot be written. No half set is left behind.
+        DataError: unknown name, another folder in the way, no connection, an error of the server, a damaged
+            archive, an unexpected number of images, or a disk that cannot be written. No incomplete set is left.
     """
     if name not in PUBLIC_SETS:
         raise DataError(f"unknown public set {name!r}; choose one of {', '.join(PUBLIC_SETS)}")
@@ -71,7 +71,7 @@ def _check_count(folder: Path, name: str, holds: str, advice: str) -> None:
 
 
 def _fetch(url: str, archive: Path, by_hand: str) -> None:
-    """Download `url` to `archive`, which appears only when it is a whole zip file."""
+    """Download `url` to `archive`, which appears only when it is a complete zip file."""
     partial = archive.with_suffix(".part")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -81,7 +81,7 @@ def _fetch(url: str, archive: Path, by_hand: str) -> None:
             tqdm.wrapattr(file, "write", total=answer.length, desc=f"Downloading {url}") as out,
         ):
             shutil.copyfileobj(answer, out)
-        if not zipfile.is_zipfile(partial):  # where a transfer was cut short, nobody else notices
+        if not zipfile.is_zipfile(partial):  # a transfer that was cut short raises nothing
             size = partial.stat().st_size
             raise DataError(
                 f"the download ended early ({size} bytes came, not a whole zip file); run this again, or {by_hand}"
@@ -101,7 +101,7 @@ def _fetch(url: str, archive: Path, by_hand: str) -> None:
 
 
 def _unpack(archive: Path, name: str, folder: Path) -> Path:
-    """Unpack a set into `folder`; `extract` leaves it for no name of a member, and makes no links."""
+    """Unpack a set into `folder` (`extract` writes nowhere else, whatever a member's name, and makes no links)."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             members = [
@@ -109,8 +109,8 @@ def _unpack(archive: Path, name: str, folder: Path) -> Path:
                 for info in zipped.infolist()
                 if not info.is_dir() and info.filename.partition("/")[2].startswith(f"Data/{name}/")
             ]
-            if sum(info.file_size for info in members) > MOST_BYTES:  # no member unpacks to more than it announces
-                raise zipfile.BadZipFile(f"unpacks to more than {MOST_BYTES / 1024**3:g} GiB")
+            if sum(info.file_size for info in members) > MAX_BYTES:  # no member unpacks to more than it announces
+                raise zipfile.BadZipFile(f"unpacks to more than {MAX_BYTES / 1024**3:g} GiB")
             for info in tqdm(members, desc=f"Unpacking {name}", unit="file"):
                 zipped.extract(info, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:

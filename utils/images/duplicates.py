@@ -1,6 +1,6 @@
-"""Images that show the same picture: copies of a file, and pictures saved again, resized or recoloured.
+"""Finds near duplicates: copies of a file, and the same picture saved again, resized or recoloured.
 
-A network that trained on one of them knows the other, so they must not be separated by a split.
+A network that has been trained on one of them knows the other, so both must be in one split.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from tqdm.auto import tqdm
 from utils.images.reading import what_is_wrong
 from utils.system.errors import DataError
 
-# A hash of SIDE * SIDE bits; the usual 8 * 8 take different skin lesions, each a blob in the middle, for the same.
-SIDE = 16
-# In which twins differ: in the paper's three sets all pairs up to here are twins, and from 44 on not all.
-MOST_BITS = 40
-FLAT = 2.0  # grey levels, standard deviation: below, a hash would tell of noise only
-CHUNK = 2048  # hashes that are compared with as many others at a time: 16 MB of agreements
+# A hash has HASH_SIDE^2 bits. The usual 8^2 take different skin lesions, each a blob in the middle, for the same.
+HASH_SIDE = 16
+# Bits in which hashes of near duplicates may differ: in the paper's three sets, all pairs up to here are duplicates,
+# and from 44 on not all.
+MAX_BITS = 40
+FLAT_STD = 2.0  # grey levels; an image of a lower standard deviation is flat, and its hash would depend on noise only
+CHUNK_HASHES = 2048  # hashes that are compared with as many others at a time: a matrix of 16 MB
 
 
 class Fingerprint(NamedTuple):
-    """`content`: digest of the file; `bits`: its perceptual hash, bool (256,), None for a flat picture; `size`: width,
-    height."""
+    """What identifies an image: `content`, a digest of its file; `bits`, its perceptual hash, bool (256,), None for a
+    flat image; `size`: width, height in pixels."""
 
     content: bytes
     bits: np.ndarray | None
@@ -39,7 +40,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
-    """The fingerprint of a file that was read as `image`.
+    """Compute the fingerprint of a file that was read as `image`.
 
     Raises:
         DataError: its content cannot be read again.
@@ -49,51 +50,55 @@ def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
     except OSError as error:
         raise DataError(f"{path}: {what_is_wrong(path, error)}") from None
     grey = image.convert("L")
-    bits = imagehash.phash(grey, SIDE).hash.ravel() if np.std(grey.resize((4 * SIDE, 4 * SIDE))) >= FLAT else None
-    return Fingerprint(content, bits, image.size)
+    is_flat = np.std(grey.resize((4 * HASH_SIDE, 4 * HASH_SIDE))) < FLAT_STD
+    return Fingerprint(content, None if is_flat else imagehash.phash(grey, HASH_SIDE).hash.ravel(), image.size)
 
 
-def twin_groups(prints: Sequence[Fingerprint | str], verbose: bool = False) -> np.ndarray:
-    """Connected components of "same content, or hashes that differ in at most `MOST_BITS` bits".
+def near_duplicate_groups(fingerprints: Sequence[Fingerprint | str], verbose: bool = False) -> np.ndarray:
+    """Group images that have the same content, or hashes that differ in at most `MAX_BITS` bits, also through others.
 
-    Where one component of near duplicates has more than half of all images, the hash cannot tell these pictures apart
-    (drawings of the same outline, for instance), and only copies are twins.
+    If one group has more than half of all images, the hash cannot tell these pictures apart (drawings of the same
+    outline, for instance), and only copies count as duplicates.
 
     Args:
-        verbose: show a bar, should it take more than two seconds: all pairs are compared, in memory for a few.
+        fingerprints: of each image; a message in place of one that cannot be read, which is then alone in its group.
+        verbose: show a progress bar if this takes more than two seconds: all pairs are compared.
 
     Returns:
-        For every image the position of its group's first image, int (N,): its own position if it has no twin.
+        For every image the position of its group's first image, int (N,): its own position if it is alone.
     """
-    groups = copies = exact_groups(prints)
-    hashed = np.array([i for i, seen in enumerate(prints) if isinstance(seen, Fingerprint) and seen.bits is not None])
+    groups = copies = copy_groups(fingerprints)
+    hashed = np.array([i for i, known in enumerate(fingerprints) if getattr(known, "bits", None) is not None])
     if len(hashed) == 0:
         return copies
-    bits = np.stack([prints[i].bits for i in hashed])
-    chunks = list(combinations_with_replacement(range(0, len(bits), CHUNK), 2))
+    bits = np.stack([fingerprints[i].bits for i in hashed])
+    chunks = list(combinations_with_replacement(range(0, len(bits), CHUNK_HASHES), 2))
     for row, column in tqdm(chunks, desc="Comparing images", delay=2, disable=not verbose):
-        one, other = (bits[start : start + CHUNK] * np.float32(2) - 1 for start in (row, column))
-        # A product of signs is the bits that agree less those that differ.
-        close = np.flatnonzero(one @ other.T >= bits.shape[1] - 2 * MOST_BITS)
+        one, other = (bits[start : start + CHUNK_HASHES] * np.float32(2) - 1 for start in (row, column))
+        # The product of two vectors of signs is the number of bits that agree less that of those that differ.
+        close = np.flatnonzero(one @ other.T >= bits.shape[1] - 2 * MAX_BITS)
         first, second = hashed[row + close // len(other)], hashed[column + close % len(other)]
         new = groups[first] != groups[second]
         if new.any():
             groups = join(groups, first[new], second[new])
-    return copies if np.bincount(groups).max() > max(len(prints) / 2, np.bincount(copies).max()) else groups
+    return copies if np.bincount(groups).max() > max(len(fingerprints) / 2, np.bincount(copies).max()) else groups
 
 
-def exact_groups(prints: Sequence[Fingerprint | str]) -> np.ndarray:
-    """Files of the same content, numbered as in `twin_groups`; an unreadable one is alone."""
+def copy_groups(fingerprints: Sequence[Fingerprint | str]) -> np.ndarray:
+    """Group files of the same content; numbered as in `near_duplicate_groups`."""
     seen: dict[bytes, int] = {}
     return np.array(
-        [i if isinstance(known, str) else seen.setdefault(known.content, i) for i, known in enumerate(prints)],
+        [i if isinstance(known, str) else seen.setdefault(known.content, i) for i, known in enumerate(fingerprints)],
         dtype=int,
     )
 
 
 def join(groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Groups, shape (N,), merged wherever positions `first` and `second`, shape (E,), are linked; numbered as in
-    `twin_groups`."""
+    """Merge groups, numbered as in `near_duplicate_groups`, shape (N,), that hold linked images.
+
+    Args:
+        first, second: positions of the two images of each link, shape (E,).
+    """
     linked, ends = np.unique([groups[first], groups[second]], return_inverse=True)
     links = coo_array((np.ones(len(first), bool), ends.reshape(2, -1)), shape=(len(linked), len(linked)))
     component = connected_components(links, directed=False)[1]

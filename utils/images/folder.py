@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder per class -> a table of its readable files, and what is wrong with the others."""
+"""Lists a folder of images, one sub-folder per class, and tells what is wrong with files and folders in it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utils.system.errors import DataError
 
 
 def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """List the images of a folder with one sub-folder per class, by their names; no file is opened.
+    """List the image files of a folder with one sub-folder per class; opens none of them.
 
     Returns:
         A table `file` (path relative to `data_path`, with forward slashes), `label` (the class folder's name),
-        sorted by file; and what was skipped, a line each with the reason and what to do. Hidden files, and those in
-        hidden folders, are skipped without a word.
+        sorted by file; and a line for each skipped file, with the reason and what to do. Hidden files, and those in
+        hidden folders, are not mentioned.
 
     Raises:
         DataError: no such folder, or fewer than two classes with images.
@@ -38,12 +38,12 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
         else:
             rows.append((name.as_posix(), name.parts[0]))
     table = pd.DataFrame(rows, columns=["file", "label"])
-    check_two_classes(table, data_path, skipped[:5])  # some of a thousand images beside the class folders will do
+    check_two_classes(table, data_path, skipped[:5])  # there may be thousands beside the class folders
     return table, skipped
 
 
 def images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
-    """The images of a folder and its sub-folders by their names, in no order; what is hidden is skipped.
+    """Yield the image files of a folder and its sub-folders, in no order, without hidden ones.
 
     Args:
         problems: gets a line for each folder that cannot be listed.
@@ -55,10 +55,10 @@ def images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
         yield from (path for path in (Path(place, name) for name in files) if is_named_as_image(path))
 
 
-# `os.path` rather than `Path`: its questions are answered, with "no", where access is denied, too.
+# `os.path` rather than `Path`: where access is denied, its functions return False instead of raising.
 def _everything(data_path: Path) -> Iterator[tuple[Path, str | None]]:
-    """All files, and the folders that are not looked into; with each the reason why it is skipped, None for an image by
-    its name, links to nowhere included."""
+    """Yield all files, and the folders that are not searched, each with the reason why it is skipped; None for a file,
+    or a link to nowhere, that is named as an image."""
     try:
         entries = list(data_path.iterdir())
     except OSError as error:
@@ -82,13 +82,13 @@ def _everything(data_path: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def _leads_back(entry: Path) -> bool:
-    """Whether an entry is a link to a folder that it lies in: all images would be found again, under another label."""
+    """Tell whether an entry links to a folder that it lies in: its images would be found twice, with two labels."""
     folder = entry.parent.resolve()
     return os.path.islink(entry) and entry.resolve() in (folder, *folder.parents)
 
 
 def _why_skipped(path: Path) -> str | None:
-    """Why a file in a class folder is not taken for an image by its name."""
+    """Tell why a file in a class folder is not listed as an image; None if it is."""
     if path.suffix.lower() not in SUFFIXES:
         return "not named as an image; save it as JPEG or PNG if it is one"
     if os.path.exists(path) and not os.path.isfile(path):
@@ -99,39 +99,47 @@ def _why_skipped(path: Path) -> str | None:
 
 
 def printable(name: str) -> str:
-    """A name with `?` for bytes that are no text."""
+    """Replace bytes of a name that are no text by `?`."""
     return name.encode(errors="replace").decode()
 
 
-def leave_out_unreadable(
-    table: pd.DataFrame, prints: Sequence[Fingerprint | str]
+def separate_unreadable(
+    table: pd.DataFrame, fingerprints: Sequence[Fingerprint | str]
 ) -> tuple[pd.DataFrame, list[Fingerprint], list[str]]:
-    """A table, and the fingerprints of its files, without the files that cannot be read; and these, a line each with
-    the reason and what to do."""
-    bad = [f"{file}: {reason}" for file, reason in zip(table.file, prints) if isinstance(reason, str)]
-    readable = [not isinstance(known, str) for known in prints]
-    return table[readable].reset_index(drop=True), [known for known in prints if isinstance(known, Fingerprint)], bad
+    """Separate the files that can be read from the others.
+
+    Args:
+        table: from `scan`, N rows.
+        fingerprints: of its N files; a message in place of one that cannot be read.
+
+    Returns:
+        The rows that can be read; their fingerprints; and a line for each other file, with the reason and what to do.
+    """
+    bad = [f"{file}: {reason}" for file, reason in zip(table.file, fingerprints) if isinstance(reason, str)]
+    readable = [isinstance(known, Fingerprint) for known in fingerprints]
+    kept = [known for known in fingerprints if isinstance(known, Fingerprint)]
+    return table[readable].reset_index(drop=True), kept, bad
 
 
 def check_two_classes(table: pd.DataFrame, data_path: Path, left_out: Sequence[str] = ()) -> None:
-    """Raise a DataError where fewer than two classes have images; `left_out`: lines about other files, added to it."""
+    """Raise a DataError if fewer than two classes have images; the lines `left_out`, about other files, are added."""
     classes = table.label.unique()
     if len(classes) >= 2:
         return
     hint = f"at least 2 are needed: {data_path}/<class>/<image>"
     if len(classes) == 1 and len(inner := sub_folders(table.file)) >= 2:
-        hint += f"; if {_some(inner)} are the classes, set data_path: {(data_path / classes[0]).as_posix()}"
+        hint += f"; if {first_names(inner)} are the classes, set data_path: {(data_path / classes[0]).as_posix()}"
     raise DataError("\n".join([f"{data_path}: {len(classes)} class folder(s) with images; {hint}", *left_out]))
 
 
 def sub_folders(files: pd.Series) -> list[str]:
-    """The names of the folders with images that lie inside the class folders of some files."""
+    """List the names of the folders with images inside the class folders of `files`."""
     return sorted({parts[1] for parts in files.str.split("/") if len(parts) > 2})
 
 
-def odd_classes(table: pd.DataFrame, data_path: Path) -> list[str]:
-    """What looks like a mistake in the folders and names of a table's readable images, a line each with what to do:
-    empty class folders, classes inside a class, names that differ only in case."""
+def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
+    """List probable mistakes in the folders of a table of readable images, a line each with what to do: empty class
+    folders, classes inside a class, names that differ only in case."""
     folders = {
         entry.name
         for entry in data_path.iterdir()
@@ -142,7 +150,7 @@ def odd_classes(table: pd.DataFrame, data_path: Path) -> list[str]:
     for label, files in table.groupby("label").file:
         if inner := sub_folders(files):
             notes.append(
-                f"{label}: images in its sub-folders {_some(inner)} count as {label}; "
+                f"{label}: images in its sub-folders {first_names(inner)} count as {label}; "
                 f"if they are classes of their own, move them to {data_path.as_posix()}/"
             )
     notes += [
@@ -162,5 +170,6 @@ def _same_but_for_case(names: pd.Series) -> list[list[str]]:
     return [list(alike) for _, alike in names.groupby(names.str.casefold()) if len(alike) > 1]
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """Write the first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""The frame that every image is fitted into before the network sees it, and images as uint8 tensors."""
+"""Fits images of any size into the frame that the network takes, as uint8 tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.system.settings import Normalization
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels; `bottom` and `right` are the first ones outside."""
+    """A rectangle in pixels; row `bottom` and column `right` are the first ones outside."""
 
     top: int
     bottom: int
@@ -36,10 +36,10 @@ class Box(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What every image is fitted into before the network sees it.
+    """How every image is fitted into the network's input size.
 
-    `size` is (height, width). `fit` is `stretch`, which gives up the aspect ratio, as in the paper, or `pad`, which
-    keeps it and fills the rest with the colour of the normalisation's `mean`.
+    `size` is (height, width) in pixels. `fit` is `stretch`, which gives up the aspect ratio, as in the paper, or `pad`,
+    which keeps it and fills the rest with the colour of the normalisation's `mean`.
     """
 
     size: tuple[int, int]
@@ -47,8 +47,8 @@ class Frame(NamedTuple):
     mean: tuple[float, float, float] = Normalization().mean
 
     def box(self, image_size: tuple[int, int]) -> Box:
-        """The part of the frame that an image of (width, height) pixels fills: all of it, or as much as its aspect
-        ratio allows, in the middle."""
+        """Compute the part of the frame that an image of (width, height) pixels fills: all of it or, if padded, a box
+        of its aspect ratio in the middle."""
         filled = self.size
         if self.fit == "pad":
             scale = min(side / own for side, own in zip(self.size, image_size[::-1]))
@@ -58,12 +58,12 @@ class Frame(NamedTuple):
 
 
 def mean_colour(mean: Sequence[float]) -> list[int]:
-    """The mean of a normalisation as RGB in 0-255: (nearly) zero for the network."""
+    """Convert the mean of a normalisation to RGB in 0-255; after normalisation, this colour is (nearly) zero."""
     return [round(255 * channel) for channel in mean]
 
 
 def to_uint8(image: Image.Image, frame: Frame) -> torch.Tensor:
-    """Fit an image into a frame; uint8 of shape (3, H, W)."""
+    """Fit an image into a frame; returns uint8 of shape (3, H, W)."""
     image = to_rgb(image)
     box = frame.box(image.size)
     pixels = np.empty((*frame.size, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Pairs of images, similar and dissimilar, and the batches that training takes."""
+"""Pairs of images, similar and dissimilar, and the batches of an epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.system.errors import DataError
 
-KINDS = ("similar", "dissimilar")  # of pairs; the positions are the labels
+PAIR_LABELS = ("similar", "dissimilar")  # what the labels 0 and 1 mean
 
 
 class Pairs(NamedTuple):
@@ -20,12 +20,12 @@ class Pairs(NamedTuple):
     label: np.ndarray
 
     def at(self, positions: np.ndarray) -> Pairs:
-        """The pairs at positions."""
+        """Select the pairs at these positions."""
         return Pairs(*(column[positions] for column in self))
 
 
 def make_pairs(labels: Sequence, rng: np.random.Generator, rounds: int = 1) -> Pairs:
-    """The paper's rule: every image gets one partner of its own class (never itself) and one of another.
+    """Pair every image with a random one of its own class (never itself) and a random one of another: the paper's rule.
 
     Args:
         labels: class of each image, shape (N,).
@@ -33,7 +33,7 @@ def make_pairs(labels: Sequence, rng: np.random.Generator, rounds: int = 1) -> P
         rounds: how often the rule is applied, with new partners.
 
     Returns:
-        2 x `rounds` pairs per image; an image alone in its class starts none, but may be a dissimilar partner.
+        2 x `rounds` pairs per anchor. An image alone in its class is no anchor, but may be a dissimilar partner.
 
     Raises:
         DataError: fewer than two classes, or no class with two images.
@@ -41,7 +41,7 @@ def make_pairs(labels: Sequence, rng: np.random.Generator, rounds: int = 1) -> P
     classes, codes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     if len(classes) < 2 or counts.max() < 2:
         raise DataError("pairs need two classes, one of them with two images; add images or change the split")
-    order = np.argsort(codes, kind="stable")  # the images of a class stand together, from `start`
+    order = np.argsort(codes, kind="stable")  # here, the images of a class stand together, from `start`
     start = (np.cumsum(counts) - counts)[codes]
     size = counts[codes]
     place = np.empty_like(order)
@@ -57,15 +57,15 @@ def make_pairs(labels: Sequence, rng: np.random.Generator, rounds: int = 1) -> P
 
 
 def evaluation_pairs(labels: Sequence, seed: int) -> Pairs:
-    """The fixed pairs on which a split is always judged."""
+    """Make the pairs on which a split is scored: for one seed always the same."""
     return make_pairs(labels, np.random.default_rng(seed))
 
 
 def image_batches(labels: Sequence, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One epoch of image positions in random batches, every image once.
+    """Divide the images into random batches for one epoch; returns their positions, every image once.
 
-    Images are drawn as couples of one class, so that even small batches hold a similar pair. An image left over
-    joins the last batch: alone it would make no pair.
+    Images are drawn two by two from one class, so that even small batches hold a similar pair. A single image left
+    over joins the last batch: alone it would make no pair.
     """
     labels = np.asarray(labels)
     couples, singles = [], []
@@ -79,30 +79,28 @@ def image_batches(labels: Sequence, batch_size: int, rng: np.random.Generator) -
     return np.split(order, range(batch_size, len(order) - 1, batch_size))
 
 
-def evenly(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` positions, evenly from all."""
-    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
-
-
 def pair_batches(pairs: Pairs, batch_size: int, rng: np.random.Generator) -> list[Pairs]:
-    """One epoch of pairs in random batches."""
+    """Divide the pairs into random batches for one epoch."""
     order = rng.permutation(len(pairs.label))
     return [pairs.at(part) for part in np.split(order, range(batch_size, len(order), batch_size))]
 
 
-def some_pairs(pairs: Pairs, most: int = 60) -> Pairs:
-    """At most `most` pairs, evenly from all, so that interventions take seconds."""
-    return pairs.at(evenly(len(pairs.label), most))
+def evenly_spaced_pairs(pairs: Pairs, most: int = 60) -> Pairs:
+    """Select at most `most` of the pairs, at even spacing, so that explaining them does not take long."""
+    return pairs.at(np.unique(np.linspace(0, len(pairs.label) - 1, most).round().astype(int)))
 
 
-def used_in(first: Sequence[int], second: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The images that are in pairs (P,), sorted, and the first and second images of these by their places among them,
-    so that no other images have to be looked at or held."""
-    used, places = np.unique(np.concatenate([first, second]).astype(int), return_inverse=True)
-    return used, *np.split(places, 2)
+def used_images(first: Sequence[int], second: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the images that occur in pairs (P,), so that no others have to be read or explained.
+
+    Returns:
+        Their positions, sorted, shape (U,); and `first` and `second`, each (P,), as positions among these U.
+    """
+    used, renumbered = np.unique(np.concatenate([first, second]).astype(int), return_inverse=True)
+    return used, *np.split(renumbered, 2)
 
 
-def only_used(pairs: Pairs) -> tuple[np.ndarray, Pairs]:
-    """`used_in`, of pairs with their labels."""
-    used, *ends = used_in(pairs.first, pairs.second)
+def renumber_pairs(pairs: Pairs) -> tuple[np.ndarray, Pairs]:
+    """Find the images that occur in `pairs`, and the pairs as positions among these, like `used_images`."""
+    used, *ends = used_images(pairs.first, pairs.second)
     return used, Pairs(*ends, pairs.label)

@@ -1,4 +1,4 @@
-"""One image file -> an upright RGB picture."""
+"""Reads an image file as an upright RGB image."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ SUFFIXES = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".tif", ".
 
 
 def is_named_as_image(path: Path) -> bool:
-    """By its suffix; hidden files are not."""
+    """Tell whether a file has the suffix of an image and is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def read_image(path: Path) -> Image.Image:
-    """One image file as `to_rgb` makes it.
+    """Read one image file as upright RGB.
 
     Raises:
-        DataError: the file cannot be read as an image; the message is its path, what is wrong and what to do.
+        DataError: the file cannot be read as an image; the message has its path, what is wrong and what to do.
     """
     try:
         with Image.open(path) as image:
             return to_rgb(image)
-    except Exception as error:  # on damaged files decoders raise whatever they stumble over
+    except Exception as error:  # on damaged files, decoders raise errors of all types
         raise DataError(f"{path}: {what_is_wrong(path, error)}") from None
 
 
 def what_is_wrong(path: Path, error: Exception) -> str:
-    """Why a file was not read, and what to do, of the error that was raised instead."""
+    """Tell from an error why a file could not be read, and what to do."""
     if isinstance(error, FileNotFoundError):
         if path.is_symlink():
             return "a link to nowhere; delete it, or bring back the file that it leads to"
@@ -46,21 +46,21 @@ def what_is_wrong(path: Path, error: Exception) -> str:
         return "a link that leads to itself; delete it"
     if isinstance(error, PermissionError):
         return "no permission to read it; change the file's access rights"
-    if isinstance(error, OSError) and error.errno is not None:  # the system's words, not the decoder's
+    if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the decoder
         return f"cannot be read ({error.strerror}); check the disk or network drive that it is on, and run again"
     if isinstance(error, Image.DecompressionBombError):
         return f"over {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which is not read; save it smaller"
-    if isinstance(error, UnidentifiedImageError):  # Pillow's own words only repeat the path
-        with suppress(OSError):  # it has gone meanwhile
+    if isinstance(error, UnidentifiedImageError):  # whose own message only repeats the path
+        with suppress(OSError):  # the file may have gone meanwhile
             error = "its content is not an image's" if path.stat().st_size else "the file is empty"
     return f"not a readable image ({' '.join(str(error).split()) or type(error).__name__}); delete or replace it"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode as upright RGB, transparency on white, 16 bits a pixel scaled to 8.
+    """Convert a PIL image of any mode to upright RGB, with transparency on white and 16 bits per pixel scaled to 8.
 
     Raises:
-        ValueError: pixels are fractions, whose black and white nobody knows, or of a mode that Pillow cannot convert.
+        ValueError: pixels are floating-point numbers, whose range is unknown, or of a mode that Pillow cannot convert.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -74,7 +74,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def shrink(image: Image.Image, longest_side: int = 640) -> Image.Image:
-    """An RGB copy of at most `longest_side` pixels, at the same aspect ratio: enough for a figure."""
+    """Make an RGB copy, for figures, whose longer side has at most `longest_side` pixels; keeps the aspect ratio."""
     image = to_rgb(image)
     image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     return image

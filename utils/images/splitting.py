@@ -1,4 +1,4 @@
-"""A table of images -> which of them are for training, for validation and for testing."""
+"""Divides a table of images into the splits: training, validation and test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 
 def split_sizes(count: int, test_size: float, valid_size: float) -> dict[str, int]:
-    """How many images of a class of `count` are for testing and for validation, the rest being for training."""
+    """Compute how many of a class's `count` images are for testing and for validation; the rest is for training."""
     test = round(count * test_size)
     return {"test": test, "valid": round((count - test) * valid_size)}
 
@@ -18,16 +18,18 @@ def split_sizes(count: int, test_size: float, valid_size: float) -> dict[str, in
 def split_images(
     table: pd.DataFrame, test_size: float, valid_size: float, seed: int, groups: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """Add the column `split`: in every class, `test_size` of the images are for testing and `valid_size` of the
-    rest for validation (as in the paper), rounded; a class too small for a share of its own trains only.
+    """Assign every image to a split, in a new column `split`.
+
+    In every class, the share `test_size` of the images is for testing, and `valid_size` of the rest for validation (as
+    in the paper), rounded; of a very small class, that may be none.
 
     Args:
-        groups: for every image the number of its group, shape (N,); a group is never split up, so the shares are met
-            as nearly as whole groups allow. `None`: every image stands alone.
+        groups: for every image the number of its group, shape (N,); all images of a group come into one split, so the
+            shares are met as nearly as whole groups allow. `None`: every image is a group of its own.
     """
     rng = np.random.default_rng(seed)
     groups = np.arange(len(table)) if groups is None else groups
-    members: dict[int, Counter] = {}  # of each group: images of each class
+    members: dict[int, Counter] = {}  # group -> class -> number of images
     for group, label in zip(groups, table.label):
         members.setdefault(group, Counter())[label] += 1
     shares, order = {"test": Counter(), "valid": Counter()}, []
@@ -36,55 +38,55 @@ def split_images(
         for name, count in split_sizes(len(rows), test_size, valid_size).items():
             shares[name][label] = count
     missing = {name: Counter(counts) for name, counts in shares.items()}
-    place = _deal_out({group: members[group] for group in order}, missing)
-    _fill_up(place, members, shares, missing)
-    return table.assign(split=[place[group] for group in groups])
+    split_of = _assign_fitting_groups({group: members[group] for group in order}, missing)
+    _add_larger_groups(split_of, members, shares, missing)
+    return table.assign(split=[split_of[group] for group in groups])
 
 
-def _deal_out(members: dict[int, Counter], missing: dict[str, Counter]) -> dict[int, str]:
-    """The first groups that fit into what is missing for testing are for testing, the next for validation, and the rest
-    for training; `missing` gets smaller."""
-    place = {}
+def _assign_fitting_groups(members: dict[int, Counter], missing: dict[str, Counter]) -> dict[int, str]:
+    """Assign each group to the first split, of test and validation, where as many images of its classes are `missing`,
+    and otherwise to training; what it fills is taken off `missing`."""
+    split_of = {}
     for group, size in members.items():
         fits = [name for name, left in missing.items() if all(left[label] >= count for label, count in size.items())]
-        place[group] = fits[0] if fits else "train"
+        split_of[group] = fits[0] if fits else "train"
         if fits:
             missing[fits[0]].subtract(size)
-    return place
+    return split_of
 
 
-def _fill_up(
-    place: dict[int, str], members: dict[int, Counter], shares: dict[str, Counter], missing: dict[str, Counter]
+def _add_larger_groups(
+    split_of: dict[int, str], members: dict[int, Counter], shares: dict[str, Counter], missing: dict[str, Counter]
 ) -> None:
-    """Where no group fitted, take larger ones from training that come at least as near to the share, the nearest first;
-    never the last images of a class.
+    """Where images are still missing, move groups from training that exceed what is missing but bring the split at
+    least as near to its share, the best first; never the last images of a class.
 
-    What a group gains only falls as others are taken, so the best one is found without asking all of them again.
+    A group's improvement only falls as others are moved. So the queue finds the best one without computing all again.
     """
     training: Counter = Counter()
-    for group, name in place.items():
+    for group, name in split_of.items():
         if name == "train":
             training.update(members[group])
     for name, left in missing.items():
         queue = [
-            (-_gain(size, left), position, group)
+            (-_improvement(size, left), position, group)
             for position, (group, size) in enumerate(members.items())
-            if size.total() > 1 and place[group] == "train" and all(shares[name][label] for label in size)
+            if size.total() > 1 and split_of[group] == "train" and all(shares[name][label] for label in size)
         ]
         heapify(queue)
         while queue:
             before, position, group = heappop(queue)
-            size, gain = members[group], _gain(members[group], left)
-            if gain < 0 or any(training[label] <= count for label, count in size.items()):
+            size, improvement = members[group], _improvement(members[group], left)
+            if improvement < 0 or any(training[label] <= count for label, count in size.items()):
                 continue
-            if gain < -before:
-                heappush(queue, (-gain, position, group))
+            if improvement < -before:
+                heappush(queue, (-improvement, position, group))
                 continue
-            place[group] = name
+            split_of[group] = name
             left.subtract(size)
             training.subtract(size)
 
 
-def _gain(size: Counter, missing: Counter) -> int:
-    """How much nearer a group comes to what is missing."""
+def _improvement(size: Counter, missing: Counter) -> int:
+    """Compute by how many images a group of this size brings a split nearer to its share."""
     return sum(abs(missing[label]) - abs(missing[label] - count) for label, count in size.items())

@@ -1,4 +1,4 @@
-"""The built-in dataset: small scenes in which the texture of one disc decides the class.
+"""Draws the built-in dataset: small scenes in which the texture of one disc decides the class.
 
 Everything else is drawn alike for all classes: the colours, the disc's place and size, the background and the
 plain clutter on it. So an explanation has a right answer, the disc, and its mask is kept for every image.
@@ -23,7 +23,7 @@ SYNTHETIC = "Synthetic"
 CLASSES = ("checks", "dots", "rings", "spokes", "stripes")
 IMAGES_PER_CLASS = 200
 INTRUDER_EVERY = 5  # scenes
-SEED = 2023
+SEED = 2023  # of the drawings
 
 
 class Scene(NamedTuple):
@@ -35,8 +35,11 @@ class Scene(NamedTuple):
 
 
 def ensure_synthetic(data_path: Path, verbose: bool = True, images_per_class: int | None = None) -> None:
-    """Generate the dataset, of `IMAGES_PER_CLASS` or another number of scenes, into `data_path`, and the masks beside
-    it, unless it is complete already."""
+    """Draw the scenes that are missing in `data_path`, and their masks, into a folder beside it.
+
+    Args:
+        images_per_class: `None` for `IMAGES_PER_CLASS`.
+    """
     missing = [
         (label, index)
         for index in range(images_per_class or IMAGES_PER_CLASS)
@@ -51,7 +54,7 @@ def ensure_synthetic(data_path: Path, verbose: bool = True, images_per_class: in
 
 
 def scene_files(data_path: Path, label: int, index: int) -> list[Path]:
-    """Where a scene's image, its mask and, if it has one, its intruder's mask lie."""
+    """Build the paths of a scene's image, of its mask and, if it has an intruder, of the intruder's mask."""
     name = CLASSES[label]
     masks = data_path.with_name(f"{data_path.name}_masks") / name
     files = [data_path / name / f"{name}_{index:03d}.png", masks / f"{name}_{index:03d}.png"]
@@ -59,14 +62,14 @@ def scene_files(data_path: Path, label: int, index: int) -> list[Path]:
 
 
 def intruder_class(label: int, index: int) -> int | None:
-    """Class of the intruder in scene `index` of a class, both as positions in `CLASSES`; the other classes take
-    turns."""
+    """Choose the class of the intruder in scene `index` of class `label`, both as positions in `CLASSES`; None for no
+    intruder. The other classes take turns."""
     turn, rest = divmod(index, INTRUDER_EVERY)
     return None if rest else (label + 1 + turn % (len(CLASSES) - 1)) % len(CLASSES)
 
 
 def scene(label: int, rng: np.random.Generator, intruder: int | None = None) -> Scene:
-    """Draw one scene of 96-160 px a side.
+    """Draw one scene; its sides have 96 to 160 pixels.
 
     Args:
         label: position in `CLASSES`.
@@ -92,7 +95,7 @@ def scene(label: int, rng: np.random.Generator, intruder: int | None = None) -> 
 
 
 def _place(height: int, width: int, radius: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Centre (y, x) of a disc that lies entirely inside the image."""
+    """Draw a random centre (y, x) for a disc that lies entirely inside the image."""
     return rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
 
 
@@ -109,13 +112,13 @@ def _draw_disc(
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Soft patches of random muted colours, float (H, W, 3) in 0-255."""
+    """Draw soft patches of random muted colours, float (H, W, 3) in 0-255."""
     coarse = rng.uniform(90, 190, (*rng.integers(3, 8, 2), 3)).astype(np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=float).copy()
 
 
 def _clutter_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A disc, ellipse or turned rectangle somewhere, bool (H, W)."""
+    """Draw an ellipse or a rotated rectangle at a random place, bool (H, W)."""
     y, x = np.mgrid[:height, :width]
     y, x = y - rng.uniform(0, height), x - rng.uniform(0, width)
     angle = rng.uniform(0, np.pi)
@@ -125,14 +128,14 @@ def _clutter_shape(height: int, width: int, rng: np.random.Generator) -> np.ndar
 
 
 def _shaded(colour: np.ndarray, shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour that gets lighter or darker from one side to the other, float (H, W, 3)."""
+    """Shade a colour from one side of the image to the other, float (H, W, 3)."""
     y, x = np.mgrid[: shape.shape[0], : shape.shape[1]]
     slope = rng.uniform(-0.6, 0.6, 2)
     return colour + (slope[0] * (y - y.mean()) + slope[1] * (x - x.mean()))[..., None]
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two random colours that differ clearly in brightness."""
+    """Draw two random colours that differ clearly in brightness."""
     while True:
         dark, light = rng.uniform(0, 255, (2, 3))
         if light.mean() - dark.mean() > 110:
@@ -140,7 +143,8 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _texture(name: str, y: np.ndarray, x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Ink, 0 or 1, of a class's texture around the disc's centre; half of the area on average, a quarter under dots."""
+    """Draw a class's texture around a disc's centre, as ink of 0 or 1; half of the area is 1 on average, a quarter for
+    dots."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     wave = 2 * np.pi / (radius * rng.uniform(0.5, 0.65))  # one period, as a share of the radius
