@@ -65,7 +65,7 @@ def test_everything_is_found_once(dirty):
         ("a/00.png", "a/01.png"),
     )
     assert found.conflicting == found.groups[:1]
-    assert found.tiny == ("few",)  # 7: round(1.4) to test
+    assert found.small == ("few",)  # 7: round(1.4) to test
     assert len(found.sizes) == 20 + 18 + 7
 
 

@@ -21,7 +21,7 @@ def test_the_curve_is_the_most_likely_one_for_platts_targets(dtype, similar):
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], [similar, 20])
     dissimilarity = (rng.random(len(label)) + 0.4 * label).astype(dtype)
-    target = [1 - 1 / (similar + 2) if kind == 0 else 1 / 22 for kind in label]
+    target = [1 - 1 / (similar + 2) if value == 0 else 1 / 22 for value in label]
     intercept, slope = minimize(
         likelihood,
         [0, 0],

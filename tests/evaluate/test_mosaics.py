@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy import Toy, toy_image
 
-from utils.evaluate.mosaics import Mosaics, cell_slices, found_cells, make_mosaics, mosaic_scores, oracle_cells
+from utils.evaluate.mosaics import Mosaics, cell_slices, make_mosaics, mosaic_scores, oracle_cells, strongest_cells
 
 LABELS = np.array(["a"] * 6 + ["b"] * 5 + ["c"] * 2)
 
@@ -60,10 +60,10 @@ def test_a_map_finds_the_cell_of_its_largest_sum():
     maps = torch.zeros(4, 6, 8)
     maps[0, 1, 1], maps[1, 0, 7], maps[2, 5, 0], maps[3, 3, 4] = 1, 1, 1, 1
     maps[3, 0, :] = -1
-    assert found_cells(maps).tolist() == [0, 1, 2, 3]
+    assert strongest_cells(maps).tolist() == [0, 1, 2, 3]
     many = torch.zeros(1, 6, 8)
     many[0, :3, :4], many[0, 5, 7] = 0.2, 1.0  # 12 times 0.2 against once 1
-    assert found_cells(many).tolist() == [0]
+    assert strongest_cells(many).tolist() == [0]
 
 
 def test_the_oracle_is_the_cell_whose_blurring_takes_the_pair_apart():

@@ -16,11 +16,11 @@ from utils.evaluate.scores import (
     bootstrap_intervals,
     class_similarity,
     embed_images,
+    extreme_pairs,
     measure_split,
     pair_distances,
     score_pairs,
     score_table,
-    telling_pairs,
 )
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
@@ -33,15 +33,15 @@ def test_the_surest_decisions_and_the_worst_mistakes():
     dissimilarity = np.array([0.1, 0.4, 0.9, 0.0, 0.5, 1.7, 0.45, 0.55, 2.0, 0.2])
     label = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 1])
     assert {
-        title: list(found) for title, found in telling_pairs(dissimilarity, label, threshold=0.5, count=2).items()
+        title: list(found) for title, found in extreme_pairs(dissimilarity, label, threshold=0.5, count=2).items()
     } == {
         "rightly called similar": [3, 0],
         "rightly called dissimilar": [5, 7],
         "wrongly called similar": [9, 6],
         "wrongly called dissimilar": [8, 2],
     }
-    assert not len(telling_pairs(dissimilarity[:4], label[:4], 0.5)["wrongly called similar"])
-    twice = telling_pairs(np.array([0.3, 0.1, 0.1, 0.3, 0.2]), np.zeros(5, int), threshold=0.5)
+    assert not len(extreme_pairs(dissimilarity[:4], label[:4], 0.5)["wrongly called similar"])
+    twice = extreme_pairs(np.array([0.3, 0.1, 0.1, 0.3, 0.2]), np.zeros(5, int), threshold=0.5)
     assert list(twice["rightly called similar"]) == [1, 4, 0]  # images that meet twice are shown once
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: the data, the network's scores, and whether its explanations hold."""
+"""Evaluation: checks of the data, scores of the network, and tests of its explanations."""
 
 from utils.system.lazy import lazy_getattr
 
@@ -11,5 +11,5 @@ __getattr__ = lazy_getattr(
     localisation="load_masks localisation_table",
     mosaics="make_mosaics mosaic_scores",
     retrieval="retrieval_scores",
-    scores="bootstrap_intervals class_similarity measure_split score_pairs score_table telling_pairs",
+    scores="bootstrap_intervals class_similarity extreme_pairs measure_split score_pairs score_table",
 )

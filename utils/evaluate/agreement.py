@@ -1,4 +1,4 @@
-"""Do maps predict what happens? Their sums over cells against what really happens when a cell is taken away."""
+"""Compares the sums of maps over cells with the effects that are measured when these cells are removed."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ REMOVALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"blurred": blur, 
 def cell_effects(
     model: SiameseNetwork, batch: torch.Tensor, removals: dict[str, torch.Tensor], grid: int = GRID
 ) -> dict[str, torch.Tensor]:
-    """What taking each of `grid` x `grid` cells of N images away does to their embeddings.
+    """Measure how the embeddings of N images change when each of `grid` x `grid` cells is removed.
 
     Args:
         batch: preprocessed, (N, 3, H, W).
-        removals: by their names, what stands in a cell when it is gone: images of the same shape.
+        removals: name -> images of the same shape, whose pixels replace those of a removed cell.
 
     Returns:
-        By the same names, `z(x) - z(x without the cell)`, shape (N, grid^2, D), cells in reading order.
+        Name -> `z(x) - z(x with the cell replaced)`, shape (N, grid^2, D), cells in reading order.
     """
     cells = windows(1 / grid, grid, tuple(batch.shape[2:]))
     stages = local_stages(model)
     effects: dict[str, list[torch.Tensor]] = {name: [] for name in removals}
-    with eval_mode(model), tqdm(total=len(removals) * len(batch), desc="Taking cells away", delay=2) as bar:
+    with eval_mode(model), tqdm(total=len(removals) * len(batch), desc="Removing cells", delay=2) as bar:
         for k, image in enumerate(batch):
             embedder = IncrementalEmbedder(model, image, stages)
-            for name, instead in removals.items():
-                effects[name].append(embedder.embedding - embedder.embeddings(instead[k], cells))
+            for name, replaced in removals.items():
+                effects[name].append(embedder.embedding - embedder.embeddings(replaced[k], cells))
                 bar.update()
     return {name: torch.stack(parts) for name, parts in effects.items()}
 
@@ -54,8 +54,14 @@ def effects_on_pairs(
     removals: dict[str, torch.Tensor],
     grid: int = GRID,
 ) -> dict[str, torch.Tensor]:
-    """What taking cells of one image of a pair away does to the squared distance: by each of the `removals` of
-    `cell_effects`, (2P, grid^2), those of images 1 first."""
+    """Measure the effect of each cell of one image on the squared distance of its pair, for P pairs.
+
+    Args:
+        batch, removals, grid: as in `cell_effects`; `first` and `second` are positions in `batch`, (P,).
+
+    Returns:
+        Name of the removal -> effects, (2P, grid^2): first those of the pairs' first images, then of the second ones.
+    """
     with eval_mode(model):
         z = torch.cat([model.embed(part) for part in batch.split(32)])
     sides = ((first, second), (second, first))
@@ -72,17 +78,29 @@ def mean_correlations(
     image_size: tuple[int, int],
     grid: int = GRID,
 ) -> pd.DataFrame:
-    """The mean correlation of maps' sums over cells, and of `ceilings` (2P, grid^2), with `effects_on_pairs`: a row per
-    method, then per ceiling, and a column per removal."""
+    """Average the correlation between measured effects and the sums of maps over the same cells.
+
+    Args:
+        effects: from `effects_on_pairs`, name of the removal -> (2P, grid^2).
+        explanations: of the P pairs, name of the method -> explanation.
+        ceilings: other predictions of the same effects, name -> (2P, grid^2).
+        image_size: height and width in pixels.
+
+    Returns:
+        A row per method, then per ceiling, and a column per removal.
+    """
     cells = windows(1 / grid, grid, image_size)
-    found = {}
+    predictions = {}
     for method, explanation in explanations.items():
         towards = torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
         maps = torch.cat([towards[:, 0], towards[:, 1]])
-        found[method] = region_sums(maps, cells.expand(len(maps), -1, -1), image_size)
-    found |= {f"ceiling: the same cells, {name}": effect for name, effect in ceilings.items()}
+        predictions[method] = region_sums(maps, cells.expand(len(maps), -1, -1), image_size)
+    predictions |= {f"ceiling: the same cells, {name}": effect for name, effect in ceilings.items()}
     return pd.DataFrame(
-        {name: {m: float(np.nanmean(correlation(f, e))) for m, f in found.items()} for name, e in effects.items()}
+        {
+            removal: {name: float(np.nanmean(correlation(values, effect))) for name, values in predictions.items()}
+            for removal, effect in effects.items()
+        }
     )
 
 
@@ -94,16 +112,15 @@ def agreement_table(
     explanations: dict[str, Explanation],
     grid: int = GRID,
 ) -> pd.DataFrame:
-    """How well maps predict what taking a cell of one image away does to the squared distance.
+    """Score how well maps predict the effect of removing a cell of one image on the squared distance.
 
     Args:
         batch: preprocessed images (N, 3, H, W); `first` and `second` are positions in it, (P,).
-        explanations: of these pairs, by the names of the methods.
+        explanations: of these pairs, name of the method -> explanation.
 
     Returns:
-        A row per method and a column per removal: the mean over images and pairs of the correlation over the cells. The
-        last row is what knowing the effects of blurring the very same cells would reach, a ceiling for all maps that
-        are made by blurring.
+        A row per method and a column per removal: the correlation over the cells, averaged over images and pairs. The
+        last row is a ceiling for all maps that are made by blurring: the effects of blurring these very cells.
     """
     used, *ends = used_images(first, second)
     images = batch[used].to(model.mean.device)

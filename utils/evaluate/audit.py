@@ -1,5 +1,4 @@
-"""What is wrong with a folder of images, before a network learns it: unreadable files, duplicates, conflicting labels,
-tiny classes."""
+"""Checks a folder of images before training: unreadable files, duplicates, conflicting labels, small classes."""
 
 from __future__ import annotations
 
@@ -17,22 +16,22 @@ from utils.images.splitting import split_sizes
 from utils.system.errors import DataError
 from utils.system.settings import Config
 
-STRETCH = 1.5  # from here on, fitting an image into `image.size` visibly changes shapes
+MAX_STRETCH = 1.5  # ratio of aspect ratios; fitting an image into `image.size` then changes shapes visibly
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Findings about one dataset; files are relative to its folder, with their class in front.
+    """The findings about one dataset; files are relative to its folder, so each begins with its class.
 
     Attributes:
-        unreadable: image files that cannot be read, each with the reason and what to do.
+        unreadable: image files that cannot be read, a line each with the reason and what to do.
         skipped: other files that are left out, likewise.
-        doubtful: what looks like a mistake in the class folders, likewise.
+        doubtful: probable mistakes in the class folders, likewise.
         copies: groups of files of the same content.
-        groups: groups of near duplicates, copies among them; those with conflicting labels first, then the largest.
-        tiny: classes too small for two validation and two test images.
-        sizes: width and height of the readable images, int (N, 2).
-        frame: what the configuration fits them into.
+        groups: groups of near duplicates, including copies; those with conflicting labels first, then the largest.
+        small: classes too small for two validation and two test images.
+        sizes: width and height of the readable images in pixels, int (N, 2).
+        frame: how the configuration fits them into the network's input.
     """
 
     unreadable: tuple[str, ...]
@@ -40,7 +39,7 @@ class Audit:
     doubtful: tuple[str, ...]
     copies: tuple[tuple[str, ...], ...]
     groups: tuple[tuple[str, ...], ...]
-    tiny: tuple[str, ...]
+    small: tuple[str, ...]
     sizes: np.ndarray
     frame: Frame
 
@@ -50,11 +49,11 @@ class Audit:
         return tuple(group for group in self.groups if is_conflicting(group))
 
     def table(self) -> pd.DataFrame:
-        """A row for each kind of finding: `finding`, `number`, `what to do`."""
+        """Sum up: a row for each check, with `finding`, `number` and `what to do`."""
         fitted = np.array([(box.width, box.height) for box in map(self.frame.box, self.sizes)])
         ratios = self.sizes[:, 0] / self.sizes[:, 1]
         stretch = ratios / (fitted[:, 0] / fitted[:, 1])
-        small = (self.sizes < fitted).any(axis=1)
+        enlarged = (self.sizes < fitted).any(axis=1)
         shorter, spread = self.sizes.min(axis=1), f"{ratios.min():.2f} to {ratios.max():.2f}"
         rows = [
             ("unreadable images", len(self.unreadable), "delete or replace them"),
@@ -74,15 +73,15 @@ class Audit:
                 len(self.conflicting),
                 "look at them; keep the image in its right class",
             ),
-            ("classes too small to validate and test", len(self.tiny), f"add images: {', '.join(self.tiny)}"),
+            ("classes too small to validate and test", len(self.small), f"add images: {', '.join(self.small)}"),
             (
                 f"images smaller than image.size (shorter sides {shorter.min()} to {shorter.max()} pixels)",
-                int(small.sum()),
+                int(enlarged.sum()),
                 "reduce image.size if they are many",
             ),
             (
-                f"images stretched more than {STRETCH} times (width / height {spread})",
-                int((np.maximum(stretch, 1 / stretch) > STRETCH).sum()),
+                f"images stretched more than {MAX_STRETCH} times (width / height {spread})",
+                int((np.maximum(stretch, 1 / stretch) > MAX_STRETCH).sum()),
                 "give image.size the ratio of most images, or set image.fit: pad",
             ),
         ]
@@ -91,12 +90,12 @@ class Audit:
 
 
 def is_conflicting(group: tuple[str, ...]) -> bool:
-    """Whether the files of a group are in different class folders."""
+    """Tell whether the files of a group are in different class folders."""
     return len({file.split("/")[0] for file in group}) > 1
 
 
 def audit(config: Config) -> Audit:
-    """Look at every file of the configured dataset.
+    """Check every file of the configured dataset.
 
     Raises:
         DataError: no such folder, fewer than two classes with images, or none that can be read.
@@ -114,7 +113,7 @@ def audit(config: Config) -> Audit:
         doubtful=tuple(doubtful_folders(readable, config.data_path)),
         copies=_named(copy_groups(fingerprints), table.file),
         groups=_named(near_duplicate_groups(fingerprints, config.hyperparameters.verbose), table.file),
-        tiny=tuple(
+        small=tuple(
             label
             for label, count in counts.items()
             if min(split_sizes(count, config.test_size, config.valid_size).values()) < 2
@@ -125,13 +124,13 @@ def audit(config: Config) -> Audit:
 
 
 def _named(groups: np.ndarray, files: pd.Series) -> tuple[tuple[str, ...], ...]:
-    """Groups of two and more, as file names."""
+    """List the groups of two and more images by their file names."""
     members = [tuple(part) for _, part in files.groupby(groups) if len(part) > 1]
     return tuple(sorted(members, key=lambda group: (not is_conflicting(group), -len(group), group)))
 
 
 def report(found: Audit) -> str:
-    """The table, and the files behind it, as plain text."""
+    """Write the table, and the files behind it, as plain text."""
     table = found.table()
     width = table.finding.str.len().max()
     parts = [

@@ -1,4 +1,4 @@
-"""What is reached without training: distances of pairs by descriptors that know nothing of the classes."""
+"""Distances of pairs by methods that need no training, to compare the trained network with."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from utils.system.settings import Config
 
 
 def perceptual_hashes(images: Images) -> np.ndarray:
-    """The signs of the low frequencies of each image in grey (Zauner, 2010): uint8 (N, 3, H, W) -> bool (N, 64)."""
+    """Describe each image by the signs of its low frequencies (Zauner, 2010): uint8 (N, 3, H, W) -> bool (N, 64)."""
     return np.stack([imagehash.phash(Image.fromarray(image.permute(1, 2, 0).numpy())).hash.ravel() for image in images])
 
 
 def colour_histograms(images: Images) -> np.ndarray:
-    """Share of the pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991): uint8 (N, 3, H, W) -> (N, 512)."""
+    """Count the share of pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991):
+    uint8 (N, 3, H, W) -> (N, 512)."""
     counts = []
     for image in images:
         red, green, blue = image.flatten(1).numpy().astype(int) // 32
@@ -38,18 +39,23 @@ def colour_histograms(images: Images) -> np.ndarray:
 
 
 def small_pixels(images: Images, side: int = 32) -> np.ndarray:
-    """Each image shrunk to `side` x `side`, its pixels in a row: uint8 (N, 3, H, W) -> (N, 3 `side`^2) in [0, 1]."""
-    # In parts: it may work in float.
+    """Shrink each image to `side` x `side` pixels: uint8 (N, 3, H, W) -> (N, 3 `side`^2) in [0, 1]."""
+    # In parts, as `resize` may convert to float.
     small = [functional.resize(part, [side, side], antialias=True) for part in images.split(64)]
     return torch.cat(small).flatten(1).numpy() / 255
 
 
 @torch.no_grad()
 def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: Images, batch_size: int) -> np.ndarray:
-    """Final feature map of `backbone` averaged over positions, images normalised as for `model`: uint8 (N, 3, H, W) ->
-    (N, C).
+    """Average the final feature map of `backbone` over positions; images are normalised as for `model`.
 
     The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+
+    Returns:
+        Features (N, C).
     """
     backbone = backbone.to(model.mean.device).eval()
     return (
@@ -60,37 +66,37 @@ def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: Images, 
 
 
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Number of bits that differ: 2 x (P, K) -> (P,)."""
+    """Count the bits that differ: two arrays (P, K) -> (P,)."""
     return (a != b).sum(axis=1).astype(float)
 
 
 def hellinger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`||sqrt(a) - sqrt(b)|| / sqrt(2)` of distributions, in [0, 1]: 2 x (P, K) -> (P,)."""
+    """`||sqrt(a) - sqrt(b)|| / sqrt(2)` of distributions, in [0, 1]: two arrays (P, K) -> (P,)."""
     return euclidean(np.sqrt(a), np.sqrt(b)) / np.sqrt(2)
 
 
 def euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`||a - b||`: 2 x (P, K) -> (P,)."""
+    """`||a - b||`: two arrays (P, K) -> (P,)."""
     return np.linalg.norm(a - b, axis=1)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`1 - <a, b> / (||a|| ||b||)`, in [0, 2]; 1 where one is zero everywhere: 2 x (P, K) -> (P,)."""
+    """`1 - <a, b> / (||a|| ||b||)`, in [0, 2]; 1 where one is zero everywhere: two arrays (P, K) -> (P,)."""
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return 1 - (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)
 
 
 def baseline_distances(images: Images, pairs: Pairs, model: SiameseNetwork, config: Config) -> dict[str, np.ndarray]:
-    """Distances of pairs by each training-free method; every image is described once, however many pairs it is in.
+    """Compute the distances of pairs by each training-free method; every image is described once.
 
     Args:
-        images: uint8 (N, 3, H, W), those that `pairs` count.
-        model: gives the backbone's name, the normalisation and the device; its own weights play no part.
-        config: whether and from where the backbone has pretrained weights; the seed of the random ones.
+        images: uint8 (N, 3, H, W); `pairs` are positions among them.
+        model: gives the backbone's name, the normalisation and the device; its weights are not used.
+        config: tells whether there are pretrained weights, and where; `seed` is that of the random ones.
 
     Returns:
         Method -> distances, shape (P,): perceptual hash (Hamming), colour histogram (Hellinger), pixels at 32 px
-        (Euclidean), and the pooled features of the untrained backbone and, where its weights are at hand, of the
+        (Euclidean), and the pooled features of the untrained backbone and, if its weights are available, of the
         pretrained one (cosine).
     """
     methods = {
@@ -108,15 +114,15 @@ def baseline_distances(images: Images, pairs: Pairs, model: SiameseNetwork, conf
 def _backbones(name: str, config: Config) -> dict[str, nn.Module]:
     with seeded(config.seed):
         backbones = {"untrained backbone": nn.Sequential(*backbone_blocks(name))}
-        if config.pretrained or config.weights is not None:
-            with suppress(ModelError):  # no download possible here, or weights of another backbone: one row less
+        if config.transfer:
+            with suppress(ModelError):  # weights cannot be downloaded, or are of another backbone: one row less
                 blocks = backbone_blocks(name, config.pretrained, config.weights)
                 backbones["pretrained backbone"] = nn.Sequential(*blocks)
     return backbones
 
 
 def compare_methods(valid: SplitDistances, test: SplitDistances, model: SiameseNetwork, config: Config) -> pd.DataFrame:
-    """The trained network and the training-free methods on the same test pairs.
+    """Compare the trained network with the training-free methods on the same test pairs.
 
     Each method's threshold is calibrated on its own distances of the validation pairs.
 

@@ -1,4 +1,4 @@
-"""From a distance to the probability that two images are of one class."""
+"""Chooses the threshold on validation pairs, and turns distances into probabilities of "same class"."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sklearn.metrics import brier_score_loss, roc_curve
 
 
 def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:
-    """The threshold with the highest balanced accuracy (Youden's J), midway between the two pairs it separates.
+    """Choose the threshold with the highest balanced accuracy (Youden's J), midway between the two nearest pairs.
 
-    Of several equally good ones the highest; where nothing is gained by calling any pair dissimilar, just above all
+    Of several equally good ones it is the highest; where calling any pair dissimilar is no gain, it is just above all
     pairs.
 
     Args:
@@ -32,11 +32,11 @@ def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class SameClassProbability:
-    """`1 / (1 + exp(-(intercept + slope D / margin)))`, a logistic curve over the unclipped dissimilarity (Platt,
-    1999).
+    """The probability that two images are of one class, as a logistic curve over D / margin, not clipped (Platt, 1999):
+    `1 / (1 + exp(-(intercept + slope D / margin)))`.
 
-    Two numbers, so that few validation pairs are enough, and monotone, so that the order of pairs, and with it the AUC,
-    stays. Pairs of a split are half similar, half dissimilar, and the probability holds for such pairs.
+    It has two numbers, so that few validation pairs are enough. It is monotone, so that the order of pairs, and with it
+    the AUC, stays. It holds for pairs like those of a split, which are half similar, half dissimilar.
     """
 
     slope: float
@@ -44,10 +44,10 @@ class SameClassProbability:
 
     @classmethod
     def fit(cls, dissimilarity: np.ndarray, label: np.ndarray) -> SameClassProbability:
-        """Fit by maximum likelihood on pairs that the network has not been trained on.
+        """Fit the curve by maximum likelihood, on pairs that the network has not been trained on.
 
-        Instead of 1 and 0 the targets are (N + 1) / (N + 2) and 1 / (N + 2), N the number of pairs of each kind
-        (Platt's), so that pairs that are fully separated give no infinite slope.
+        The targets are Platt's (N + 1) / (N + 2) and 1 / (N + 2) instead of 1 and 0, with N the number of similar or
+        dissimilar pairs, so that the slope stays finite where both are fully separated.
 
         Args:
             dissimilarity: D / margin, not clipped, shape (P,).
@@ -55,20 +55,21 @@ class SameClassProbability:
         """
         same = label == 0
         target = np.where(same, (same.sum() + 1) / (same.sum() + 2), 1 / ((~same).sum() + 2))
-        # Every pair once as either kind, weighted by its target.
+        # Every pair occurs twice, as "same class" and as "other class", weighted by its target and by the rest.
         values = np.tile(dissimilarity, 2)[:, None].astype(float)
-        kinds, weights = np.repeat([1, 0], len(label)), np.concatenate([target, 1 - target])
-        curve = LogisticRegression(C=np.inf, tol=1e-8).fit(values, kinds, sample_weight=weights)
+        truth, weights = np.repeat([1, 0], len(label)), np.concatenate([target, 1 - target])
+        curve = LogisticRegression(C=np.inf, tol=1e-8).fit(values, truth, sample_weight=weights)
         return cls(float(curve.coef_[0, 0]), float(curve.intercept_[0]))
 
     def __call__(self, dissimilarity: np.ndarray) -> np.ndarray:
-        """D / margin, not clipped, any shape -> probability that the two images are of one class, the same shape."""
+        """Convert D / margin, not clipped, of any shape, to probabilities of "same class" of the same shape."""
         return expit(self.intercept + self.slope * dissimilarity)
 
 
 def brier_scores(estimates: dict[str, np.ndarray], label: np.ndarray) -> dict[str, float]:
-    """Mean squared difference between each estimate of "same class" and the truth (Brier, 1950): 0 best, 0.25 a
-    constant 0.5.
+    """Compute the mean squared difference between each estimate of "same class" and the truth (Brier, 1950).
+
+    0 is best; a constant 0.5 has 0.25.
 
     Args:
         estimates: name -> values in [0, 1], shape (P,).
@@ -78,8 +79,7 @@ def brier_scores(estimates: dict[str, np.ndarray], label: np.ndarray) -> dict[st
 
 
 def same_class_estimates(dissimilarity: np.ndarray, probability: SameClassProbability) -> dict[str, np.ndarray]:
-    """What the network says of "same class" in both ways: the similarity 1 - d, and the fitted probability; name ->
-    (P,).
+    """Estimate "same class" in two ways, by the similarity 1 - d and by the fitted probability; name -> (P,).
 
     Args:
         dissimilarity: D / margin, not clipped, shape (P,).

@@ -1,4 +1,4 @@
-"""Do maps find the deciding object? Scores against ground-truth masks."""
+"""Scores how well maps find the deciding object, by ground-truth masks."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ from utils.images.pairs import PAIR_LABELS, Pairs
 
 
 def pointing_game(maps: torch.Tensor, masks: torch.Tensor, tolerance: float = 1 / 12) -> torch.Tensor:
-    """Whether each map's maximum lies on the object or within `tolerance` times the image's longer side of it.
+    """Test whether each map's maximum lies on the object, or near it (Zhang et al., 2018).
 
     Args:
         maps: shape (N, H, W), values >= 0.
         masks: the objects, bool of shape (N, H, W).
+        tolerance: largest distance from the object, as a share of the image's longer side.
 
     Returns:
-        bool of shape (N,); false for a map that is zero everywhere (Zhang et al., 2018).
+        bool of shape (N,); false for a map that is zero everywhere.
     """
     height, width = maps.shape[1:]
     peak = maps.flatten(1).argmax(1)
     y, x = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
-    away = (y[None, :, None] - (peak // width)[:, None, None]) ** 2 + (
-        x[None, None] - (peak % width)[:, None, None]
-    ) ** 2
-    near = away <= (tolerance * max(height, width)) ** 2
+    rows, columns = y[:, None] - (peak // width)[:, None, None], x - (peak % width)[:, None, None]
+    near = rows**2 + columns**2 <= (tolerance * max(height, width)) ** 2
     return (near & masks).flatten(1).any(1) & (maps.flatten(1).amax(1) > 0)
 
 
 def energy_ratio(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Share of each map's sum inside the object over the object's share of the image, shape (N,); 1 is chance, NaN an
-    empty map."""
+    """Divide the share of each map's sum that lies on the object by the object's share of the image, shape (N,).
+
+    1 is chance; NaN stands for an empty map.
+    """
     maps, masks = maps.flatten(1).double(), masks.flatten(1).double()
     return (maps * masks).sum(1) / maps.sum(1) / masks.mean(1)
 
 
 def iou_at_half(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of the object and the region above half of each map's maximum, shape (N,); 0 for an empty
-    map."""
+    """Compute the intersection over union of the object and the region above half of each map's maximum, shape (N,).
+
+    0 stands for an empty map.
+    """
     maps, masks = maps.flatten(1), masks.flatten(1)
     peak = maps.amax(1, keepdim=True)
     above = (maps >= peak / 2) & (peak > 0)
@@ -51,21 +54,24 @@ def iou_at_half(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def centred_gaussian(count: int, image_size: tuple[int, int]) -> torch.Tensor:
-    """The baseline that looks at the middle: a Gaussian of a quarter of each side, shape (count, H, W)."""
+    """Make a baseline of maps: a Gaussian in the middle, with a quarter of each side as standard deviation.
+
+    Returns:
+        Shape (count, H, W).
+    """
     y, x = (torch.exp(-(torch.linspace(-0.5, 0.5, side) ** 2) / (2 * 0.25**2)) for side in image_size)
     return (y[:, None] * x).expand(count, -1, -1)
 
 
 def load_masks(data_path: Path, files: Sequence[str], frame: Frame, ending: str = "") -> torch.Tensor | None:
-    """Masks of images, white on the object, fitted into the network's frame as the images are.
+    """Load the masks of images, white on the object, and fit them into the network's frame like the images.
 
     Args:
         files: as in `split.csv`, relative to `data_path`.
-        ending: of the mask's stem; `_intruder` for the synthetic scenes' second object.
+        ending: of the mask's file name, before `.png`; `_intruder` for the second object of synthetic scenes.
 
     Returns:
-        bool of shape (N, H, W), false beside an image and everywhere for one without a mask; `None` if no image has
-        one.
+        bool of shape (N, H, W), false outside an image, and everywhere if it has no mask; `None` if no image has one.
     """
     folder = data_path.with_name(f"{data_path.name}_masks")
     paths = [(folder / file).with_name(f"{Path(file).stem}{ending}.png") for file in files]
@@ -82,17 +88,16 @@ def load_masks(data_path: Path, files: Sequence[str], frame: Frame, ending: str 
 def localisation_table(
     maps: dict[str, torch.Tensor], masks: torch.Tensor, pairs: Pairs, decided_right: np.ndarray
 ) -> pd.DataFrame:
-    """How well factual maps find the deciding object, for similar and dissimilar pairs that were decided rightly.
+    """Score how well factual maps find the deciding object, in similar and dissimilar pairs that were decided rightly.
 
     Args:
-        maps: method -> maps of shape (P, 2, H, W); beside them the table has a centred Gaussian and random maps.
-        masks: of the images, bool of shape (N, H, W); `pairs` holds positions in it.
+        maps: method -> maps of shape (P, 2, H, W); a centred Gaussian and random maps are added.
+        masks: of the images, bool of shape (N, H, W); `pairs` are positions in it.
         decided_right: bool of shape (P,).
 
     Returns:
-        One row per method and kind of pair: `pointing` (share of hits), `energy` (share of the map on the object over
-        the object's share of the image; 1 is chance), `IoU` at half maximum, means over both images, and the `number`
-        of maps.
+        One row per method, for similar and for dissimilar pairs: `pointing` (share of hits), `energy` (`energy_ratio`)
+        and `IoU` (`iou_at_half`), each averaged over both images, and the `number` of maps.
     """
     size = tuple(masks.shape[1:])
     count = len(pairs.label)
@@ -101,9 +106,9 @@ def localisation_table(
     objects = masks[np.stack([pairs.first, pairs.second], axis=1)]
     rows = []
     for name, values in (maps | baselines).items():
-        for label, kind in enumerate(PAIR_LABELS):
+        for label, label_name in enumerate(PAIR_LABELS):
             chosen = torch.from_numpy(decided_right & (pairs.label == label))
             found, truth = values[chosen].cpu().flatten(0, 1), objects[chosen].flatten(0, 1)
             scores = (pointing_game(found, truth).double(), energy_ratio(found, truth), iou_at_half(found, truth))
-            rows.append((name, kind, *(float(score.nanmean()) for score in scores), len(found)))
+            rows.append((name, label_name, *(float(score.nanmean()) for score in scores), len(found)))
     return pd.DataFrame(rows, columns=["maps", "pairs", "pointing", "energy", "IoU", "number"])

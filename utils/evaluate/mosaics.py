@@ -1,4 +1,4 @@
-"""Ground truth that every dataset has: mosaics, of which only one cell can be what makes two of them alike."""
+"""Tests maps by mosaics: of the four images in one, only one can make a pair similar, so the right answer is known."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from utils.Grad_CAM import Explanation
 from utils.images.stored import Images
 from utils.Siamese import SiameseNetwork
 
-CELLS = 4  # of a mosaic, 2 x 2
+CELLS = 4  # images in a mosaic, 2 x 2
 
 
 @dataclass(frozen=True)
 class Mosaics:
-    """Pairs of mosaics (Boehle et al., 2021): four images of one class, and one of that class among three of others.
+    """M pairs of mosaics (Boehle et al., 2021).
 
     Attributes:
         first: uint8 of shape (M, 3, H, W): four images of one class.
-        second: likewise, one image of that class and three of others.
-        cell: where in `second` that class is, 0 to 3 in reading order, shape (M,).
+        second: likewise; one image of that class and three of others.
+        cell: the place of that one image in `second`, 0 to 3 in reading order, shape (M,).
     """
 
     first: torch.Tensor
@@ -34,22 +34,22 @@ class Mosaics:
 
 
 def make_mosaics(images: Images, labels: np.ndarray, count: int, seed: int) -> Mosaics | None:
-    """`count` random pairs of mosaics; the classes take turns, no image is in a pair twice.
+    """Make `count` random pairs of mosaics; the classes take turns, and no image is in a pair twice.
 
     Args:
         images: uint8 of shape (N, 3, H, W), H and W at least 2.
         labels: class of each, shape (N,).
 
     Returns:
-        `None` where no class has five images, or fewer than three images are of another class.
+        The mosaics; `None` where no class has five images, or fewer than three images are of another class.
     """
     rng = np.random.default_rng(seed)
-    known = [name for name in np.unique(labels) if (labels == name).sum() > CELLS and (labels != name).sum() >= 3]
-    if not known:
+    usable = [name for name in np.unique(labels) if (labels == name).sum() > CELLS and (labels != name).sum() >= 3]
+    if not usable:
         return None
     firsts, seconds, cells = [], [], []
     for k in range(count):
-        inside = labels == known[k % len(known)]
+        inside = labels == usable[k % len(usable)]
         *four, one = rng.choice(np.flatnonzero(inside), CELLS + 1, replace=False)
         others = rng.choice(np.flatnonzero(~inside), CELLS - 1, replace=False)
         cells.append(int(rng.integers(CELLS)))
@@ -59,7 +59,7 @@ def make_mosaics(images: Images, labels: np.ndarray, count: int, seed: int) -> M
 
 
 def _mosaic(images: torch.Tensor) -> torch.Tensor:
-    """Four images (4, 3, H, W), shrunk, in one of the same size (3, H, W)."""
+    """Shrink four images (4, 3, H, W) into one of the same size (3, H, W)."""
     height, width = images.shape[2:]
     mosaic = torch.empty_like(images[0])
     for part, image in zip(cell_slices((height, width)), images):
@@ -68,22 +68,24 @@ def _mosaic(images: torch.Tensor) -> torch.Tensor:
 
 
 def cell_slices(size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Rows and columns of the four cells, in reading order."""
+    """List the rows and columns of the four cells, in reading order."""
     rows, columns = ((slice(0, side // 2), slice(side // 2, side)) for side in size)
     return [(row, column) for row in rows for column in columns]
 
 
-def found_cells(maps: torch.Tensor) -> torch.Tensor:
-    """The cell in which a signed map (M, h, w) of evidence for "similar" has its largest sum, shape (M,)."""
+def strongest_cells(maps: torch.Tensor) -> torch.Tensor:
+    """Find the cell in which a signed map (M, h, w) of evidence for "similar" has its largest sum, shape (M,)."""
     return F.adaptive_avg_pool2d(maps[:, None], 2).flatten(1).argmax(1).cpu()
 
 
 def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The cell of each second mosaic whose blurring takes the pair farthest apart, shape (M,): what the network itself
-    sees.
+    """Find the cell of each second mosaic whose blurring increases the distance most: the network's own answer.
 
     Args:
-        first, second: preprocessed, two batches of shape (M, 3, H, W).
+        first, second: preprocessed, each of shape (M, 3, H, W).
+
+    Returns:
+        Shape (M,).
     """
     interventions = Interventions.on(model, first, second)
     distances = []
@@ -95,16 +97,16 @@ def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tenso
 
 
 def mosaic_scores(model: SiameseNetwork, mosaics: Mosaics, explanations: dict[str, Explanation]) -> pd.DataFrame:
-    """The share of mosaics in which maps of evidence for "similar" find the class's cell.
+    """Compute the share of mosaics in which maps of evidence for "similar" find the right cell.
 
     Args:
-        explanations: of `mosaics.first` and `mosaics.second`, by the names of the methods.
+        explanations: of `mosaics.first` and `mosaics.second`, name of the method -> explanation.
 
     Returns:
-        A row per method, then the oracle, which is what the network itself sees, and chance.
+        A row per method, then the oracle (`oracle_cells`) and chance.
     """
     found = {
-        name: found_cells(torch.where(e.is_similar, 1, -1)[:, None, None] * e.raw[:, 1])
+        name: strongest_cells(torch.where(e.is_similar, 1, -1)[:, None, None] * e.raw[:, 1])
         for name, e in explanations.items()
     }
     found["oracle"] = oracle_cells(model, model.normalize(mosaics.first), model.normalize(mosaics.second))

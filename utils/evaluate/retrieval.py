@@ -1,4 +1,4 @@
-"""Retrieval: every image of a split looks for its class among all the others."""
+"""Scores of retrieval: each image of a split is a query for its class among all the others."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-RECALL_AT = (1, 5, 10)
+RECALL_AT = (1, 5, 10)  # nearest images
 
 
 def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int = 256) -> pd.DataFrame:
-    """Recall@k, mAP and MAP@R with every image as a query against all others, nearest embedding first.
+    """Compute recall@k, mAP and MAP@R, with every image as a query against all others, nearest embedding first.
 
     For a query with R other images of its class, `hit(i)` says whether the i-th nearest is one of them, and `P(i)` is
     the share of hits among the i nearest. recall@k is whether there is a hit among the k nearest; AP the mean of P(i)
@@ -22,7 +22,7 @@ def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int
 
     Args:
         embeddings: shape (N, D).
-        labels: class of each image, shape (N,). Images alone in their class are no queries, but are searched.
+        labels: class of each image, shape (N,). An image alone in its class is no query, but is among those searched.
         chunk: queries at a time, which bounds the memory by a few matrices of shape (`chunk`, N).
 
     Returns:
@@ -43,7 +43,7 @@ def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int
 
 
 def _query_scores(embeddings: torch.Tensor, codes: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Recall@k for each k, AP and AP@R of every query, shape (Q, 5)."""
+    """Compute recall@k for each k, AP and AP@R of every query, shape (Q, 5)."""
     distance = torch.cdist(embeddings[queries], embeddings, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
     distance[np.arange(len(queries)), queries] = np.inf  # the query itself comes last, and is dropped there
     same = codes[queries, None] == codes

@@ -1,4 +1,4 @@
-"""Scores of a trained network: embeddings once per image, then everything from distances of pairs."""
+"""Scores of a trained network: each image is embedded once, and the distances of pairs give all scores."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from utils.system.settings import Config
 
 @torch.no_grad()
 def embed_images(model: SiameseNetwork, images: Images, batch_size: int = 64, verbose: bool = False) -> torch.Tensor:
-    """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; modes are left as found."""
+    """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; restores the network's modes."""
     batches = tqdm(
         images.split(batch_size),
         desc="Embedding images",
-        total=math.ceil(len(images) / batch_size),  # images on disk are read while they are gone through
+        total=math.ceil(len(images) / batch_size),  # `split` of images on disk is an iterator, which has no length
         disable=not verbose,
     )
     with eval_mode(model):
@@ -32,17 +32,21 @@ def embed_images(model: SiameseNetwork, images: Images, batch_size: int = 64, ve
 
 
 def pair_distances(embeddings: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """Raw distances D of pairs, shape (P,)."""
+    """Compute the raw distances D of pairs, shape (P,)."""
     return embedding_distance(embeddings[pairs.first], embeddings[pairs.second])
 
 
 @dataclass(frozen=True)
 class SplitDistances:
-    """A split as the network sees it.
+    """The images of a split with their embeddings, and its pairs with their distances.
 
-    Its `images`, uint8 (N, 3, H, W), their `embeddings` (N, D) and `labels` (N,), its fixed `pairs`, and their
-    `dissimilarity` (P,): D / margin, not clipped at 1, so that pairs beyond the margin still have an order; the images'
-    `files`, as in `split.csv`.
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        embeddings: (N, D).
+        labels: class of each image, (N,).
+        pairs: those on which the split is always scored, P of them.
+        dissimilarity: D / margin of the pairs, (P,); not clipped at 1, so that pairs beyond the margin have an order.
+        files: of the images, as in `split.csv`.
     """
 
     images: Images
@@ -54,12 +58,11 @@ class SplitDistances:
 
 
 def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config: Config) -> SplitDistances:
-    """Embed every image of a split once and measure its fixed pairs. Files that have gone or broken since training are
-    left out, in a line.
+    """Embed every image of a split and measure its pairs; unreadable files are left out, and a printed line names them.
 
     Args:
         table: `file`, `label`, `split`, as in `split.csv`.
-        config: where the images lie; frame and seed are the network's own.
+        config: tells where the images are; the frame and the seed are those of the network.
     """
     images, rows = load_split(table, split, config, model.frame)
     labels = rows.label.to_numpy()
@@ -73,8 +76,8 @@ def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config
 class PairScores:
     """How well dissimilarities separate dissimilar from similar pairs at one threshold.
 
-    `f1` and `average_precision` are those of "dissimilar". `confusion[i, j]`: number of pairs of kind i called kind j;
-    0 similar, 1 dissimilar.
+    `f1` and `average_precision` are those of "dissimilar". `confusion[i, j]` is the number of pairs of label i that are
+    called j; 0 similar, 1 dissimilar.
     """
 
     threshold: float
@@ -90,12 +93,12 @@ class PairScores:
 
 
 def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) -> PairScores:
-    """Accuracy, balanced accuracy and F1 at a threshold ("similar" iff dissimilarity < threshold); AUC and average
-    precision.
+    """Score dissimilarities: accuracy, balanced accuracy and F1 at a threshold, AUC and average precision.
 
     Args:
-        dissimilarity: shape (P,), any scale that rises with D; unclipped values rank ties at the clip rightly.
+        dissimilarity: shape (P,), any scale that rises with D, not clipped.
         label: 0 similar, 1 dissimilar, shape (P,); both must occur.
+        threshold: a pair is called similar iff its dissimilarity lies below.
     """
     called = (dissimilarity >= threshold).astype(int)
     confusion = confusion_matrix(label, called, labels=[0, 1])
@@ -111,10 +114,10 @@ def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) 
 
 
 def score_table(split: SplitDistances, thresholds: dict[str, float], seed: int) -> pd.DataFrame:
-    """The scores of a split's pairs with their 95 % intervals, in words.
+    """Tabulate the scores of a split's pairs with their 95 % intervals.
 
     Args:
-        thresholds: name -> value.
+        thresholds: name -> threshold of the dissimilarity.
 
     Returns:
         A row per threshold, a column per score; entries such as "0.912 (0.880-0.941)".
@@ -134,30 +137,30 @@ def score_table(split: SplitDistances, thresholds: dict[str, float], seed: int) 
 def bootstrap_intervals(
     dissimilarity: np.ndarray, pairs: Pairs, threshold: float, seed: int, resamples: int = 1000
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals (Efron & Tibshirani, 1993) of the scores of `score_pairs`: name -> (low, high).
+    """Compute 95 % percentile intervals (Efron & Tibshirani, 1993) of the scores of `score_pairs`: name -> (low, high).
 
-    Images are resampled, not pairs: all pairs that start from an image are drawn together, as they are not independent.
-    Resamples without pairs of both kinds are left out.
+    Anchors are resampled, not pairs: all pairs of an anchor are drawn together, as they are not independent. Resamples
+    with no similar or no dissimilar pair are left out.
 
     Args:
         dissimilarity: of the `pairs`, shape (P,), any scale that rises with D.
         threshold: a pair is similar iff its dissimilarity lies below.
 
     Raises:
-        ValueError: all pairs are of one kind.
+        ValueError: all pairs are similar, or all are dissimilar.
     """
     if len(np.unique(pairs.label)) < 2:
         raise ValueError("scores need similar and dissimilar pairs")
     rng = np.random.default_rng(seed)
-    images, image = np.unique(pairs.first, return_inverse=True)
+    anchors, anchor = np.unique(pairs.first, return_inverse=True)
     order = np.argsort(dissimilarity)
     values, starts = np.unique(dissimilarity[order], return_index=True)
-    image, label = image[order], pairs.label[order]
+    anchor, label = anchor[order], pairs.label[order]
     parts = []
     for size in np.diff([*range(0, resamples, 100), resamples]):  # bounds the memory
-        # How often each pair is in.
-        drawn = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size)[:, image]
-        similar, dissimilar = (np.add.reduceat(drawn * (label == kind), starts, axis=1) for kind in (0, 1))
+        # How often each pair is drawn.
+        drawn = rng.multinomial(len(anchors), np.full(len(anchors), 1 / len(anchors)), size)[:, anchor]
+        similar, dissimilar = (np.add.reduceat(drawn * mask, starts, axis=1) for mask in (label == 0, label == 1))
         both = similar.any(1) & dissimilar.any(1)
         parts.append(_scores_of_counts(similar[both], dissimilar[both], values >= threshold))
     low, high = np.quantile(np.concatenate(parts, axis=1), [0.025, 0.975], axis=1)
@@ -168,7 +171,7 @@ def bootstrap_intervals(
 
 
 def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """Accuracy, balanced accuracy, F1, AUC and average precision of R resamples at once, shape (5, R).
+    """Compute accuracy, balanced accuracy, F1, AUC and average precision of R resamples at once, shape (5, R).
 
     Args:
         similar, dissimilar: number of pairs at each of V rising dissimilarities, shape (R, V).
@@ -191,7 +194,7 @@ def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.nd
 
 
 def class_similarity(similarity: np.ndarray, labels: pd.Series) -> pd.DataFrame:
-    """Mean similarity between the images of every two classes, an image's similarity to itself left out.
+    """Average the similarity between the images of every two classes; that of an image to itself is left out.
 
     Args:
         similarity: all images against all, shape (N, N).
@@ -209,15 +212,17 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def telling_pairs(
+def extreme_pairs(
     dissimilarity: np.ndarray, label: np.ndarray, threshold: float, count: int = 3
 ) -> dict[str, np.ndarray]:
-    """The most confident correct decisions and the worst mistakes of both kinds: title -> at most `count` positions,
-    the most extreme first.
+    """Find the right and the wrong decisions that lie farthest from the threshold.
 
     Args:
-        dissimilarity: D / margin, not clipped, shape (P,); the further from the threshold, the more confident.
+        dissimilarity: D / margin, not clipped, shape (P,).
         label: 0 similar, 1 dissimilar, shape (P,).
+
+    Returns:
+        Title -> positions of at most `count` pairs, the farthest first.
     """
     galleries = {}
     for title, decision, truth in (
@@ -227,8 +232,8 @@ def telling_pairs(
         ("wrongly called dissimilar", 1, 0),
     ):
         found = np.flatnonzero(((dissimilarity >= threshold) == decision) & (label == truth))
-        # Of pairs at exactly one distance the first: the others are, as good as always, the same two images.
+        # Of pairs at exactly one distance only the first: the others are nearly always the same two images.
         found = found[np.sort(np.unique(dissimilarity[found], return_index=True)[1])]
-        sureness = np.abs(dissimilarity[found] - threshold)
-        galleries[title] = found[np.argsort(-sureness, kind="stable")[:count]]
+        from_threshold = np.abs(dissimilarity[found] - threshold)
+        galleries[title] = found[np.argsort(-from_threshold, kind="stable")[:count]]
     return galleries
