@@ -28,7 +28,7 @@ NOTEBOOKS = 01_Train_Siamese_model 02_Inference 03_Evaluate
 run: .venv/installed
 	mkdir -p "$(OUT)"
 	for notebook in $(NOTEBOOKS); do \
-		$(VENV_BIN)/python -m papermill $$notebook.ipynb "$(OUT)/$$notebook.ipynb" -p dataset "$(DATASET)" || exit 1; \
+		$(VENV_BIN)/python -m papermill $$notebook.ipynb "$(OUT)/$$notebook.ipynb" -r dataset "$(DATASET)" || exit 1; \
 	done
 	@echo "Figures, tables and the executed notebooks are in $(OUT)/"
 

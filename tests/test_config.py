@@ -156,6 +156,13 @@ def test_a_dataset_may_be_called_by_a_number(load):
     assert (load(text).dataset, load(text).seed, load(text, "2019").seed, load(text, 2019).seed) == ("2018", 5, 6, 6)
 
 
+@pytest.mark.parametrize("name", ["0625", "2018_01", "1.10", "No", "2024-01-05", "2023-13-45", "1e3", "null", "~"])
+def test_the_name_of_a_dataset_is_taken_as_written(load, name):
+    for text in (f"dataset: {name}\nseed: 5", f"datasets: {{{name}: {{seed: 5}}}}", f"seed: 5\ndata_path: Data/{name}"):
+        config = load(text, name)
+        assert (config.dataset, config.data_path, config.seed) == (name, Path("Data") / name, 5)
+
+
 def test_without_blocks_any_dataset_name_is_a_folder_under_data(load):
     assert load("seed: 1", "Cars").data_path == Path("Data/Cars")
 
@@ -313,7 +320,7 @@ def test_datasets_that_are_no_blocks(error_lines):
         ("dataset: Blüten".encode("latin-1"), "not UTF-8"),
         ("dataset: A\nimage: {size: [1, 2}\n", ", line 2: not valid YAML"),
         ("dataset: A\nseed: 1\n  hue: 1\n", ", line 3: not valid YAML"),
-        ("dataset: 2023-13-45", "not valid YAML"),
+        ("dataset: A\nweights: 2023-13-45", "not valid YAML"),
         ("dataset: A\nimage:\n  hue: 0\n  hue: 0.1\n", ", line 4: not valid YAML (hue: written twice)"),
         ("datasets:\n  A: {}\n  A: {seed: 1}\n", ", line 3: not valid YAML (A: written twice)"),
         ("- dataset\n- A\n", "expected `key: value`"),

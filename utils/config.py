@@ -56,15 +56,22 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML, but a key written twice is an error; YAML itself would silently drop the first one."""
+    """Reads YAML, but names of datasets are text, and a key written twice is an error; YAML itself would silently drop
+    the first one."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, _ in node.value:
+        for key, value in node.value:
             if str(key.value) in seen:
                 raise yaml.composer.ComposerError(problem=f"{key.value}: written twice", problem_mark=key.start_mark)
             seen.add(str(key.value))
+            names = [value] if key.value == "dataset" else []
+            if key.value == "datasets" and isinstance(value, yaml.MappingNode):
+                names = [name for name, _ in value.value]
+            for name in names:  # as written: YAML reads 0625 as 405, 1.10 as 1.1, and No as False
+                if isinstance(name, yaml.ScalarNode) and name.value:
+                    name.tag = "tag:yaml.org,2002:str"
         return node
 
 
