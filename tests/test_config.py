@@ -297,7 +297,7 @@ def test_every_problem_gets_a_line(error_lines):
         ("dataset: a/b", None, ["plain name", "'a/b'"]),
         ("dataset: 'a.'", None, ["plain name", "'a.'"]),  # these on are what Windows forbids
         ("dataset: ' '", None, ["plain name", "' '"]),
-        ('dataset: "a\\tb"', None, ["plain name", r"'a\tb'"]),
+        ("dataset: a?b", None, ["plain name", "'a?b'"]),
         ("dataset: con", None, ["another name", "'con'"]),
         ("dataset: Aux.1", None, ["another name", "'Aux.1'"]),
     ],
@@ -331,6 +331,17 @@ def test_datasets_that_are_no_blocks(error_lines):
 def test_a_file_that_is_no_configuration(error_lines, content, start):
     [line] = error_lines(content)
     assert line.startswith(start), line
+
+
+@pytest.mark.parametrize("path", [r"D:\new\train", r"D:\data", r"C:\Users\me", r"D:\_old", r"D:\temp\\", "D:\\"])
+def test_a_path_of_windows_in_double_quotes(error_lines, load, path):
+    [line] = error_lines(f'dataset: A\ndata_path: "{path}"\n')
+    assert "not valid YAML" in line and line.endswith("; use single quotes, or /, for a path"), line
+    assert load(f"dataset: A\ndata_path: '{path}'\n").data_path == Path(path)
+
+
+def test_letters_written_as_escapes_are_no_mistake(load):
+    assert load('dataset: "\\u82b1\\U0001F33C"').dataset == "\u82b1\U0001f33c"
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,12 @@ class _Loader(yaml.SafeLoader):
                     name.tag = "tag:yaml.org,2002:str"
         return node
 
+    def compose_scalar_node(self, anchor: str | None) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if node.style == '"' and re.search(r"[\x00-\x1f\x85\xa0]", node.value):  # of "D:\new\_train"
+            raise yaml.composer.ComposerError(problem="an escape such as \\n or \\t", problem_mark=node.start_mark)
+        return node
+
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     text = ""
@@ -94,10 +100,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         written = enumerate((row.split("#")[0] for row in text.splitlines()), start=1)  # without comments
+        quoted = "; use single quotes, or /, for a path" if "escape" in str(error) or '\\"' in text else ""
         hints = (f"; in line {number}, {hint}" for number, row in written if (hint := _full_width(row)))
         raise ConfigError(
             f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); correct that line or the one above"
-            f"{next(hints, '')}"
+            f"{quoted}{next(hints, '')}"
         ) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
