@@ -113,9 +113,8 @@ def intruders_that_matter(model, batch, table, masks, kind, rng) -> tuple[np.nda
     second = np.concatenate([rng.choice(pool[pool != i], 8, replace=False) for i, pool in zip(hosts, pools)])
     interventions = Interventions.on(model, batch[first], batch[second])
     region = F.max_pool2d(masks[first][:, None].float(), 5, 1, 2) > 0
-    effect = (
-        interventions.without(torch.cat([region, torch.zeros_like(region)], dim=1)) - interventions.before[:, None]
-    )[:, 0]
+    after = interventions.margins_after(torch.cat([region, torch.zeros_like(region)], dim=1))[:, 0]
+    effect = after - interventions.margins_before
     matters = ((interventions.sign < 0) == (kind == 0)) & (effect > MATTERS)
     return first[matters.numpy()], second[matters.numpy()]
 

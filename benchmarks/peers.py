@@ -83,7 +83,7 @@ def compare(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> pd.D
     for name, (maps, took) in rankings(model, one, two).items():
         sums = region_sums(torch.cat([maps[:, 0], maps[:, 1]]), cells, tuple(one.shape[2:]))
         areas = curves(interventions, maps)
-        change = interventions.without(strongest_region(maps)) - interventions.before[:, None]
+        change = interventions.margins_after(strongest_region(maps)) - interventions.margins_before[:, None]
         rows[name] = {
             "agreement": float(correlation(sums, effect).nanmean()),
             "deletion": area_under(areas["deletion"]),

@@ -40,8 +40,8 @@ def toy_image(a, b):
 # A speaks for the decision, B against it. A similar pair, a dissimilar one, and one far beyond the margin:
 IMAGES1 = torch.stack([toy_image(1.6, 0.2), toy_image(3, -1), toy_image(5, -1)])  # z = 1.8, 2, 4
 IMAGES2 = torch.stack([toy_image(1.6, -0.2), toy_image(-1, 0.5), toy_image(-5, 1)])  # z = 1.4, -0.5, -4
-BEFORE = [0.3, 0.75, 3.5]  # 0.5 - D / 2 with D = 0.4; D / 2 - 0.5 with D = 2.5 and 8
-WITHOUT = {  # by blurring (to black) a patch of image 1, of image 2
+MARGINS_BEFORE = [0.3, 0.75, 3.5]  # 0.5 - D / 2 with D = 0.4; D / 2 - 0.5 with D = 2.5 and 8
+MARGINS_AFTER = {  # by blurring (to black) a patch of image 1, of image 2
     "A": [[-0.1, -0.5], [-0.25, 0.25], [1, 1]],  # D = 1.2, 2; 0.5, 1.5; 3, 3
     "B": [[0.4, 0.4], [1.25, 1], [4, 4]],  # D = 0.2, 0.2; 3.5, 3; 9, 9
     "all": [[-0.2, -0.4], [-0.25, 0.5], [1.5, 1.5]],  # D = 1.4, 1.8; 0.5, 2; 4, 4

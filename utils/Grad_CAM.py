@@ -14,9 +14,9 @@ from utils.images.pairs import used_images
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
 METHODS = ("occlusion", "distance")
-# Measured evidence that counts as noise: for a decision, less than this share of its image's strongest; against it,
-# less than this share of the pair's (docs/trials.md).
-LEAST = (0.2, 0.1)
+# Weaker evidence counts as noise (docs/trials.md).
+MIN_FACTUAL = 0.2  # share of the image's strongest evidence
+MIN_COUNTERFACTUAL = 0.1  # share of the pair's strongest evidence
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def explain(
         model: its mode, parameters and gradients are left as found.
         batch1: preprocessed images, shape (N, 3, H, W), on any device.
         batch2: their partners, likewise.
-        method: `occlusion` measures: each image is embedded with one region after the other blurred, and what that does
-            to the squared distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`, is spread over the image
-            (`utils.explain.occlusion`). Some evidence is in `raw` only: what is weaker than a fifth of its image's
-            strongest; evidence against the decision that is weaker than a tenth of the pair's; and evidence against it
-            of which the strongest tenth of the image, occluded as a whole, would by the same measurements not make the
-            decision more confident.
+        method: `occlusion` blurs one region after the other of each image, and measures the effect on the squared
+            distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`. A map spreads these effects over the image
+            (`utils.explain.occlusion`). What counts as noise is left out of the maps and stays in `raw`: evidence
+            weaker than a fifth of its image's strongest; evidence against the decision weaker than a tenth of the
+            pair's strongest, or whose strongest tenth of the image, occluded as a whole, would by the same measurements
+            not make the decision stronger.
             `distance` is the paper's Grad-CAM, see `grad_cam`: one forward pass, and a backward pass of the head.
             Both give one signed map: evidence for "similar", its opposite for "dissimilar".
 
@@ -87,25 +87,27 @@ def explain_pairs(
     method: str = "occlusion",
     batch_size: int = 32,
 ) -> Explanation:
-    """Explain many pairs of N preprocessed images (N, 3, H, W), given by their positions, each of shape (P,).
+    """Explain the decisions on P pairs of N images; each image is measured once, however many pairs it is in.
 
-    Each image that is in a pair is measured once, however many pairs it is in.
+    Args:
+        batch: preprocessed images, shape (N, 3, H, W), on any device.
+        first, second: positions in `batch` of the images of each pair, P of each.
+        method: see `explain`.
+        batch_size: images that pass through the network at once.
 
     Raises:
         ValueError: unknown method.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    used, *ends = used_images(first, second)
+    used, first, second = used_images(first, second)
     batch, size = batch[used].to(model.mean.device), tuple(batch.shape[2:])
     if method == "occlusion":
-        return explain_effects(model, region_effects(model, batch, batch_size), *ends, size)
+        return explain_effects(model, region_effects(model, batch, batch_size), first, second, size)
     with eval_mode(model), torch.no_grad():
         activations = torch.cat([model.backbone(part) for part in batch.split(batch_size)])
-    starts = range(0, len(ends[0]), batch_size)
-    parts = [
-        grad_cam(model, *(activations[side[start : start + batch_size]] for side in ends), size) for start in starts
-    ]
+    pairs = zip(*(torch.as_tensor(side).split(batch_size) for side in (first, second)))
+    parts = [grad_cam(model, activations[i], activations[j], size) for i, j in pairs]
     return Explanation(
         **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Explanation)}
     )
@@ -114,7 +116,7 @@ def explain_pairs(
 def grad_cam(
     model: SiameseNetwork, activations1: torch.Tensor, activations2: torch.Tensor, image_size: tuple[int, int]
 ) -> Explanation:
-    """The paper's Grad-CAM (Selvaraju et al. 2017, Eq. 1-2) of the pair's closeness `-D^2`, for each of its images.
+    """Explain pairs by the paper's Grad-CAM (Selvaraju et al. 2017, Eq. 1-2) of the closeness `-D^2`.
 
     With A the backbone's final activations and g the gradient of `-D^2` with respect to A, evidence for "similar" is
     `sum_c mean_hw(g_c) A_c`.
@@ -128,10 +130,11 @@ def grad_cam(
     with eval_mode(model), torch.enable_grad():
         z = model.embed_features(activations)
     z1, z2 = z.detach().chunk(2)
-    # Of -D^2 with respect to z1 and z2. A difference of rounding errors (1e-6 of the embeddings) has no direction.
-    towards = torch.where((z1 - z2).square().sum(1) > 1e-12 * (z1.square() + z2.square()).sum(1), 2.0, 0.0)
-    towards = towards[:, None] * (z2 - z1)
-    (gradient,) = torch.autograd.grad(z, activations, torch.cat([towards, -towards]))
+    # The gradient of -D^2 with respect to z1, and less that to z2; where embeddings differ by rounding errors only
+    # (1e-6 of their length) it has no direction, and counts as zero.
+    differ = (z1 - z2).square().sum(1, keepdim=True) > 1e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
+    outer = torch.where(differ, 2 * (z2 - z1), 0)
+    (gradient,) = torch.autograd.grad(z, activations, torch.cat([outer, -outer]))
     evidence = (gradient.mean((2, 3), keepdim=True) * activations.detach()).sum(1)
     distance = embedding_distance(z1, z2)
     sign = torch.where(model.is_similar(distance), 1.0, -1.0)[:, None, None, None]
@@ -146,30 +149,38 @@ def explain_effects(
     second: Sequence[int],
     image_size: tuple[int, int],
 ) -> Explanation:
-    """As `explain` by `occlusion`, for pairs of images whose `region_effects` are known: no forward pass."""
+    """Explain P pairs of images whose `region_effects` are known, as `explain` by `occlusion`, without a forward pass.
+
+    Args:
+        first, second: positions in `effects` of the images of each pair, P of each.
+        image_size: height and width in pixels at which maps are drawn.
+    """
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
     sign = torch.where(model.is_similar(distance), 1.0, -1.0)
     raw = sign[:, None, None, None] * effects.maps(first, second)
     factual, counterfactual = _above_noise(raw)
-    change = effects.of_places(first, second, strongest_region(counterfactual))
-    stronger = sign[:, None] * change < 0
-    shown = torch.stack([factual, torch.where(stronger[:, :, None, None], counterfactual, 0)], dim=2)
+    change = effects.of_masks(first, second, strongest_region(counterfactual))
+    strengthens = sign[:, None] * change < 0  # the decision, as evidence against it should
+    shown = torch.stack([factual, torch.where(strengthens[:, :, None, None], counterfactual, 0)], dim=2)
     return _explanation(model, distance, raw, shown, image_size)
 
 
 def _above_noise(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Measured evidence for a decision (N, 2, h, w) that is not less than a share of its image's strongest; and
-    evidence against it, which is rare and claims more, that is not less than a share of the pair's."""
+    """Split signed evidence (N, 2, h, w) into evidence for and against the decision, without what counts as noise.
+
+    Evidence against a decision is rare and claims more, so it is compared with the strongest of both images.
+    """
     of_image = raw.abs().amax((2, 3), keepdim=True)
     of_pair = of_image.amax(1, keepdim=True)
-    return torch.where(raw > LEAST[0] * of_image, raw, 0), torch.where(-raw > LEAST[1] * of_pair, -raw, 0)
+    factual = torch.where(raw > MIN_FACTUAL * of_image, raw, 0)
+    return factual, torch.where(-raw > MIN_COUNTERFACTUAL * of_pair, -raw, 0)
 
 
 def _explanation(
     model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, shown: torch.Tensor, image_size: tuple[int, int]
 ) -> Explanation:
-    """From distances (N,), signed evidence for the decisions (N, 2, h, w), and the parts of it that are shown for and
-    against them, (N, 2, 2, h, w)."""
+    """Make an `Explanation` from distances (N,), signed evidence for the decisions (N, 2, h, w), and what of it is
+    shown for and against them, (N, 2, 2, h, w)."""
     maps, peaks, empty = _normalised(shown, image_size)
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
@@ -185,8 +196,11 @@ def _explanation(
 
 
 def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Positive parts of signed maps (N, 2, 2, h, w) at image size, each divided by its maximum; the maxima, and which
-    maps are zero everywhere, (N, 2, 2)."""
+    """Enlarge the positive parts of signed maps (N, 2, 2, h, w) to the image's size, and divide each by its maximum.
+
+    Returns:
+        The maps (N, 2, 2, H, W), their maxima, and which maps are zero everywhere, each (N, 2, 2).
+    """
     maps = F.interpolate(
         raw.clamp(min=0).flatten(0, 1), size=image_size, mode="bilinear", align_corners=False
     ).unflatten(0, raw.shape[:2])

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from utils.evaluate.audit import Audit, is_conflicting
 from utils.explain.matching import Match
-from utils.explain.removal import BLUR
+from utils.explain.removal import BLUR_SIGMA
 from utils.explain.what_if import MAPS, WhatIf
 from utils.figures.drawing import draw_map, explained_image, inside, line_around, mark_matches, mask_of, short
 from utils.figures.style import COLORMAP, SIMILARITY
@@ -160,7 +160,7 @@ def show_what_if(
     images = tuple(shrink(image) for image in images)
     figure, axes = _rows_of_panels(images, names, columns=2, width=4.9, titles=1.0)
     for row, image in enumerate(images):
-        blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
+        blurred = image.filter(ImageFilter.GaussianBlur(BLUR_SIGMA * max(image.size)))
         for column, kind in enumerate(MAPS):
             axis = axes[row, column]
             region = mask_of(inside(what_if.regions[row, column], what_if.boxes[row]), image)

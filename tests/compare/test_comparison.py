@@ -173,10 +173,10 @@ def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
     assert shown == pytest.approx([distance, after], abs=0.0051)  # two decimals or more
 
 
-def test_what_if_takes_regions_away_in_other_ways_too(model, paths):
+def test_what_if_removes_regions_in_other_ways_too(model, paths):
     compared = Comparison(model, paths)
     result = compared.what_if(0, 1)
-    before = Interventions.on(model, compared.batch[[0]], compared.batch[[1]]).before
+    before = Interventions.on(model, compared.batch[[0]], compared.batch[[1]]).margins_before
     side = torch.where(compared.explain(0, 1).is_similar, -1.0, 1.0)
     for name, change in result.others.items():
         for image, kind in np.ndindex(2, 2):

@@ -17,12 +17,12 @@ from sklearn.datasets import load_sample_image
 from utils import __main__ as command_line
 from utils.compare.comparison import Comparison
 from utils.compare.report import MOST, PAGE, SCRIPTS, page, write_report
-from utils.explain.matching import WEAKEST
+from utils.explain.matching import WEAKEST_MATCH
 from utils.explain.occlusion import GRID, WINDOWS, all_windows, regression
 from utils.explain.removal import strongest_region
 from utils.figures.drawing import explained_image
 from utils.figures.style import COLORMAP
-from utils.Grad_CAM import LEAST
+from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
 from utils.images.frame import Frame
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
@@ -264,12 +264,12 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
     shown = np.array(browser.ask("evidence(images[0], images[1]).map((map) => [...map])")).reshape(raw.shape)
     assert (raw > 0).any() and (raw < 0).any() and np.abs(shown - raw).max() < 2e-3
     for towards in (1, -1):
-        for against, strongest in ((False, np.abs(raw).max((1, 2), keepdims=True)), (True, 1)):
-            least = LEAST[against] * strongest
+        strongest = np.abs(raw).max((1, 2), keepdims=True)
+        for against, least in ((False, MIN_FACTUAL * strongest), (True, MIN_COUNTERFACTUAL)):
             expected = np.where(towards * raw > least, towards * raw, 0)
             if against:  # it is, if occluding it strengthens the decision
                 regions = strongest_region(torch.from_numpy(expected)[None])
-                stronger = towards * effects.of_places([0], [1], regions)[0] > 0
+                stronger = towards * effects.of_masks([0], [1], regions)[0] > 0
                 expected = np.where(stronger[:, None, None], expected, 0)
             ask = (
                 f"evidence(images[0], images[1]).map((map, k) => "
@@ -282,8 +282,8 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
     places = np.arange(100, 300, 2)
     occluded = torch.zeros(1, 2, GRID * GRID, dtype=torch.bool)
     occluded[:, :, places] = True
-    for i, change in enumerate(effects.of_places([0], [1], occluded.view(1, 2, GRID, GRID))[0]):
-        found = browser.ask(f"ofPlaces(images[{i}], images[{1 - i}], {places.tolist()})")
+    for i, change in enumerate(effects.of_masks([0], [1], occluded.view(1, 2, GRID, GRID))[0]):
+        found = browser.ask(f"effectOfPositions(images[{i}], images[{1 - i}], {places.tolist()})")
         assert found == pytest.approx(float(change), rel=0.01, abs=1e-4)
     for region in (2, START + 3):
         common = 2 * effects.density[1, ..., :-1].numpy() @ effects.delta[0, region].numpy()
@@ -299,7 +299,7 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_clicked_away_it_i
     assert float(browser.text("#number")) == pytest.approx(before, abs=0.006) and 0.1 < before < 0.9
     windows = slice(START, START + PER_SIDE**2)
     common = 2 * effects.delta[0, windows] @ effects.delta[1, windows].T
-    has_match = common.amax(1) >= WEAKEST * common.max()
+    has_match = common.amax(1) >= WEAKEST_MATCH * common.max()
     moves = (effects.on_pairs([0], [1])[0, 0, windows].abs() * has_match).argmax()  # of those that match, it does most
     region, spot = START + int(moves), at_region(*divmod(int(moves), PER_SIDE))
     after = similarity(pair.model, z1 - effects.delta[0, region], z2)

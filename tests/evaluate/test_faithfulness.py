@@ -9,12 +9,12 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 from toy import (
-    BEFORE,
     IMAGES1,
     IMAGES2,
+    MARGINS_AFTER,
+    MARGINS_BEFORE,
     PAIRS,
     SIZE,
-    WITHOUT,
     H,
     Toy,
     W,
@@ -39,7 +39,7 @@ from utils.evaluate.faithfulness import (
     signed_evidence,
 )
 from utils.explain import removal
-from utils.explain.removal import Interventions, moved, pixel_ranks
+from utils.explain.removal import Interventions, pixel_ranks, randomly_moved
 from utils.Grad_CAM import explain
 from utils.Siamese import SiameseNetwork
 
@@ -55,7 +55,7 @@ def to_black(monkeypatch):
 
 
 def effect_by_hand(patch):
-    return torch.tensor(WITHOUT[patch]) - torch.tensor(BEFORE)[:, None]
+    return torch.tensor(MARGINS_AFTER[patch]) - torch.tensor(MARGINS_BEFORE)[:, None]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_check_by_hand(toy, to_black, kind, patch, sign):
     maps = {"factual": maps_of("elsewhere"), "counterfactual": maps_of("elsewhere")} | {kind: maps_of(patch)}
     result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(**maps), kind, np.random.default_rng(0))
     assert torch.allclose(result.effect, effect_by_hand(patch), atol=1e-5) and (result.effect.sign() == sign).all()
-    regions = moved(maps_of(patch).bool(), np.random.default_rng(0))
-    expected = Interventions.on(toy, IMAGES1, IMAGES2).without(regions) - torch.tensor(BEFORE)[:, None]
+    regions = randomly_moved(maps_of(patch).bool(), np.random.default_rng(0))
+    expected = Interventions.on(toy, IMAGES1, IMAGES2).margins_after(regions) - torch.tensor(MARGINS_BEFORE)[:, None]
     assert (
         torch.allclose(result.random, expected, atol=1e-5)
         and result.random.abs().mean() < 0.5 * result.effect.abs().mean()
@@ -111,7 +111,7 @@ def test_random_maps_score_like_their_random_baseline(toy, to_black, form):
     images = toy_image(1, 0).expand(n, -1, -1, -1)
     maps = torch.rand(n, 2, *SIZE, generator=torch.Generator().manual_seed(0))
     if form == "rectangle":  # as large as the tenth that is blurred
-        maps = moved(boxes((slice(0, 8), slice(0, 12))).expand(n, 2, *SIZE), rng)
+        maps = randomly_moved(boxes((slice(0, 8), slice(0, 12))).expand(n, 2, *SIZE), rng)
     result = check(Interventions.on(toy, images, images), explanation_of(maps, maps), "factual", rng)
     effects, random = result.effect.flatten(), result.random.flatten()
     error = ((effects.var() + random.var()) / len(effects)).sqrt()
@@ -303,7 +303,7 @@ def test_rankings_are_compared_from_the_untouched_to_the_fully_blurred_image(jud
     rankings = compare_rankings(interventions, explanation)
     assert list(rankings) == ["map", "centred Gaussian", "random"]
     everything = torch.ones(6, 2, 16, 24, dtype=torch.bool)
-    ends = [interventions.before.mean().item(), interventions.without(everything).mean().item()]
+    ends = [interventions.margins_before.mean().item(), interventions.margins_after(everything).mean().item()]
     for drawn in rankings.values():
         assert drawn["deletion"][[0, -1]].tolist() == pytest.approx(ends, abs=1e-5)
         assert drawn["insertion"][[-1, 0]].tolist() == pytest.approx(ends, abs=1e-5)
@@ -329,9 +329,9 @@ def test_batch_size_bounds_what_is_embedded_at_once_and_changes_nothing(to_black
     maps = maps_of("A", 3 * times)
     result = check(interventions, explanation_of(maps, maps), "factual", np.random.default_rng(0))
     curve = curves(interventions, maps + maps_of("B", 3 * times))["deletion"]
-    expected = torch.tensor(WITHOUT["A"])
-    assert torch.allclose(result.effect, (expected - torch.tensor(BEFORE)[:, None]).repeat(times, 1), atol=1e-5)
-    assert curve[1] == pytest.approx(np.mean(WITHOUT["all"]), abs=1e-5)
+    expected = torch.tensor(MARGINS_AFTER["A"])
+    assert torch.allclose(result.effect, (expected - torch.tensor(MARGINS_BEFORE)[:, None]).repeat(times, 1), atol=1e-5)
+    assert curve[1] == pytest.approx(np.mean(MARGINS_AFTER["all"]), abs=1e-5)
     assert max(toy.seen) == min(batch_size, 9) and sum(toy.seen) == 9 * 2 * (1 + 2 + 2 * faithfulness.STEPS + 2)
 
 
@@ -347,8 +347,11 @@ def test_the_network_is_left_as_found():
         z1, z2 = (model.eval().embed(images) for images in network_images())
     distance = (z1 - z2).norm(dim=1)
     sign = torch.where(distance < model.margin / 2, -1, 1)
-    assert torch.allclose(interventions.before, sign * (distance / model.margin - 0.5), atol=1e-5)
+    assert torch.allclose(interventions.margins_before, sign * (distance / model.margin - 0.5), atol=1e-5)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters()) and not interventions.before.requires_grad
+    assert (
+        all(parameter.grad is None for parameter in model.parameters())
+        and not interventions.margins_before.requires_grad
+    )
     model.train().head.eval()
     assert [module.training for module in model.modules()] == modes

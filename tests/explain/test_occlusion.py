@@ -18,7 +18,7 @@ from utils.explain.occlusion import (
     windows,
 )
 from utils.explain.removal import blur
-from utils.Grad_CAM import LEAST, explain, explain_effects, explain_pairs
+from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL, explain, explain_effects, explain_pairs
 
 REGIONS = sum(per_side**2 for _, per_side, _ in WINDOWS)
 
@@ -104,7 +104,7 @@ def test_density_equals_gaussian_process_regression_on_single_positions(monkeypa
     assert regions.tolist()[::5] == [[0, 24, 0, 32], [0, 14, 45, 64]]
     centres = (np.arange(GRID) + 0.5) / GRID
     y, x = (axis.ravel() for axis in np.meshgrid(centres, centres, indexing="ij"))
-    kernel = np.exp(-((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2) / (2 * occlusion.REACH**2))
+    kernel = np.exp(-((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2) / (2 * occlusion.KERNEL_LENGTH**2))
     cover = np.zeros((8, GRID, GRID))
     for r, i, j in np.ndindex(cover.shape):
         top, bottom, left, right = regions[r].tolist()
@@ -172,7 +172,7 @@ def test_weak_evidence_is_in_no_map(model, batch):
     e = explain_effects(model, replace(effects, density=effects.density * scale), [0], [1], (GRID, GRID))
     raw = e.raw[0]
     strongest = raw.abs().amax((1, 2), keepdim=True)
-    assert strongest[1] < 0.9 * strongest[0] and LEAST == (0.2, 0.1)
+    assert strongest[1] < 0.9 * strongest[0] and (MIN_FACTUAL, MIN_COUNTERFACTUAL) == (0.2, 0.1)
     assert torch.equal(e.factual[0] > 0, raw > 0.2 * strongest)  # maps as fine as densities
     assert torch.equal(e.counterfactual[0] > 0, (-raw > 0.1 * strongest.max()) & ~e.empty[0, :, 1, None, None])
     assert (
@@ -182,13 +182,13 @@ def test_weak_evidence_is_in_no_map(model, batch):
     )
 
 
-def test_places_occluded_all_at_once_add_up_on_the_embedding(model, batch):
+def test_masks_occluded_all_at_once_add_up_on_the_embedding(model, batch):
     effects = region_effects(model, batch[:2])
-    places = torch.rand(1, 2, GRID, GRID, generator=torch.Generator().manual_seed(0)) < 0.1
-    changes = effects.of_places([0], [1], places)
+    masks = torch.rand(1, 2, GRID, GRID, generator=torch.Generator().manual_seed(0)) < 0.1
+    changes = effects.of_masks([0], [1], masks)
     for i in (0, 1):
         without = effects.embeddings[i].clone()
-        for row, column in places[0, i].nonzero().tolist():
+        for row, column in masks[0, i].nonzero().tolist():
             without -= effects.density[i, row, column, :-1]
         away = effects.embeddings[1 - i]
         change = (without - away).square().sum() - (effects.embeddings[i] - away).square().sum()

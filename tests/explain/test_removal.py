@@ -5,12 +5,12 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from toy import (
-    BEFORE,
     IMAGES1,
     IMAGES2,
+    MARGINS_AFTER,
+    MARGINS_BEFORE,
     PATCHES,
     SIZE,
-    WITHOUT,
     Toy,
     boxes,
     maps_of,
@@ -19,7 +19,7 @@ from toy import (
 )
 
 from utils.explain import removal
-from utils.explain.removal import OTHERS, Interventions, blur, moved, top_region
+from utils.explain.removal import OTHER_REMOVALS, Interventions, blur, randomly_moved, top_region
 
 
 def test_top_region_equals_a_sort_with_ties_in_reading_order():
@@ -35,7 +35,7 @@ def test_top_region_equals_a_sort_with_ties_in_reading_order():
 def test_moved_regions_are_seeded_shifts_of_their_own_each():
     regions = torch.rand(5, 2, 6, 7, generator=torch.Generator().manual_seed(0)) > 0.7
     untouched = regions.clone()
-    first, again, other = (moved(regions, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    first, again, other = (randomly_moved(regions, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other) and torch.equal(regions, untouched)
     shifts = []
     for region, result in zip(regions.flatten(0, 1).numpy(), first.flatten(0, 1).numpy()):
@@ -47,7 +47,7 @@ def test_moved_regions_are_seeded_shifts_of_their_own_each():
 
 
 def test_moved_regions_get_everywhere():
-    places = moved(boxes((3, 4), size=(4, 6)).expand(500, 2, 4, 6), np.random.default_rng(0)).sum((0, 1))
+    places = randomly_moved(boxes((3, 4), size=(4, 6)).expand(500, 2, 4, 6), np.random.default_rng(0)).sum((0, 1))
     assert abs(places / 1000 - 1 / 24).max() < 4 * math.sqrt(1 / 24 * 23 / 24 / 1000)  # binomial
 
 
@@ -81,15 +81,19 @@ def to_black(monkeypatch):
     monkeypatch.setattr(removal, "blur", torch.zeros_like)
 
 
-@pytest.mark.parametrize("patch", WITHOUT)
+@pytest.mark.parametrize("patch", MARGINS_AFTER)
 def test_margins_by_hand(toy, to_black, patch):
     interventions = Interventions.on(toy, IMAGES1, IMAGES2)
     untouched = IMAGES1.clone(), IMAGES2.clone()
-    assert torch.allclose(interventions.before, torch.tensor(BEFORE), atol=1e-5)
-    assert torch.allclose(interventions.without(maps_of(patch).bool()), torch.tensor(WITHOUT[patch]), atol=1e-5)
+    assert torch.allclose(interventions.margins_before, torch.tensor(MARGINS_BEFORE), atol=1e-5)
+    assert torch.allclose(
+        interventions.margins_after(maps_of(patch).bool()), torch.tensor(MARGINS_AFTER[patch]), atol=1e-5
+    )
     for side, images in enumerate([IMAGES1, IMAGES2]):
         changed = images * (1 - PATCHES[patch])
-        assert torch.allclose(interventions.margin(changed, side), torch.tensor(WITHOUT[patch])[:, side], atol=1e-5)
+        assert torch.allclose(
+            interventions.margins_with(changed, side), torch.tensor(MARGINS_AFTER[patch])[:, side], atol=1e-5
+        )
     assert torch.equal(IMAGES1, untouched[0]) and torch.equal(IMAGES2, untouched[1])
 
 
@@ -97,27 +101,27 @@ def test_margins_follow_the_networks_margin_and_threshold(to_black):
     toy = Toy()
     toy.margin, toy.threshold = 4.0, 0.7  # distances 0.4, 2.5, 8: similar, similar, dissimilar
     interventions = Interventions.on(toy, IMAGES1, IMAGES2)
-    assert interventions.before.tolist() == pytest.approx([0.7 - 0.1, 0.7 - 0.625, 2 - 0.7])
+    assert interventions.margins_before.tolist() == pytest.approx([0.7 - 0.1, 0.7 - 0.625, 2 - 0.7])
 
 
 def test_a_distance_at_the_threshold_is_called_dissimilar(toy, to_black):
     one, none = toy_image(1, 0)[None], toy_image(0, 0)[None]  # D = 1, half of the margin
     interventions = Interventions.on(toy, one, none)
-    assert interventions.before.item() == 0
-    assert interventions.margin(none, 0).item() == pytest.approx(-0.5, abs=1e-5)  # alike: less dissimilar
+    assert interventions.margins_before.item() == 0
+    assert interventions.margins_with(none, 0).item() == pytest.approx(-0.5, abs=1e-5)  # alike: less dissimilar
 
 
-def test_two_other_ways_for_a_region_to_go():
+def test_two_other_removals():
     image = torch.arange(3 * 4 * 6.0).view(1, 3, 4, 6)
-    filled, moved_by_half = (removal(image) for removal in OTHERS.values())
+    filled, moved = (removal(image) for removal in OTHER_REMOVALS.values())
     for channel in range(3):
         assert (filled[0, channel] == 24 * channel + 11.5).all()  # of 0 to 23
         for row in range(4):
             for column in range(6):
-                assert moved_by_half[0, channel, (row + 2) % 4, (column + 3) % 6] == image[0, channel, row, column]
+                assert moved[0, channel, (row + 2) % 4, (column + 3) % 6] == image[0, channel, row, column]
 
 
 def test_margins_equal_a_naive_loop_with_the_real_blur(toy):
     regions = torch.rand(3, 2, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.4
-    margins = Interventions.on(toy, IMAGES1, IMAGES2).without(regions)
+    margins = Interventions.on(toy, IMAGES1, IMAGES2).margins_after(regions)
     assert abs(margins.numpy() - naive_margins(regions.numpy())).max() < 1e-5

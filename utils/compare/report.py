@@ -20,11 +20,11 @@ from PIL import Image
 
 from utils.compare.choosing import names_with_folders, pair_folder
 from utils.compare.comparison import Comparison
-from utils.explain.matching import WEAKEST
+from utils.explain.matching import WEAKEST_MATCH
 from utils.explain.occlusion import GRID, WINDOWS, regression
-from utils.explain.removal import REGION
+from utils.explain.removal import REGION_SHARE
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
-from utils.Grad_CAM import LEAST
+from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
 from utils.images.folder import images_below
 from utils.Siamese import SiameseNetwork, load_trained
 from utils.system.errors import DataError
@@ -128,9 +128,10 @@ def _contents(compared: Comparison, network: str) -> dict:
             "drained": DRAINED,
             "faint": FAINT,
         },
-        "least": LEAST,
-        "region": REGION,
-        "weakest": WEAKEST,
+        "minFactual": MIN_FACTUAL,
+        "minCounterfactual": MIN_COUNTERFACTUAL,
+        "region": REGION_SHARE,
+        "weakest": WEAKEST_MATCH,
         "images": [
             {
                 "name": names[compared.paths[i]],

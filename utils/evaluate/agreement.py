@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 
 from utils.explain.incremental import IncrementalEmbedder, local_stages
 from utils.explain.occlusion import correlation, effect_on_distance, region_sums, windows
-from utils.explain.removal import OTHERS, blur
+from utils.explain.removal import OTHER_REMOVALS, blur
 from utils.Grad_CAM import Explanation
 from utils.images.pairs import used_images
 from utils.Siamese import SiameseNetwork, eval_mode
 
 GRID = 5  # cells along each side
-REMOVALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"blurred": blur, **OTHERS}
+REMOVALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"blurred": blur, **OTHER_REMOVALS}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from utils.evaluate.localisation import centred_gaussian
-from utils.explain.removal import Interventions, embed_in_parts, moved, pixel_ranks, strongest_region
+from utils.explain.removal import Interventions, embed_in_parts, pixel_ranks, randomly_moved, strongest_region
 from utils.explain.what_if import MAPS
 from utils.Grad_CAM import Explanation, explain
 from utils.images.pairs import PAIR_LABELS
@@ -50,9 +50,9 @@ def check(interventions: Interventions, explanation: Explanation, kind: str, rng
     """
     maps = getattr(explanation, kind)
     regions = strongest_region(maps)
-    before = interventions.before[:, None]
+    before = interventions.margins_before[:, None]
     empty = explanation.empty[:, :, MAPS.index(kind)]
-    changes = (interventions.without(chosen) - before for chosen in (regions, moved(regions, rng)))
+    changes = (interventions.margins_after(chosen) - before for chosen in (regions, randomly_moved(regions, rng)))
     return Check(*(torch.where(empty, torch.nan, change) for change in changes))
 
 
@@ -71,7 +71,7 @@ def curves(interventions: Interventions, maps: torch.Tensor, verbose: bool = Fal
     ranks = pixel_ranks(maps)
     for share in tqdm(shares, desc="Deleting and inserting", disable=not verbose):
         region = ranks < round(share * maps.shape[-2:].numel())
-        rows.append([interventions.without(chosen).mean().item() for chosen in (region, ~region)])
+        rows.append([interventions.margins_after(chosen).mean().item() for chosen in (region, ~region)])
     return dict(zip(("deletion", "insertion"), np.array(rows).T))
 
 

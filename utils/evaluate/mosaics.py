@@ -92,7 +92,7 @@ def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tenso
     for part in cell_slices(tuple(second.shape[2:])):
         changed = interventions.images[1].clone()
         changed[(..., *part)] = interventions.blurred[1][(..., *part)]
-        distances.append(interventions.sign * interventions.margin(changed, side=1))
+        distances.append(interventions.sign * interventions.margins_with(changed, side=1))
     return torch.stack(distances, dim=1).argmax(1).cpu()
 
 

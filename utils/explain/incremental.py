@@ -1,4 +1,4 @@
-"""Embeddings of an image with regions occluded: of a backbone's earlier blocks, only what changes is computed again."""
+"""Embeddings of an image with regions occluded. In a backbone's earlier blocks only what changes is computed again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from torch import nn
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.machine import bfloat16_pays
 
-COARSEST = 8  # pixels from one position of a map to the next; behind coarser ones a region changes almost all of it
-PROBE = 96  # side, in pixels, of the images that tell how far blocks carry a change
+MAX_STRIDE = 8  # image pixels between two positions of a map; of coarser maps a region changes almost everything
+PROBE_SIDE = 96  # pixels; side of the images that show how far blocks carry a change
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive blocks of a backbone. Position i of the map that they make depends on the positions from `stride * i
-    - before` to `stride * i + after` of the one they are given, along either side."""
+    """Consecutive blocks of a backbone, and how far they carry a change.
+
+    Along either side, position i of the output map depends on positions `stride * i - before` to `stride * i + after`
+    of the input map.
+    """
 
     blocks: nn.Sequential
     stride: int
@@ -27,14 +30,24 @@ class Stage:
     after: int
 
     def changed(self, extents: torch.Tensor, side: int) -> torch.Tensor:
-        """The positions that depend on anything of extents (R, 2) of a side of so many: start and end, (R, 2)."""
+        """Output positions (start, end), shape (R, 2), that depend on input extents (start, end), shape (R, 2).
+
+        Args:
+            side: positions along this side of the input map.
+        """
         first = (extents[:, 0] - self.after + self.stride - 1) // self.stride
         last = (extents[:, 1] - 1 + self.before) // self.stride
         return torch.stack([first.clamp(min=0), last.clamp(max=side // self.stride - 1) + 1], dim=1)
 
     def needed(self, positions: torch.Tensor, side: int) -> tuple[torch.Tensor, int]:
-        """Parts of a side that hold what positions (R, 2) depend on: where each starts (R,), and their common length,
-        multiples of the stride."""
+        """The parts of the input map on which output positions (start, end), shape (R, 2), depend.
+
+        Args:
+            side: positions along this side of the input map.
+
+        Returns:
+            Where each part starts, shape (R,), and the length of them all; both are multiples of the stride.
+        """
         starts = (positions[:, 0] * self.stride - self.before).clamp(min=0) // self.stride
         ends = (((positions[:, 1] - 1) * self.stride + self.after) // self.stride + 1).clamp(max=side // self.stride)
         length = int((ends - starts).max())
@@ -43,23 +56,26 @@ class Stage:
 
 @torch.no_grad()
 def local_stages(model: SiameseNetwork) -> list[Stage]:
-    """The earlier blocks of a backbone, a stage for each resolution, as long as they carry a change of the image only
-    so far: convolutions do, squeeze-and-excitation carries it everywhere. None on a GPU, to which many small copies
-    cost more than they save."""
+    """Group the earlier blocks of a backbone into stages, one for each resolution.
+
+    They end at the first stage in which a change of a pixel may reach every position: convolutions carry a change only
+    so far, squeeze-and-excitation carries it everywhere. On a GPU there are none, as many small copies cost more there
+    than they save.
+    """
     if model.mean.device.type != "cpu":
         return []
-    given, stages, start = [torch.zeros(1, 3, PROBE, PROBE)], [], 0
+    maps, stages, start = [torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE)], [], 0
     with eval_mode(model):
         for block in model.backbone:
-            if given[-1].shape[2] * COARSEST < PROBE:
+            if maps[-1].shape[2] * MAX_STRIDE < PROBE_SIDE:
                 break
-            given.append(block(given[-1]))
-        for side, blocks in groupby(range(len(given) - 1), lambda k: given[k + 1].shape[2]):
+            maps.append(block(maps[-1]))
+        for side, blocks in groupby(range(len(maps) - 1), lambda k: maps[k + 1].shape[2]):
             end = start + len(list(blocks))
-            uneven = PROBE % side or any(pixels * side % PROBE for pixels in model.image_size)
-            if uneven or side * COARSEST < PROBE:
+            uneven = PROBE_SIDE % side or any(pixels * side % PROBE_SIDE for pixels in model.image_size)
+            if uneven or side * MAX_STRIDE < PROBE_SIDE:
                 break
-            stage = _stage(model.backbone[start:end], given[start], given[start].shape[2] // side)
+            stage = _stage(model.backbone[start:end], maps[start], maps[start].shape[2] // side)
             if stage is None:
                 break
             stages.append(stage)
@@ -68,10 +84,9 @@ def local_stages(model: SiameseNetwork) -> list[Stage]:
 
 
 def _stage(blocks: nn.Sequential, given: torch.Tensor, stride: int) -> Stage | None:
-    """What is to be known of blocks of a stride that are given maps like this (1, C, h, h); None if a change may go
-    everywhere.
+    """Find out how far blocks carry a change of their input map (1, C, h, h); None if it may reach every position.
 
-    Not-a-number in a position of the given map makes that of every position which depends on it, whatever the weights.
+    A value that is not a number (NaN) makes every position NaN that depends on it, whatever the weights are.
     """
     side = given.shape[2]
     places = torch.arange(stride) + side // 2 // stride * stride
@@ -87,14 +102,16 @@ def _stage(blocks: nn.Sequential, given: torch.Tensor, stride: int) -> Stage | N
 
 
 class IncrementalEmbedder:
-    """Embeds one preprocessed image (3, H, W) with regions occluded, by a network in eval mode.
+    """Embeds one image with regions occluded.
 
     Args:
-        stages: the network's `local_stages`; with none, every pass is of the whole image.
+        model: in eval mode.
+        image: preprocessed, shape (3, H, W).
+        stages: the network's `local_stages`; with an empty list, every pass is of the whole image.
         batch_size: images that pass through the network at once.
 
     Attributes:
-        embedding: of the whole image, (D,).
+        embedding: of the untouched image, shape (D,).
     """
 
     def __init__(
@@ -102,24 +119,30 @@ class IncrementalEmbedder:
     ) -> None:
         self.model, self.stages, self.batch_size = model, stages, batch_size
         self.rest = model.backbone[sum(len(stage.blocks) for stage in stages) :]
-        self.whole = [image[None]]  # what each stage is given, and the rest
+        self.whole = [image[None]]  # the input of each stage and of the rest, for the untouched image
         for stage in stages:
             self.whole.append(self._run(stage.blocks, self.whole[-1]))
         self.embedding = self._embed(self.whole[-1])[0]
 
-    def embeddings(self, instead: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        """Embeddings (R, D) of the image that shows another one, such as itself blurred, in one of the regions (R, 4)
-        at a time."""
-        found = torch.empty(len(regions), len(self.embedding), device=self.embedding.device)
+    def embeddings(self, fill: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+        """Embeddings (R, D) of the image with one region after the other occluded.
+
+        Args:
+            fill: the image that is shown inside a region, such as the blurred one, shape (3, H, W).
+            regions: top, bottom, left and right in pixels, shape (R, 4).
+        """
+        result = torch.empty(len(regions), len(self.embedding), device=self.embedding.device)
         sizes = regions[:, 1::2] - regions[:, ::2]
         for size in sizes.unique(dim=0):  # what goes through a stage at once is of one size
             for chosen in (sizes == size).all(1).nonzero()[:, 0].split(self.batch_size):
-                found[chosen.to(found.device)] = self._occluded(instead, regions[chosen])
-        return found
+                result[chosen.to(result.device)] = self._occluded(fill, regions[chosen])
+        return result
 
-    def _occluded(self, instead: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        parts = [instead[:, top:bottom, left:right] for top, bottom, left, right in regions.tolist()]
-        for stage, whole in zip(self.stages, self.whole):  # parts of the stage's map, and where they lie
+    def _occluded(self, fill: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+        """As `embeddings`, for regions of one size in one batch."""
+        parts = [fill[:, top:bottom, left:right] for top, bottom, left, right in regions.tolist()]
+        # Before each stage: `parts` are what has changed of its input map, `regions` where they lie in it.
+        for stage, whole in zip(self.stages, self.whole):
             height, width = whole.shape[2:]
             rows, columns = stage.changed(regions[:, :2], height), stage.changed(regions[:, 2:], width)
             tops, down = stage.needed(rows, height)
@@ -143,7 +166,7 @@ class IncrementalEmbedder:
 
 
 def _pasted(maps: torch.Tensor, parts: Sequence[torch.Tensor], regions: torch.Tensor) -> torch.Tensor:
-    """A copy of maps (R, C, h, w) that show one of the parts in one of the regions (R, 4) each."""
+    """Copy maps (R, C, h, w) and replace one region (R, 4) of each by one of the parts."""
     copies = maps.clone(memory_format=torch.channels_last)
     for copy, part, (top, bottom, left, right) in zip(copies, parts, regions.tolist()):
         copy[:, top:bottom, left:right] = part

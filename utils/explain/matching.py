@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from utils.explain.occlusion import RegionEffects
 from utils.images.frame import Box
 
-APART = 0.2  # of the map's longer side: positions nearer to a chosen match than this belong to it
-WEAKEST = 0.3  # of the strongest match: weaker ones are not worth showing
+MATCH_DISTANCE = 0.2  # share of a map's longer side; positions nearer to a chosen match than this belong to it
+WEAKEST_MATCH = 0.3  # share of the strongest match; weaker ones are not shown
 
 
 class Match(NamedTuple):
-    """Centres of two regions that match, (row, column) as shares of each image's sides, and how much they add to the
-    similarity."""
+    """Two regions that match: their centres, (row, column) as shares of each image's sides, and their interaction."""
 
     first: tuple[float, float]
     second: tuple[float, float]
@@ -26,55 +25,59 @@ class Match(NamedTuple):
 def matching_regions(
     effects: RegionEffects, first: int, second: int, boxes: tuple[Box, Box], image_size: tuple[int, int]
 ) -> list[Match]:
-    """The strongest matching regions of two images whose effects are known, by position; their places are shares of the
-    images' sides, not of the frame's.
+    """Find the strongest matches between two images whose effects are known.
 
     Args:
-        boxes: the part of the network's frame, `image_size`, that each image fills.
+        first, second: positions of the images in `effects`.
+        boxes: the part of the network's frame that each image fills.
+        image_size: height and width of the frame in pixels.
+
+    Returns:
+        The matches, the strongest first; their centres are shares of the images' sides, not of the frame's.
     """
-    similarity = effects.interaction(first, second).cpu()
-    inside = [_inside(box, image_size, similarity.shape[:2]) for box in boxes]
-    similarity *= inside[0][:, :, None, None] & inside[1]
+    interaction = effects.interaction(first, second).cpu()
+    inside = [_inside(box, image_size, interaction.shape[:2]) for box in boxes]
+    interaction *= inside[0][:, :, None, None] & inside[1]
     return [
-        Match(*(_in_image(place, box, image_size) for place, box in zip(match, boxes)), match.strength)
-        for match in strongest_matches(similarity)
+        Match(*(_in_image(centre, box, image_size) for centre, box in zip(match, boxes)), match.strength)
+        for match in strongest_matches(interaction)
     ]
 
 
 def _inside(box: Box, image_size: tuple[int, int], shape: tuple[int, int]) -> torch.Tensor:
-    """Positions of a map that see some of what lies in a box of the frame, bool of shape (h, w)."""
+    """The positions of a map that overlap a box of the frame, bool of shape (h, w)."""
     filled = torch.zeros(1, *image_size)
     filled[0][box.slices] = 1
     return F.adaptive_max_pool2d(filled, shape)[0] > 0
 
 
-def _in_image(place: tuple[float, float], box: Box, image_size: tuple[int, int]) -> tuple[float, float]:
-    """A place in shares of the frame's sides, as shares of those of the image in the box."""
-    row = (place[0] * image_size[0] - box.top) / box.height
-    column = (place[1] * image_size[1] - box.left) / box.width
+def _in_image(centre: tuple[float, float], box: Box, image_size: tuple[int, int]) -> tuple[float, float]:
+    """Convert shares of the frame's sides to shares of the sides of the image in the box."""
+    row = (centre[0] * image_size[0] - box.top) / box.height
+    column = (centre[1] * image_size[1] - box.left) / box.width
     return min(max(row, 0.0), 1.0), min(max(column, 0.0), 1.0)
 
 
-def strongest_matches(similarity: torch.Tensor, count: int = 4) -> list[Match]:
-    """The pairs of positions with the largest similarity (h, w, h, w), strongest first.
+def strongest_matches(interaction: torch.Tensor, count: int = 4) -> list[Match]:
+    """Find the pairs of positions with the largest interaction (h, w, h, w), the strongest first.
 
-    Positions nearer than `APART` to a match, in its image, belong to it and start no other. Matches weaker than
-    `WEAKEST` times the strongest are left out, so there may be fewer than `count`; none where no similarity is
-    positive.
+    Positions nearer than `MATCH_DISTANCE` to a match, in its image, belong to it and start no other. Matches weaker
+    than `WEAKEST_MATCH` times the strongest are left out, so there may be fewer than `count`; none where no interaction
+    is positive.
     """
-    shape = similarity.shape[:2]
-    left, matches = similarity.clone(), []
-    least = WEAKEST * similarity.max().clamp(min=0)
-    while len(matches) < count and left.max() > least:
-        at = [int(i) for i in torch.unravel_index(left.argmax(), left.shape)]
+    shape = interaction.shape[:2]
+    remaining, matches = interaction.clone(), []
+    least = WEAKEST_MATCH * interaction.max().clamp(min=0)
+    while len(matches) < count and remaining.max() > least:
+        at = [int(i) for i in torch.unravel_index(remaining.argmax(), remaining.shape)]
         centres = [tuple((i + 0.5) / side for i, side in zip(position, shape)) for position in (at[:2], at[2:])]
-        matches.append(Match(*centres, strength=float(left.max())))
-        left[_near(at[:2], shape)] = 0
-        left[:, :, _near(at[2:], shape)] = 0
+        matches.append(Match(*centres, strength=float(remaining.max())))
+        remaining[_near(at[:2], shape)] = 0
+        remaining[:, :, _near(at[2:], shape)] = 0
     return matches
 
 
 def _near(position: list[int], shape: tuple[int, int]) -> torch.Tensor:
-    """Positions of a map (h, w) that belong to a match at one of them, bool."""
+    """The positions of a map (h, w) that belong to a match at `position`, bool of shape (h, w)."""
     rows, columns = torch.arange(shape[0])[:, None], torch.arange(shape[1])
-    return (rows - position[0]) ** 2 + (columns - position[1]) ** 2 < (APART * max(shape)) ** 2
+    return (rows - position[0]) ** 2 + (columns - position[1]) ** 2 < (MATCH_DISTANCE * max(shape)) ** 2

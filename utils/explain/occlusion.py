@@ -28,20 +28,20 @@ class Windows(NamedTuple):
 # Chosen by measurement on photographs and scenes, see docs/trials.md.
 WINDOWS = (Windows(side=0.35, per_side=6, noise=2.0), Windows(side=0.18, per_side=8, noise=0.7))
 GRID = 32  # positions of a map along each side
-REACH = 0.05  # standard deviation of the kernel by which effects are alike, as a share of the image's sides
-ROUNDING = 1e-5  # of an embedding's length
+KERNEL_LENGTH = 0.05  # standard deviation of the regression's Gaussian kernel, as a share of the image's sides
+ROUNDING_ERROR = 1e-5  # share of an embedding's length; a smaller effect counts as zero
 
 
 @dataclass(frozen=True)
 class RegionEffects:
-    """What occluding R regions of each of N images does to their embeddings.
+    """The effects of R regions of each of N images: how the image's embedding changes when a region is occluded.
 
     Attributes:
         embeddings: z(x), shape (N, D).
-        regions: top, bottom, left and right in pixels, the second and fourth excluded, shape (N, R, 4).
+        regions: top, bottom, left and right in pixels, bottom and right excluded, shape (N, R, 4).
         delta: `z(x) - z(x with R blurred)`, shape (N, R, D).
-        density: delta, and behind it `|delta|^2`, spread over the image: shape (N, GRID, GRID, D + 1), so that its sum
-            over a region is about what occluding the region does.
+        density: the effects as maps of D + 1 channels, shape (N, GRID, GRID, D + 1). The sum of the first D channels
+            over a region is about its `delta`, that of the last one about its `|delta|^2`.
     """
 
     embeddings: torch.Tensor
@@ -50,66 +50,82 @@ class RegionEffects:
     density: torch.Tensor
 
     def of(self, images: Sequence[int]) -> RegionEffects:
-        """The effects of some of the images, by position."""
+        """Select images by their positions."""
         chosen = list(images)
         return RegionEffects(**{field.name: getattr(self, field.name)[chosen] for field in fields(RegionEffects)})
 
     def on_pairs(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
-        """What occluding every region does to the squared distance of P pairs, shape (P, 2, R), exactly:
+        """The effect of every region on the squared distance of P pairs, shape (P, 2, R), exact:
         `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2 = |delta_R|^2 - 2 <delta_R, z1 - z2>`. Above 0, the region speaks
         for "similar"."""
-        ends = self._ends(first, second)
-        return torch.stack([effect_on_distance(self.delta[i], away) for i, away in ends], dim=1)
+        sides = self._sides(first, second)
+        return torch.stack([effect_on_distance(self.delta[i], difference) for i, difference in sides], dim=1)
 
     def maps(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
-        """The same, spread over the images: shape (P, 2, GRID, GRID)."""
-        parts = [(self.density[i], away) for i, away in self._ends(first, second)]
-        return torch.stack([d[..., -1] - 2 * torch.einsum("phwd,pd->phw", d[..., :-1], v) for d, v in parts], dim=1)
+        """Maps of the effects on the squared distance of P pairs, shape (P, 2, GRID, GRID): the sum of a map over a
+        region is about the region's effect."""
+        maps = []
+        for i, difference in self._sides(first, second):
+            density = self.density[i]
+            maps.append(density[..., -1] - 2 * torch.einsum("phwd,pd->phw", density[..., :-1], difference))
+        return torch.stack(maps, dim=1)
 
-    def of_places(self, first: Sequence[int], second: Sequence[int], places: torch.Tensor) -> torch.Tensor:
-        """What occluding places (P, 2, GRID, GRID), bool, of each image all at once does to the squared distance of P
-        pairs, (P, 2), if effects on embeddings add up: `|sum delta|^2` grows with the square of a region, so it is more
-        than the sum over `maps`."""
+    def of_masks(self, first: Sequence[int], second: Sequence[int], masks: torch.Tensor) -> torch.Tensor:
+        """The effect on the squared distance of P pairs, shape (P, 2), of occluding all positions of a mask at once.
+
+        The effects on the embedding are added up. `|sum delta|^2` grows with the square of the area, so the result is
+        more than the sum of `maps` over the mask.
+
+        Args:
+            masks: positions to occlude, bool of shape (P, 2, GRID, GRID).
+        """
         changes = []
-        for side, (i, away) in enumerate(self._ends(first, second)):
-            delta = torch.einsum("phw,phwd->pd", places[:, side].to(self.density), self.density[i, ..., :-1])
-            changes.append(effect_on_distance(delta[:, None], away)[:, 0])
+        for side, (i, difference) in enumerate(self._sides(first, second)):
+            delta = torch.einsum("phw,phwd->pd", masks[:, side].to(self.density), self.density[i, ..., :-1])
+            changes.append(effect_on_distance(delta[:, None], difference)[:, 0])
         return torch.stack(changes, dim=1)
 
-    def _ends(self, first: Sequence[int], second: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For image 1 and image 2 of P pairs: its positions (P,), and its embedding less its partner's (P, D)."""
+    def _sides(self, first: Sequence[int], second: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For image 1 and for image 2 of P pairs: its positions (P,), and its embedding less its partner's (P, D)."""
         i, j = (torch.as_tensor(side, device=self.delta.device) for side in (first, second))
         return [(a, self.embeddings[a] - self.embeddings[b]) for a, b in ((i, j), (j, i))]
 
     def interaction(self, first: int, second: int) -> torch.Tensor:
-        """What two positions of a pair have in common, shape (h, w, h, w), half of GRID.
+        """How well each position of one image matches each position of another, shape (h, w, h, w), h = w = GRID / 2.
 
-        Occluding R in image 1 and Q in image 2 changes the squared distance by both effects, less `2 <delta_R,
-        delta_Q>`: above 0 where both move the embeddings in one direction, that is, match.
+        Occluding R in image 1 and Q in image 2 changes the squared distance by both effects, less the interaction
+        `2 <delta_R, delta_Q>`. It is above 0 where both regions move the embeddings in one direction: they match.
         """
         one, two = (F.avg_pool2d(self.density[i, ..., :-1].permute(2, 0, 1), 2).flatten(1) for i in (first, second))
-        return (2 * one.T @ two).unflatten(0, (GRID // 2, GRID // 2)).unflatten(2, (GRID // 2, GRID // 2))
+        half = (GRID // 2, GRID // 2)
+        return (2 * one.T @ two).unflatten(0, half).unflatten(2, half)
 
 
 def joined(parts: Sequence[RegionEffects]) -> RegionEffects:
-    """The effects of several images as those of one sequence."""
+    """Join the effects of several images, or batches of images, into one."""
     return RegionEffects(
         **{field.name: torch.cat([getattr(one, field.name) for one in parts]) for field in fields(RegionEffects)}
     )
 
 
-def effect_on_distance(delta: torch.Tensor, away: torch.Tensor) -> torch.Tensor:
-    """What effects on embeddings (P, R, D) do to the squared distance of pairs whose embeddings are `away` (P, D) from
-    each other: `|delta|^2 - 2 <delta, away>`, (P, R)."""
-    return delta.square().sum(2) - 2 * torch.einsum("prd,pd->pr", delta, away)
+def effect_on_distance(delta: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """The effect on a pair's squared distance, `|delta|^2 - 2 <delta, z1 - z2>`, shape (P, R).
+
+    Args:
+        delta: effects on the embeddings of one image of P pairs, shape (P, R, D).
+        difference: the embedding of this image less its partner's, shape (P, D).
+    """
+    return delta.square().sum(2) - 2 * torch.einsum("prd,pd->pr", delta, difference)
 
 
 @torch.no_grad()
 def region_effects(
     model: SiameseNetwork, batch: torch.Tensor, batch_size: int = 32, verbose: bool = True
 ) -> RegionEffects:
-    """Embed each image with one region after the other blurred (occlusion, Zeiler & Fergus 2014; for similarity, Dong
-    et al. 2019). On a CPU that gains from it, the network computes in bfloat16.
+    """Measure the effect of each region: embed each image with one region after the other blurred.
+
+    This is occlusion (Zeiler & Fergus 2014; for similarity, Dong et al. 2019). On a CPU that gains from it, the network
+    computes in bfloat16.
 
     Args:
         batch: preprocessed images (N, 3, H, W), on any device.
@@ -132,8 +148,8 @@ def region_effects(
 
 
 def effects_of_regions(embeddings: torch.Tensor, delta: torch.Tensor, image_size: tuple[int, int]) -> RegionEffects:
-    """`RegionEffects` from what has to be known of them: embeddings (N, D) and effects (N, R, D) of images of a size in
-    pixels; the others follow."""
+    """Make `RegionEffects` from the embeddings (N, D) and effects (N, R, D) of images of a size in pixels; regions and
+    density follow from them."""
     both = torch.cat([delta, delta.square().sum(2, keepdim=True)], dim=2)
     density = (regression(image_size).to(both) @ both).unflatten(1, (GRID, GRID))
     regions = all_windows(image_size).to(delta.device).expand(len(delta), -1, -1)
@@ -146,7 +162,8 @@ def all_windows(image_size: tuple[int, int]) -> torch.Tensor:
 
 
 def windows(side: float, count: int, image_size: tuple[int, int]) -> torch.Tensor:
-    """Windows evenly spread over the image, `count` along each side: (count^2, 4), as `RegionEffects.regions`."""
+    """Windows of one size, evenly spread over the image, `count` along each side: (count^2, 4), as
+    `RegionEffects.regions`."""
     extents = []
     for pixels in image_size:
         length = max(1, round(side * pixels))
@@ -157,7 +174,7 @@ def windows(side: float, count: int, image_size: tuple[int, int]) -> torch.Tenso
 
 
 def region_sums(maps: torch.Tensor, regions: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """What maps (N, h, w) hold in regions (N, R, 4) of images of a size in pixels, shape (N, R), on the CPU."""
+    """Sums of maps (N, h, w) over regions (N, R, 4) of images of a size in pixels, shape (N, R), on the CPU."""
     large = F.interpolate(maps[:, None].cpu().double(), image_size, mode="bilinear", align_corners=False)[:, 0]
     sums = F.pad(large.cumsum(1).cumsum(2), (1, 0, 1, 0))
     top, bottom, left, right = regions.cpu().unbind(2)
@@ -166,30 +183,30 @@ def region_sums(maps: torch.Tensor, regions: torch.Tensor, image_size: tuple[int
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Pearson's, of each row of two matrices (N, R), shape (N,); NaN for a row without variation."""
+    """Pearson correlation between the rows of two matrices (N, R), shape (N,); NaN where a row is constant."""
     a, b = (x.cpu().double() for x in (a, b))
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
 def _beyond_rounding(delta: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Effects (R, D), zero where they are no more than the rounding of an embedding (D,)."""
-    return torch.where(delta.norm(dim=1, keepdim=True) > ROUNDING * whole.norm(), delta, 0)
+    """Effects (R, D), set to zero where they are no larger than the rounding error of an embedding (D,)."""
+    return torch.where(delta.norm(dim=1, keepdim=True) > ROUNDING_ERROR * whole.norm(), delta, 0)
 
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def regression(image_size: tuple[int, int]) -> torch.Tensor:
-    """The matrix (GRID^2, R) that turns effects (R, K) of `all_windows` into the most likely density (GRID^2, K) of
-    which they are sums over the windows, but for noise; float64, on the CPU.
+    """The matrix (GRID^2, R) that turns effects (R, K) of `all_windows` into a density (GRID^2, K), whose sum over each
+    window is about the window's effect; float64, on the CPU.
 
-    Gaussian-process regression (Rasmussen & Williams 2006, Eq. 2.25) on sums: with C the share of each position that a
-    window covers, and k a Gaussian covariance of two positions, of length `REACH`, `k C^T (C k C^T + noise)^-1`.
-    Effects of windows do not quite add up; that is the noise, in proportion to a window's own prior variance. Kernel
-    and cover are products of those along rows and columns.
+    It is Gaussian-process regression (Rasmussen & Williams 2006, Eq. 2.25) on sums: `k C^T (C k C^T + noise)^-1`, where
+    C is the share of each position that a window covers, and k the Gaussian covariance of two positions. The noise
+    allows for effects that do not quite add up; it is proportional to a window's own prior variance. Both k and C are
+    products of a factor along rows and one along columns.
     """
     centres = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
-    kernel = torch.exp(-(centres[:, None] - centres).square() / (2 * REACH**2))
+    kernel = torch.exp(-(centres[:, None] - centres).square() / (2 * KERNEL_LENGTH**2))
     regions = all_windows(image_size)
     rows, columns = _cover(regions[:, :2], image_size[0]), _cover(regions[:, 2:], image_size[1])
     smooth_rows, smooth_columns = rows @ kernel, columns @ kernel
@@ -201,7 +218,8 @@ def regression(image_size: tuple[int, int]) -> torch.Tensor:
 
 
 def _cover(extents: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Share of each of GRID positions along a side of so many pixels that extents (R, 2) cover, (R, GRID)."""
+    """The share of each of GRID positions, along a side of so many pixels, that each extent covers: (R, 2) -> (R,
+    GRID)."""
     edges = torch.linspace(0, pixels, GRID + 1, dtype=torch.float64)
     starts, ends = extents.double().T[..., None]
     overlap = torch.minimum(ends, edges[1:]) - torch.maximum(starts, edges[:-1])

@@ -1,7 +1,7 @@
-"""What happens without a region: images blurred, regions chosen, decisions taken again.
+"""Interventions: remove a region of an image, by blurring or otherwise, and compare the pair again.
 
-An intervention changes one image of a pair and leaves the other as it is: taking the shared object out of both images
-of a similar pair leaves two images that are alike again, which would hide the effect.
+An intervention changes one image of a pair and leaves the other as it is. To remove the shared object from both images
+of a similar pair would leave two images that are alike again, and hide the effect.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 
-BLUR = 1 / 8  # standard deviation of the blur that takes a region's content away, as a share of the image's longer side
-REGION = 0.1  # share of the image's area that is blurred in a check
+BLUR_SIGMA = 1 / 8  # standard deviation of the blur that removes a region, as a share of the image's longer side
+REGION_SHARE = 0.1  # of the image's area: what a check removes
 
 
 @dataclass(frozen=True)
 class Interventions:
-    """N pairs, each with the margin of its decision, ready for changes to one image at a time.
+    """N pairs of images, compared before and after a change of one image.
 
-    The *margin* is how far the raw distance lies on the decision's side of the threshold, in units of the contrastive
-    margin: positive for the decision as made, larger when the decision gets stronger.
+    Results are margins of the decision: how far the raw distance lies on the decision's side of the threshold, in units
+    of the contrastive margin. It is positive before the change, and grows when the decision gets stronger.
     """
 
     model: SiameseNetwork
@@ -51,84 +51,85 @@ class Interventions:
             batch_size,
         )
 
-    def margin(self, changed: torch.Tensor, side: int) -> torch.Tensor:
-        """Margins (N,) with the images of one side (0 or 1) replaced by `changed`, (N, 3, H, W)."""
-        return self._margin(embed_in_parts(self.model, changed, self.batch_size), self.embeddings[1 - side])
-
     @property
-    def before(self) -> torch.Tensor:
+    def margins_before(self) -> torch.Tensor:
         """Margins (N,) of the untouched pairs."""
-        return self._margin(*self.embeddings)
+        return self._margins(*self.embeddings)
 
-    def _margin(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-        return self.sign * (embedding_distance(z1, z2) / self.model.margin - self.model.threshold)
-
-    def without(
+    def margins_after(
         self, regions: torch.Tensor, removal: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Margins (N, 2) after taking a region (N, 2, H, W) of each image away, the partner untouched: by blurring, or
-        by what another removal makes of the images (N, 3, H, W)."""
-        instead = self.blurred if removal is None else tuple(removal(batch) for batch in self.images)
-        return torch.stack(
-            [
-                self.margin(torch.where(regions[:, side, None], instead[side], self.images[side]), side)
-                for side in (0, 1)
-            ],
-            dim=1,
-        )
+        """Margins (N, 2) after removing a region of image 1, and after removing one of image 2.
+
+        Args:
+            regions: what to remove of each image, bool of shape (N, 2, H, W).
+            removal: makes of images (N, 3, H, W) what is shown inside the regions; `None` blurs them.
+        """
+        fills = self.blurred if removal is None else tuple(removal(batch) for batch in self.images)
+        changed = (torch.where(regions[:, side, None], fills[side], self.images[side]) for side in (0, 1))
+        return torch.stack([self.margins_with(images, side) for side, images in enumerate(changed)], dim=1)
+
+    def margins_with(self, changed: torch.Tensor, side: int) -> torch.Tensor:
+        """Margins (N,) after replacing the images of one side (0 or 1) by `changed`, (N, 3, H, W)."""
+        return self._margins(embed_in_parts(self.model, changed, self.batch_size), self.embeddings[1 - side])
+
+    def _margins(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+        return self.sign * (embedding_distance(z1, z2) / self.model.margin - self.model.threshold)
 
 
 @torch.no_grad()
 def embed_in_parts(model: SiameseNetwork, batch: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Embeddings (N, D) of preprocessed images (N, 3, H, W), computed `batch_size` at a time in eval mode."""
     with eval_mode(model):
         return torch.cat([model.embed(part) for part in batch.split(batch_size)])
 
 
 def blur(batch: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) out of focus: of the contrast of a shape an eighth of the image wide, an eighth is left."""
+    """Blur images (N, 3, H, W) so strongly that a shape a tenth of the image wide keeps an eighth of its contrast."""
     height, width = batch.shape[2:]
-    sigma = BLUR * max(height, width)
-    # The mirrored border must fit into the image.
+    sigma = BLUR_SIGMA * max(height, width)
+    # Kernel sizes; the mirrored border must fit into the image.
     down, across = (2 * min(int(2 * sigma), side - 1) + 1 for side in (height, width))
-    # One after the other: 40 times faster.
+    # Along one side after the other: 40 times faster.
     return gaussian_blur(gaussian_blur(batch, [across, 1], [sigma] * 2), [1, down], [sigma] * 2)
 
 
 def mean_colour(batch: torch.Tensor) -> torch.Tensor:
-    """Each image (N, 3, H, W) all in its mean colour."""
+    """Fill each image (N, 3, H, W) with its mean colour."""
     return batch.mean((2, 3), keepdim=True).expand_as(batch)
 
 
-def elsewhere(batch: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) moved by half their sides, going on at the opposite border: another part of the image."""
+def moved_by_half(batch: torch.Tensor) -> torch.Tensor:
+    """Move images (N, 3, H, W) by half their sides; what leaves at one border comes in at the opposite one."""
     return batch.roll((batch.shape[2] // 2, batch.shape[3] // 2), (2, 3))
 
 
-# Two other ways for a region to go than by blurring: the first asks again what its absence does, the second what
-# something else in its place does.
-OTHERS = {"filled with the mean colour": mean_colour, "covered by another part of the image": elsewhere}
+# Other ways to remove a region than blurring. The first asks again what happens if the region is absent, the second
+# what happens if something else is in its place.
+OTHER_REMOVALS = {"filled with the mean colour": mean_colour, "covered by another part of the image": moved_by_half}
 
 
 def top_region(maps: torch.Tensor, share: float) -> torch.Tensor:
-    """The strongest `share` of the pixels of each map (..., H, W), bool; among equals the first in reading order."""
+    """The strongest `share` of the pixels of each map (..., H, W), bool of its shape; among equals, the first in
+    reading order."""
     pixels = maps.flatten(-2)
     strongest = pixels.argsort(dim=-1, descending=True, stable=True)[..., : round(share * pixels.shape[-1])]
     return torch.zeros_like(pixels, dtype=torch.bool).scatter(-1, strongest, True).view(maps.shape)
 
 
 def strongest_region(maps: torch.Tensor) -> torch.Tensor:
-    """The region of each map (..., H, W) that a check blurs: its strongest tenth, and only pixels with evidence,
-    bool."""
-    return top_region(maps, REGION) & (maps > 0)
+    """The region of each map (..., H, W) that a check removes: the pixels with evidence among its strongest tenth; bool
+    of its shape."""
+    return top_region(maps, REGION_SHARE) & (maps > 0)
 
 
 def pixel_ranks(maps: torch.Tensor) -> torch.Tensor:
-    """Rank of each pixel in its map (..., H, W), 0 the strongest; among equals in reading order."""
+    """The rank of each pixel in its map (..., H, W), 0 for the strongest; among equals in reading order."""
     return maps.flatten(-2).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).view(maps.shape)
 
 
-def moved(regions: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """The same regions (N, 2, H, W) at random places, going on at the opposite border."""
+def randomly_moved(regions: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Move each region (N, 2, H, W) to a random place; what leaves at one border comes in at the opposite one."""
     height, width = regions.shape[2:]
     flat = regions.flatten(0, 1)
     shifts = zip(rng.integers(height, size=len(flat)).tolist(), rng.integers(width, size=len(flat)).tolist())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from utils.explain.removal import OTHERS, Interventions, strongest_region
+from utils.explain.removal import OTHER_REMOVALS, Interventions, strongest_region
 from utils.images.frame import Box
 from utils.Siamese import SiameseNetwork
 
@@ -17,7 +17,7 @@ MAPS = ("factual", "counterfactual")
 def what_if(
     model: SiameseNetwork, images: torch.Tensor, maps: torch.Tensor, empty: torch.Tensor, boxes: tuple[Box, Box]
 ) -> WhatIf:
-    """Remove the strongest tenth of each map of a pair, one at a time, in three ways, and compare again.
+    """Remove the strongest tenth of each map of a pair, one at a time, in three ways, and compare the pair again.
 
     Args:
         images: the pair, preprocessed, shape (2, 3, H, W).
@@ -26,11 +26,11 @@ def what_if(
         boxes: the part of the network's frame that each image fills.
     """
     interventions = Interventions.on(model, images[:1], images[1:])
-    regions, before = strongest_region(maps), interventions.before
+    regions, before = strongest_region(maps), interventions.margins_before
 
     def margins(removal=None) -> torch.Tensor:
-        """Of the decision, shape (2, 2), with a region of one image removed."""
-        return torch.stack([interventions.without(regions[None, :, k], removal)[0] for k in (0, 1)], dim=1)
+        """Of the decision, shape (2, 2), after removing one region of one image."""
+        return torch.stack([interventions.margins_after(regions[None, :, k], removal)[0] for k in (0, 1)], dim=1)
 
     blurred = margins()
     similarity = (1 - model.threshold - interventions.sign * values for values in (before, blurred))
@@ -42,22 +42,23 @@ def what_if(
         regions,
         empty.cpu().numpy(),
         boxes,
-        {name: (margins(removal) - before).cpu().numpy() for name, removal in OTHERS.items()},
+        {name: (margins(removal) - before).cpu().numpy() for name, removal in OTHER_REMOVALS.items()},
     )
 
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A pair before and after blurring a region; arrays of shape (2, 2): image; factual, counterfactual region.
+    """A pair before and after one region of one image is removed; arrays have shape (2, 2): image; region of the
+    factual, of the counterfactual map.
 
     Attributes:
-        before: similarity of the untouched images, below 0 beyond the margin.
-        after: the same with the region of one image blurred, the other image untouched.
-        change: of the decision's margin; negative if the decision got weaker.
+        before: similarity of the untouched images, not clipped: below 0 beyond the margin.
+        after: likewise, with the region of one image blurred and the other image untouched.
+        change: of the decision's margin, by blurring; negative if the decision got weaker.
         regions: the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size.
-        empty: maps without evidence, for which there is nothing to blur.
+        empty: maps without evidence, for which there is nothing to remove.
         boxes: the part of the network's frame that each image fills; `None` for all of it.
-        others: as `change`, by other removals, by their names.
+        others: as `change`, by other removals, each under its name.
     """
 
     before: float
@@ -68,35 +69,35 @@ class WhatIf:
     boxes: tuple[Box | None, Box | None] = (None, None)
     others: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def change_in_words(self, image: int, kind: int) -> str:
+    def change_in_words(self, image: int, column: int) -> str:
         """The similarity before and after; where it is 0 both times, the distances, which still differ."""
-        before, after = self.before, float(self.after[image, kind])
+        before, after = self.before, float(self.after[image, column])
         if max(before, after) <= 0:
-            return f"distance / margin {_different(1 - before, 1 - after)}"
-        return f"similarity {_different(max(before, 0), max(after, 0))}"
+            return f"distance / margin {_two_numbers(1 - before, 1 - after)}"
+        return f"similarity {_two_numbers(max(before, 0), max(after, 0))}"
 
     def report(self, names: tuple[str, str]) -> str:
-        """What each map's strongest region does to the pair, and whether the map passes its own check: without
-        the factual region the decision should get weaker, without the counterfactual one stronger, however it is taken
-        away."""
-        lines = []
-        for image, name in enumerate(names):
-            for kind, (word, sign) in enumerate(zip(MAPS, (-1, 1))):
-                effect = ("weaker", "stronger")[int(self.change[image, kind] > 0)]
-                passed = "as it should" if sign * self.change[image, kind] > 0 else "so do not trust this map"
-                if self.empty[image, kind]:
-                    lines.append(f"{name}, {word} region has no evidence to blur")
-                    continue
-                change = self.change_in_words(image, kind)
-                line = f"{name}, {word} region blurred: {change}, the decision gets {effect}, {passed}"
-                differ = [other for other, moved in self.others.items() if sign * moved[image, kind] <= 0]
-                if differ and passed == "as it should":
-                    line += f"; but not if it is {' or '.join(differ)}"
-                lines.append(line)
-        return "\n".join(lines)
+        """The result of each check, a line each: what the region's removal changes, and whether the map passes.
+
+        With the factual region removed, the decision should get weaker; with the counterfactual one, stronger; by each
+        of the removals.
+        """
+        return "\n".join(self._line(name, image, column) for image, name in enumerate(names) for column in (0, 1))
+
+    def _line(self, name: str, image: int, column: int) -> str:
+        region, expected = f"{name}, {MAPS[column]} region", (-1, 1)[column]
+        if self.empty[image, column]:
+            return f"{region} has no evidence to blur"
+        change = self.change[image, column]
+        effect = "stronger" if change > 0 else "weaker"
+        line = f"{region} blurred: {self.change_in_words(image, column)}, the decision gets {effect}, "
+        if expected * change <= 0:
+            return line + "so do not trust this map"
+        failed = [removal for removal, changes in self.others.items() if expected * changes[image, column] <= 0]
+        return line + "as it should" + (f"; but not if it is {' or '.join(failed)}" if failed else "")
 
 
-def _different(before: float, after: float) -> str:
-    """Two numbers by two decimals, or, up to four, as many as tell them apart."""
+def _two_numbers(before: float, after: float) -> str:
+    """Two numbers with two decimals, or with as many, up to four, as make them differ."""
     digits = next((digits for digits in (2, 3) if f"{before:.{digits}f}" != f"{after:.{digits}f}"), 4)
     return f"{before:.{digits}f} → {after:.{digits}f}"

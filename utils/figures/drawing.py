@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import ConnectionPatch, Ellipse
 from PIL import Image, ImageFilter
 
-from utils.explain.matching import APART, Match
+from utils.explain.matching import MATCH_DISTANCE, Match
 from utils.explain.occlusion import GRID
 from utils.explain.removal import strongest_region
 from utils.explain.what_if import MAPS
@@ -106,7 +106,7 @@ def mark_matches(axes: Sequence[Axes], images: Sequence[Image.Image], matches: S
         ends = []
         for axis, image, (row, column) in zip(axes, images, (match.first, match.second)):
             ends.append((column * image.width - 0.5, row * image.height - 0.5))
-            sides = [APART * side for side in image.size]
+            sides = [MATCH_DISTANCE * side for side in image.size]
             axis.add_patch(Ellipse(ends[-1], *sides, fill=False, edgecolor="white", lw=4 * size / 9))
             axis.add_patch(Ellipse(ends[-1], *sides, fill=False, edgecolor=colour, lw=2.2 * size / 9))
             box = {"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"}

@@ -71,7 +71,7 @@ function spread(values) {
 
 // What occluding some positions of an image all at once does to the squared distance from another: `of_places` in
 // utils/explain/occlusion.py.
-function ofPlaces(image, other, positions) {
+function effectOfPositions(image, other, positions) {
   const delta = new Float64Array(image.z.length);
   for (let r = 0; r < count(image); r++) {
     const weight = positions.reduce((sum, p) => sum + regression[p * count(image) + r], 0);
@@ -108,13 +108,13 @@ function evidence(a, b) {
 // The part of an image's evidence, beside another, that a map shows, of a sign and for or against the decision: no weak
 // evidence, and none against a decision that occluding the strongest tenth of the image would not strengthen.
 function shownOf(map, sign, against, image, other) {
-  const least = against ? data.least[1] : data.least[0] * largest(map);
+  const least = against ? data.minCounterfactual : data.minFactual * largest(map);
   const shown = map.map((value) => (sign * value > least ? sign * value : 0));
-  return against && sign * ofPlaces(image, other, strongestPlaces(shown)) <= 0 ? shown.fill(0) : shown;
+  return against && sign * effectOfPositions(image, other, strongestPositions(shown)) <= 0 ? shown.fill(0) : shown;
 }
 
 // The positions of the share of a map that a check takes away, as far as there is evidence.
-function strongestPlaces(map) {
+function strongestPositions(map) {
   const order = [...map.keys()].sort((p, q) => map[q] - map[p]);
   return order.slice(0, Math.round(data.region * map.length)).filter((p) => map[p] > 0);
 }
