@@ -55,7 +55,7 @@ def break_file(path, share):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
-def twins_in(folder):
+def near_duplicates_in(folder):
     """Classes a and b of 20 images each; a chain of three twins in a, two with conflicting labels, the rest alone."""
     make_files(folder, [f"{label}/x_{i}_{label}.png" for label in "ab" for i in range(20)])
     picture = noise(12, 16, seed=99)

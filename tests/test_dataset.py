@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from samples import break_file, make_files, noise, twins_in
+from samples import break_file, make_files, near_duplicates_in, noise
 
 from utils.dataset import (
     group_images,
@@ -35,7 +35,7 @@ def config_for(folder, **settings):
 
 
 def test_prepare_split_keeps_near_duplicates_together_whatever_the_seed(tmp_path):
-    twins_in(tmp_path)
+    near_duplicates_in(tmp_path)
     for seed in range(20):
         table, notes = prepare_split(config_for(tmp_path, seed=seed))
         split = table.set_index("file").split
@@ -90,7 +90,7 @@ def test_files_in_which_a_pattern_captures_nothing_stand_alone(tmp_path):
     assert groups.tolist() == [0, 0, 2, 3, 4] and not notes
 
 
-def test_a_pattern_that_matches_nothing_is_said(tmp_path):
+def test_a_pattern_that_matches_nothing_gets_a_note(tmp_path):
     make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
     groups, notes = groups_of(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
     assert groups.tolist() == [0, 1, 2] and notes == [
@@ -248,7 +248,7 @@ def test_too_few_images_after_the_scan_are_an_error(tmp_path):
 # ---------------------------------------------------------------------------------------- bad data sets
 
 
-def test_a_folder_of_identical_images_says_so(tmp_path):
+def test_a_folder_of_identical_images_is_an_error(tmp_path):
     make_files(tmp_path, CLASSES)
     for file in CLASSES:
         (tmp_path / file).write_bytes((tmp_path / CLASSES[0]).read_bytes())
@@ -318,7 +318,7 @@ def test_read_split_returns_what_was_written_as_text(tmp_path):
     assert read.to_dict("list") == written.to_dict("list")
 
 
-def test_read_split_says_what_to_run_first(tmp_path):
+def test_read_split_tells_what_to_run_first(tmp_path):
     with pytest.raises(DataError, match="split.csv: not there yet; run 01_Train_Siamese_model.ipynb"):
         read_split(tmp_path / "split.csv")
 

@@ -28,7 +28,7 @@ def test_nan_is_no_improvement():
     assert stopping.step(0.1)
 
 
-def test_another_mode_is_refused():
+def test_another_mode_is_an_error():
     with pytest.raises(ValueError, match="'min' or 'max', got 'auc'"):
         EarlyStopping(patience=1, mode="auc")
 

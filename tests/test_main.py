@@ -3,7 +3,7 @@ import sys
 from io import BytesIO, TextIOWrapper
 
 import pytest
-from samples import NEEDS_EMOJI, make_files, noise, twins_in
+from samples import NEEDS_EMOJI, make_files, near_duplicates_in, noise
 
 from utils import __main__ as command_line
 from utils import images
@@ -20,7 +20,7 @@ def test_download_by_name(monkeypatch):
 
 
 def test_audit_by_name(tmp_path, monkeypatch, capsys):
-    twins_in(tmp_path / "Data" / "Mine")
+    near_duplicates_in(tmp_path / "Data" / "Mine")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yml").write_text("datasets: {Mine: {hyperparameters: {verbose: False}}}")
     command_line.main(["audit", "Mine", "--config", "mine.yml"])

@@ -15,7 +15,7 @@ def exact(monkeypatch):
     monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
 
 
-def test_a_cells_effect_is_what_the_network_says_without_it():
+def test_a_cells_effect_is_that_of_the_full_network():
     model, batch = trained_network(), torch.cat(network_images())[:2]
     blurred = blur(batch)
     found = cell_effects(model, batch, {"blurred": blurred}, grid=4)["blurred"]

@@ -96,7 +96,7 @@ def test_a_clean_folder_asks_for_nothing(colour_folder):
     assert "\n\n" not in report(found)
 
 
-def test_the_report_names_the_files_conflicts_before_other_twins(dirty):
+def test_the_report_names_the_files_conflicts_before_other_duplicates(dirty):
     (dirty / "c").mkdir()
     found = audit(config_for(dirty))
     table, *lists = report(found).split("\n\n")

@@ -57,7 +57,7 @@ def test_scores_of_six_pairs_by_hand():
     assert scores.as_dict() == {**vars(scores), "confusion": [[2, 1], [1, 2]]}
 
 
-def test_the_table_of_scores_says_each_with_its_interval():
+def test_the_table_of_scores_has_each_with_its_interval():
     pairs = Pairs(np.array([0, 1, 2, 0, 1, 2]), np.zeros(6, int), np.array([0, 0, 0, 1, 1, 1]))
     split = SplitDistances(None, None, None, pairs, np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]), None)
     table = score_table(split, {"configured": 0.5, "low": 0.25}, seed=0)
@@ -78,14 +78,14 @@ def test_auc_is_the_share_of_rightly_ordered_pairs_with_ties_as_half(values):
     assert score_pairs(dissimilarity, label, 0.5).auc == pytest.approx(np.mean(points))
 
 
-def test_balanced_accuracy_and_f1_of_unequal_kinds_by_hand():
+def test_balanced_accuracy_and_f1_of_unequal_numbers_by_hand():
     scores = score_pairs(np.array([0.1, 0.2, 0.3, 0.9, 0.8]), np.array([0, 0, 0, 0, 1]), threshold=0.5)
     assert (scores.accuracy, scores.balanced_accuracy) == (pytest.approx(4 / 5), pytest.approx((3 / 4 + 1) / 2))
     assert scores.f1 == pytest.approx(2 / (2 + 1))  # one hit, one false alarm
     assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).f1 == 0
 
 
-def test_a_confusion_always_has_two_kinds():
+def test_a_confusion_always_has_two_rows():
     assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).confusion.tolist() == [[1, 0], [1, 0]]
 
 
@@ -122,7 +122,7 @@ def test_intervals_are_those_of_written_out_resamples(values, both_together):
     assert np.allclose(np.transpose(list(intervals.values())), np.percentile(scores, [2.5, 97.5], axis=0))
 
 
-def test_intervals_need_both_kinds():
+def test_intervals_need_similar_and_dissimilar_pairs():
     with pytest.raises(ValueError, match="similar and dissimilar"):
         bootstrap_intervals(np.array([0.1, 0.2]), Pairs(np.arange(2), np.arange(2), np.zeros(2, int)), 0.5, seed=0)
 

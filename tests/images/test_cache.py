@@ -12,7 +12,7 @@ import pytest
 import torch
 from dying import KILLED, exit_code
 from PIL import Image
-from samples import break_file, make_files, noise, twins_in
+from samples import break_file, make_files, near_duplicates_in, noise
 
 from utils.dataset import prepare_split, read_split
 from utils.evaluate.audit import audit, report
@@ -148,7 +148,7 @@ SMALL = {
 
 
 def test_every_file_is_decoded_once_for_split_audit_training_and_evaluation(tmp_path, opened):
-    twins_in(tmp_path / "data")
+    near_duplicates_in(tmp_path / "data")
     config = config_for(tmp_path, **SMALL)
     opened.clear()
     table, _ = prepare_split(config)
@@ -164,7 +164,7 @@ def test_every_file_is_decoded_once_for_split_audit_training_and_evaluation(tmp_
 
 
 def test_results_are_the_same_bit_for_bit_without_the_cache(tmp_path):
-    twins_in(tmp_path / "data")
+    near_duplicates_in(tmp_path / "data")
     found = []
     for wanted in (True, False):
         config = config_for(tmp_path, **SMALL, cache=wanted)
@@ -180,7 +180,7 @@ def test_results_are_the_same_bit_for_bit_without_the_cache(tmp_path):
 
 def test_training_and_evaluation_take_from_the_disk_a_batch_at_a_time(tmp_path, monkeypatch):
     """So that memory does not grow with the number of images."""
-    twins_in(tmp_path / "data")
+    near_duplicates_in(tmp_path / "data")
     config, taken, take = config_for(tmp_path, **SMALL), [], StoredImages.__getitem__
 
     def counting(self, positions):
@@ -369,7 +369,7 @@ def test_a_limit_is_kept_to_before_anything_is_decoded(config, opened):
     assert torch.equal(pixels_of(tight, FILES[:7]), decoded(config, FILES[:7]))  # nothing more is needed
 
 
-def test_a_full_disk_and_a_place_that_cannot_be_written_to_are_said_in_a_line(config, monkeypatch):
+def test_a_full_disk_and_a_place_that_cannot_be_written_to_are_one_line(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
         with pytest.raises(UserError, match=r"leaves 1e-06\); make room"):

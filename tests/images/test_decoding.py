@@ -26,7 +26,7 @@ def test_each_file_is_decoded_once_in_order(tmp_path, monkeypatch, num_workers):
     assert Counter(opened) == dict.fromkeys(paths, 1)
 
 
-def test_it_says_where_and_why_an_image_is_missing(tmp_path):
+def test_it_tells_where_and_why_an_image_is_missing(tmp_path):
     make_files(tmp_path, ["1.png", "2.png", "3.png"])
     break_file(tmp_path / "2.png", 0.5)
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "4.png"]

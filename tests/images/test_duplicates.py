@@ -93,7 +93,7 @@ def test_bits_that_differ_may_lie_anywhere():
             assert near_duplicate_groups(fingerprints_of(bits)).tolist() == [0, 1, 0 if close else 2, 3, 4]
 
 
-def test_flat_pictures_are_twins_only_as_copies(tmp_path):
+def test_flat_images_are_duplicates_only_as_copies(tmp_path):
     for index, grey in enumerate([200, 200, 10, 90, 160, 240]):
         Image.new("RGB", (40, 40), (grey,) * 3).save(tmp_path / f"{index}.png")
     noise = np.random.default_rng(0).integers(120, 123, (40, 40, 3), dtype=np.uint8)
@@ -113,7 +113,7 @@ def test_a_set_of_pictures_that_the_hash_cannot_tell_apart_is_left_alone():
     assert near_duplicate_groups(fingerprints).tolist() == [0, 1, 2, 3, 4, 5, 6, 2, 8, 9]
 
 
-def test_copies_are_twins_even_where_they_are_most_of_the_set():
+def test_copies_are_duplicates_even_where_they_are_most_of_the_set():
     fingerprints = fingerprints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
     assert near_duplicate_groups([fingerprints[0], fingerprints[1], fingerprints[1], fingerprints[1]]).tolist() == [
         0,
@@ -138,7 +138,7 @@ def test_join_is_the_naive_merge(seed):
     assert join(before, *links).tolist() == expected
 
 
-def test_what_cannot_be_read_has_no_fingerprint_and_no_twin(tmp_path):
+def test_what_cannot_be_read_has_no_fingerprint_and_no_duplicate(tmp_path):
     picture(0).save(tmp_path / "0.png")
     for name in ("1.png", "2.png"):
         (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes()[:2000])

@@ -15,7 +15,7 @@ from utils.images.reading import SUFFIXES
 from utils.system.errors import DataError
 
 
-def test_scan_lists_the_images_and_says_what_it_skipped(tmp_path):
+def test_scan_lists_the_images_and_what_it_skipped(tmp_path):
     make_files(
         tmp_path,
         [
@@ -274,7 +274,7 @@ def test_files_that_differ_only_in_case_are_both_taken_and_named(tmp_path):
     assert note.startswith("a/X.PNG and a/x.png: names that differ only in case; rename")
 
 
-def test_a_class_inside_a_class_is_named_with_some_of_its_folders(tmp_path, monkeypatch):
+def test_a_class_inside_a_class_is_named_with_its_first_folders(tmp_path, monkeypatch):
     (tmp_path / "Data").mkdir()
     monkeypatch.chdir(tmp_path)
     table = table_of("a/1.png", "b/1.png", "b/b/2.png", *(f"a/{name}/deep/1.png" for name in "vwxyz"))

@@ -115,7 +115,7 @@ def test_pair_batches_hold_every_pair_once_and_whole(batch_size, sizes):
     assert all(np.array_equal(x.first, y.first) for x, y in zip(batches, again, strict=True))
 
 
-def test_some_pairs_are_evenly_chosen_and_few_pairs_are_kept():
+def test_evenly_spaced_pairs_are_at_most_so_many():
     pairs = Pairs(np.arange(200), np.arange(200) + 1, np.repeat([0, 1], 100))
     chosen = evenly_spaced_pairs(pairs, 60)
     assert len(chosen.label) == 60 and (chosen.label == 0).sum() == 30

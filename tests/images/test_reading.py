@@ -65,7 +65,7 @@ def palette_image(transparency):
         (Image.fromarray(np.array([[128 * 256, 70000]], np.int32)), "tif", [(128,) * 3, WHITE]),
     ],
 )
-def test_every_kind_of_image_becomes_rgb_on_white(tmp_path, image, suffix, expected):
+def test_an_image_of_every_mode_becomes_rgb_on_white(tmp_path, image, suffix, expected):
     image.save(tmp_path / f"a.{suffix}")
     read = read_image(tmp_path / f"a.{suffix}")
     assert read.mode == "RGB"
@@ -108,7 +108,7 @@ def test_every_promised_format_is_read(tmp_path, suffix):
     assert np.abs(np.asarray(read_image(tmp_path / f"a{suffix}")) - np.array(RED)).max() <= 3
 
 
-def test_a_file_that_goes_while_it_is_looked_at_costs_an_image_only(tmp_path, monkeypatch):
+def test_a_file_that_goes_meanwhile_costs_one_image(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"nothing")
     monkeypatch.setattr(Path, "stat", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(DataError, match=r"a\.png: not a readable image \(cannot identify.*\); delete or replace it"):

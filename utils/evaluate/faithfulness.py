@@ -1,4 +1,4 @@
-"""Are the maps true of the network? Checks by intervention, deletion and insertion curves, randomised weights."""
+"""Tests whether maps are true of the network: by blurring, deletion and insertion curves, and random weights."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from utils.images.pairs import PAIR_LABELS
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 from utils.system.machine import seeded
 
-STEPS = 10  # of a deletion or insertion curve
+STEPS = 10  # of a deletion or insertion curve, each a tenth of the pixels
 
 
 @dataclass(frozen=True)
 class Check:
-    """Change of the decision's margin by blurring a region in each image of N pairs, shape (N, 2), NaN where the map is
-    empty.
+    """How blurring a region of each image changes the margin of the decision, for N pairs.
 
-    `effect`: the map's strongest region; `random`: a region of the same shape at a random place, which may overlap the
-    former.
+    Attributes:
+        effect: by the map's strongest region, shape (N, 2); NaN where the map is empty.
+        random: by a region of the same shape at a random place, which may overlap the former; likewise.
     """
 
     effect: torch.Tensor
@@ -57,14 +57,14 @@ def check(interventions: Interventions, explanation: Explanation, kind: str, rng
 
 
 def curves(interventions: Interventions, maps: torch.Tensor, verbose: bool = False) -> dict[str, np.ndarray]:
-    """Deletion and insertion curves (Petsiuk et al., 2018) of the decision's margin.
+    """Compute deletion and insertion curves (Petsiuk et al., 2018) of the decision's margin.
 
     Args:
-        maps: what ranks the pixels, shape (N, 2, H, W); ties in reading order.
+        maps: rank the pixels, shape (N, 2, H, W); equal values in reading order.
 
     Returns:
-        `deletion`: mean margin after blurring the strongest 0, 10, ... 100 % of one image's pixels (a good map falls
-        fast); `insertion`: after sharpening them in the blurred image (rises fast). Each of shape (STEPS + 1,).
+        `deletion`: mean margin after the strongest 0, 10, ... 100 % of one image's pixels are blurred (with a good map
+        it falls fast); `insertion`: after all others are blurred (it rises fast). Each of shape (STEPS + 1,).
     """
     shares = np.linspace(0, 1, STEPS + 1)
     rows = []
@@ -76,19 +76,19 @@ def curves(interventions: Interventions, maps: torch.Tensor, verbose: bool = Fal
 
 
 def area_under(curve: np.ndarray) -> float:
-    """Area under a curve over the share of pixels, from 0 to 1 (trapezoids)."""
+    """Compute the area under a curve over the share of pixels, from 0 to 1 (trapezoids)."""
     return float(auc(np.linspace(0, 1, len(curve)), curve))
 
 
 def randomisation_check(
     model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str = "occlusion", seed: int = 0
 ) -> dict[str, float]:
-    """Rank correlation of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018).
+    """Correlate the ranks of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018).
 
-    A map that hardly changes when the network forgets what it learnt does not explain the network. The maps compared
-    show the evidence for the decisions of the trained network: a random one decides otherwise, and a mere change of
-    sign would look like forgetting. Batch statistics are measured again on the images: with those of other weights,
-    activations vanish within a deep backbone. The network is left as found.
+    A map that hardly changes when the network loses what it has learnt does not explain the network. All maps show the
+    evidence for the decisions of the trained network: a random one decides otherwise, and the change of sign alone
+    would count as a difference. Batch statistics are measured again on the images: with those of other weights,
+    activations vanish in a deep backbone. Afterwards the network is as before.
 
     Returns:
         Mean Spearman correlation for a random `head`, and for a random `head and backbone`; `none` is 1 by definition.
@@ -101,7 +101,7 @@ def randomisation_check(
     try:
         before = _evidence_for(similar, model, batch1, batch2, method)
         for name, parts in (("head", (model.head,)), ("head and backbone", (model.head, model.backbone))):
-            _reset(parts, seed)
+            _randomise(parts, seed)
             with eval_mode(model):
                 for part in parts:
                     update_bn([batch], part)
@@ -115,17 +115,18 @@ def randomisation_check(
 def _evidence_for(
     similar: torch.Tensor, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str
 ) -> torch.Tensor:
-    """Signed maps (N, 2, h, w) for given decisions, bool of shape (N,); leaves another threshold in the model."""
+    """Compute signed maps (N, 2, h, w) for given decisions, bool of shape (N,); changes the model's threshold."""
     maps: dict[int, torch.Tensor] = {}
-    for model.threshold, chosen in ((math.inf, similar), (-math.inf, ~similar)):
+    for threshold, chosen in ((math.inf, similar), (-math.inf, ~similar)):  # "similar" lies below the threshold
         if chosen.any():
+            model.threshold = threshold
             raw = explain(model, batch1[chosen], batch2[chosen], method).raw
             maps |= dict(zip(chosen.nonzero()[:, 0].tolist(), raw))
     return torch.stack([maps[k] for k in range(len(similar))])
 
 
-def _reset(parts: Iterable[nn.Module], seed: int) -> None:
-    """Random weights, drawn on the CPU, so that they are the same for every device."""
+def _randomise(parts: Iterable[nn.Module], seed: int) -> None:
+    """Replace weights by random ones, drawn on the CPU, so that they are the same for every device."""
     with seeded(seed):
         # The head first: in the network's own order, training's seed would give the weights it started from.
         for part in parts:
@@ -137,7 +138,7 @@ def _reset(parts: Iterable[nn.Module], seed: int) -> None:
 
 
 def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
-    """Mean Spearman correlation of corresponding maps (N, 2, h, w); pairs of maps of which one is constant are left
+    """Average the Spearman correlation of corresponding maps (N, 2, h, w); where one of two is constant, both are left
     out."""
     ranks1, ranks2 = (_centred_ranks(maps.cpu().flatten(0, 1).flatten(1)) for maps in (maps1, maps2))
     vary = ranks1.any(1) & ranks2.any(1)
@@ -145,37 +146,40 @@ def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
 
 
 def _centred_ranks(rows: torch.Tensor) -> torch.Tensor:
-    """Ranks within each row (N, P) about their mean; equals share theirs (in half steps, which are exact)."""
+    """Rank the values of each row (N, P), less the mean rank; equal ones share a rank (in half steps, so exactly)."""
     ordered = rows.contiguous().sort(dim=1).values
     ranks = torch.searchsorted(ordered, rows.contiguous()) + torch.searchsorted(ordered, rows.contiguous(), right=True)
     return (ranks - rows.shape[1]).double()
 
 
 def check_table(interventions: Interventions, explanation: Explanation, seed: int) -> pd.DataFrame:
-    """Whether blurring a map's strongest tenth moves the decision's margin as it should: down for factual, up for
-    counterfactual.
+    """Tabulate how often blurring a map's strongest tenth moves the decision's margin as it should: down for factual
+    maps, up for counterfactual ones.
 
     Returns:
-        One row per kind of map and decision: `right` and `random`, the shares of interventions that moved it so with
-        the map's region and with the same region at a random place, `change` and `random change` of the margin, and the
-        `number` of maps. Maps without evidence are left out.
+        One row for factual and counterfactual maps of each decision: `right` and `random`, the shares of images in
+        which blurring the map's region, and the same region at a random place, moved the margin so; the mean `change`
+        and `random change` of the margin; and the `number` of maps. Empty maps are left out.
     """
     rng = np.random.default_rng(seed)
     similar = explanation.is_similar.cpu()
     rows = []
-    for kind, wanted in zip(MAPS, (-1, 1)):
-        result = check(interventions, explanation, kind, rng)
+    for name, wanted in zip(MAPS, (-1, 1)):
+        result = check(interventions, explanation, name, rng)
         for decision, chosen in zip(PAIR_LABELS, (similar, ~similar)):
             effect, random = (change.cpu()[chosen] for change in (result.effect, result.random))
             effect, random = effect[~effect.isnan()], random[~effect.isnan()]
             shares = (float((wanted * change > 0).float().mean()) for change in (effect, random))
-            rows.append((kind, decision, *shares, float(effect.mean()), float(random.mean()), len(effect)))
+            rows.append((name, decision, *shares, float(effect.mean()), float(random.mean()), len(effect)))
     return pd.DataFrame(rows, columns=["maps", "decision", "right", "random", "change", "random change", "number"])
 
 
 def signed_evidence(explanation: Explanation) -> torch.Tensor:
-    """All evidence at the images' size, (N, 2, H, W): it ranks pixels from what speaks most for the decision to what
-    speaks most against it, where a factual map makes no difference between nothing, little, and evidence against."""
+    """Resize the signed evidence to the images' size, (N, 2, H, W).
+
+    It ranks all pixels, from the strongest evidence for the decision to the strongest against it. A factual map cannot:
+    it is 0 where there is weak evidence, none, or evidence against.
+    """
     size = tuple(explanation.factual.shape[2:])
     return F.interpolate(explanation.raw, size=size, mode="bilinear", align_corners=False)
 
@@ -183,7 +187,7 @@ def signed_evidence(explanation: Explanation) -> torch.Tensor:
 def compare_rankings(
     interventions: Interventions, explanation: Explanation, verbose: bool = False
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Deletion and insertion curves of the maps beside a centred Gaussian and a random ranking."""
+    """Compute the deletion and insertion curves of the maps, of a centred Gaussian and of a random ranking."""
     evidence = signed_evidence(explanation)
     random = torch.rand(evidence.shape, generator=torch.Generator().manual_seed(0)).to(evidence.device)
     centre = centred_gaussian(1, tuple(evidence.shape[2:])).expand(evidence.shape).to(evidence.device)
