@@ -20,9 +20,9 @@ from utils.imshow import (
     show_gallery,
     show_images,
     show_matches,
+    show_near_duplicates,
     show_pairs,
     show_similarity_matrix,
-    show_twins,
     show_what_if,
 )
 from utils.system.settings import Config
@@ -251,19 +251,19 @@ def test_grids_hold_all_images_under_their_titles(wide):
     assert sum(len(axis.images) for axis in figure.axes) == 6
 
 
-def test_twins_stand_in_a_row_and_conflicts_say_so(colour_folder):
+def test_near_duplicates_stand_in_a_row_with_their_conflicts(colour_folder):
     for source, copies in (("red/0", ["red/1", "red/2"]), ("red/5", ["blue/5"]), ("blue/7", ["blue/8"])):
         for copy in copies:
             (colour_folder / f"{copy}.png").write_bytes((colour_folder / f"{source}.png").read_bytes())
     places = dict.fromkeys(("data_path", "checkpoints_path", "outputs_path"), colour_folder)
     config = Config(dataset="Colours", **places, hyperparameters={"verbose": False})
-    assert show_twins(replace(audit(config), groups=()), config) is None
-    figure = show_twins(audit(config), config)
+    assert show_near_duplicates(replace(audit(config), groups=()), config) is None
+    figure = show_near_duplicates(audit(config), config)
     titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]
     assert titles[:3] == ["blue (conflicting) 5.png", "red (conflicting) 5.png", ""]
     assert titles[3:] == ["red 0.png", "red 1.png", "red 2.png", "blue 7.png", "blue 8.png", ""]
     assert np.array_equal(figure.axes[3].get_images()[0].get_array(), Image.open(colour_folder / "red/0.png"))
-    assert len(show_twins(audit(config), config, most=1).axes) == 2
+    assert len(show_near_duplicates(audit(config), config, most=1).axes) == 2
 
 
 def test_long_names_are_shortened_beside_their_panels():

@@ -56,8 +56,8 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML, but names of datasets are text, and a key written twice is an error; YAML itself would silently drop
-    the first one."""
+    """Reads YAML with three differences: names of datasets are text; a key written twice is an error, where YAML drops
+    the first one; and so is an escape in double quotes, which turns a part of a Windows path into a line end."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

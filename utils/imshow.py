@@ -48,7 +48,7 @@ def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: i
     return figure
 
 
-def show_twins(audit: Audit, config: Config, most: int = 6) -> Figure | None:
+def show_near_duplicates(audit: Audit, config: Config, most: int = 6) -> Figure | None:
     """The first `most` groups of near duplicates, a row each, at most five images of a group; `None` where there are
     none.
 

@@ -59,11 +59,11 @@ def effect_by_hand(patch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "patch", "sign"), [("factual", "A", -1), ("counterfactual", "B", 1), ("counterfactual", "A", -1)]
+    ("name", "patch", "sign"), [("factual", "A", -1), ("counterfactual", "B", 1), ("counterfactual", "A", -1)]
 )
-def test_check_by_hand(toy, to_black, kind, patch, sign):
-    maps = {"factual": maps_of("elsewhere"), "counterfactual": maps_of("elsewhere")} | {kind: maps_of(patch)}
-    result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(**maps), kind, np.random.default_rng(0))
+def test_check_by_hand(toy, to_black, name, patch, sign):
+    maps = {"factual": maps_of("elsewhere"), "counterfactual": maps_of("elsewhere")} | {name: maps_of(patch)}
+    result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(**maps), name, np.random.default_rng(0))
     assert torch.allclose(result.effect, effect_by_hand(patch), atol=1e-5) and (result.effect.sign() == sign).all()
     regions = randomly_moved(maps_of(patch).bool(), np.random.default_rng(0))
     expected = Interventions.on(toy, IMAGES1, IMAGES2).margins_after(regions) - torch.tensor(MARGINS_BEFORE)[:, None]
@@ -73,11 +73,11 @@ def test_check_by_hand(toy, to_black, kind, patch, sign):
     )
 
 
-@pytest.mark.parametrize("kind", ["factual", "counterfactual"])
-def test_a_map_beside_the_evidence_has_no_effect(toy, to_black, kind):
+@pytest.mark.parametrize("name", ["factual", "counterfactual"])
+def test_a_map_beside_the_evidence_has_no_effect(toy, to_black, name):
     """64 of 960 pixels speak: none is blurred beyond them, above all not B, the first in reading order."""
     maps = maps_of("elsewhere")
-    result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), kind, np.random.default_rng(0))
+    result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), name, np.random.default_rng(0))
     assert torch.equal(result.effect, torch.zeros(3, 2))
 
 
@@ -275,9 +275,9 @@ def test_the_check_table_counts_moves_in_the_right_direction(judged, monkeypatch
     result = type("Result", (), {})
     monkeypatch.setattr(
         "utils.evaluate.faithfulness.check",
-        lambda i, e, kind, rng: (
-            setattr(result, "effect", changes[kind]),
-            setattr(result, "random", -changes[kind]),
+        lambda i, e, name, rng: (
+            setattr(result, "effect", changes[name]),
+            setattr(result, "random", -changes[name]),
             result,
         )[2],
     )

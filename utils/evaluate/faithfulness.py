@@ -39,19 +39,19 @@ class Check:
     random: torch.Tensor
 
 
-def check(interventions: Interventions, explanation: Explanation, kind: str, rng: np.random.Generator) -> Check:
+def check(interventions: Interventions, explanation: Explanation, name: str, rng: np.random.Generator) -> Check:
     """Blur the top tenth of the `factual` maps (the margin should fall) or the `counterfactual` maps (it should rise).
 
-    Only where there is evidence: of a map with less than a tenth of positive pixels, these.
+    Where less than a tenth of a map's pixels is positive, only these are blurred.
 
     Examples:
         >>> result = check(interventions, explanation, "factual", rng)
         >>> share_right = (result.effect < 0).float().mean()  # an empty map's NaN counts as wrong
     """
-    maps = getattr(explanation, kind)
+    maps = getattr(explanation, name)
     regions = strongest_region(maps)
     before = interventions.margins_before[:, None]
-    empty = explanation.empty[:, :, MAPS.index(kind)]
+    empty = explanation.empty[:, :, MAPS.index(name)]
     changes = (interventions.margins_after(chosen) - before for chosen in (regions, randomly_moved(regions, rng)))
     return Check(*(torch.where(empty, torch.nan, change) for change in changes))
 

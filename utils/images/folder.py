@@ -29,7 +29,7 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
         )
     rows, skipped = [], []
-    found = ((path.relative_to(data_path), reason) for path, reason in _everything(data_path))
+    found = ((path.relative_to(data_path), reason) for path, reason in _all_entries(data_path))
     for name, reason in sorted(found, key=lambda item: item[0].as_posix()):  # the same order on every system
         if any(part.startswith(".") for part in name.parts):
             continue
@@ -56,32 +56,34 @@ def images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
 
 
 # `os.path` rather than `Path`: where access is denied, its functions return False instead of raising.
-def _everything(data_path: Path) -> Iterator[tuple[Path, str | None]]:
+def _all_entries(data_path: Path) -> Iterator[tuple[Path, str | None]]:
     """Yield all files, and the folders that are not searched, each with the reason why it is skipped; None for a file,
     or a link to nowhere, that is named as an image."""
     try:
         entries = list(data_path.iterdir())
     except OSError as error:
         raise DataError(f"{data_path}: cannot be listed ({error.strerror}); change its access rights") from None
-    closed: list[OSError] = []
+    unlisted: list[OSError] = []
     for entry in entries:
         if os.path.islink(entry) and not os.path.exists(entry):  # a class, perhaps, on a disk that is not there
             yield entry, "a link to nowhere or to itself; delete or correct it"
         elif not os.path.isdir(entry):
             yield entry, "not inside a class folder; move it into one if it is an image"
-        elif _leads_back(entry):
+        elif _links_to_parent(entry):
             yield entry, "a link to the folder that it lies in; delete it"
         else:
-            for folder, folders, files in os.walk(entry, onerror=closed.append):
+            for folder, folders, files in os.walk(entry, onerror=unlisted.append):
                 for path in (Path(folder, name) for name in files):
                     yield path, _why_skipped(path)
                 for path in (Path(folder, name) for name in folders):
                     if os.path.islink(path):
                         yield path, "a link to a folder, which is not followed; put the folder itself there"
-    yield from ((Path(error.filename), "a folder that cannot be listed; change its access rights") for error in closed)
+    yield from (
+        (Path(error.filename), "a folder that cannot be listed; change its access rights") for error in unlisted
+    )
 
 
-def _leads_back(entry: Path) -> bool:
+def _links_to_parent(entry: Path) -> bool:
     """Tell whether an entry links to a folder that it lies in: its images would be found twice, with two labels."""
     folder = entry.parent.resolve()
     return os.path.islink(entry) and entry.resolve() in (folder, *folder.parents)
@@ -143,7 +145,7 @@ def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
     folders = {
         entry.name
         for entry in data_path.iterdir()
-        if os.path.isdir(entry) and os.access(entry, os.R_OK) and not _leads_back(entry)  # `scan` names the others
+        if os.path.isdir(entry) and os.access(entry, os.R_OK) and not _links_to_parent(entry)  # `scan` names the others
     }
     empty = sorted(name for name in folders - set(table.label) if not name.startswith("."))
     notes = [f"{name}: a class folder without a readable image; add images or delete it" for name in empty]
