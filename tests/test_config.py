@@ -1,5 +1,6 @@
 """`load_config`: what a file says arrives, and what is wrong in it is named."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -381,6 +382,12 @@ def test_a_merged_block_is_not_a_key_written_twice(load):
 def test_steps_of_the_head_are_for_pretrained_weights(load):
     assert load("dataset: A\npretrained: True\nhyperparameters: {epochs: 0}").head_steps == 300
     assert load("dataset: A\nhyperparameters: {head_steps: 50}").head_steps == 0
+
+
+def test_a_file_of_weights_may_lie_in_the_home_folder(load, tmp_path, monkeypatch):
+    monkeypatch.setenv("USERPROFILE" if os.name == "nt" else "HOME", str(tmp_path))
+    (tmp_path / "mine.pth").touch()
+    assert load("dataset: A\nweights: ~/mine.pth").weights == tmp_path / "mine.pth"
 
 
 def test_a_path_that_leads_to_no_file(tmp_path):

@@ -183,12 +183,40 @@ def test_weights_file_fills_the_backbone_exactly(name, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "nested, prefix",
+    [
+        (["state_dict"], ""),
+        (["model_state_dict"], "module."),
+        (["model"], "backbone."),
+        (["teacher"], "module.encoder_q."),
+        (["model", "state_dict"], "model."),
+        ([], "_orig_mod."),
+    ],
+)
+def test_weights_as_wrappers_and_trainers_leave_them(tmp_path, nested, prefix):
+    torch.manual_seed(1)
+    classifier = original("resnet18")
+    written = {prefix + name: tensor for name, tensor in classifier.state_dict().items()} | {"queue": torch.ones(3)}
+    for name in nested:
+        written = {"epoch": 3, name: written}
+    torch.save(written, tmp_path / "weights.pth")
+    blocks = nn.Sequential(*backbone_blocks("resnet18", weights=tmp_path / "weights.pth"))
+    assert all(map(torch.equal, blocks.state_dict().values(), classifier.state_dict().values()))
+
+
 def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    torch.save(torchvision.models.resnet34(), tmp_path / "whole.pth")
+    state = torchvision.models.resnet34().state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
     (tmp_path / "garbage.pth").write_bytes(b"<html>403 Forbidden</html>")
     (tmp_path / "empty.pth").write_bytes(b"")
     for file, message in (
         ("resnet18.pth", "is for another backbone"),
+        ("whole.pth", "Python objects, such as a whole model, .* torch.save"),
+        ("nan.pth", r"holds NaN or infinity \(layer1.0.conv1.weight\)"),
         ("garbage.pth", "not a file of weights"),
         ("empty.pth", "not a file of weights"),
     ):

@@ -21,6 +21,7 @@ from utils.system.files import counted
 ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50", "EfficientNetLite0": "tf_efficientnet_lite0"}
 INCEPTIONS = ("googlenet", "inception_v3")
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
+NESTED = ("state_dict", "model_state_dict", "model", "teacher")  # where programs keep weights in their files
 CHECKED = (1, 3, 96, 96)  # images on which a timm network's blocks are compared with its own forward pass
 
 
@@ -184,25 +185,38 @@ def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        while nested := [state[name] for name in NESTED if isinstance(state.get(name), dict)]:
+            state = nested[0]
         state = {
             re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", name): tensor for name, tensor in state.items()
         }
         backbone = {id(tensor) for block in blocks for tensor in (*block.parameters(), *block.buffers())}
         own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in backbone}
+        # A wrapper may have put its name before all others: module.conv1.weight.
+        first = next(iter(own))
+        prefix = min((name.removesuffix(first) for name in state if name.endswith("." + first)), key=len, default="")
+        if first not in state:
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         unmatched = [
             name
             for name, tensor in own.items()
             if tensor.ndim and getattr(state.get(name), "shape", None) != tensor.shape
         ]
     except Exception as error:
-        raise ModelError(
-            f"weights: {path} is not a file of weights ({brief(error)}); use one that torchvision publishes"
-        ) from None
+        what = f"is not a file of weights ({brief(error)}); use one that torchvision publishes"
+        if "Unsupported global" in str(error):
+            what = (
+                "holds Python objects, such as a whole model, which could run code; where it was made, write "
+                "torch.save(model.state_dict(), FILE), and use that file"
+            )
+        raise ModelError(f"weights: {path} {what}") from None
     if unmatched:
         raise ModelError(
             f"weights: {path} is for another backbone (it differs in {counted(len(unmatched), 'tensor')}, "
             f"{unmatched[0]} first); change backbone_model"
         )
+    if broken := [name for name in own if name in state and not state[name].isfinite().all()]:
+        raise ModelError(f"weights: {path} holds NaN or infinity ({broken[0]}); use another file")
     complete = model.state_dict()  # with the metadata that MNASNet insists on
     complete.update({name: state[name] for name in own if name in state})
     model.load_state_dict(complete)

@@ -207,6 +207,7 @@ class Config(Section):
     @field_validator("weights")
     @classmethod
     def _weights_exist(cls, path: Path | None) -> Path | None:
+        path = path and Path(os.path.expanduser(path))
         if path is not None and not os.path.isfile(path):
             raise ValueError("should be a file, but there is no such file")
         return path
