@@ -4,21 +4,20 @@ import pytest
 from utils.early_stopping import EarlyStopping, best_epoch
 
 
-@pytest.mark.parametrize("mode, values", [("max", [0.5, 0.6, 0.6, 0.55, 0.7]), ("min", [0.5, 0.4, 0.4, 0.45, 0.3])])
-def test_improvements_are_counted_in_the_direction_of_the_mode(mode, values):
-    stopping = EarlyStopping(patience=2, mode=mode)
-    assert [(stopping.step(value), stopping.should_stop) for value in values] == [
+def test_only_higher_scores_are_improvements():
+    stopping = EarlyStopping(patience=2)
+    assert [(stopping.step(value), stopping.should_stop) for value in (0.5, 0.6, 0.6, 0.55, 0.7)] == [
         (True, False),
         (True, False),
         (False, False),
         (False, True),
         (True, False),
     ]
-    assert stopping.best == values[-1]
+    assert stopping.best == 0.7
 
 
 def test_an_improvement_must_exceed_min_delta_since_the_best_not_since_the_last_epoch():
-    stopping = EarlyStopping(patience=10, min_delta=0.125, mode="max")
+    stopping = EarlyStopping(patience=10, min_delta=0.125)
     assert [stopping.step(value) for value in (0.5, 0.625, 0.6875, 0.6)] == [True, False, True, False]
 
 
@@ -26,11 +25,6 @@ def test_nan_is_no_improvement():
     stopping = EarlyStopping(patience=1)
     assert not stopping.step(float("nan")) and stopping.should_stop
     assert stopping.step(0.1)
-
-
-def test_another_mode_is_an_error():
-    with pytest.raises(ValueError, match="'min' or 'max', got 'auc'"):
-        EarlyStopping(patience=1, mode="auc")
 
 
 @pytest.mark.parametrize(

@@ -8,33 +8,26 @@ import pandas as pd
 
 
 class EarlyStopping:
-    """Remembers the best value of a score and counts the epochs since.
+    """Remembers the best value of a score that should rise, such as the AUC, and counts the epochs since.
 
     Args:
         patience: epochs without improvement after which `should_stop` turns true.
         min_delta: an improvement counts only if it is larger than this.
-        mode: `max` for scores that should rise (AUC), `min` for those that should fall (loss).
-
-    Raises:
-        ValueError: the mode is neither of them.
 
     Examples:
-        >>> stopping = EarlyStopping(patience=1, mode="max")
+        >>> stopping = EarlyStopping(patience=1)
         >>> stopping.step(0.7), stopping.step(0.6), stopping.should_stop
         (True, False, True)
     """
 
-    def __init__(self, patience: int, min_delta: float = 0.0, mode: str = "max") -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+    def __init__(self, patience: int, min_delta: float = 0.0) -> None:
         self.patience, self.min_delta = patience, min_delta
-        self.sign = 1 if mode == "max" else -1
-        self.best = -self.sign * math.inf
+        self.best = -math.inf
         self.epochs_without_improvement = 0
 
     def step(self, value: float) -> bool:
         """Record the score of one epoch; return whether it is the best so far. NaN is never an improvement."""
-        improved = self.sign * (value - self.best) > self.min_delta
+        improved = value - self.best > self.min_delta
         if improved:
             self.best = value
         self.epochs_without_improvement = 0 if improved else self.epochs_without_improvement + 1

@@ -110,7 +110,6 @@ def agreement_table(
     first: Sequence[int],
     second: Sequence[int],
     explanations: dict[str, Explanation],
-    grid: int = GRID,
 ) -> pd.DataFrame:
     """Score how well maps predict the effect of removing a cell of one image on the squared distance.
 
@@ -125,6 +124,6 @@ def agreement_table(
     used, *ends = used_images(first, second)
     images = batch[used].to(model.mean.device)
     removals = {name: removal(images) for name, removal in REMOVALS.items()}
-    effects = effects_on_pairs(model, images, *ends, removals, grid)
+    effects = effects_on_pairs(model, images, *ends, removals)
     ceiling = {"blurred": effects["blurred"]}
-    return mean_correlations(effects, explanations, ceiling, tuple(batch.shape[2:]), grid)
+    return mean_correlations(effects, explanations, ceiling, tuple(batch.shape[2:]))

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.system.errors import DataError
 
-PAIR_LABELS = ("similar", "dissimilar")  # what the labels 0 and 1 mean
+PAIR_LABELS = ("similar", "dissimilar")  # names of the labels 0 and 1
 
 
 class Pairs(NamedTuple):

@@ -107,7 +107,7 @@ class Trainer:
         if self.stopped:  # or larger
             self.head_epochs = self.stopped["info"]["run"]["head_epochs"]
         self.epochs = self.head_epochs + self.options.epochs
-        self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta, mode="max")
+        self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta)
         images, workers, pinned = self.data.images["train"], self.options.num_workers, self.device.type == "cuda"
         self.loader = ImageLoader(images, config.image, config.seed, workers, pinned)
         last = self.epochs if config.LRScheduler.name == "OneCycle" else None
