@@ -141,7 +141,9 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     command_line.main(["report", "images", "--checkpoint", "model.pth"])
     printed = capsys.readouterr()
     written = next((trained / "outputs" / "Mine" / "pairs").glob("*/report.html"))  # two images are left
-    assert printed.out.endswith(f"model.pth: trained on a, b\n{written.relative_to(trained)}\n")
+    assert printed.out.endswith(
+        f"model.pth: trained on a, b; similar below a dissimilarity of 0.5\n{written.relative_to(trained)}\n"
+    )
     (line,) = [line for line in printed.err.splitlines() if "left out" in line]
     assert "00.jpg: not a readable image" in line
     held = contents(written.read_text(encoding="utf-8"))
@@ -177,9 +179,22 @@ def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatc
     monkeypatch.chdir(trained)
     for output, written in (("page.html", "page.html"), (".", "report.html")):
         command_line.main(["report", "00.jpg", "01.jpg", "--output", output])
-        assert capsys.readouterr().out == f"Mine: trained on c, d\n{written}\n"
+        note = "Mine: trained on c, d; similar below a dissimilarity of 0.5"
+        assert capsys.readouterr().out == f"{note}\n{written}\n"
         held = contents((trained / written).read_text(encoding="utf-8"))
-        assert held["network"] == "Mine: trained on c, d"
+        assert held["network"] == note
+
+
+def test_a_checkpoint_decides_at_the_configured_threshold_and_may_lack_what_training_leaves(
+    trained, monkeypatch, capsys
+):
+    make_network().save(trained / "bare.pth")  # at 0.5
+    (trained / "config.yml").write_text("dataset: Mine\nthreshold: 0.1")
+    photographs(trained, 2)
+    monkeypatch.chdir(trained)
+    command_line.main(["report", "00.jpg", "01.jpg", "--checkpoint", "bare.pth", "--output", "page.html"])
+    assert "does not name; similar below a dissimilarity of 0.1\n" in capsys.readouterr().out
+    assert contents((trained / "page.html").read_text(encoding="utf-8"))["threshold"] == 0.1
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,10 @@ def write_report(
         raise DataError(f"{checkpoint}: no such file; give the model.pth of a trained network as --checkpoint")
     else:
         model = SiameseNetwork.load(checkpoint, choose_device(config))
-        note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {', '.join(model.info['classes'])}"
+        model.threshold = config.threshold
+        classes = ", ".join(model.info.get("classes", ["images that its file does not name"]))
+        note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {classes}"
+    note += f"; similar below a dissimilarity of {model.threshold:g}"
     compared = Comparison(model, paths, skip_unreadable=True)
     pair = len(compared.paths) == 2
     folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"
