@@ -108,6 +108,17 @@ def test_the_public_sets_are_those_that_can_be_downloaded():
     assert sorted(PUBLIC_SETS) == sorted(command_line.PUBLIC_SETS)
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["report none.png --output a", "report . --checkpoint none.png", "search build none.png", "search query none.png"],
+)
+def test_a_path_that_does_not_exist_is_said_before_anything_is_loaded(command, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "utils.config", None)  # so that importing it fails
+    with pytest.raises(SystemExit):
+        command_line.main(command.split())
+    assert "none.png: no such file or folder; " in capsys.readouterr().err
+
+
 def test_help_and_inference_load_no_more_than_they_need(tmp_path):
     """Start-up is most of what a short command takes."""
     SiameseNetwork("Conv4", image_size=(16, 16)).save(tmp_path / "model.pth")

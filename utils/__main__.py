@@ -75,7 +75,7 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
         description="Make the index of a folder and its sub-folders, or bring it up to date. It can be stopped and "
         "started again, and searched meanwhile.",
     )
-    build.add_argument("folder", type=Path, help="the folder of images")
+    build.add_argument("folder", type=_there, help="the folder of images")
     build.add_argument(
         "--explain",
         action="store_true",
@@ -87,7 +87,7 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
         help="find the images nearest to an image, and say why",
         description="Find the images nearest to an image, and say why. The figure goes to outputs/NAME/search/.",
     )
-    query.add_argument("image", type=Path, help="the image to look for")
+    query.add_argument("image", type=_there, help="the image to look for")
     query.add_argument("--hits", type=_count, default=10, metavar="N", help="how many to find (10)")
     text = "write an index as Parquet, for databases that serve several machines"
     export = steps.add_parser("export", help=text, description=f"{text[0].upper()}{text[1:]}.")
@@ -96,6 +96,13 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
         parsed.add_argument("--folder", type=Path, help="whose index, where several folders have been indexed")
     for parsed in (build, query, export):
         _add_dataset(parsed)
+
+
+def _there(text: str) -> Path:
+    """A path that exists; checked here, before PyTorch takes its time to load."""
+    if not os.path.exists(text):  # Path.exists raises where a name is too long
+        raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
+    return Path(text)
 
 
 def _count(text: str) -> int:
@@ -107,9 +114,9 @@ def _count(text: str) -> int:
 def _add_report(commands: argparse._SubParsersAction) -> None:
     text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
     page = commands.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    page.add_argument("images", nargs="+", type=Path, help="two images or more, or a folder with its sub-folders")
+    page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
     _add_dataset(page)
-    page.add_argument("--checkpoint", type=Path, metavar="FILE", help="of the network that compares, instead")
+    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="of the network that compares, instead")
     page.add_argument(
         "--output", type=Path, metavar="FILE", help="the page; without it, report.html under outputs/NAME/"
     )

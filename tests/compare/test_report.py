@@ -205,7 +205,7 @@ def test_a_checkpoint_decides_at_the_configured_threshold_and_may_lack_what_trai
         (["one.jpg", "./one.jpg"], "1 image;"),
         (["empty"], "empty: 0 images; "),
         (["many"], f"many: more than {MOST} images, .*; give fewer"),
-        (["images", "--checkpoint", "none.pth"], "none.pth: no such file; give the model.pth"),
+        (["images", "--checkpoint", "none.pth"], "none.pth: no such file or folder"),
         (["images", "x" * 5000], "no such file or folder"),  # longer than a file's name may be
         (["images", "--checkpoint", "x" * 5000], "no such file"),
     ],
