@@ -155,8 +155,8 @@ def test_a_process_prepares_its_own_share_as_one_process_would(config, pairs, ad
 
 
 def test_effects_that_do_not_add_up_cost_what_the_weight_says(config, monkeypatch):
-    """The gradient of a batch with additivity is that without, and the weight times that of
-    `||delta_AB - delta_A - delta_B||^2`, here an image and a box at a time."""
+    """Additivity adds the weight times the gradient of `||delta_AB - delta_A - delta_B||^2`, computed here image by
+    image. A process that has one of two chosen images adds half of that image's cost."""
     monkeypatch.setattr(phases, "bfloat16_pays", lambda device: False)
     gradients = []
     for weight in (0.0, 1e4):  # large beside rounding: an untrained network's effects are small
@@ -182,6 +182,9 @@ def test_effects_that_do_not_add_up_cost_what_the_weight_says(config, monkeypatc
     wanted = 1e4 * torch.cat([gradient.flatten() for gradient in wanted])
     assert wanted.norm() > 1e-3
     torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
+    for one in (0, 1):
+        _, penalty = trainer.phase.embed((images, chosen[[one]], boxes[[one]], count))
+        assert penalty.item() == pytest.approx(1e4 * left[one].item() / 2, rel=1e-2)
 
 
 def test_activations_beyond_the_range_of_float16_train(config, monkeypatch):

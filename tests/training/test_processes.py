@@ -147,21 +147,21 @@ def test_processes_that_would_each_train_a_network_of_their_own_are_an_error(con
     assert not config.checkpoints_path.exists()
     monkeypatch.setenv(variable, "1")
     with together(torch.device("cpu")) as processes:
-        assert processes.first and processes.count == 1
+        assert processes.first and processes.world_size == 1
 
 
 def test_shares_cover_every_position_once():
     for count in (0, 1, 2, 7, 64):
-        shares = [range(count)[Processes(number, 3).share(count)] for number in range(3)]
+        shares = [range(count)[Processes(rank, 3).share(count)] for rank in range(3)]
         assert [position for share in shares for position in share] == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 class Another(Processes):
-    """One of two processes, without a connection: `sum` adds what the other one is said to have."""
+    """One of two processes that are not connected: `sum` adds the given tensor of the other one."""
 
-    def __init__(self, others, number=0):
-        super().__init__(number, 2)
+    def __init__(self, others, rank=0):
+        super().__init__(rank, 2)
         self.others = others
 
     def sum(self, tensor):
@@ -170,7 +170,7 @@ class Another(Processes):
 
 def test_rows_of_all_are_gathered_and_gradients_flow_to_ones_own():
     own = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
-    rows = Another(torch.tensor([[7.0], [8.0], [0], [0], [0]]), number=1).gather(own, 5)
+    rows = Another(torch.tensor([[7.0], [8.0], [0], [0], [0]]), rank=1).gather(own, 5)
     assert rows.flatten().tolist() == [7, 8, 1, 2, 3]
     (rows * torch.arange(5.0)[:, None]).sum().backward()
     assert own.grad.flatten().tolist() == [2, 3, 4]
@@ -206,8 +206,8 @@ def test_running_out_of_memory_in_one_process_is_an_error_in_all_and_so_is_an_in
 def test_a_process_with_other_images_than_the_first_says_so(config, monkeypatch):
     table, frame, found = prepare_split(config)[0], Frame((16, 16)), []
     monkeypatch.setattr(Processes, "from_first", lambda self, value: found.append(value) or found[0])
-    for number in (0, 1):
-        TrainingData(config, table, frame).check_same(Processes(number, 2))
+    for rank in (0, 1):
+        TrainingData(config, table, frame).check_same(Processes(rank, 2))
     file = config.data_path / table.file[table.split == "train"].iloc[0]
     Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
     with pytest.raises(TrainingError, match="process 1 has other images than the first; copy the data"):
@@ -220,8 +220,8 @@ def test_every_process_draws_its_own_in_every_epoch_and_the_same_again(config, m
     options = config.hyperparameters.model_copy(update={"epochs": 50})
     trainer = started(config.model_copy(update={"hyperparameters": options}), epoch=2)
     with torch.random.fork_rng(devices=[]):
-        for number in (0, 1, 0):
-            trainer.processes = Processes(number, 2)
+        for rank in (0, 1, 0):
+            trainer.processes = Processes(rank, 2)
             for epoch in range(2, 42):
                 with pytest.raises(ZeroDivisionError):
                     trainer.run_epoch(epoch, tqdm(disable=True))
@@ -241,7 +241,7 @@ def test_the_connection_is_that_of_the_device_and_only_the_first_process_prints(
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: asked.append("left"))
     with together(torch.device(device)) as processes:
-        assert (processes.number, processes.count, str(processes.device)) == (rank, 2, device)
+        assert (processes.rank, processes.world_size, str(processes.device)) == (rank, 2, device)
         print(f"process {rank}")
         signal.raise_signal(signal.SIGINT)
         assert processes.interrupted
@@ -255,7 +255,7 @@ def small_memory(images):
     embed_batch = FineTuning.embed_batch
 
     def embed(self, batch):
-        if self.processes.number == 1 and len(batch) > images:
+        if self.processes.rank == 1 and len(batch) > images:
             raise RuntimeError("CUDA out of memory")
         return embed_batch(self, batch)
 

@@ -1,8 +1,6 @@
-"""The images that a run trains and is scored on, and its batches."""
+"""The images that a run learns from and is validated on, and its batches."""
 
 from __future__ import annotations
-
-import zlib
 
 import numpy as np
 import pandas as pd
@@ -16,12 +14,18 @@ from utils.system.settings import Config
 from utils.training.processes import Processes
 from utils.training.resuming import fingerprints
 
-Batch = np.ndarray | Pairs  # positions of images, of which all pairs count; or of pairs
+Batch = np.ndarray | Pairs  # positions of images, all of which are compared with each other; or pairs of positions
 
 
 class TrainingData:
-    """The training and the validation split, in memory or in the cache: what happens to the files cannot stop a later
-    epoch. What a user should know about them is printed."""
+    """The images, classes and pairs of the training and the validation split.
+
+    Images are in memory or in the cache, so a file that is deleted later stops no epoch. Notes on them are printed.
+
+    Args:
+        table: the split: `file`, `label`, `split`.
+        frame: size of the images, and how they are fitted to it.
+    """
 
     def __init__(self, config: Config, table: pd.DataFrame, frame: Frame) -> None:
         self.table, loaded, notes = load_for_training(table, config, frame)
@@ -34,19 +38,19 @@ class TrainingData:
         self.fingerprints = fingerprints(self.table, self.images)
 
     def check_same(self, processes: Processes) -> None:
-        """
+        """Check that all processes have the same images.
+
         Raises:
             TrainingError: this process has other images than the first.
         """
-        checksum = zlib.crc32(repr(self.fingerprints).encode())
-        if checksum != processes.from_first(checksum):
+        if self.fingerprints != processes.from_first(self.fingerprints):
             raise TrainingError(
-                f"process {processes.number} has other images than the first; "
+                f"process {processes.rank} has other images than the first; "
                 "copy the data to every machine, or share them"
             )
 
     def batches(self, config: Config, rng: np.random.Generator) -> list[Batch]:
-        """Those of one epoch."""
+        """Draw the batches of one epoch, of images or of pairs as `training_pairs` says."""
         labels, rounds, size = self.labels["train"], config.number_of_iterations, config.hyperparameters.batch_size
         if config.training_pairs == "sampled":
             return pair_batches(make_pairs(labels, rng, rounds), size, rng)
@@ -54,5 +58,5 @@ class TrainingData:
 
 
 def images_of(batch: Batch) -> np.ndarray:
-    """The positions of a batch's images, of pairs first all the first ones."""
+    """The positions of a batch's images among the training images; of pairs, all first images, then all second ones."""
     return np.concatenate([batch.first, batch.second]) if isinstance(batch, Pairs) else batch

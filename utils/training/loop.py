@@ -162,7 +162,7 @@ class Trainer:
         """
         start, rate = time.perf_counter(), self.phase.optimizer.param_groups[0]["lr"]
         bar.set_description(f"Epoch {epoch}/{self.epochs}{self.phase.title}")
-        seed = np.random.SeedSequence([self.config.seed, epoch, self.processes.number])
+        seed = np.random.SeedSequence([self.config.seed, epoch, self.processes.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))  # of dropout and stochastic depth
         rng = np.random.default_rng([self.config.seed, epoch])
         progress = max(0, epoch - self.head_epochs - 1) / max(1, self.options.epochs - 1)
@@ -173,7 +173,7 @@ class Trainer:
             bar.update()
         train_loss = float(np.average(losses, weights=[len(images) for images in positions]))
         for statistic in batch_statistics(self.model):  # of this process's images
-            statistic.copy_(self.processes.sum(statistic) / self.processes.count)
+            statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
         valid, self.threshold = self.processes.from_first(self.phase.validate())
         if not isinstance(self.phase.scheduler, OneCycleLR):
             self.phase.scheduler.step(valid["valid_auc"])

@@ -1,9 +1,8 @@
-"""Several processes that train one network together, on one machine or more, started by torchrun.
+"""Several processes that torchrun has started, on one machine or more, train one network together.
 
-Each embeds its share of a batch and gets the embeddings of all, so pairs are formed as in one process. Each computes
-the loss of the whole batch, with gradients by its own embeddings alone; summed over processes they are those of the
-batch. DistributedDataParallel would exchange them within the backward pass: there, a process whose memory runs out
-leaves the others waiting for ever.
+Each embeds its share of a batch and receives the embeddings of all. Each computes the loss of the whole batch, with
+gradients by its own embeddings alone; their sum is the gradient of the batch. DistributedDataParallel would sum within
+the backward pass, where a process that runs out of memory would leave the others waiting for ever.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,33 +23,32 @@ from torch import nn
 from utils.system.errors import TrainingError
 from utils.system.machine import is_out_of_memory
 
-T = TypeVar("T")
-# Other launchers' numbers of processes: of Open MPI, of MPICH and Intel MPI, of srun.
-OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+# The number of processes as other launchers give it: Open MPI; MPICH and Intel MPI; srun.
+OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class Processes:
-    """This process's number among those that train together, and what they exchange; alone, nothing happens."""
+    """What the processes of one training run exchange. A single process exchanges nothing."""
 
-    def __init__(self, number: int = 0, count: int = 1, device: torch.device | None = None) -> None:
-        self.number, self.count, self.device = number, count, device
-        self.first = number == 0  # the one that writes and prints
+    def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.first = rank == 0  # only the first process writes and prints
         self.interrupted = False
 
     def share(self, count: int) -> slice:
-        """This process's positions among `count`; shares differ by one at most."""
-        return slice(self.number * count // self.count, (self.number + 1) * count // self.count)
+        """The positions among `count` that belong to this process; shares differ by one at most."""
+        return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of all processes' tensors, each where it was."""
-        if self.count == 1:
+        """The sum of the tensors of all processes, on the tensor's device."""
+        if self.world_size == 1:
             return tensor
-        there = tensor.to(self.device, copy=True)
-        dist.all_reduce(there)
-        return there.to(tensor.device)
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.to(tensor.device)
 
     def gather(self, own: torch.Tensor, count: int) -> torch.Tensor:
-        """The rows of all processes, of which this one has its share of `count`; gradients flow to its own alone."""
+        """All `count` rows, from the share of each process; gradients flow to the own rows alone."""
         rows = own.new_zeros(count, *own.shape[1:])
         rows[self.share(count)] = own.detach()
         rows = self.sum(rows)
@@ -57,30 +56,28 @@ class Processes:
         return rows
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Give parameters the sum of all processes' gradients; a process with an empty share has none of its own."""
-        if self.count > 1:
-            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        """Sum the gradients of all processes, in place; a process with an empty share has none."""
+        if self.world_size > 1:  # in one exchange
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             total = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
             for parameter, part in zip(parameters, total.split([p.numel() for p in parameters])):
                 parameter.grad = part.view(parameter.shape)
 
     def from_first(self, value: Any) -> Any:
-        """The first process's value, of plain values and tensors."""
+        """The value of the first process: plain values and tensors."""
         values = [value]
-        if self.count > 1:
+        if self.world_size > 1:
             dist.broadcast_object_list(values)
         return values[0]
 
-    def attempt(self, compute: Callable[[], T]) -> T:
-        """What `compute` gives. If memory runs out in one process, or one is interrupted, that is raised in all."""
-        if self.count == 1:
-            return compute()
+    def attempt(self, compute: Callable[[], Any]) -> Any:
+        """The result of `compute`. If one process runs out of memory or is interrupted, all processes raise that."""
         result, full = None, False
         try:
             result = compute()
         except RuntimeError as error:
             full = is_out_of_memory(error)
-            if not full:
+            if not full or self.world_size == 1:
                 raise
         full, interrupted = self.sum(torch.tensor([full, self.interrupted]).float()).tolist()
         if interrupted:
@@ -92,29 +89,28 @@ class Processes:
 
 @contextmanager
 def together(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun has started, inside; only the first one prints, and an interrupt waits for the end of
-    an `attempt`.
+    """Connect the processes that torchrun has started. Only the first prints; Ctrl-C waits for the end of an `attempt`.
 
     Raises:
         TrainingError: another launcher has started several processes.
     """
-    others = [f"{name}={os.environ[name]}" for name in OTHERS if os.environ.get(name, "") not in ("", "0", "1")]
+    others = [name for name in OTHER_LAUNCHERS if os.environ.get(name, "") not in ("", "0", "1")]
     if others and "WORLD_SIZE" not in os.environ:
         raise TrainingError(
-            f"{others[0]}: each of these processes would train a network of its own; "
+            f"{others[0]}={os.environ[others[0]]}: each of these processes would train a network of its own; "
             "start them with torchrun (docs/commands.md, Several GPUs)"
         )
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Processes()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # The first one may take its time over the data; a process that dies is torchrun's business, not a time limit's.
+    # No time limit: the first process may read data for long, and torchrun ends the others when one dies.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     processes = Processes(dist.get_rank(), dist.get_world_size(), device)
     before = signal.signal(signal.SIGINT, lambda *_: setattr(processes, "interrupted", True))
     try:
-        with nullcontext() if processes.first else redirect_stdout(io.StringIO()):
+        with redirect_stdout(sys.stdout if processes.first else io.StringIO()):
             yield processes
     finally:
         signal.signal(signal.SIGINT, before)
