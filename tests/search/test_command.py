@@ -12,6 +12,7 @@ from toy import trained_network
 
 from utils import __main__ as command_line
 from utils.search import build as building
+from utils.search import figure as drawing
 from utils.search import store
 
 LONG = "x" * 5000  # longer than a file's name may be
@@ -45,6 +46,7 @@ def test_a_folder_is_built_and_an_image_found_in_it(place, capsys):
     ]
     search("query", "query.png", "--hits", "3")
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(1) == f"searched: {place / 'photos'}, which was indexed last; --folder chooses another"
     assert lines[0] == "Mine: trained on a, b" and lines[1].split() == ["rank", "similarity", "decision", "file"]
     assert [line.split()[0] for line in lines[2:5]] == ["1", "2", "3"]
     files = [line.split()[3] for line in lines[2:5]]
@@ -76,7 +78,7 @@ def test_an_index_is_exported(place, capsys):
         search("build", folder)
     capsys.readouterr()
     search("export", "out/index.parquet", "--folder", "more")
-    assert capsys.readouterr().out.endswith("index.parquet: 1 image with path and embedding\n")
+    assert capsys.readouterr().out.endswith(f"index.parquet: 1 image of {place / 'more'} with path and embedding\n")
     assert parquet.read_table("out/index.parquet").column_names == ["path", "embedding"]
 
 
@@ -87,6 +89,28 @@ def test_a_query_may_have_a_name_that_is_no_text(place, capsys):
     search("query", str(query), "--hits", "1")
     (figure,) = (place / "outputs" / "Mine" / "search").glob("caf*.png")
     assert capsys.readouterr().out.endswith(f"{figure.name}\n".replace("\udce9", "\\udce9"))
+
+
+def test_of_several_indexes_the_one_that_was_built_last_is_searched(place, capsys):
+    for folder, name in (("photos", "old.png"), ("more", "new.png"), ("photos", "new.png")):
+        make_files(place / folder, [name])
+        search("build", folder)
+    (place / "outputs" / "Mine" / "search" / "broken.sqlite").write_text("no index")
+    search("query", "query.png", "--folder", "more")  # writes to its index, too
+    capsys.readouterr()
+    search("query", "query.png", "--hits", "1")
+    assert f"searched: {place / 'photos'}, which was indexed last" in capsys.readouterr().out
+
+
+def test_a_figure_has_twenty_rows_at_most(place, capsys, monkeypatch):
+    make_files(place / "many", [f"{i}.png" for i in range(21)])
+    search("build", "many")
+    capsys.readouterr()
+    rows = []
+    monkeypatch.setattr(drawing, "save_figure", lambda figure, path: rows.append(len(figure.axes) / 6))
+    search("query", "query.png", "--hits", "30")
+    lines = capsys.readouterr().out.splitlines()
+    assert rows == [20] and lines[-1].endswith(" (the first 20)") and lines[-2].split()[0] == "21"
 
 
 def test_of_several_indexes_one_is_named(place, capsys):

@@ -303,10 +303,6 @@ def test_what_is_missing_is_named(model, folder, path, tmp_path):
     with pytest.raises(SearchError, match="search: not indexed; run .* build FOLDER first"):
         find_index(config)
     (tmp_path / "o" / "search").mkdir(parents=True)
-    for name in ("a", "b"):
-        (tmp_path / "o" / "search" / f"{name}.sqlite").touch()
-    with pytest.raises(SearchError, match="several indexes .* with --folder"):
-        find_index(config)
 
 
 def test_another_database_finds_the_same_in_an_export(model, folder, path, tmp_path):

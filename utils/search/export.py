@@ -40,4 +40,4 @@ def export_and_report(config: Config, path: Path, folder: Path | None = None) ->
     """Export as the command line does, and print what was done."""
     model, _ = load_trained(config)
     with Index(find_index(config, folder), model) as index:
-        print(f"{path}: {counted(export_parquet(index, path), 'image')} with path and embedding")
+        print(f"{path}: {counted(export_parquet(index, path), 'image')} of {index.folder} with path and embedding")

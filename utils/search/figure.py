@@ -21,16 +21,17 @@ from utils.system.errors import DataError
 from utils.system.settings import Config
 
 TITLES = ("query", "hit", "query, factual", "hit, factual", "query, counterfactual", "hit, counterfactual")
+MOST_ROWS = 20  # of a figure: a hundred would be 50,000 pixels high
 
 
 def show_hits(found: Found) -> Figure:
-    """A row for each hit: query and hit with the regions that match circled in one colour, the factual maps of both,
-    and the counterfactual ones.
+    """A row for each of the first `MOST_ROWS` hits: query and hit with the regions that match circled in one colour,
+    the factual maps of both, and the counterfactual ones.
 
     The hits' files are opened for this only; one that has gone or changed is drawn as a grey panel.
     """
-    query = shrink(read_image(found.query), 320)
-    images = [_picture(hit) for hit in found.hits]
+    query, hits = shrink(read_image(found.query), 320), found.hits[:MOST_ROWS]
+    images = [_picture(hit) for hit in hits]
     heights = [min(1.6, max(0.55, query.height / query.width, im.height / im.width)) for im in images]
     figure, axes = plt.subplots(
         len(images),
@@ -42,7 +43,7 @@ def show_hits(found: Found) -> Figure:
     )
     for axis, title in zip(axes[0], TITLES):
         axis.set_title(title, fontsize=8)
-    for rank, (row, hit, image) in enumerate(zip(axes, found.hits, images), start=1):
+    for rank, (row, hit, image) in enumerate(zip(axes, hits, images), start=1):
         decision = "similar" if hit.is_similar else "dissimilar"
         row[0].set_ylabel(f"{rank}. {decision}, {hit.similarity:.2f}", fontsize=7)
         row[1].set_xlabel("\n".join(short(part) for part in found.name(hit).rsplit("/", 1)), fontsize=6)
@@ -73,10 +74,13 @@ def query_and_report(config: Config, image: Path, folder: Path | None = None, co
     model, note = load_trained(config)
     print(note)
     with Index(find_index(config, folder), model) as index:
+        if folder is None:
+            print(f"searched: {index.folder}, which was indexed last; --folder chooses another")
         found = search(model, index, image, count)
     path = place_of(config, image, ".png")
     figure = show_hits(found)
     save_figure(figure, path)
     plt.close(figure)
+    first = f" (the first {MOST_ROWS})" if len(found.hits) > MOST_ROWS else ""
     problems = [hit.problem for hit in found.hits if hit.problem]
-    print("\n".join([found.table().to_string(index=False), *problems, f"why: {path}"]))
+    print("\n".join([found.table().to_string(index=False), *problems, f"why: {path}{first}"]))

@@ -18,7 +18,7 @@ from utils.Grad_CAM import Explanation, explain_effects
 from utils.images.frame import Box
 from utils.images.reading import read_image
 from utils.search.build import INDEX, place_of
-from utils.search.store import Entry, FileState, Index
+from utils.search.store import Entry, FileState, Index, built_last
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError, SearchError
 from utils.system.settings import Config
@@ -132,17 +132,14 @@ def explained(
 
 
 def find_index(config: Config, folder: Path | None = None) -> Path:
-    """The index of a folder; of `None`, the only index that there is.
+    """The index of a folder; of `None`, the index that was built last.
 
     Raises:
-        SearchError: there is none, or several.
+        SearchError: there is none.
     """
     place = config.outputs_path / "search"
     found = sorted(place.glob(f"*{INDEX}")) if folder is None else [place_of(config, folder, INDEX)]
     if not found or not os.path.isfile(found[0]):
         build = f"python -m utils search build {folder or 'FOLDER'}"
         raise SearchError(f"{folder or place}: not indexed; run {build} first")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise SearchError(f"{place}: several indexes ({names}); name the folder to search with --folder")
-    return found[0]
+    return built_last(found)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,17 @@ def identity(model: SiameseNetwork) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def built_last(paths: Sequence[Path]) -> Path:
+    """Of several files of indexes the one that was built last; one that cannot be read counts as the oldest."""
+
+    def built(path: Path) -> float:
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            return float(dict(db.execute("SELECT key, value FROM about")).get("built", 0))
+        return 0.0
+
+    return max(paths, key=built)
 
 
 class Index:
@@ -136,7 +148,7 @@ class Index:
                     self.db.execute(f"DROP TABLE IF EXISTS {table}")
             for table in TABLES[1:]:
                 self.db.execute(table)
-            rows = [("network", self._identity), ("folder", str(folder.resolve()))]
+            rows = [("network", self._identity), ("folder", str(folder.resolve())), ("built", str(time.time()))]
             self.db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
 
     def _check(self) -> Path:
