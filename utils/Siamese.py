@@ -46,14 +46,13 @@ class ContrastiveLoss(nn.Module):
         loss = 0.5 * ((1 - label) * distance.square() + label * (self.margin - distance).clamp(min=0).square())
         if not balanced:
             return loss.mean()
-        share = torch.where(label > 0, label.sum(), (1 - label).sum())  # pairs of the same kind
-        kinds = (label.any() & ~label.all()) + 1
-        return (loss / share).sum() / kinds
+        same_label = torch.where(label > 0, label.sum(), (1 - label).sum())  # for each pair: pairs with its label
+        labels = (label.any() & ~label.all()) + 1  # different ones, 1 or 2
+        return (loss / same_label).sum() / labels
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling `(mean_hw A^p)^(1/p)` with p = 3 (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N,
-    C)."""
+    """Generalised-mean pooling `(mean_hw A^p)^(1/p)` (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N, C)."""
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
@@ -71,11 +70,11 @@ class AveragePooling(nn.Module):
 
 
 class SiameseNetwork(nn.Module):
-    """Two images through one network; how far apart their embeddings lie says how alike they are.
+    """One network that embeds both images of a pair; the distance of the embeddings tells how alike the images are.
 
     backbone `A = f(x)` -> pooling `p` -> head (256, ReLU, `embedding_dim`) -> embedding z. Raw distance
-    `D = ||z1 - z2||`, dissimilarity `d = min(D / margin, 1)`. Normalised embeddings lie on a sphere on which those at a
-    right angle, as unrelated ones tend to be, are a margin apart: `||z|| = margin / sqrt(2)`.
+    `D = ||z1 - z2||`, dissimilarity `d = min(D / margin, 1)`. Normalised embeddings have the length
+    `||z|| = margin / sqrt(2)`, so those at a right angle, as of unrelated images, are a margin apart.
 
     Args:
         backbone_model: `EfficientNetLite0`, `MobileNet`, `ResNet50`, `Conv4`, or any convolutional network of
@@ -140,8 +139,7 @@ class SiameseNetwork(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def block_shapes(self) -> list[torch.Size]:
-        """Output shape (1, C, h, w) of every block of the backbone for one blank image (modes and statistics
-        untouched)."""
+        """Output shapes (1, C, h, w) of the backbone's blocks for one image; modes and statistics stay as they are."""
         shapes, x = [], torch.zeros(1, 3, *self.image_size)
         try:
             with eval_mode(self.backbone), torch.no_grad():
@@ -155,25 +153,25 @@ class SiameseNetwork(nn.Module):
         return shapes
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images (N, 3, H, W) on any device -> normalised float batch on the model's device."""
+        """Normalise the colours of uint8 images (N, 3, H, W) on any device -> float batch on the model's device."""
         images = images.to(self.mean.device, non_blocking=True)
         batch = (images.float() / 255 - self.mean) / self.std
         return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """PIL image of any size and mode -> normalised float tensor (3, H, W) of `image_size`."""
+        """Prepare a PIL image of any size and mode for the network -> normalised float tensor (3, *image_size)."""
         return self.normalize(to_uint8(image, self.frame))
 
     def embed(self, batch: torch.Tensor) -> torch.Tensor:
-        """Preprocessed images (N, 3, H, W) -> embeddings (N, `embedding_dim`)."""
+        """Embed preprocessed images: (N, 3, H, W) -> (N, `embedding_dim`)."""
         return self.embed_features(self.backbone(batch))
 
     def embed_features(self, activations: torch.Tensor) -> torch.Tensor:
-        """Final feature map (N, C, h, w) -> embeddings."""
+        """Embed images from their final feature maps: (N, C, h, w) -> (N, `embedding_dim`)."""
         return self.embed_pooled(self.pooling(activations))
 
     def embed_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Pooled features (N, C) -> embeddings."""
+        """Embed images from their pooled features: (N, C) -> (N, `embedding_dim`)."""
         z = self.head(pooled)
         if not self.normalize_embeddings:
             return z
@@ -185,11 +183,11 @@ class SiameseNetwork(nn.Module):
         return self.dissimilarity(embedding_distance(z1, z2))
 
     def dissimilarity(self, distance: torch.Tensor) -> torch.Tensor:
-        """Raw distance D -> `min(D / margin, 1)`."""
+        """Convert raw distances D to dissimilarities `min(D / margin, 1)`, of the same shape."""
         return (distance / self.margin).clamp(max=1)
 
     def is_similar(self, distance: torch.Tensor) -> torch.Tensor:
-        """The decision on pairs at raw distances, bool of their shape: d lies below the threshold."""
+        """Decide on pairs from their raw distances: similar if d lies below the threshold; bool of the same shape."""
         return self.dissimilarity(distance) < self.threshold
 
     def save(self, path: str | Path, **info: Any) -> None:
@@ -198,14 +196,14 @@ class SiameseNetwork(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SiameseNetwork:
-        """A network as `save` left it, in eval mode, with what was saved beside it in `model.info`.
+        """Load a network that `save` wrote, in eval mode; what was saved beside it is in `model.info`.
 
         Raises:
             ModelError: no such file, or not a checkpoint of this project.
             RuntimeError: this machine has no such device.
         """
         with checkpoint_of(path) as checkpoint:
-            # A file says what a network is like; it fetches or opens no others.
+            # All weights are in this file: loading neither downloads nor opens another one.
             model = cls(**checkpoint["architecture"] | {"pretrained": False, "weights": None})
             model.load_state_dict(checkpoint["state_dict"])
             model.info = dict(checkpoint["info"])
@@ -218,7 +216,7 @@ def embedding_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
 
 
 def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every pair inside a batch, each once.
+    """Compare all images of a batch with each other, each pair once.
 
     Args:
         embeddings: shape (B, D).
@@ -238,7 +236,7 @@ def similarity_matrix(model: SiameseNetwork, embeddings: torch.Tensor) -> np.nda
 
 
 def build_model(config: Config) -> SiameseNetwork:
-    """The untrained network of a configuration; random weights depend on its seed only."""
+    """Build the untrained network that a configuration describes; random weights depend on its seed only."""
     with seeded(config.seed):
         return SiameseNetwork(
             config.backbone_model,
@@ -257,7 +255,7 @@ def build_model(config: Config) -> SiameseNetwork:
 
 
 def starting_point(config: Config) -> str:
-    """What the network knows before it is trained, in a sentence."""
+    """Describe the weights with which training starts, as a part of a sentence."""
     if config.weights is not None:
         return f"the weights in {config.weights}"
     if config.pretrained:
@@ -266,7 +264,7 @@ def starting_point(config: Config) -> str:
 
 
 def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
-    """The network in `config.trained_path`, on the configured device and deciding at the configured threshold.
+    """Load the network in `config.trained_path`, on the configured device and with the configured threshold.
 
     Returns:
         The network, and a sentence that says which one it is.

@@ -18,7 +18,7 @@ EPILOG = """A dataset is a folder Data/NAME with a sub-folder of images for each
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in a line, without the usage."""
+    """Reports a wrong argument in one line, not with the usage."""
 
     def error(self, message: str) -> NoReturn:
         fail(f"{self.prog}: {message}; --help says what there is")
@@ -60,7 +60,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", metavar="NAME", help="whose network; without it, that of the configuration")
+    parser.add_argument("--dataset", metavar="NAME", help="use the network of this dataset, not the configuration's")
     _add_config(parser)
 
 
@@ -93,7 +93,7 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
     export = steps.add_parser("export", help=text, description=f"{text[0].upper()}{text[1:]}.")
     export.add_argument("file", type=Path, metavar="FILE.parquet", help="the file to write: paths and embeddings")
     for parsed in (query, export):
-        parsed.add_argument("--folder", type=Path, help="whose index, where several folders have been indexed")
+        parsed.add_argument("--folder", type=Path, help="the indexed folder; without it, the one indexed last")
     for parsed in (build, query, export):
         _add_dataset(parsed)
 
@@ -116,15 +116,15 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     page = commands.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
     page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
     _add_dataset(page)
-    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="of the network that compares, instead")
+    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="model.pth of another network")
     page.add_argument(
-        "--output", type=Path, metavar="FILE", help="the page; without it, report.html under outputs/NAME/"
+        "--output", type=Path, metavar="FILE", help="the page to write; without it, report.html under outputs/NAME/"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    # Here, so that help comes at once.
+    # Imported here, so that --help does not wait for torch.
     from utils.config import load_config
     from utils.system.errors import UserError
     from utils.system.files import escape_unprintable

@@ -25,8 +25,8 @@ from utils.images.reading import read_image, shrink
 from utils.system.files import replacing
 from utils.system.settings import Config
 
-MOST_TWINS = 5  # of a group of near duplicates
-MOST_THUMBNAILS = 40  # along the edges of a similarity matrix
+MOST_DUPLICATES = 5  # images shown of a group of near duplicates
+MOST_THUMBNAILS = 40  # images up to which a similarity matrix shows them along its edges
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -36,7 +36,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 5) -> Figure:
-    """Images in a grid, each under its title."""
+    """Show images in a grid, each under its title."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), layout="constrained", squeeze=False)
@@ -49,12 +49,12 @@ def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: i
 
 
 def show_near_duplicates(audit: Audit, config: Config, most: int = 6) -> Figure | None:
-    """The first `most` groups of near duplicates, a row each, at most five images of a group; `None` where there are
-    none.
+    """Show the first `most` groups of near duplicates, a row each, with at most five images of a group.
 
-    The title of an image is its class and file; those of a group with conflicting labels are red and say so.
+    Returns `None` if there are no near duplicates. The title of an image is its class and file; those of a group with
+    conflicting labels are red and say so.
     """
-    groups = [group[:MOST_TWINS] for group in audit.groups[:most]]
+    groups = [group[:MOST_DUPLICATES] for group in audit.groups[:most]]
     if not groups:
         return None
     columns = max(map(len, groups))
@@ -74,7 +74,7 @@ def show_near_duplicates(audit: Audit, config: Config, most: int = 6) -> Figure 
 
 
 def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequence[str]) -> Figure:
-    """Pairs side by side, one pair a column, under their titles."""
+    """Show pairs of images, each pair in a column under its title."""
     figure, axes = plt.subplots(2, len(pairs), figsize=(1.8 * len(pairs), 3.8), layout="constrained", squeeze=False)
     for column, (pair, title) in enumerate(zip(pairs, titles)):
         axes[0, column].set_title(title, fontsize=9)
@@ -91,7 +91,7 @@ def show_explanation(
     index: int = 0,
     boxes: tuple[Box | None, Box | None] = (None, None),
 ) -> Figure:
-    """The paper's six panels: each image, its factual and its counterfactual map, on the originals.
+    """Show the paper's six panels: each image, and its factual and counterfactual map over it.
 
     Args:
         images: the two originals.
@@ -105,8 +105,8 @@ def show_explanation(
     figure, axes = _rows_of_panels(images, names, columns=3, width=7.2, titles=0.6)
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
-        for column, kind in enumerate(MAPS):
-            draw_map(axes[row, column + 1], image, explanation, index, row, kind, boxes[row])
+        for column, map_name in enumerate(MAPS):
+            draw_map(axes[row, column + 1], image, explanation, index, row, map_name, boxes[row])
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
         axis.set_title(title, fontsize=9)
     figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)
@@ -117,7 +117,7 @@ def show_explanation(
 
 
 def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
-    """Some pairs side by side: the images of each, one above the other, and the factual map of each.
+    """Show pairs side by side: the images of each pair, one above the other, and their factual maps.
 
     Args:
         pairs: each with `images`, `explanation`, `names` and `boxes`, as `Comparison.pair` gives it.
@@ -141,7 +141,7 @@ def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
 def _rows_of_panels(
     images: tuple[Image.Image, Image.Image], names: tuple[str, str], columns: int, width: float, titles: float
 ) -> tuple[Figure, np.ndarray]:
-    """Empty panels without ticks, a named row for each image, as high as its aspect ratio asks; sizes in inches."""
+    """Make empty panels, a named row for each image, whose height follows its aspect ratio; sizes in inches."""
     heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
     size = (width, 2.1 * sum(heights) + titles)
     figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights})
@@ -156,18 +156,18 @@ def _rows_of_panels(
 def show_what_if(
     images: tuple[Image.Image, Image.Image], what_if: WhatIf, names: tuple[str, str] = ("image 1", "image 2")
 ) -> Figure:
-    """Each image with its factual and with its counterfactual region blurred, and what that does to the similarity."""
+    """Show each image with its factual and with its counterfactual region blurred, and how the similarity changes."""
     images = tuple(shrink(image) for image in images)
     figure, axes = _rows_of_panels(images, names, columns=2, width=4.9, titles=1.0)
     for row, image in enumerate(images):
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR_SIGMA * max(image.size)))
-        for column, kind in enumerate(MAPS):
+        for column, map_name in enumerate(MAPS):
             axis = axes[row, column]
             region = mask_of(inside(what_if.regions[row, column], what_if.boxes[row]), image)
             axis.imshow(Image.composite(blurred, image, region))
             line_around(axis, region, 0.8)
-            nothing = f"no {kind} evidence\nnothing to blur"
-            shown = f"{kind} region blurred\n{what_if.change_in_words(row, column)}"
+            nothing = f"no {map_name} evidence\nnothing to blur"
+            shown = f"{map_name} region blurred\n{what_if.change_in_words(row, column)}"
             axis.set_title(nothing if what_if.empty[row, column] else shown, fontsize=9)
     return figure
 
@@ -175,7 +175,7 @@ def show_what_if(
 def show_matches(
     images: tuple[Image.Image, Image.Image], matches: Sequence[Match], names: tuple[str, str] = ("image 1", "image 2")
 ) -> Figure:
-    """Two images side by side, their matching regions circled in the same colour, the strongest match first."""
+    """Show two images side by side, their matching regions circled in the same colour, the strongest match first."""
     images = tuple(shrink(image) for image in images)
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
     for axis, image, name in zip(axes, images, names):
@@ -187,7 +187,7 @@ def show_matches(
 
 
 def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image], names: Sequence[str]) -> Figure:
-    """Similarity of all images to all others as a heatmap, the images themselves along both edges.
+    """Show the similarity of all images to all others as a heatmap, with the images along both edges.
 
     Args:
         similarity: values in [0, 1], shape (N, N).

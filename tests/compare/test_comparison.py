@@ -224,7 +224,7 @@ def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(mo
     compared = Comparison(model, paths)
     effects = region_effects(model, compared.batch[[2, 4]])
     for sign, model.threshold in ((1, 1 - 1e-6), (-1, 1e-6)):  # similar, dissimilar
-        pair, score = compared.paper(2, 4)
+        pair, score = compared.grad_cam(2, 4)
         expected = explain(model, compared.batch[[2]], compared.batch[[4]], "distance")
         assert torch.allclose(pair["explanation"].factual, expected.factual) and -1 <= score <= 1
         scores = []

@@ -307,7 +307,7 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
 
 
 @in_a_browser
-def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_clicked_away_it_is_gone(browser, files, pair):
+def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_a_click_occludes_it(browser, files, pair):
     browser.open(files / "pair.html")
     effects, (z1, z2) = pair.effects_of(0, 1), pair.effects_of(0, 1).embeddings
     before = similarity(pair.model, z1, z2)
@@ -373,7 +373,7 @@ def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(brow
     browser.open(files / "pair.html")
     effects = pair.effects_of(0)
     z = effects.embeddings[0] - effects.delta[0, START] - effects.delta[0, START + PER_SIDE**2 - 1]  # opposite corners
-    found = browser.ask(f"[...occluded(images[0], [{START}, {START + PER_SIDE**2 - 1}, {START}])]")
+    found = browser.ask(f"[...embeddingWith(images[0], [{START}, {START + PER_SIDE**2 - 1}, {START}])]")
     assert found == pytest.approx(z.tolist(), abs=1e-4)
 
 
@@ -386,13 +386,13 @@ def test_the_keyboard_does_all_that_the_pointer_does(browser, files):
     browser.press("ArrowRight", "ArrowDown")
     assert browser.ask("state.pair.pointed.region") == start + 1 + PER_SIDE
     browser.press(*["ArrowUp"] * 9, *["ArrowLeft"] * 9)
-    assert browser.ask("state.pair.pointed.region") == START and "Without this region" in browser.text("#readout")
+    assert browser.ask("state.pair.pointed.region") == START and "With this region" in browser.text("#readout")
     score = "$('is').style.left"
     before = browser.ask(score)
     browser.press("Enter")
-    assert browser.ask(score) != before and browser.ask("document.querySelectorAll('.gone').length") == 1
+    assert browser.ask(score) != before and browser.ask("document.querySelectorAll('.occluded').length") == 1
     browser.press("Escape")
-    assert browser.ask(score) == before and browser.ask("document.querySelectorAll('.gone').length") == 0
+    assert browser.ask(score) == before and browser.ask("document.querySelectorAll('.occluded').length") == 0
     browser.press("Tab")
     assert browser.ask("document.activeElement === figures[1].stage") and browser.ask("state.pair.pointed.side") == 1
     outline = browser.ask("getComputedStyle(document.activeElement).outlineStyle")
@@ -408,7 +408,7 @@ def test_a_finger_points_with_its_first_tap_and_clicks_with_its_second(browser, 
     browser.open(files / "pair.html", width=390, height=844)
     before = browser.text("#number")
     browser.tap(FIRST, *at_region(1, 1))
-    assert browser.text("#number") == before and "Without this region" in browser.text("#readout")
+    assert browser.text("#number") == before and "With this region" in browser.text("#readout")
     browser.tap(FIRST, *at_region(1, 1))
     assert browser.text("#number") != before
 
@@ -454,7 +454,7 @@ def test_maps_are_painted_as_the_notebooks_paint_them(browser, files, pair):
     coloured = np.abs(expected - plain.astype(float)).mean()
     assert coloured > 2 and away.mean() < 0.1 * coloured
     browser.mouse(".evidence:nth-child(1)", click=True)  # again: the photograph as it is
-    assert browser.ask("kinds.every((button) => button.ariaPressed === 'false')")
+    assert browser.ask("mapButtons.every((button) => button.ariaPressed === 'false')")
     drawn, plain = pixels(browser)
     assert (drawn == plain).all()
 

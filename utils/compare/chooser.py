@@ -25,8 +25,8 @@ from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
 from utils.system.files import replacing
 
-MOST = 40  # thumbnails
-SIDE = 72  # of a thumbnail, in pixels
+MOST = 40  # thumbnails shown
+SIDE = 72  # pixels, of a thumbnail
 
 
 def show_chooser(model: SiameseNetwork, paths: Sequence[Path]) -> Chooser:
@@ -39,17 +39,19 @@ def show_chooser(model: SiameseNetwork, paths: Sequence[Path]) -> Chooser:
 
 
 class Chooser:
-    """Thumbnails with two buttons each, for image 1 and image 2. Nothing is measured before both are chosen, and every
-    image once, however often it is chosen.
+    """A widget to choose a pair of images: thumbnails, each with a button for image 1 and one for image 2.
+
+    Nothing is measured before both are chosen, and each image once, however often it is chosen.
 
     Args:
         paths: of the images to choose from, at most `MOST` of which are shown; more can be uploaded. Those that cannot
             be read are named.
 
     Attributes:
-        box: the widget; `buttons` in it: two for each image, by its path.
-        chosen: the paths of image 1 and image 2.
-        result: what is to be chosen, the decision with its maps and "what if", or what is wrong, as HTML.
+        box: the whole widget.
+        buttons: two for each image, by its path.
+        chosen: the paths of image 1 and image 2, `None` while not chosen.
+        result: HTML: what is to be chosen next, or the decision with its maps and checks, or what is wrong.
     """
 
     def __init__(self, model: SiameseNetwork, paths: Sequence[Path]) -> None:
@@ -60,14 +62,14 @@ class Chooser:
         options = {"accept": ",".join(sorted(SUFFIXES)), "layout": {"width": "max-content"}}
         self.upload = widgets.FileUpload(description="Upload images", multiple=True, **options)
         self.upload.observe(self._take_uploads, "value")
-        # One of each for all thumbnails, as notebooks are stored with their widgets, and these with their layouts.
+        # Layouts are shared by all thumbnails, as a notebook stores every widget and layout.
         self.wide, self.narrow = widgets.Layout(width="90px"), widgets.Layout(width="36px")
         self.tiles, self.result = widgets.Box(layout={"flex_flow": "row wrap"}), widgets.HTML()
         self.box = widgets.VBox([self.tiles, self.upload, self.result])
         self._show("Choose image 1 and image 2.", *filter(None, map(self._add, paths[:MOST])))
 
     def choose(self, path: Path, place: int, *_: object) -> None:
-        """Make an image number `place`, 0 or 1, of the pair; with both chosen, compare and explain them."""
+        """Choose an image as the pair's first (`place` 0) or second (1); when both are chosen, explain the pair."""
         self.chosen[place] = path
         for other, pair in self.buttons.items():
             for button, chosen in zip(pair, self.chosen):
@@ -77,7 +79,7 @@ class Chooser:
         self._show("Measuring …")
         try:
             self._explain()
-        except DataError as error:  # a file that has gone meanwhile
+        except DataError as error:  # a file that was deleted meanwhile
             self._show(str(error))
 
     def _explain(self) -> None:
@@ -95,7 +97,7 @@ class Chooser:
         self.result.value += f"{figures}<ul>{checks}</ul>"
 
     def _show(self, *lines: str) -> None:
-        """These instead of the last pair."""
+        """Show lines of text in place of the last result."""
         self.result.value = "".join(f"<p><b>{escape(line)}</b></p>" for line in lines)
 
     def _add(self, path: Path) -> str | None:
@@ -117,10 +119,10 @@ class Chooser:
         return None
 
     def _take_uploads(self, change: dict[str, Any]) -> None:
-        """Add the uploaded files; each takes the first place that is free, or else that of image 2."""
+        """Add the uploaded files and choose each: as image 1 or 2 if that is not chosen yet, otherwise as image 2."""
         problems = []
         for file in change["new"]:
-            # As the browser names it: only a name, of letters that every system takes.
+            # The browser's name for it, as a file name that every system allows.
             name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", file["name"])[-100:]
             path = Path(self.uploads.name) / str(len(self.buttons)) / name
             with replacing(path) as partly:
@@ -134,5 +136,5 @@ class Chooser:
 
 
 def _tag(data: io.BytesIO, style: str) -> str:
-    """An image in HTML; browsers see for themselves whether it is a JPEG or a PNG."""
+    """Make the HTML of an image; browsers find out by themselves whether it is a JPEG or a PNG."""
     return f"<img style='{style}' src='data:image/png;base64,{b64encode(data.getvalue()).decode()}'>"

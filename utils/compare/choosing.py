@@ -15,14 +15,13 @@ from utils.system.settings import Config
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The files' names without suffix; with it, and with folders, where two would be called the same, as cameras do."""
+    """Name files by their names, suffix left out; if two are then the same, by `names_with_folders`."""
     stems = [path.stem for path in paths]
     return stems if len(set(stems)) == len(stems) else names_with_folders(paths)
 
 
 def names_with_folders(paths: Sequence[Path]) -> list[str]:
-    """The files' names; where they lie in several folders, each after its folder's, or after as many as tell all
-    apart."""
+    """Name files by their full names; if they lie in several folders, with as many folders as make all names differ."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     depth = 1 if len({part[:-1] for part in parts}) == 1 else 2
     while len({part[-depth:] for part in parts}) < len(set(parts)):
@@ -31,7 +30,7 @@ def names_with_folders(paths: Sequence[Path]) -> list[str]:
 
 
 def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
-    """Where the figures of a pair go: a folder of its own, named after both images and their folders.
+    """The folder for the figures of a pair, named after both images and their folders.
 
     Long names are cut, as some systems allow 255 bytes, or 260 for the whole path, and characters that Windows forbids
     become `_`; digits of both full paths keep pairs apart.
@@ -44,9 +43,10 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
 
 
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:
-    """The images of a folder, not of its sub-folders.
+    """List the images of a folder, sub-folders left out.
 
-    `None` takes the configuration's `compare_path`, or, with fewer than two images there, examples of the test split.
+    For `None` it is the configuration's `compare_path`, or, with fewer than two images there, examples of the test
+    split.
 
     Raises:
         DataError: the given folder is missing, or has fewer than two images.
@@ -64,7 +64,7 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
 
 
 def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:
-    """The first test images of every class, at most `most` in all."""
+    """List the first test images of every class, at most `most` in all."""
     prepare_folder(config)
     table = read_split(config.trained_path / "split.csv")
     table = table[table.split == "test"].groupby("label").head(per_class).sort_values("label", kind="stable").head(most)
@@ -72,7 +72,7 @@ def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[P
 
 
 def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | None) -> tuple[Path, Path]:
-    """The two images to explain; where neither is given, two test images of the first class that has two.
+    """Choose the two images to explain; if neither is given, two test images of the first class that has two.
 
     Raises:
         DataError: only one is given, or a file is missing.

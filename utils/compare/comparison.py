@@ -1,4 +1,4 @@
-"""A few images compared with each other: each is embedded once, and measured once when it is first explained."""
+"""Images compared with each other: each is embedded once, and its regions are measured when it is first explained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Comparison:
 
     Attributes:
         paths: of the images that could be read.
-        unreadable: what is wrong with the others, a line by path.
+        unreadable: what is wrong with each of the others, a line, by its path.
         names: of the files, see `distinct_names`.
         images: the originals at their own aspect ratio, in RGB, shrunk for figures.
         boxes: the part of the network's frame that each image fills.
@@ -63,22 +63,26 @@ class Comparison:
         self.similarity = similarity_matrix(model, self.embeddings)
 
     def explain(self, first: int, second: int) -> Explanation:
-        """The explanation of one pair, by position; its maps have the network's image size."""
+        """Explain one pair, given by positions; its maps have the network's image size."""
         return explain_effects(self.model, self.effects_of(first, second), [0], [1], self.model.image_size)
 
-    def paper(self, first: int, second: int) -> tuple[dict, float]:
-        """The paper's Grad-CAM of a pair, as `pair` gives it, and how well it predicts the measured effects of regions:
-        the mean correlation over both images, NaN where a map is empty."""
+    def grad_cam(self, first: int, second: int) -> tuple[dict, float]:
+        """Explain a pair by the paper's Grad-CAM, and measure how well that predicts the effects of regions.
+
+        Returns:
+            What `pair` returns, with this explanation; and the correlation of its maps with the measured effects, the
+            mean of both images, NaN where a map is empty.
+        """
         explanation = explain(self.model, self.batch[[first]], self.batch[[second]], "distance")
         effects = self.effects_of(first, second)
-        towards = explanation.raw[0] * (1 if explanation.is_similar[0] else -1)
-        predicted = region_sums(towards, effects.regions, self.model.image_size)
+        for_similar = explanation.raw[0] * (1 if explanation.is_similar[0] else -1)
+        predicted = region_sums(for_similar, effects.regions, self.model.image_size)
         measured = effects.on_pairs([0], [1])[0]
         pair = self.pair(first, second) | {"explanation": explanation}
         return pair, float(correlation(predicted, measured).mean())
 
     def effects_of(self, *images: int) -> RegionEffects:
-        """What regions of some images do, in their order; of each image measured once, however many pairs it is in."""
+        """The effects of regions of images, given by positions; each image is measured once, when first asked for."""
         missing = [i for i in dict.fromkeys(images) if i not in self.effects]
         if missing:
             found = region_effects(self.model, self.batch[missing])
@@ -86,7 +90,7 @@ class Comparison:
         return joined([self.effects[i] for i in images])
 
     def pair(self, first: int, second: int) -> dict:
-        """The `images`, `explanation`, `names` and `boxes` of one pair, as `show_explanation` takes them."""
+        """The `images`, `explanation`, `names` and `boxes` of one pair, as arguments of `show_explanation`."""
         return {
             "images": (self.images[first], self.images[second]),
             "explanation": self.explain(first, second),
@@ -95,20 +99,19 @@ class Comparison:
         }
 
     def extremes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The most and the least similar pair of different images."""
+        """Find the most and the least similar pair of different images."""
         rows, columns = np.triu_indices(len(self.paths), k=1)
         # By raw distance: the similarity of every pair beyond the margin is 0.
         values = (self.embeddings[rows] - self.embeddings[columns]).norm(dim=1).cpu().numpy()
         return tuple((int(rows[k]), int(columns[k])) for k in (np.argmin(values), np.argmax(values)))
 
     def matches(self, first: int, second: int) -> list[Match]:
-        """The strongest matching regions of one pair; their places are shares of the images' sides, not of the
-        frame's."""
+        """Find the strongest matches of one pair; their centres are shares of the images' sides, not of the frame's."""
         boxes = self.boxes[first], self.boxes[second]
         return matching_regions(self.effects_of(first, second), 0, 1, boxes, self.model.image_size)
 
     def what_if(self, first: int, second: int) -> WhatIf:
-        """The maps of one pair put to the test, see `utils.explain.what_if`."""
+        """Put the maps of one pair to the test, see `utils.explain.what_if`."""
         explanation = self.explain(first, second)
         maps = torch.stack([explanation.factual[0], explanation.counterfactual[0]], dim=1)
         boxes = self.boxes[first], self.boxes[second]
@@ -116,11 +119,15 @@ class Comparison:
 
 
 def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
-    """Some pairs of many images, each as `Comparison.pair` gives it, under the names of class and file; only their
-    own images are read.
+    """Explain a few pairs of many images, of which only those in the pairs are read.
 
     Args:
-        paths: of all images; `pairs` holds positions in it, `chosen` positions in `pairs`.
+        paths: of all images.
+        pairs: positions in `paths`.
+        chosen: positions in `pairs` of the pairs to explain.
+
+    Returns:
+        Of each pair what `Comparison.pair` returns; an image's name is its class and its file.
     """
     needed, *ends = used_images(pairs.first[chosen], pairs.second[chosen])
     compared = Comparison(model, [paths[i] for i in needed])
@@ -130,7 +137,7 @@ def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, 
 
 
 def describe(explanation: Explanation, names: tuple[str, str], threshold: float, index: int = 0) -> str:
-    """The decision on a pair in one sentence."""
+    """Describe the decision on a pair in one sentence."""
     similarity = float(explanation.similarity[index])
     verdict, relation = ("similar", "below") if explanation.is_similar[index] else ("dissimilar", "not below")
     return (

@@ -1,6 +1,6 @@
-"""A page to play with: images compared with each other, and what their regions do, in one HTML file.
+"""The report: one HTML file in which a reader explores the similarity of images and the effects of their regions.
 
-The page (`utils/figures/page`) holds no result but the measured effects of regions; it computes from them, in the
+The page (`utils/figures/page`) holds embeddings and the measured effects of regions. From these it computes, in the
 reader's browser, what `Comparison` computes here.
 """
 
@@ -34,25 +34,26 @@ from utils.system.settings import Config
 
 PAGE = Path(__file__).parents[1] / "figures" / "page"
 SCRIPTS = ("numbers.js", "pictures.js", "pair.js", "table.js", "main.js")
-FEW, LARGE, SMALL = 12, 640, 400  # up to so many images, the longest side of a picture in pixels; of more images
-QUALITY = 85
-PLAIN = 96  # pixels of the longest side up to which a picture is kept as it is, without loss
-MOST = 100  # images: their table has 9,900 cells
+MANY = 12  # images; the pictures of more are smaller
+LARGE, SMALL = 640, 400  # pixels, longest side of a picture
+QUALITY = 85  # of WebP compression, in percent
+LOSSLESS_SIDE = 96  # pixels, longest side up to which a picture is kept without loss
+MOST = 100  # images in a page: their table has 9,900 cells
 
 
 def write_report(
     config: Config, paths: Sequence[Path], checkpoint: Path | None = None, output: Path | None = None
 ) -> tuple[Path, str, list[str]]:
-    """Compare images with the configuration's trained network, or another one, and write the page.
+    """Compare images by the configuration's trained network, or by another one, and write the page.
 
     Args:
-        paths: images, and folders, whose images are taken with those of their sub-folders; two images or more in all.
-        checkpoint: of the network, instead.
-        output: the file to write, or the folder for it; without it, a pair's is in its own folder under
-            `config.outputs_path`, that of more images in `compare`, as the figures of notebook 02.
+        paths: images, and folders of images, with their sub-folders; two images or more in all.
+        checkpoint: file of another network.
+        output: the file to write, or a folder for it. `None` is the folder of notebook 02's figures: one for each pair
+            under `config.outputs_path`, or `compare` for more images.
 
     Returns:
-        The file; which network it was, in a sentence; and what is left out because it cannot be read, a line each.
+        The file; a sentence that names the network; and a line for each image that cannot be read and is left out.
 
     Raises:
         DataError: nothing to compare, or more than `MOST` images.
@@ -78,43 +79,43 @@ def write_report(
 
 
 def _images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The images to compare, each once, and the folders that cannot be listed, a line each."""
+    """List the images to compare, each once; and what is wrong with folders that cannot be listed, a line each."""
     found, problems = {}, []
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder; give two images, or a folder of images")
         inside = islice(images_below(path, problems), MOST + 1)  # nobody waits for a walk through a whole disk
         found |= dict.fromkeys(sorted(inside) if os.path.isdir(path) else [path])
-    some = ", ".join(map(str, paths[:3]))
+    given = ", ".join(map(str, paths[:3]))
     if len(found) > MOST:
         raise DataError(
-            f"{some}: more than {MOST} images, and a page holds no more; give fewer, or a folder with fewer"
+            f"{given}: more than {MOST} images, and a page holds no more; give fewer, or a folder with fewer"
         )
     if len(found) < 2:
-        line = f"{some}: {counted(len(found), 'image')}; give two or more, or a folder of them"
+        line = f"{given}: {counted(len(found), 'image')}; give two or more, or a folder of them"
         raise DataError("\n".join([line, *problems]))
     return list(found), problems
 
 
 def page(compared: Comparison, network: str = "") -> str:
-    """The page as HTML; `network` says in a sentence which one it was."""
-    holes = {
+    """Make the page, as HTML; `network` is a sentence that names the network."""
+    contents = {
         "css": (PAGE / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
         # A name may hold "</script>": without "<" the browser finds no tag in it.
         "data": json.dumps(_contents(compared, network)).replace("<", "\\u003c"),
     }
     before, *parts = (PAGE / "page.html").read_text(encoding="utf-8").split("{{")
-    return before + "".join(holes[name] + rest for name, rest in (part.split("}}", 1) for part in parts))
+    return before + "".join(contents[name] + rest for name, rest in (part.split("}}", 1) for part in parts))
 
 
 def _contents(compared: Comparison, network: str) -> dict:
-    """What the page holds, as plain values; arrays are in base64."""
-    model, everyone = compared.model, range(len(compared.paths))
+    """The page's data, as plain values; arrays are in base64."""
+    model, positions = compared.model, range(len(compared.paths))
     files = [*compared.paths, *compared.unreadable]
     names = dict(zip(files, names_with_folders(files)))
-    effects = compared.effects_of(*everyone)
-    side = LARGE if len(compared.paths) <= FEW else SMALL
+    effects = compared.effects_of(*positions)
+    side = LARGE if len(compared.paths) <= MANY else SMALL
     return {
         "network": network,
         "missing": [line.replace(str(path), names[path], 1) for path, line in compared.unreadable.items()],
@@ -144,7 +145,7 @@ def _contents(compared: Comparison, network: str) -> dict:
                 "regions": _packed(effects.regions[i].cpu().numpy(), "<i2"),
                 "delta": _in_steps(effects.delta[i].cpu().double().numpy()),
             }
-            for i in everyone
+            for i in positions
         ],
     }
 
@@ -154,12 +155,12 @@ def _packed(values: np.ndarray, dtype: str) -> str:
 
 
 def _colours(colours: Colormap) -> str:
-    """256 colours, red, green and blue in a byte each."""
+    """Pack 256 colours; red, green and blue are a byte each."""
     return _packed(colours(np.arange(256), bytes=True)[:, :3], "u1")
 
 
 def _in_steps(values: np.ndarray) -> dict:
-    """Numbers in 16 bits, to 0.002 % of the largest: whole multiples of a step."""
+    """Pack numbers as 16-bit multiples of a step, to 0.002 % of the largest."""
     step = max(float(np.abs(values).max()), 1e-12) / 32767
     return {"step": step, "values": _packed(np.rint(values / step), "<i2")}
 
@@ -167,5 +168,5 @@ def _in_steps(values: np.ndarray) -> dict:
 def _picture(image: Image.Image, longest_side: int) -> str:
     image, data = image.copy(), io.BytesIO()
     image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
-    image.save(data, "WEBP", quality=QUALITY, lossless=max(image.size) <= PLAIN)
+    image.save(data, "WEBP", quality=QUALITY, lossless=max(image.size) <= LOSSLESS_SIDE)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""What is drawn on an image: its map, the outline of a region, matching regions, a few words."""
+"""Draw on an image: its map, the outline of a region, matching regions, a few words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.images.frame import Box
 
 
 def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarray:
-    """A map in colour on its image, which turns grey under it; where there is no evidence the image shows plainly.
+    """Lay a map in colour over its image, which turns grey under it; where there is no evidence, the image is as it is.
 
     Args:
         image: the original, of any size (H, W).
@@ -48,11 +48,21 @@ def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarra
 
 
 def explained_image(
-    image: Image.Image, explanation: Explanation, index: int, row: int, kind: str, box: Box | None
+    image: Image.Image, explanation: Explanation, index: int, row: int, map_name: str, box: Box | None
 ) -> np.ndarray:
-    """One image of a pair under one of its maps, as strong as its evidence is beside the pair's strongest."""
-    strength = explanation.strength[index, row, MAPS.index(kind)]
-    return overlay(image, inside(getattr(explanation, kind)[index, row], box) * strength)
+    """Lay one map of a pair over its image; colours are as strong as the evidence, compared with the pair's strongest.
+
+    Args:
+        index: of the pair in `explanation`.
+        row: 0 for image 1, 1 for image 2.
+        map_name: `factual` or `counterfactual`.
+        box: the part of the map that the image fills; `None` for all of it.
+
+    Returns:
+        As `overlay`.
+    """
+    strength = explanation.strength[index, row, MAPS.index(map_name)]
+    return overlay(image, inside(getattr(explanation, map_name)[index, row], box) * strength)
 
 
 def draw_map(
@@ -61,23 +71,19 @@ def draw_map(
     explanation: Explanation,
     index: int,
     row: int,
-    kind: str,
+    map_name: str,
     box: Box | None,
     size: int = 9,
 ) -> None:
-    """One image of a pair under one of its maps, whose strongest tenth is outlined; or where it is too weak to be seen,
-    in words of so many points."""
-    axis.imshow(explained_image(image, explanation, index, row, kind, box))
-    this = index, row, MAPS.index(kind)
+    """Draw an `explained_image` on an axis, with its strongest tenth outlined; or, if the map is too weak to be seen,
+    say so in letters of `size` points."""
+    axis.imshow(explained_image(image, explanation, index, row, map_name, box))
+    this = index, row, MAPS.index(map_name)
     if explanation.strength[this] > FAINT:
-        _outline(axis, image, getattr(explanation, kind)[index, row], box)
+        region = strongest_region(getattr(explanation, map_name)[index, row])  # what checks remove
+        line_around(axis, mask_of(inside(region, box), image), 0.7)
     else:
         write_inside(axis, "no such evidence" if explanation.empty[this] else "hardly any", size)
-
-
-def _outline(axis: Axes, image: Image.Image, heatmap: torch.Tensor, box: Box | None) -> None:
-    """A thin line around a map's strongest tenth, which is what the checks take away."""
-    line_around(axis, mask_of(inside(strongest_region(heatmap), box), image), 0.7)
 
 
 def inside(heatmap: torch.Tensor, box: Box | None) -> torch.Tensor:
@@ -86,22 +92,21 @@ def inside(heatmap: torch.Tensor, box: Box | None) -> torch.Tensor:
 
 
 def mask_of(region: torch.Tensor, image: Image.Image) -> Image.Image:
-    """A region (h, w), bool, of an image, stretched to it: "1" of its size."""
+    """Stretch a region (h, w), bool, to its image: a picture of mode "1" and of the image's size."""
     return Image.fromarray(region.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
 
 
 def line_around(axis: Axes, region: Image.Image, width: float) -> None:
-    """A line of so many points around a region of an image, "1" of its size; where the region goes in steps of a map's
-    cells, as where weak evidence ends, the line cuts the corners."""
+    """Draw a line, `width` points wide, around a region that `mask_of` made; it cuts the corners of a map's cells."""
     sharp = region.convert("L")
     smooth = sharp.filter(ImageFilter.GaussianBlur(max(sharp.size) / GRID / 2))
-    within = np.asarray(smooth if smooth.getextrema()[1] > 128 else sharp) / 255  # else it is smaller than a cell
+    within = np.asarray(smooth if smooth.getextrema()[1] > 128 else sharp) / 255  # sharp, if smaller than a cell
     if within.min() < 0.5 < within.max():
         axis.contour(within, levels=[0.5], colors="white", linewidths=width)
 
 
 def mark_matches(axes: Sequence[Axes], images: Sequence[Image.Image], matches: Sequence[Match], size: int = 9) -> None:
-    """Circle the matching regions of two images that are drawn on two axes; `size` of the numbers, in points."""
+    """Circle the matching regions of two images, each drawn on one of two axes; the numbers have `size` points."""
     for number, (match, colour) in enumerate(zip(matches, sns.color_palette("bright")), start=1):
         ends = []
         for axis, image, (row, column) in zip(axes, images, (match.first, match.second)):
@@ -120,13 +125,13 @@ def mark_matches(axes: Sequence[Axes], images: Sequence[Image.Image], matches: S
 
 
 def write_inside(axis: Axes, text: str, size: int = 9) -> None:
-    """A few words in the middle of a panel."""
+    """Write a few words in the middle of a panel."""
     box = {"boxstyle": "round", "facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=size, bbox=box)
 
 
 def short(name: str, most: int = 26) -> str:
-    """The end of a long file name, which tells more than its start; a Chinese letter is as wide as two others."""
+    """Cut a long file name to its end, which tells more than its start; a Chinese letter counts as two others."""
     widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name]
     if sum(widths) <= most:
         return name

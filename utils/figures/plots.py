@@ -22,12 +22,12 @@ from utils.evaluate.scores import PairScores, score_pairs
 from utils.images.pairs import PAIR_LABELS
 
 COLOURS = sns.color_palette("colorblind")
-MOST_MARKERS = 60  # on a learning curve
+MOST_MARKERS = 60  # epochs up to which a learning curve has a marker for each
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": 8}  # a legend off the data
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
-    """Images per class and split, of a table with the columns `label` and `split`."""
+    """Plot the number of images per class and split, from a table with the columns `label` and `split`."""
     counts = pd.crosstab(table.label, table.split).reindex(columns=list(SPLITS), fill_value=0)
     figure, axis = plt.subplots(figsize=(6, 0.35 * len(counts) + 1), layout="constrained")
     counts.plot.barh(stacked=True, ax=axis, color=COLOURS[:3], width=0.75)
@@ -40,7 +40,7 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
 
 
 def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:
-    """Loss and validation scores by epoch; the epoch that was kept, counted from 1, is marked."""
+    """Plot loss and validation scores by epoch; the epoch that was kept, counted from 1, is marked."""
     best = history.iloc[kept - 1]
     size = 3 if len(history) <= MOST_MARKERS else 0  # hundreds of markers would be a bar
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
@@ -59,7 +59,7 @@ def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:
 
 
 def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure:
-    """Confusion matrices of pairs, one for each threshold."""
+    """Plot the confusion matrix of pairs for each of several thresholds."""
     figure, axes = plt.subplots(1, len(scores), figsize=(3.2 * len(scores), 2.9), layout="constrained", squeeze=False)
     for axis, score, title in zip(axes[0], scores, titles):
         ConfusionMatrixDisplay(score.confusion, display_labels=PAIR_LABELS).plot(ax=axis, cmap="Blues", colorbar=False)
@@ -70,7 +70,7 @@ def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure
 
 
 def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dict[str, float]) -> Figure:
-    """Histogram of the dissimilarity of similar and of dissimilar pairs, with the thresholds drawn in.
+    """Plot histograms of the dissimilarity of similar and of dissimilar pairs, with the thresholds drawn in.
 
     Args:
         dissimilarity: D / margin, not clipped, shape (P,).
@@ -79,8 +79,8 @@ def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dic
     """
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     bins = np.linspace(0, max(1.0, dissimilarity.max()), 41)
-    for kind, name in enumerate(PAIR_LABELS):
-        axis.hist(dissimilarity[label == kind], bins, alpha=0.6, color=COLOURS[kind], label=f"{name} pairs")
+    for value, name in enumerate(PAIR_LABELS):
+        axis.hist(dissimilarity[label == value], bins, alpha=0.6, color=COLOURS[value], label=f"{name} pairs")
     for (name, value), style in zip(thresholds.items(), ("-", "--")):
         axis.axvline(value, color="black", lw=1, ls=style, label=f"{name}: {value:.2f}")
     axis.set(xlabel="distance / margin (the margin itself is 1)", ylabel="pairs")
@@ -91,7 +91,7 @@ def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dic
 
 
 def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
-    """ROC and precision-recall curves of "dissimilar", with chance level."""
+    """Plot the ROC and precision-recall curves of "dissimilar", with chance level."""
     score = score_pairs(dissimilarity, label, threshold=0.5)
     false_alarms, hits, _ = roc_curve(label, dissimilarity)
     precision, recall, _ = precision_recall_curve(label, dissimilarity)
@@ -109,8 +109,9 @@ def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
 
 
 def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Figure:
-    """Reliability diagram: of the pairs given about the same estimate, which share is of one class? Below, how many
-    they are.
+    """Plot a reliability diagram: the share of pairs of one class among those with about the same estimate.
+
+    Below it is the number of pairs.
 
     Args:
         estimates: name -> estimate of "same class" in [0, 1], shape (P,); a reliable one follows the diagonal.
@@ -135,15 +136,17 @@ def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Fig
 
 
 def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """Deletion and insertion curves of several rankings: ranking -> {`deletion`, `insertion`} -> (steps,)."""
+    """Plot deletion and insertion curves of several rankings: ranking -> {`deletion`, `insertion`} -> (steps,)."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
-    for axis, kind, wanted in zip(axes, ("deletion", "insertion"), ("should fall fast", "should rise fast")):
+    for axis, curve, wanted in zip(axes, ("deletion", "insertion"), ("should fall fast", "should rise fast")):
         for (name, pair), style, colour in zip(curves.items(), ("-", "--", ":", "-."), COLOURS):
-            share = np.linspace(0, 100, len(pair[kind]))
-            axis.plot(share, pair[kind], style, color=colour, lw=2, label=f"{name}: area {area_under(pair[kind]):.2f}")
+            share = np.linspace(0, 100, len(pair[curve]))
+            axis.plot(
+                share, pair[curve], style, color=colour, lw=2, label=f"{name}: area {area_under(pair[curve]):.2f}"
+            )
         axis.axhline(0, color="grey", lw=0.8)
-        verb = "blurred" if kind == "deletion" else "sharpened"
-        axis.set(xlabel=f"pixels {verb}, strongest first (%)", title=f"{kind}: {wanted}")
+        verb = "blurred" if curve == "deletion" else "sharpened"
+        axis.set(xlabel=f"pixels {verb}, strongest first (%)", title=f"{curve}: {wanted}")
         axis.legend(frameon=False, fontsize=8, loc="upper right")
         sns.despine(ax=axis)
     low, high = axes[0].get_ylim()
@@ -152,7 +155,7 @@ def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
 
 
 def plot_class_similarity(similarity: pd.DataFrame) -> Figure:
-    """Mean similarity between classes as a heatmap."""
+    """Plot the mean similarity between classes as a heatmap."""
     side = 0.5 * len(similarity)
     figure, axis = plt.subplots(figsize=(side + 2.6, side + 1.4), layout="constrained")
     sns.heatmap(
@@ -172,7 +175,7 @@ def plot_class_similarity(similarity: pd.DataFrame) -> Figure:
 
 
 def plot_embedding(embeddings: torch.Tensor, labels: Sequence[str]) -> Figure:
-    """Embeddings on their two principal axes, coloured by class; distances are to scale."""
+    """Plot embeddings on their two principal axes, coloured by class; distances are to scale."""
     pca = PCA(2)
     plane = pca.fit_transform(embeddings.numpy())
     figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")

@@ -1,5 +1,6 @@
-"""How figures look, and the page to play with: the colours of evidence and of similarity; names as they are, in any
-script, for which importing this module is enough."""
+"""The style of all figures and of the page: colours of evidence and similarity, and fonts for names in any script.
+
+Importing this module is enough to set the fonts."""
 
 from contextlib import suppress
 
@@ -13,9 +14,9 @@ from matplotlib.font_manager import findSystemFonts, fontManager
 COLORMAP = ListedColormap(matplotlib.colormaps["inferno"](np.linspace(0.3, 1, 256)), name="evidence")
 SIMILARITY = matplotlib.colormaps["viridis"]
 OPACITY = 0.9  # of the strongest evidence
-WEAK = 0.7  # exponent of weaker evidence, so that half of it is clearly seen
-DRAINED = 0.15  # evidence from which on the image under it is grey
-FAINT = 0.15  # of the pair's strongest evidence: a weaker map is hardly seen, not outlined, and said to be so
+WEAK = 0.7  # exponent of the opacity of weaker evidence, so that half of it is clearly seen
+DRAINED = 0.15  # evidence, as a share of the strongest, from which on the image under it is grey
+FAINT = 0.15  # share of the pair's strongest evidence; a weaker map is hardly seen: a few words say so
 
 # With Chinese letters, most of them with Japanese and Korean ones, too; the nicer ones first.
 ASIAN_FONTS = (
@@ -42,7 +43,7 @@ ASIAN_FONTS = (
 
 
 def asian_fonts() -> list[str]:
-    """Those of `ASIAN_FONTS` that are installed, in their order."""
+    """List the fonts of `ASIAN_FONTS` that are installed, in their order."""
     if not (found := _listed()):
         # matplotlib lists fonts once and keeps the list; one may have been installed since.
         for file in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:

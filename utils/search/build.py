@@ -37,11 +37,11 @@ class Report:
 
     folder: Path
     images: int = 0  # in the index now
-    unexplained: int = 0  # of these, images whose effects are not known
+    unexplained: int = 0  # of these, images whose regions are not measured
     embedded: int = 0  # new or changed images
-    gone: int = 0  # images taken out
+    gone: int = 0  # images whose files are no longer there
     problems: list[str] = field(default_factory=list)  # a line for each file left out
-    emptied: bool = False  # as it was of another network
+    emptied: bool = False  # because it was made by another network
     stopped: bool = False  # by the user
 
     def __str__(self) -> str:
@@ -58,21 +58,20 @@ class Report:
 
 
 def place_of(config: Config, path: Path, suffix: str) -> Path:
-    """Where what belongs to a folder or image is kept, apart from that of others of its name."""
+    """The file in which the index of a folder, or the figure of an image, is kept; each path has its own."""
     return config.outputs_path / "search" / f"{path.resolve().stem[:40]}-{hash_of_paths(path)}{suffix}"
 
 
 def build_index(
     model: SiameseNetwork, folder: Path, path: Path, explain: bool = False, num_workers: int = 2, verbose: bool = True
 ) -> Report:
-    """Bring the index of a folder and its sub-folders up to date: forget images that have gone, and embed new and
-    changed ones.
+    """Bring the index of a folder and its sub-folders up to date: embed new and changed images, remove deleted ones.
 
-    It is committed in batches: a run that was killed goes on where it was, and others can search meanwhile.
+    Images are written in batches: after a killed run, the next one goes on from there; others can search meanwhile.
 
     Args:
-        path: of the index, made if it is not there.
-        explain: then measure what regions do, some 100 passes an image; otherwise a query measures those that it finds.
+        path: file of the index; it is made if it is not there.
+        explain: also measure the effects of regions, some 100 passes an image; otherwise a query measures its hits.
         num_workers: threads that read files.
 
     Raises:
@@ -104,9 +103,11 @@ def build_index(
 def _batches(
     folder: Path, frame: Frame, num_workers: int, verbose: bool, problems: list[str], title: str, files: list, size: int
 ) -> Iterator[tuple[Sequence[FileState], torch.Tensor, Sequence[Fingerprint]]]:
-    """Up to `size` images at a time: states, pixels (N, 3, H, W), uint8, and fingerprints. `problems` gets a line for
-    each that cannot be read."""
-    # States are those of before a file is read: one that changes meanwhile is seen as changed by queries and builds.
+    """Read up to `size` images at a time: their states, pixels (N, 3, H, W), uint8, and fingerprints.
+
+    `problems` gets a line for each image that cannot be read.
+    """
+    # A state is taken before its file is read: if the file changes meanwhile, queries and builds see the change.
     found = decode([folder / state.file for state in files], frame, num_workers, verbose=False)
     images = zip(files, tqdm(found, title, len(files), unit="image", disable=not verbose, delay=2))
     while batch := list(islice(images, size)):
@@ -117,7 +118,7 @@ def _batches(
 
 
 def images_in(folder: Path, problems: list[str]) -> list[FileState]:
-    """The files of a folder and its sub-folders that are images by their names, sorted; hidden ones are skipped.
+    """List the files of a folder and its sub-folders that are named as images, sorted; hidden ones are skipped.
 
     Args:
         problems: gets a line for what cannot be listed or named.

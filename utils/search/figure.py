@@ -25,10 +25,9 @@ MOST_ROWS = 20  # of a figure: a hundred would be 50,000 pixels high
 
 
 def show_hits(found: Found) -> Figure:
-    """A row for each of the first `MOST_ROWS` hits: query and hit with the regions that match circled in one colour,
-    the factual maps of both, and the counterfactual ones.
+    """Show a row for each of the first `MOST_ROWS` hits: query and hit with matching regions circled, and their maps.
 
-    The hits' files are opened for this only; one that has gone or changed is drawn as a grey panel.
+    A hit whose file was deleted or changed is a grey panel.
     """
     query, hits = shrink(read_image(found.query), 320), found.hits[:MOST_ROWS]
     images = [_picture(hit) for hit in hits]
@@ -56,9 +55,9 @@ def show_hits(found: Found) -> Figure:
             write_inside(row[2], "not explained", 7)
             continue
         mark_matches(row[:2], (query, image), hit.matches, size=6)
-        for column, kind in ((2, "factual"), (4, "counterfactual")):
+        for column, map_name in ((2, "factual"), (4, "counterfactual")):
             for side, (picture, box) in enumerate(((query, found.box), (image, hit.box))):
-                draw_map(row[column + side], picture, hit.explanation, 0, side, kind, box, size=7)
+                draw_map(row[column + side], picture, hit.explanation, 0, side, map_name, box, size=7)
     return figure
 
 

@@ -26,11 +26,12 @@ from utils.system.settings import Config
 
 @dataclass(frozen=True)
 class Hit:
-    """One image that was found.
+    """An image that a query found.
 
     Attributes:
         path: its file.
-        image_size: its width and height in pixels; `box`: the part of the network's frame that it fills.
+        image_size: its width and height in pixels.
+        box: the part of the network's frame that it fills.
         similarity: to the query, in [0, 1].
         is_similar: the decision.
         explanation: of the pair, image 1 being the query; None if it could not be measured.
@@ -50,7 +51,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """What a query found in the index of a folder, nearest first; `box`: the part of the frame that the query fills."""
+    """The hits of a query in the index of a folder, nearest first; `box` is the part of the frame the query fills."""
 
     query: Path
     folder: Path
@@ -58,7 +59,7 @@ class Found:
     hits: list[Hit]
 
     def table(self) -> pd.DataFrame:
-        """A row for each hit: `rank`, `similarity`, `decision`, `file` (in the folder)."""
+        """Make a table with a row for each hit: `rank`, `similarity`, `decision`, `file` (in the folder)."""
         rows = [
             (rank, round(hit.similarity, 3), "similar" if hit.is_similar else "dissimilar", self.name(hit))
             for rank, hit in enumerate(self.hits, start=1)
@@ -70,10 +71,10 @@ class Found:
 
 
 def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) -> Found:
-    """The `count` images of an index that are nearest to an image, each explained from the effects in the index.
+    """Find the `count` images of an index that are nearest to an image, and explain each.
 
-    The network sees the query, and hits whose effects are not known yet; these are kept for the next time. The query's
-    own file is no hit.
+    Effects come from the index. Only the query, and hits that were never measured, pass through the network; what is
+    measured is kept in the index. The query's own file is no hit.
 
     Raises:
         DataError: the query cannot be read.
@@ -99,8 +100,10 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
 
 
 def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry]) -> list[np.ndarray | str]:
-    """The effects (R, D) of the regions of each image, from the index or else measured, and then kept in it; or why
-    they are not known."""
+    """The effects (R, D) of each image's regions, or a line that tells why they cannot be measured.
+
+    Effects that the index lacks are measured and written to it.
+    """
     results: list[np.ndarray | str | None] = [entry.delta for entry in entries]
     images: dict[int, torch.Tensor] = {}
     for k, entry in enumerate(entries):
@@ -125,14 +128,14 @@ def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry])
 def explained(
     model: SiameseNetwork, query: RegionEffects, box: Box, embedding: np.ndarray, delta: np.ndarray, hit_box: Box
 ) -> tuple[Explanation, list[Match]]:
-    """Why a query and a hit are similar or not, and what matches what, from their effects alone."""
+    """Explain a query and a hit, and find their matches, from their embeddings and effects."""
     z, delta = (torch.tensor(x.astype(np.float32), device=query.delta.device)[None] for x in (embedding, delta))
     both, size = joined([query, effects_of_regions(z, delta, model.image_size)]), model.image_size
     return explain_effects(model, both, [0], [1], size), matching_regions(both, 0, 1, (box, hit_box), size)
 
 
 def find_index(config: Config, folder: Path | None = None) -> Path:
-    """The index of a folder; of `None`, the index that was built last.
+    """Find the file of a folder's index; for `None`, of the index that was built last.
 
     Raises:
         SearchError: there is none.

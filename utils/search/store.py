@@ -23,7 +23,7 @@ from utils.system.errors import SearchError
 from utils.system.files import file_state
 
 FORMAT = 4  # of the tables below
-WAIT = 60.0  # seconds, for another process to finish writing
+WAIT = 60.0  # seconds to wait for another process to finish writing
 # An id is never used again (AUTOINCREMENT), so the effects of a file's old content cannot become those of its new one.
 TABLES = (
     "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -58,8 +58,7 @@ class Entry(NamedTuple):
 
 
 def identity(model: SiameseNetwork) -> str:
-    """What an index must agree in with a network to be its own: a digest of all that makes embeddings and their
-    effects, and of the layout of the file."""
+    """A digest of all that determines embeddings, effects and the layout of the file; an index holds its network's."""
     architecture = sorted((key, value) for key, value in model.architecture.items() if key != "threshold")
     digest = hashlib.sha256(repr((FORMAT, WINDOWS, architecture)).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -79,17 +78,17 @@ def built_last(paths: Sequence[Path]) -> Path:
 
 
 class Index:
-    """An open index. Close it, or use it in a `with`; each process and thread opens its own.
+    """An open index, to be used in a `with`; each process and thread opens its own.
 
     Args:
         path: of the file.
-        model: the network that it belongs to.
-        folder: what is to be indexed: an index that is missing is made, one of another network is `emptied`. `None`:
-            the index has to be there, and `folder` is the one that was indexed.
+        model: the network that the index belongs to.
+        folder: the folder to index: a missing index is made, one of another network is `emptied`. With `None` the index
+            has to exist, and the attribute `folder` is the one that was indexed.
 
     Raises:
-        SearchError: it is missing, of another network or version, damaged, or cannot be written. So do all methods, as
-            another program may have changed it meanwhile.
+        SearchError: it is missing, of another network or version, damaged, or cannot be written. All methods raise it,
+            as another program may have changed the file meanwhile.
     """
 
     def __init__(self, path: Path, model: SiameseNetwork, folder: Path | None = None) -> None:
@@ -119,7 +118,7 @@ class Index:
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Errors of SQLite and the system in a line that says what to do."""
+        """Turn errors of SQLite and the system into one line that tells what to do."""
         try:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:  # the last: numbers of the wrong length
@@ -130,7 +129,7 @@ class Index:
 
     @contextmanager
     def _transaction(self, mode: str) -> Iterator[None]:
-        """All that happens inside, or, if it fails, none of it. `DEFERRED` reads one state of the file, `IMMEDIATE`
+        """Do all that happens inside, or, if it fails, nothing. `DEFERRED` reads one state of the file, `IMMEDIATE`
         writes."""
         with self._reporting(), self.db:
             self.db.execute(f"BEGIN {mode}")
@@ -152,7 +151,7 @@ class Index:
             self.db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
 
     def _check(self) -> Path:
-        """The folder that was indexed; a SearchError where the index is of another network."""
+        """Return the folder that was indexed; raise a SearchError if the index belongs to another network."""
         about = dict(self.db.execute("SELECT key, value FROM about"))
         if about.get("network") != self._identity:
             again = f"run python -m utils search build {about.get('folder', 'FOLDER')} again"
@@ -160,8 +159,11 @@ class Index:
         return Path(about["folder"])
 
     def keep_only(self, found: Iterable[FileState]) -> tuple[list[FileState], int]:
-        """Forget images whose files are not among those `found`, or have changed. Returns those that the index
-        lacks now, sorted, and how many had gone."""
+        """Remove images whose files are not among those `found`, or have changed.
+
+        Returns:
+            The files that the index lacks now, sorted; and how many images were removed because their file is gone.
+        """
         with self._transaction("IMMEDIATE"):
             self.db.execute("CREATE TEMP TABLE found (file TEXT, state TEXT, PRIMARY KEY (file, state))")
             self.db.executemany("INSERT INTO found VALUES (?, ?)", found)
@@ -174,8 +176,10 @@ class Index:
         return missing, gone
 
     def add(self, states: Sequence[FileState], image_sizes: Sequence[tuple[int, int]], embeddings: np.ndarray) -> None:
-        """Add images, all or none: embeddings (N, D), and widths and heights in pixels. Files that another process has
-        added meanwhile stay as they are."""
+        """Add images, all or none: embeddings (N, D), and widths and heights in pixels.
+
+        Files that another process has added meanwhile stay as they are.
+        """
         blobs = (row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4"))
         rows = ((*state, *size, blob) for state, size, blob in zip(states, image_sizes, blobs))
         columns = "(file, state, width, height, embedding)"
@@ -184,7 +188,7 @@ class Index:
         self._loaded = None
 
     def add_effects(self, ids: Sequence[int], delta: torch.Tensor) -> None:
-        """Keep the effects of regions (N, R, D) of images, by their ids, as far as these are still there."""
+        """Write the effects of regions (N, R, D) of images, given by ids; ids that were removed are skipped."""
         rows = [(one.tobytes(), number) for number, one in zip(ids, delta.cpu().numpy().astype("<f2"))]
         with self._transaction("IMMEDIATE"):
             self.db.executemany("INSERT OR REPLACE INTO effects SELECT id, ? FROM images WHERE id = ?", rows)
@@ -195,17 +199,16 @@ class Index:
             return self.db.execute("SELECT COUNT(*) FROM images").fetchone()[0]
 
     def unexplained(self) -> dict[FileState, int]:
-        """The images whose effects are not known, by file, with their ids."""
+        """List the images whose effects are not measured: file -> id."""
         unknown = "SELECT file, state, id FROM images WHERE id NOT IN (SELECT id FROM effects) ORDER BY file"
         with self._transaction("DEFERRED"):
             return {FileState(*state): number for *state, number in self.db.execute(unknown)}
 
     def nearest(self, z: np.ndarray, count: int) -> list[tuple[float, Entry]]:
-        """The `count` images nearest to an embedding (D,), with their raw distances, nearest first.
+        """Find the `count` images nearest to an embedding (D,), with their raw distances, nearest first.
 
-        Exact to the rounding of float32: a matrix product finds more than are wanted, whose distances are then computed
-        from differences. All is read from one state of the file, that of now. Embeddings are kept in memory until the
-        file changes.
+        Exact to the rounding of float32: a matrix product finds more candidates than are wanted, and their distances
+        are then computed from differences. Embeddings stay in memory until the file changes.
         """
         with self._transaction("DEFERRED"):
             self._load()
@@ -219,13 +222,13 @@ class Index:
             return [(float(distances[i]), self._entry(int(self._ids[near[i]]))) for i in order]
 
     def contents(self) -> tuple[list[str], np.ndarray]:
-        """All files, relative to the folder, and their embeddings (N, D), float32."""
+        """List all files, relative to the folder, and their embeddings (N, D), float32."""
         with self._transaction("DEFERRED"):
             self._load()
             return [file for (file,) in self.db.execute("SELECT file FROM images ORDER BY id")], self._embeddings
 
     def _load(self) -> None:
-        """Embeddings (N, D) and their squared lengths, unless they are those of now."""
+        """Read the embeddings (N, D), unless the file has not changed since they were read."""
         ((state,),) = self.db.execute("PRAGMA data_version")  # another number after a commit of another connection
         if state == self._loaded:
             return

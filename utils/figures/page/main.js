@@ -40,7 +40,7 @@ function setThreshold() {
 
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || !state.from) return;
-  if (removed()) bringBack();
+  if (countOccluded()) showAllAgain();
   else if (images.length > 2) location.hash = "";
 });
 addEventListener("hashchange", show);

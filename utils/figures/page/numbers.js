@@ -31,27 +31,27 @@ function dot(a, b, startA = 0, startB = 0, length = b.length) {
 
 const deltaOf = (image, region) => image.delta.subarray(region * image.z.length, (region + 1) * image.z.length);
 const count = (image) => image.regions.length / 4;
-const difference = (a, b) => a.map((value, k) => value - b[k]);
+const subtract = (a, b) => a.map((value, k) => value - b[k]);
 // 1 - distance / margin: the similarity, but below 0 beyond the margin.
-const closeness = (a, b) => 1 - Math.sqrt(dot(difference(a, b), difference(a, b)) + 1e-12) / data.margin;
+const closeness = (a, b) => 1 - Math.sqrt(dot(subtract(a, b), subtract(a, b)) + 1e-12) / data.margin;
 const similarity = (a, b) => Math.max(closeness(a, b), 0);
 const isSimilar = (value) => value > state.threshold;
 
-// What an effect on an embedding does to its squared distance from one that it is away from.
-const onDistance = (delta, away) => dot(delta, delta) - 2 * dot(delta, away);
+// The effect on a squared distance: delta is the effect on one embedding, difference this embedding less the other one.
+const effectOnDistance = (delta, difference) => dot(delta, delta) - 2 * dot(delta, difference);
 
-// What occluding each region of a does to the squared distance from b: |delta|^2 - 2 <delta, z_a - z_b>.
+// The effect of each region of a on the squared distance from b: |delta|^2 - 2 <delta, z_a - z_b>.
 function effects(a, b) {
-  const away = Float64Array.from(difference(a.z, b.z));
-  return Float64Array.from({ length: count(a) }, (_, r) => onDistance(deltaOf(a, r), away));
+  const difference = Float64Array.from(subtract(a.z, b.z));
+  return Float64Array.from({ length: count(a) }, (_, r) => effectOnDistance(deltaOf(a, r), difference));
 }
 
-// What a region of a and each region of b have in common: 2 <delta, delta'>.
+// The interaction of a region of a with each region of b: 2 <delta, delta'>. Above 0 they match.
 function interactions(a, region, b) {
   return Float64Array.from({ length: count(b) }, (_, q) => 2 * dot(deltaOf(a, region), deltaOf(b, q)));
 }
 
-// Share of each of GRID positions along a side of so many pixels that lies between two pixels.
+// The share of each of GRID positions, along a side of so many pixels, that lies between pixels `from` and `to`.
 function cover(from, to, pixels) {
   const step = pixels / GRID;
   return Float64Array.from({ length: GRID }, (_, g) =>
@@ -69,7 +69,7 @@ function spread(values) {
   return Float64Array.from({ length: GRID * GRID }, (_, p) => dot(regression, values, p * values.length));
 }
 
-// What occluding some positions of an image all at once does to the squared distance from another: `of_places` in
+// The effect on the squared distance from another image of occluding positions of an image all at once: `of_masks` in
 // utils/explain/occlusion.py.
 function effectOfPositions(image, other, positions) {
   const delta = new Float64Array(image.z.length);
@@ -77,7 +77,7 @@ function effectOfPositions(image, other, positions) {
     const weight = positions.reduce((sum, p) => sum + regression[p * count(image) + r], 0);
     deltaOf(image, r).forEach((value, k) => (delta[k] += weight * value));
   }
-  return onDistance(delta, Float64Array.from(difference(image.z, other.z)));
+  return effectOnDistance(delta, Float64Array.from(subtract(image.z, other.z)));
 }
 
 // Where the pixels of one side fall among `count` positions: the position before, and how far on towards the next.
@@ -105,23 +105,23 @@ function evidence(a, b) {
   return maps.map((map) => map.map((value) => value / most));
 }
 
-// The part of an image's evidence, beside another, that a map shows, of a sign and for or against the decision: no weak
-// evidence, and none against a decision that occluding the strongest tenth of the image would not strengthen.
+// The evidence of one sign that an image's map shows, for or against the decision: not the weak one, and none against
+// the decision if occluding its strongest tenth of the image would not make the decision stronger.
 function shownOf(map, sign, against, image, other) {
   const least = against ? data.minCounterfactual : data.minFactual * largest(map);
   const shown = map.map((value) => (sign * value > least ? sign * value : 0));
   return against && sign * effectOfPositions(image, other, strongestPositions(shown)) <= 0 ? shown.fill(0) : shown;
 }
 
-// The positions of the share of a map that a check takes away, as far as there is evidence.
+// The positions of a map that a check removes: those with evidence among its strongest tenth.
 function strongestPositions(map) {
   const order = [...map.keys()].sort((p, q) => map[q] - map[p]);
   return order.slice(0, Math.round(data.region * map.length)).filter((p) => map[p] > 0);
 }
 
-// An image's embedding with some of its regions occluded: exactly as measured for one; of several, the effects added, each in
-// the share of its area that those before it leave.
-function occluded(image, regions) {
+// The embedding of an image with regions occluded. One region's effect is as measured; those of several are added, each
+// in proportion to the part of its area that the regions before it leave free.
+function embeddingWith(image, regions) {
   const z = Float64Array.from(image.z), covered = new Float64Array(GRID * GRID);
   for (const region of regions) {
     const [rows, columns] = covers(image, region);

@@ -71,10 +71,10 @@ function blurWindow(canvas, image, region) {
   if (box[2] >= 1 && box[3] >= 1) canvas.getContext("2d").drawImage(image.blurred, ...box, ...box);
 }
 
-function outline(stage, image, region, kind) {
+function outline(stage, image, region, style) {
   const [top, bottom, left, right] = place(image, region), frame = document.createElement("div");
   const sides = { top, left, height: bottom - top, width: right - left };
-  frame.className = `window ${kind}`;
+  frame.className = `window ${style}`;
   for (const [side, share] of Object.entries(sides)) frame.style[side] = `${100 * share}%`;
   stage.append(frame);
 }
