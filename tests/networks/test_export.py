@@ -26,13 +26,29 @@ def test_another_runtime_gives_the_same_embeddings(tmp_path):
     session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     expected = {"margin": 3.0, "threshold": 0.5, "calibrated_threshold": 0.4, "image_size": [32, 48], "fit": "stretch"}
-    assert facts == expected | {"classes": ["a", "b"]}
+    assert facts == expected | {"classes": ["a", "b"], "filter": "bilinear", "antialias": True}
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)  # not the example's number
     (embeddings,) = session.run(None, {"images": pixels.transpose(0, 3, 1, 2)})
     with torch.no_grad():
         wanted = torch.stack([model.eval().embed(model.preprocess(Image.fromarray(one))[None])[0] for one in pixels])
     np.testing.assert_allclose(embeddings, wanted, atol=1e-4)
     assert np.ptp(embeddings, axis=0).max() > 1e-3  # which would also hold for a constant
+
+
+def test_the_metadata_say_how_an_image_is_fitted(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model = SiameseNetwork("Conv4", image_size=(32, 48), fit="pad", mean=(0.2, 0.4, 0.6))
+    export_onnx(model, tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8))
+    frame = np.empty((32, 48, 3), dtype=np.uint8)
+    frame[:] = facts["fill"]
+    frame[:, 8:40] = image.resize((32, 32), Image.Resampling[facts["filter"].upper()])
+    (z,) = session.run(None, {"images": frame.transpose(2, 0, 1)[None]})
+    with torch.no_grad():
+        np.testing.assert_allclose(z, model.eval().embed(model.preprocess(image)[None]), atol=1e-5)
+    assert facts["fill"] == [51, 102, 153] and facts["antialias"] is True
 
 
 def test_missing_packages_are_one_line_and_nothing_is_written(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils.images.frame import mean_colour
 from utils.networks.backbones import eval_mode
 from utils.system.errors import ModelError
 from utils.system.files import replacing
@@ -29,8 +30,8 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
     """Write a `SiameseNetwork` as ONNX: `images`, uint8 RGB (N, 3, H, W) of the network's size -> `embeddings` (N, D).
 
     The file's metadata hold what a decision needs beside the embeddings, each as JSON: `margin`, `threshold`,
-    `calibrated_threshold` (if the network has one), `image_size`, `fit` and `classes`. Two images are similar if
-    `||z1 - z2|| / margin < threshold`.
+    `calibrated_threshold` (if the network has one), `image_size`, `fit`, `filter` and `antialias` of the resize, for
+    `pad` its `fill` (RGB in 0-255), and `classes`. Two images are similar if `||z1 - z2|| / margin < threshold`.
 
     Raises:
         ModelError: the packages that write ONNX are missing.
@@ -46,6 +47,9 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         "threshold": model.threshold,
         "image_size": model.image_size,
         "fit": model.frame.fit,
+        "filter": "bilinear",
+        "antialias": True,  # as Pillow's BILINEAR does; another resize makes an image dissimilar to itself
+        **({"fill": mean_colour(model.frame.mean)} if model.frame.fit == "pad" else {}),
         **{key: model.info[key] for key in ("calibrated_threshold", "classes") if key in model.info},
     }
     with replacing(path) as file, eval_mode(model), warnings.catch_warnings():
