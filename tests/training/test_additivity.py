@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from utils.explain.removal import blur
-from utils.training.additivity import SIDES, halved_boxes, left_over, without_halves
+from utils.training.additivity import SIDES, halved_boxes, interaction, occlude_halves
 
 
 def test_halves_are_neighbours_that_fill_a_box_of_the_image():
@@ -32,7 +32,7 @@ def test_boxes_of_tiny_images_are_two_pixels_or_more_with_a_cut_between_them():
 def test_each_half_and_both_are_blurred():
     batch = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     boxes = np.array([[[2, 6, 3, 9], [6, 9, 3, 9]], [[0, 16, 0, 4], [0, 16, 4, 24]]])
-    changed = without_halves(batch, boxes)
+    changed = occlude_halves(batch, boxes)
     blurred, expected = blur(batch), []
     for halves in ([0], [1], [0, 1]):
         for image in range(2):
@@ -47,10 +47,10 @@ def test_each_half_and_both_are_blurred():
     torch.testing.assert_close(changed[5], blurred[1])  # its halves are the whole image
 
 
-def test_nothing_is_left_over_where_effects_add_up():
+def test_halves_whose_effects_add_up_do_not_interact():
     whole, first, second = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     both = whole - (whole - first) - (whole - second)
-    torch.testing.assert_close(left_over(whole, torch.cat([first, second, both])), torch.zeros(4, 5))
+    torch.testing.assert_close(interaction(whole, torch.cat([first, second, both])), torch.zeros(4, 5))
     more = both + torch.tensor([3.0, 4.0, 0, 0, 0])
     expected = torch.tensor([3.0, 4.0, 0, 0, 0]).expand(4, 5)
-    torch.testing.assert_close(left_over(whole, torch.cat([first, second, more])), expected)
+    torch.testing.assert_close(interaction(whole, torch.cat([first, second, more])), expected)

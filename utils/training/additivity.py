@@ -1,8 +1,8 @@
-"""Training in which effects of regions add up, so that a map, which is a sum over regions, can be right about them.
+"""Additivity: training makes the effects of regions add up, as a map, which is a sum over regions, supposes.
 
-For a network as it comes, blurring a region may do something else than blurring its parts one at a time. Then no map is
-right for regions of all sizes (docs/trials.md). Here a box of an image is cut in two, and the network is taught
-that blurring both halves does what blurring the one and blurring the other do together.
+The effect of a region may differ from the sum of its parts' effects. Then no map is right for regions of all sizes
+(docs/trials.md). Here a random box of an image is cut in two halves A and B, and the network learns that the effect of
+both is the sum of their effects: `delta_AB = delta_A + delta_B`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import torch
 
 from utils.explain.removal import blur
 
-SHARE = 8  # one image in so many of a batch is looked at without boxes
-SIDES = (0.2, 0.7)  # of a box, as shares of the image's
+CHOSEN = 1 / 8  # share of a batch's images in which a box is occluded
+SIDES = (0.2, 0.7)  # smallest and largest sides of a box, as shares of the image's sides
 
 
 def halved_boxes(count: int, image_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A random box in each of N images, cut in two at a random place: top, bottom, left and right in pixels, the second
-    and fourth excluded, shape (N, 2, 4)."""
+    """Draw a box in each of N images and cut it in two at a random place: (N, 2, 4).
+
+    Boxes are top, bottom, left and right in pixels; bottom and right are excluded.
+    """
     boxes = []
     for _ in range(count):
         length = [max(2, round(rng.uniform(*SIDES) * side)) for side in image_size]
@@ -32,19 +34,33 @@ def halved_boxes(count: int, image_size: tuple[int, int], rng: np.random.Generat
     return np.array(boxes)
 
 
-def without_halves(batch: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
-    """Preprocessed images (N, 3, H, W), blurred in the first half of their box (N, 2, 4), in the second, and in both:
-    (3N, 3, H, W)."""
+def occlude_halves(batch: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
+    """Blur the first half of each image's box, the second half, and both.
+
+    Args:
+        batch: preprocessed images (N, 3, H, W).
+        boxes: from `halved_boxes`, (N, 2, 4).
+
+    Returns:
+        (3N, 3, H, W): all images with the first half blurred, then with the second, then with both.
+    """
     blurred = blur(batch)
-    changed = torch.stack([batch] * 3)
+    occluded = torch.stack([batch] * 3)
     for image, halves in enumerate(boxes):
         for half, (top, bottom, left, right) in enumerate(halves.tolist()):
-            changed[[half, 2], image, :, top:bottom, left:right] = blurred[image, :, top:bottom, left:right]
-    return changed.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            occluded[[half, 2], image, :, top:bottom, left:right] = blurred[image, :, top:bottom, left:right]
+    return occluded.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def left_over(whole: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
-    """`delta_AB - delta_A - delta_B` of N images, (N, D), from their embeddings (N, D) and those of `without_halves`
-    (3N, D); 0 where effects add up."""
-    first, second, both = changed.chunk(3)
+def interaction(whole: torch.Tensor, occluded: torch.Tensor) -> torch.Tensor:
+    """The interaction of the two halves of a box, `delta_AB - delta_A - delta_B`; 0 where their effects add up.
+
+    Args:
+        whole: embeddings of N images, (N, D).
+        occluded: embeddings of what `occlude_halves` makes of them, (3N, D).
+
+    Returns:
+        (N, D).
+    """
+    first, second, both = occluded.chunk(3)
     return whole - first - second + both

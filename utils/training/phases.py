@@ -1,9 +1,10 @@
-"""The two phases of training: each makes its inputs, embeds them, and has an optimizer and a schedule of its own."""
+"""The two phases of training, the head alone and fine-tuning, each with its inputs, optimizer and schedule."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_
 from utils.system.errors import TrainingError
 from utils.system.machine import bfloat16_pays
 from utils.system.settings import Config
-from utils.training.additivity import SHARE, halved_boxes, left_over, without_halves
+from utils.training.additivity import CHOSEN, halved_boxes, interaction, occlude_halves
 from utils.training.augmentation import ImageLoader, Request
 from utils.training.data import Batch, TrainingData, images_of
 from utils.training.optimization import make_optimizer, make_scheduler
@@ -27,17 +28,16 @@ from utils.training.processes import Processes
 from utils.training.transfer import early_blocks, embed_late, freeze, frozen_features
 
 HEAD_RATE = 1e-3  # peak learning rate of the head alone
-VIEWS = 4  # of a training image: as it is, and three times changed at random
-Penalty = torch.Tensor | float
+VIEWS = 4  # features of each training image: of the image itself, and of three random changes of it
 
 
 class Phase:
-    """What both have in common.
+    """What both phases share: the loss, validation, and what a stopped run has to restore.
 
     Args:
-        loader: of changed training images.
-        steps: of an epoch.
-        head_epochs: epochs of the head alone.
+        loader: makes randomly changed training images.
+        steps: steps of an epoch.
+        head_epochs: epochs in which the head alone is trained.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Phase:
         self.optimizer, self.scheduler = self.begin(steps, head_epochs)
 
     def loss(self, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
-        """The contrastive loss of a batch, from the embeddings of its images (`images_of`), (B, D)."""
+        """The contrastive loss of a batch. Embeddings (B, D) are in the order of `images_of(batch)`."""
         if isinstance(batch, Pairs):
             label = torch.from_numpy(batch.label).to(self.device)
             return self.contrastive(embedding_distance(*embeddings.chunk(2)), label)
@@ -64,7 +64,7 @@ class Phase:
         return self.contrastive(*all_pairs(embeddings, labels), balanced=True)
 
     def validate(self) -> tuple[dict[str, float], float]:
-        """The network's scores on the validation pairs, and the dissimilarity that divides these best."""
+        """Score the network on the validation pairs; also returns the threshold calibrated on them."""
         pairs, count = self.data.valid_pairs, len(self.data.images["valid"])
         own = self.processes.attempt(lambda: self.embed_valid(self.processes.share(count)))
         distance = pair_distances(self.processes.gather(own, count), pairs)
@@ -75,11 +75,11 @@ class Phase:
         return valid, calibrate_threshold(dissimilarity, pairs.label)
 
     def not_finite(self, epoch: int, batch: Batch, loss: float, embeddings: torch.Tensor) -> TrainingError:
-        """The error that names up to three images: of those whose embeddings are not finite, or else of all."""
+        """The error of a step; it names up to three images, first of all those whose embeddings are not finite."""
         table = self.data.table
         files = table.file[table.split == "train"].to_numpy()[images_of(batch)]
-        spoilt = ~embeddings.isfinite().all(1).cpu().numpy()
-        files = list(dict.fromkeys(files[spoilt] if spoilt.any() else files))
+        not_finite = ~embeddings.isfinite().all(1).cpu().numpy()
+        files = list(dict.fromkeys(files[not_finite] if not_finite.any() else files))
         named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         return TrainingError(
             f"epoch {epoch}: the loss of a batch ({loss:g}), or its gradient, is not finite; lower hyperparameters."
@@ -87,11 +87,12 @@ class Phase:
         )
 
     def state(self) -> dict[str, Any]:
+        """What `restore` needs, as plain values and tensors."""
         plateau = None if isinstance(self.scheduler, OneCycleLR) else self.scheduler.state_dict()
         return {"optimizer": self.optimizer.state_dict(), "plateau": plateau}
 
     def restore(self, state: dict[str, Any], steps: int) -> None:
-        """Go on after so many steps, of batches as they are now."""
+        """Continue after so many steps of this phase, counted in batches of today's size."""
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.scheduler, OneCycleLR):
             self.scheduler.last_epoch = steps
@@ -100,7 +101,7 @@ class Phase:
 
 
 class HeadAlone(Phase):
-    """The head, on features of the frozen backbone that are computed once."""
+    """Trains the head on features of the frozen backbone, which are computed once."""
 
     title, key = ", head alone", "head_steps"
 
@@ -110,29 +111,29 @@ class HeadAlone(Phase):
         return optimizer, OneCycleLR(optimizer, HEAD_RATE, total_steps=head_epochs * steps, cycle_momentum=False)
 
     def features_of(self, split: str) -> torch.Tensor:
-        """(V, N, C): of the images as they are and, for training, of further views, changed at random."""
+        """Pooled features (views, N, C) of a split: of the images and, for training, of random changes of them."""
         images, size = self.data.images[split], self.options.batch_size
-        share, count = self.processes.share(len(images)), len(images)
+        count, own = len(images), self.processes.share(len(images))
         views = VIEWS if split == "train" and self.loader.changes_images else 1
-        parts = [np.arange(start, min(start + size, share.stop)) for start in range(share.start, share.stop, size)]
-        requests = [Request(part, view * count + part[0], epoch=0) for view in range(1, views) for part in parts]
-        batches = chain((images[part] for part in parts), self.loader(requests))
-        shown = dict(total=views * len(parts), desc="Computing features", disable=not self.options.verbose)
-        with tqdm(batches, **shown) as bar:
-            found = self.processes.attempt(lambda: frozen_features(self.model, bar, exact=split == "valid"))
-        own = found.view(views, share.stop - share.start, -1 if len(found) else found.shape[1])
-        return torch.stack([self.processes.gather(view, count) for view in own])
+        batches = [np.arange(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
+        requests = [Request(batch, view * count + batch[0], epoch=0) for view in range(1, views) for batch in batches]
+        inputs = chain((images[batch] for batch in batches), self.loader(requests))
+        shown = dict(total=views * len(batches), desc="Computing features", disable=not self.options.verbose)
+        with tqdm(inputs, **shown) as bar:
+            features = self.processes.attempt(lambda: frozen_features(self.model, bar, exact=split == "valid"))
+        features = features.view(views, own.stop - own.start, features.shape[1])
+        return torch.stack([self.processes.gather(view, count) for view in features])
 
     def inputs(
         self, batches: Sequence[np.ndarray], epoch: int, progress: float, rng: np.random.Generator
     ) -> Iterator[torch.Tensor]:
-        """Features (S, C) of this process's share of each batch, each image in a view of its own."""
+        """Features (S, C) of this process's share of each batch; the view is drawn for each image."""
         features = self.features["train"]
         for positions in batches:
             views, own = rng.integers(len(features), size=len(positions)), self.processes.share(len(positions))
             yield features[views[own], positions[own]].to(self.device)
 
-    def embed(self, features: torch.Tensor) -> tuple[torch.Tensor, Penalty]:
+    def embed(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
         return self.model.embed_pooled(features), 0.0
 
     def embed_valid(self, own: slice) -> torch.Tensor:
@@ -141,7 +142,7 @@ class HeadAlone(Phase):
 
 
 class FineTuning(Phase):
-    """The whole network or, where it starts from pretrained weights, all but its first blocks, on changed images."""
+    """Trains the network on randomly changed images; of a pretrained one, all but the first blocks."""
 
     title, key = "", "learning_rate"
 
@@ -156,36 +157,36 @@ class FineTuning(Phase):
     def inputs(
         self, batches: Sequence[np.ndarray], epoch: int, progress: float, rng: np.random.Generator
     ) -> Iterator[tuple[torch.Tensor, np.ndarray, np.ndarray, int]]:
-        """Of each batch: uint8 images (S, 3, H, W) of this process's share; which of them are also looked at blurred in
-        two halves of a box, and these, (B, 2, 4); how many of the whole batch are."""
-        requests, first = [], 0
-        for positions in batches:
-            own = self.processes.share(len(positions))
-            others = np.roll(positions, 1)[own]  # each image is covered by the one before
-            requests.append(Request(positions[own], first + own.start, epoch, progress, others))
-            first += len(positions)
-        for positions, images in zip(batches, self.loader(requests)):
-            own = self.processes.share(len(positions))
+        """Of each batch: uint8 images (S, 3, H, W) of this process's share; the positions (B,) of those that are chosen
+        for `additivity`, and their halved boxes (B, 2, 4); the number of images chosen from the whole batch."""
+        shares = [self.processes.share(len(positions)) for positions in batches]
+        firsts = accumulate(map(len, batches), initial=0)  # each image may be covered by the one before
+        requests = [
+            Request(positions[own], first + own.start, epoch, progress, others=np.roll(positions, 1)[own])
+            for positions, own, first in zip(batches, shares, firsts)
+        ]
+        for positions, own, images in zip(batches, shares, self.loader(requests)):
             chosen, boxes = np.empty(0, int), np.empty((0, 2, 4), int)
             if self.options.additivity:
-                chosen = rng.choice(len(positions), -(-len(positions) // SHARE), replace=False)
+                chosen = rng.choice(len(positions), math.ceil(CHOSEN * len(positions)), replace=False)
                 boxes = halved_boxes(len(chosen), self.model.image_size, rng)
             here = (chosen >= own.start) & (chosen < own.stop)
             yield images, chosen[here] - own.start, boxes[here], len(chosen)
 
-    def embed(self, inputs: tuple[torch.Tensor, np.ndarray, np.ndarray, int]) -> tuple[torch.Tensor, Penalty]:
-        """Embeddings (S, D), and this process's part of what `additivity` costs: the mean over the chosen images of
-        `||delta_AB - delta_A - delta_B||^2`, weighted."""
+    def embed(
+        self, inputs: tuple[torch.Tensor, np.ndarray, np.ndarray, int]
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Embeddings (S, D), and this process's part of the penalty: `additivity` times the mean of
+        `||delta_AB - delta_A - delta_B||^2` over the chosen images of the whole batch."""
         images, chosen, boxes, count = inputs
         if not len(images):
             return torch.zeros(0, self.config.embedding_dim, device=self.device), 0.0
         batch = self.model.normalize(images)
         if not len(chosen):
             return self.embed_batch(batch), 0.0
-        rows = self.embed_batch(torch.cat([batch, without_halves(batch[chosen], boxes)]))
-        embeddings, changed = rows.split([len(batch), 3 * len(chosen)])
-        left = left_over(embeddings[chosen], changed)
-        return embeddings, self.options.additivity * left.square().sum() / count
+        rows = self.embed_batch(torch.cat([batch, occlude_halves(batch[chosen], boxes)]))
+        embeddings, occluded = rows.split([len(batch), 3 * len(chosen)])
+        return embeddings, self.options.additivity * interaction(embeddings[chosen], occluded).square().sum() / count
 
     def embed_batch(self, batch: torch.Tensor) -> torch.Tensor:
         """Preprocessed images (N, 3, H, W) -> embeddings (N, D), with gradients."""

@@ -1,7 +1,7 @@
-"""Transfer learning: what a pretrained backbone already knows is kept, and used before anything of it is changed.
+"""Transfer learning: features of a frozen backbone for training the head, and the blocks that fine-tuning freezes.
 
-First the head alone is trained, on features of the frozen backbone that are computed once. Fine-tuning then changes the
-last blocks only, at fixed batch statistics.
+The head is trained first, on features that are computed once. Fine-tuning then trains the last blocks, too, at fixed
+batch statistics.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from utils.system.machine import bfloat16_pays
 
 @torch.no_grad()
 def frozen_features(model: SiameseNetwork, batches: Iterable[torch.Tensor], exact: bool) -> torch.Tensor:
-    """What the backbone makes of batches of uint8 images (B, 3, H, W), pooled, in eval mode: (N, C) on the CPU.
+    """Pooled features of the backbone in eval mode, (N, C), on the CPU.
 
     Args:
-        exact: otherwise they may be computed in bfloat16, which does for training.
+        batches: uint8 images, (B, 3, H, W) each.
+        exact: compute in float32; otherwise in bfloat16 where that is faster, which is exact enough for training.
     """
     device, features = model.mean.device, [torch.empty(0, model.head[0].in_features)]
     with eval_mode(model):
@@ -33,15 +34,16 @@ def frozen_features(model: SiameseNetwork, batches: Iterable[torch.Tensor], exac
 
 
 def early_blocks(model: SiameseNetwork) -> int:
-    """Number of the first blocks of the backbone, up to where its maps have a sixteenth of the image's resolution: they
-    find edges and textures, which any photographs share, and cost most of a backward pass."""
+    """Number of the backbone's first blocks, before its maps have a sixteenth of the image's resolution.
+
+    These blocks find edges and textures, which all photographs share, and most of a backward pass is spent in them.
+    """
     height = model.image_size[0]
     return next((i for i, shape in enumerate(model.block_shapes()) if shape[2] <= -(-height // 16)), 0)
 
 
 def freeze(model: SiameseNetwork, blocks: int) -> None:
-    """Keep the first blocks of the backbone, and all its batch statistics, as they are in a network in training
-    mode."""
+    """Freeze the first blocks of the backbone, and all its batch statistics, of a network in training mode."""
     model.backbone[:blocks].eval().requires_grad_(False)
     for module in model.backbone.modules():
         if isinstance(module, _BatchNorm):
@@ -49,13 +51,13 @@ def freeze(model: SiameseNetwork, blocks: int) -> None:
 
 
 def batch_statistics(model: nn.Module) -> list[torch.Tensor]:
-    """What batch normalisation in training mode counts."""
+    """The running statistics of those batch normalisations that are in training mode."""
     norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.training)
     return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def embed_late(model: SiameseNetwork, batch: torch.Tensor, blocks: int) -> torch.Tensor:
-    """Embeddings (N, D) of preprocessed images (N, 3, H, W), for a backward pass that ends behind the first blocks."""
+    """Embeddings (N, D) of preprocessed images (N, 3, H, W), with gradients for all but the first blocks."""
     device = batch.device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
         maps = model.backbone[:blocks](batch)
