@@ -159,7 +159,7 @@ def _train(config: Config) -> None:
     from utils.training import train
 
     history, path = train(config), config.checkpoints_path / "model.pth"
-    if os.environ.get("RANK", "0") == "0":  # the first of several processes
+    if (os.environ.get("RANK") or "0") == "0":  # the first of several processes
         kept = SiameseNetwork.load(path).info["epoch"]
         print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
 

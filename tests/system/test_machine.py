@@ -86,11 +86,22 @@ def test_more_processes_than_cards(config, monkeypatch, cards, device, expected)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     if expected is None:
         assert choose_device(config(device=device)) == torch.device("cpu")
     else:
         with pytest.raises(ConfigError, match=expected):
             choose_device(config(device=device))
+
+
+@pytest.mark.parametrize(
+    "left", [{"LOCAL_WORLD_SIZE": ""}, {"LOCAL_WORLD_SIZE": "2"}, {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": ""}]
+)
+def test_what_another_launcher_left_behind_chooses_no_card(config, monkeypatch, left):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert choose_device(config(device="auto", gpu=1)) == torch.device("cuda", 1)
 
 
 def test_bfloat16_pays_where_the_hardware_computes_in_it(monkeypatch):

@@ -150,6 +150,30 @@ def test_processes_that_would_each_train_a_network_of_their_own_are_an_error(con
         assert processes.first and processes.world_size == 1
 
 
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_number_of_processes_that_was_left_behind_is_a_line(monkeypatch, missing, value):
+    for name in {"WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"} - {missing}:
+        monkeypatch.setenv(name, "4")
+    if value is not None:
+        monkeypatch.setenv(missing, value)
+    with (
+        pytest.raises(TrainingError, match=f"^WORLD_SIZE=4, but {missing} is not set; .* unset WORLD_SIZE") as caught,
+        together(torch.device("cpu")),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_number_of_processes_is_one(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with together(torch.device("cpu")) as processes:
+        assert processes.world_size == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(TrainingError, match="^SLURM_STEP_NUM_TASKS=4: each"), together(torch.device("cpu")):
+        pass
+
+
 def test_shares_cover_every_position_once():
     for count in (0, 1, 2, 7, 64):
         shares = [range(count)[Processes(rank, 3).share(count)] for rank in range(3)]
@@ -234,7 +258,8 @@ def test_the_connection_is_that_of_the_device_and_only_the_first_process_prints(
     monkeypatch, capsys, device, backend, rank
 ):
     asked, before = [], signal.getsignal(signal.SIGINT)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2")
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: asked.append(backend))
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)

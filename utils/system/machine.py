@@ -33,7 +33,7 @@ def choose_device(config: Config) -> torch.device:
         ConfigError: this machine does not have the device.
     """
     wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if os.environ.get("LOCAL_RANK") else 1  # on this machine
     if wanted == "cuda" and not cards:
         raise ConfigError(
             "device: 'cuda' was asked for, but "

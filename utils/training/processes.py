@@ -92,17 +92,23 @@ def together(device: torch.device) -> Iterator[Processes]:
     """Connect the processes that torchrun has started. Only the first prints; Ctrl-C waits for the end of an `attempt`.
 
     Raises:
-        TrainingError: another launcher has started several processes.
+        TrainingError: another launcher has started several processes, or left its variables behind.
     """
     others = [name for name in OTHER_LAUNCHERS if os.environ.get(name, "") not in ("", "0", "1")]
-    if others and "WORLD_SIZE" not in os.environ:
+    world = os.environ.get("WORLD_SIZE") or "1"  # a script may leave it empty
+    if others and not os.environ.get("WORLD_SIZE"):
         raise TrainingError(
             f"{others[0]}={os.environ[others[0]]}: each of these processes would train a network of its own; "
             "start them with torchrun (docs/commands.md, Several GPUs)"
         )
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if world == "1":
         yield Processes()
         return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise TrainingError(
+            f"WORLD_SIZE={world}, but {missing[0]} is not set; to train in one process, unset WORLD_SIZE; "
+            "to train in several, start them with torchrun (docs/commands.md, Several GPUs)"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # No time limit: the first process may read data for long, and torchrun ends the others when one dies.
