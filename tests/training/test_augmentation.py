@@ -134,7 +134,7 @@ def epoch_of(loader, sizes, epoch=1, progress=1.0):
 @pytest.fixture
 def loader(monkeypatch):
     def make(workers=0, seed=3):
-        monkeypatch.setattr(augmentation, "ENOUGH", 0)
+        monkeypatch.setattr(augmentation, "MIN_PIXELS", 0)
         return ImageLoader(IMAGES.repeat(2, 1, 1, 1), options(**EVERYTHING), seed, workers)
 
     return make

@@ -1,7 +1,7 @@
-"""Random changes to training images: torchvision's, image by image, made in other processes while the network computes.
+"""Augmentation: random changes of each training image, made by worker processes while the network computes.
 
-What is drawn for an image follows from the seed, the epoch and its place in the epoch. So it is the same for any number
-of workers and of processes, and after a run was killed.
+The random numbers of an image follow from the seed, the epoch and its place in the epoch. So they are the same for any
+number of workers and of processes, and after a run was killed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from utils.images.frame import mean_colour
 from utils.images.stored import Images
 from utils.system.settings import ImageOptions
 
-ENOUGH = 20e6  # pixels of an epoch from which on worker processes are worth their start
+MIN_PIXELS = 20e6  # of all training images; for fewer, worker processes cost more time than they save
 
 
 class Request(NamedTuple):
-    """A batch of training images, or a process's share of it, to be changed."""
+    """Asks for a batch of changed training images, or for a process's share of one."""
 
     positions: np.ndarray  # (S,) among the training images
-    first: int  # place of the first of them in the epoch; the others follow
+    first: int  # place in the epoch of the first image; the others follow
     epoch: int
-    progress: float = 0.0  # share of the fine-tuning that is over, in [0, 1]
-    others: np.ndarray | None = None  # (S,) positions of the images that cover boxes of them; None: nothing is covered
+    progress: float = 0.0  # share of the epochs of fine-tuning that are over, in [0, 1]
+    others: np.ndarray | None = None  # (S,) positions of the images that CutMix takes boxes from; None: no CutMix
 
 
 class CutMix:
-    """Covers a box of an image, with a probability, by what another image has there; the class stays what it was (after
-    Yun et al., 2019). Boxes are drawn as those of `v2.RandomErasing`."""
+    """Covers a random box of an image by the same box of another image; the class stays (after Yun et al., 2019).
+
+    Args:
+        probability: of covering an image. Boxes are drawn as `v2.RandomErasing` draws them.
+    """
 
     def __init__(self, probability: float) -> None:
         self.probability, self.boxes = probability, v2.RandomErasing()
@@ -42,7 +45,7 @@ class CutMix:
         if torch.rand(1) >= self.probability:
             return image
         box = self.boxes.make_params([image])
-        if box["v"] is None:  # none was found that fits
+        if box["v"] is None:  # no box was found that fits
             return image
         inside = ..., slice(box["i"], box["i"] + box["h"]), slice(box["j"], box["j"] + box["w"])
         covered = image.clone()
@@ -51,8 +54,13 @@ class CutMix:
 
 
 def random_changes(options: ImageOptions, progress: float = 0.0) -> list[v2.Transform]:
-    """What the configuration asks for that needs no other image, in this order: flips, rotation, crop, colours, a box
-    erased with `progress` times its probability. Outside a rotated image, and in an erased box, is the mean colour."""
+    """The configured changes that need no other image: flips, rotation, crop, colours, an erased box, in this order.
+
+    Corners of a rotated image and erased boxes are filled with the mean colour.
+
+    Args:
+        progress: a box is erased with `progress` times the configured probability.
+    """
     blank, (height, width) = mean_colour(options.normalization.mean), options.size
     jitter = (options.brightness, options.contrast, options.saturation, options.hue)
     changes: list[v2.Transform] = []
@@ -74,7 +82,7 @@ def random_changes(options: ImageOptions, progress: float = 0.0) -> list[v2.Tran
 
 
 class ChangedImages(Dataset):
-    """Training images, changed at random: uint8 (S, 3, H, W) for a `Request`."""
+    """Makes the randomly changed images of a `Request`: uint8 (S, 3, H, W)."""
 
     def __init__(self, images: Images, options: ImageOptions, seed: int) -> None:
         self.images, self.options, self.seed = images, options, seed
@@ -95,18 +103,18 @@ class ChangedImages(Dataset):
 
 
 class ImageLoader:
-    """Makes the changed images of an epoch, a batch at a time and some ahead.
+    """Makes the changed images of an epoch, batch by batch; workers prepare the next batches in advance.
 
     Args:
-        images: for training, uint8 (N, 3, H, W).
-        workers: processes that make them; none for so few or so small images that these would cost more than they save.
-        pinned: whether batches come in memory that is copied to a GPU faster.
+        images: training images, uint8 (N, 3, H, W).
+        workers: number of worker processes; 0 if there are fewer than `MIN_PIXELS`.
+        pinned: put batches into page-locked memory, which is copied to a GPU faster.
     """
 
     def __init__(self, images: Images, options: ImageOptions, seed: int, workers: int = 0, pinned: bool = False):
         self.changes_images = bool(random_changes(options))
         self.requests: list[Request] = []
-        workers = workers if len(images) * options.size[0] * options.size[1] >= ENOUGH else 0
+        workers = workers if len(images) * options.size[0] * options.size[1] >= MIN_PIXELS else 0
         self.loader = DataLoader(
             ChangedImages(images, options, seed),
             batch_size=None,

@@ -1,4 +1,4 @@
-"""A network's model card: what it is, what it learnt from, how good it is, and when not to trust it.
+"""The model card of a network: what it is, what it learnt from, how good it is, and when not to trust it.
 
 The text is in `model_card.md`. Its headings are those of Hugging Face's template (after Mitchell et al., 2019, "Model
 Cards for Model Reporting"), so that a checkpoint's folder can be shared as it is.
@@ -17,8 +17,8 @@ from utils.system.settings import Config
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_suffix(".md")
-MOST_CLASSES = 50  # in the table
-FEW = 100  # images: scores of fewer are rough
+MOST_CLASSES = 50  # rows of the table of classes
+FEW = 100  # scores on fewer images than these are rough
 CHANGES = ("HorizontalFlip", "VerticalFlip", "RandomRotationDegrees", "RandomErasing", "CutMix")
 CHANGES += ("brightness", "contrast", "saturation", "hue")
 
@@ -26,7 +26,7 @@ CHANGES += ("brightness", "contrast", "saturation", "hue")
 def write_model_card(
     config: Config, info: dict[str, Any], table: pd.DataFrame, history: pd.DataFrame, test: dict[str, Any] | None = None
 ) -> None:
-    """Write `model_card` beside a network that was trained here; that of one that comes with the project stays."""
+    """Write the model card of a network that was trained here; the card that comes with the project is not changed."""
     if config.trained_path == config.checkpoints_path:
         write_whole(config.checkpoints_path / CARD, model_card(info, table, history, test))
 
@@ -34,10 +34,10 @@ def write_model_card(
 def model_card(
     info: dict[str, Any], table: pd.DataFrame, history: pd.DataFrame, test: dict[str, Any] | None = None
 ) -> str:
-    """The card as Markdown.
+    """The model card as Markdown.
 
     Args:
-        info: what is saved beside the network: `config`, `calibrated_threshold` and `epoch`, the one that was kept.
+        info: what is saved beside the network: `config`, `calibrated_threshold` and `epoch`, the epoch that was kept.
         table: the split: `file`, `label`, `split`.
         history: a row per epoch, as training leaves it.
         test: scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: the card says where they
@@ -72,7 +72,10 @@ def model_card(
 
 
 def _classes(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Name and number of training, validation and test images of each class, or of the first and the others; of all."""
+    """Rows of the table of classes: name, and number of training, validation and test images; the last row is the sum.
+
+    Beyond `MOST_CLASSES`, one row counts all other classes.
+    """
     counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
     rows = [(plain(label), *row) for label, row in zip(counts.index[:MOST_CLASSES], counts.to_numpy())]
     if len(counts) > MOST_CLASSES:
@@ -81,5 +84,5 @@ def _classes(table: pd.DataFrame) -> list[tuple[str, ...]]:
 
 
 def plain(name: str) -> str:
-    """A name as text in Markdown: none of its characters means anything."""
+    """A name as plain text in Markdown: special characters are escaped."""
     return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>()#+!|~&" else letter for letter in " ".join(name.split()))

@@ -10,7 +10,11 @@ from utils.system.settings import Config
 
 
 def make_optimizer(model: nn.Module, config: Config, rate: float | None = None) -> torch.optim.Optimizer:
-    """The configured optimizer of the parameters that are trained, at `rate` or else the configured learning rate."""
+    """The configured optimizer, for the parameters that are not frozen.
+
+    Args:
+        rate: learning rate; `None`: the configured one.
+    """
     options = config.hyperparameters
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = {"lr": rate or options.learning_rate, "weight_decay": options.weight_decay}
@@ -20,7 +24,11 @@ def make_optimizer(model: nn.Module, config: Config, rate: float | None = None) 
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> OneCycleLR | ReduceLROnPlateau:
-    """The configured schedule, for epochs of so many steps."""
+    """The configured schedule of the learning rate.
+
+    Args:
+        steps: steps of an epoch.
+    """
     options, peak = config.LRScheduler, optimizer.param_groups[0]["lr"]
     if options.name == "OneCycle":
         epochs = config.hyperparameters.epochs

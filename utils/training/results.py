@@ -1,4 +1,4 @@
-"""What a training run leaves on disk, the best network so far among it."""
+"""The files of a training run, written after every epoch, so that the best network so far is always on disk."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class Results:
     and `split.csv`.
 
     Args:
-        table: the images that are left: `file`, `label`, `split`.
-        first, last: the first epoch that may be the best, and the one that is, if it is reached; see `best_epoch`.
+        table: the split, of the images that could be read: `file`, `label`, `split`.
+        first: the first epoch that may be the best, as in `best_epoch`.
+        last: the epoch that is the best once it is reached, as in `best_epoch`.
     """
 
     def __init__(self, config: Config, table: pd.DataFrame, first: int, last: int | None) -> None:
@@ -29,25 +30,24 @@ class Results:
         self.folder = config.checkpoints_path
         self.history: list[dict[str, float]] = []  # a row per finished epoch
         self.best: dict[str, Any] = {}  # epoch, calibrated_threshold and state_dict of the best epoch so far
-        self.written = 0  # epochs that all files know
+        self.written = 0  # number of epochs of which all files are written
 
     def frame(self) -> pd.DataFrame:
         """One row per finished epoch: the columns `HISTORY`."""
         return pd.DataFrame(self.history, columns=HISTORY)
 
     def keep(self, model: SiameseNetwork, threshold: float, run: dict[str, Any]) -> None:
-        """After every epoch: everything a run goes on from, the history so far, and, if the epoch is the best, the
-        network and everything that goes with it.
+        """Write the files of a finished epoch; those of the best network only if this epoch is the best so far.
 
         Args:
             threshold: calibrated on the validation pairs.
-            run: what a run goes on from, beside what is known here.
+            run: the trainer's state; a stopped run goes on from it, the history and the best network.
         """
         best = best_epoch(self.frame(), self.first, self.last) == len(self.history)
         if best:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             self.best = {"epoch": len(self.history), "calibrated_threshold": threshold, "state_dict": state}
-        # First, because the other files follow from it.
+        # First, because `restore` makes the other files from it.
         self.save("last.pth", model, threshold, run=run | {"history": self.history, "best": self.best})
         self.save_history()
         if best:
@@ -55,8 +55,10 @@ class Results:
         self.written = len(self.history)
 
     def restore(self, model: SiameseNetwork, run: dict[str, Any], write: bool) -> None:
-        """Go back to where a run was stopped. Its files are written again: it may have been killed between two of them,
-        or another run may have replaced some."""
+        """Go back to where a run was stopped.
+
+        Its files are written again: it may have been killed between two of them, or another run has replaced them.
+        """
         self.history, self.best, self.written = run["history"], run["best"], len(run["history"])
         if write:
             model.load_state_dict(self.best["state_dict"])
@@ -82,7 +84,7 @@ class Results:
         model.save(self.folder / name, **self.info(threshold), **info)
 
     def info(self, threshold: float) -> dict[str, Any]:
-        """What is saved beside the weights."""
+        """The plain values that are saved beside the weights."""
         return {
             "config": self.config.model_dump(mode="json"),
             "classes": sorted(set(self.table.label)),
@@ -91,6 +93,6 @@ class Results:
         }
 
     def close(self) -> None:
-        """The run is over: the next one starts anew."""
+        """Finish the run: its state is removed from `last.pth`, so the next run starts from the beginning."""
         last = SiameseNetwork.load(self.folder / "last.pth")
         last.save(self.folder / "last.pth", **{key: value for key, value in last.info.items() if key != "run"})
