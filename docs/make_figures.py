@@ -88,7 +88,7 @@ def trained_on_crops(folder: Path) -> SiameseNetwork:
             image.save(folder / "Data" / name / f"{k:02}.png")
     settings = (DOCS.parent / "config.yml").read_text(encoding="utf-8")
     (folder / "config.yml").write_text(f"{settings}\n  Photographs: {{}}\n", encoding="utf-8")
-    places = {f"{kind}_path": folder / kind for kind in ("checkpoints", "outputs")} | {"data_path": folder / "Data"}
+    places = {f"{name}_path": folder / name for name in ("checkpoints", "outputs")} | {"data_path": folder / "Data"}
     config = load_config(folder / "config.yml", "Photographs").model_copy(update=places)
     train(config)
     return load_trained(config)[0]
@@ -106,9 +106,9 @@ def explain_photographs(model: SiameseNetwork, folder: Path) -> None:
     print(what_if.report(pair["names"]))
     distance, sign = float(pair["explanation"].distance[0]), -1 if pair["explanation"].is_similar[0] else 1
     for name, changes in zip(pair["names"], what_if.change):
-        for kind, change in zip(MAPS, changes):
+        for map_name, change in zip(MAPS, changes):
             after = distance + sign * model.margin * change
-            print(f"{name} without its {kind} region: distance {distance:.2f} → {after:.2f}")
+            print(f"{name} with its {map_name} region blurred: distance {distance:.2f} → {after:.2f}")
 
 
 def stored_figure(notebook: str, cell: str) -> bytes:

@@ -38,14 +38,14 @@ def test_contrastive_loss_averages_and_depends_on_the_margin():
 
 
 @pytest.mark.parametrize("label", [[0, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
-def test_balanced_loss_gives_both_kinds_the_same_total_weight(label):
+def test_balanced_loss_gives_both_labels_the_same_total_weight(label):
     distances = [0.3, 1.2, 0.4, 2.6, 1.9]
-    kinds = []
-    for kind in set(label):
-        own = [0.5 * d**2 if kind == 0 else 0.5 * max(0, 2 - d) ** 2 for d, y in zip(distances, label) if y == kind]
-        kinds.append(sum(own) / len(own))
+    means = []
+    for one in set(label):
+        own = [0.5 * d**2 if one == 0 else 0.5 * max(0, 2 - d) ** 2 for d, y in zip(distances, label) if y == one]
+        means.append(sum(own) / len(own))
     loss = ContrastiveLoss(2.0)(torch.tensor(distances), torch.tensor(label), balanced=True)
-    assert loss.item() == pytest.approx(sum(kinds) / len(kinds))
+    assert loss.item() == pytest.approx(sum(means) / len(means))
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -395,10 +395,10 @@ def test_an_interrupted_save_leaves_the_previous_checkpoint_whole(model, tmp_pat
 
 def test_all_pairs_equals_a_loop():
     z, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 2, 1])
-    distance, kind = all_pairs(z, labels)
+    distance, label = all_pairs(z, labels)
     looped = [(torch.dist(z[i], z[j]).item(), int(labels[i] != labels[j])) for i in range(5) for j in range(i + 1, 5)]
     assert distance.tolist() == pytest.approx([d for d, _ in looped], abs=1e-5)
-    assert kind.tolist() == [k for _, k in looped]
+    assert label.tolist() == [k for _, k in looped]
 
 
 def test_a_network_is_what_its_documents_say_by_default():

@@ -231,7 +231,7 @@ def test_a_large_similarity_matrix_stays_a_figure(wide):
 
 
 def test_names_are_written_as_they_are(wide, tmp_path):
-    figure = show_images([wide], ["price_$5^$.jpg"], columns=1)
+    figure = show_images([wide], ["price_$5^$.jpg"])
     save_figure(figure, tmp_path / "figure.png")
     assert figure.axes[0].get_title() == "price_$5^$.jpg"
 
@@ -244,9 +244,9 @@ def test_similarity_matrix_shows_every_image_along_both_edges(wide):
 
 
 def test_grids_hold_all_images_under_their_titles(wide):
-    figure = show_images([wide] * 7, list("abcdefg"), columns=5)
+    figure = show_images([wide] * 7, list("abcdefg"))
     assert [axis.get_title() for axis in figure.axes if axis.images] == list("abcdefg")
-    assert all(axis.images for axis in show_images([wide] * 3, list("abc"), columns=5).axes)  # no empty columns
+    assert all(axis.images for axis in show_images([wide] * 3, list("abc")).axes)  # no empty columns
     figure = show_pairs([(wide, wide)] * 3, ["similar", "similar", "dissimilar"])
     assert sum(len(axis.images) for axis in figure.axes) == 6
 
@@ -288,7 +288,7 @@ def test_a_hundred_figures_shown_as_notebooks_do_leave_none_open(wide, tmp_path)
         0.8, np.full((2, 2), 0.5), np.zeros((2, 2)), torch.zeros(2, 2, 8, 8).bool(), np.zeros((2, 2), bool)
     )
     makers = [
-        lambda: show_images([wide], ["a"], columns=1),
+        lambda: show_images([wide], ["a"]),
         lambda: show_pairs([(wide, wide)], ["similar"]),
         lambda: show_matches((wide, wide), [Match((0.5, 0.25), (0.1, 0.5), 2.0)], ("a", "b")),
         lambda: show_explanation((wide, wide), explanation(), ("a", "b")),

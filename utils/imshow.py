@@ -35,9 +35,9 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(file, dpi=200, bbox_inches="tight")
 
 
-def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 5) -> Figure:
-    """Show images in a grid, each under its title."""
-    columns = min(columns, len(images))
+def show_images(images: Sequence[Image.Image], titles: Sequence[str]) -> Figure:
+    """Show images in a grid of up to five columns, each under its title."""
+    columns = min(5, len(images))
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat:
@@ -88,28 +88,27 @@ def show_explanation(
     images: tuple[Image.Image, Image.Image],
     explanation: Explanation,
     names: tuple[str, str] = ("image 1", "image 2"),
-    index: int = 0,
     boxes: tuple[Box | None, Box | None] = (None, None),
 ) -> Figure:
     """Show the paper's six panels: each image, and its factual and counterfactual map over it.
 
     Args:
         images: the two originals.
-        explanation: of the pair at position `index`.
+        explanation: of this pair alone.
         names: shown beside the rows.
         boxes: the part of the maps that each image fills, `model.frame.box(image.size)`; `None` for all of them.
     """
-    similar = bool(explanation.is_similar[index])
+    similar = bool(explanation.is_similar[0])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
     images = tuple(shrink(image) for image in images)
     figure, axes = _rows_of_panels(images, names, columns=3, width=7.2, titles=0.6)
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, map_name in enumerate(MAPS):
-            draw_map(axes[row, column + 1], image, explanation, index, row, map_name, boxes[row])
+            draw_map(axes[row, column + 1], image, explanation, row, map_name, boxes[row])
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
         axis.set_title(title, fontsize=9)
-    figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[index]:.2f}", fontsize=12)
+    figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[0]:.2f}", fontsize=12)
     bar = figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=axes, shrink=0.6, aspect=30, pad=0.02)
     bar.set_label("evidence, as a share of the pair's strongest", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -129,7 +128,7 @@ def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
         for row, (image, name, box) in enumerate(zip(pair["images"], pair["names"], pair["boxes"])):
             plain, explained = axes[row, 2 * block : 2 * block + 2]
             plain.imshow(image)
-            explained.imshow(explained_image(image, explanation, 0, row, "factual", box))
+            explained.imshow(explained_image(image, explanation, row, "factual", box))
             plain.set_title("\n".join(short(line, 22) for line in name.split("\n")), fontsize=8)
         axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=8)
     for axis in axes.flat:
@@ -214,11 +213,11 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
     points = 0.5 * 72 * axis.figure.get_figwidth() / (count + 4)
     for position, (image, name) in enumerate(zip(images, names)):
         small = shrink(image, 96)
-        for edge, away, text in (
+        for edge, direction, text in (
             ((0, position + 0.5), (-1, 0), {"va": "center"}),
             ((position + 0.5, count), (0, -1), {"va": "top", "rotation": 45}),
         ):
-            picture, at = OffsetImage(small, zoom=points / max(small.size) * 1.5), np.multiply(points, away)
+            picture, at = OffsetImage(small, zoom=points / max(small.size) * 1.5), np.multiply(points, direction)
             axis.add_artist(AnnotationBbox(picture, edge, xybox=at, boxcoords="offset points", frameon=False))
             axis.annotate(name, edge, xytext=2 * at, textcoords="offset points", ha="right", fontsize=8, **text)
     return figure

@@ -144,8 +144,8 @@ def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, 
     assert result.before == pytest.approx(explanation.similarity.item(), abs=1e-5)
     pixels = model.image_size[0] * model.image_size[1]
     for image in (0, 1):
-        for kind, maps in enumerate((explanation.factual, explanation.counterfactual)):
-            region = result.regions[image, kind]
+        for column, maps in enumerate((explanation.factual, explanation.counterfactual)):
+            region = result.regions[image, column]
             assert region.sum() == min(round(0.1 * pixels), (maps[0, image] > 0).sum())
             assert maps[0, image][region].sum().item() == pytest.approx(
                 maps[0, image].flatten().topk(round(0.1 * pixels)).values.sum().item()
@@ -154,9 +154,9 @@ def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, 
             pair[image] = torch.where(region, blur(pair[image]), pair[image])
             with torch.no_grad():
                 after = float(model(*pair))
-            assert result.after[image, kind] == pytest.approx(1 - after, abs=1e-5)
+            assert result.after[image, column] == pytest.approx(1 - after, abs=1e-5)
             stronger = (1 - after) - result.before if similar else result.before - (1 - after)
-            assert result.change[image, kind] == pytest.approx(stronger, abs=1e-5)
+            assert result.change[image, column] == pytest.approx(stronger, abs=1e-5)
 
 
 def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
@@ -179,18 +179,18 @@ def test_what_if_removes_regions_in_other_ways_too(model, paths):
     before = Interventions.on(model, compared.batch[[0]], compared.batch[[1]]).margins_before
     side = torch.where(compared.explain(0, 1).is_similar, -1.0, 1.0)
     for name, change in result.others.items():
-        for image, kind in np.ndindex(2, 2):
+        for image, column in np.ndindex(2, 2):
             pair = [compared.batch[0].clone(), compared.batch[1].clone()]
             for c in range(3):
                 plane = pair[image][c].clone()
                 shifted = torch.cat([plane[8:], plane[:8]])
                 shifted = torch.cat([shifted[:, 12:], shifted[:, :12]], dim=1)
                 instead = plane.mean() if "mean colour" in name else shifted
-                pair[image][c] = torch.where(result.regions[image, kind], instead, plane)
+                pair[image][c] = torch.where(result.regions[image, column], instead, plane)
             with torch.no_grad():
                 distance = (model.embed(pair[0][None]) - model.embed(pair[1][None])).norm()
             expected = side * (distance / model.margin - model.threshold) - before
-            assert change[image, kind] == pytest.approx(float(expected), abs=1e-3)
+            assert change[image, column] == pytest.approx(float(expected), abs=1e-3)
     assert len(result.others) == 2
 
 
@@ -205,10 +205,9 @@ def test_what_if_removes_regions_in_other_ways_too(model, paths):
     ],
 )
 def test_the_decision_in_a_sentence(similarity, sentence):
-    values = torch.tensor([0.1, similarity])
-    explanation = Explanation(values, values, values > 0.6, *[torch.zeros(2, 2, 2, 2)] * 5)
-    assert describe(explanation, ("a", "b"), 0.4, index=1) == sentence
-    assert describe(explanation, ("a", "b"), 0.4).startswith("a and b are dissimilar: similarity 0.100")
+    value = torch.tensor([similarity])
+    explanation = Explanation(value, value, value > 0.6, *[torch.zeros(1, 2, 2, 2)] * 5)
+    assert describe(explanation, ("a", "b"), 0.4) == sentence
 
 
 def test_all_images_that_cannot_be_read_are_named_at_once(model, paths):

@@ -448,7 +448,7 @@ def test_maps_are_painted_as_the_notebooks_paint_them(browser, files, pair):
     browser.open(files / "pair.html")
     drawn, plain = pixels(browser)
     photograph = Image.fromarray(plain.astype(np.uint8))
-    expected = explained_image(photograph, pair.explain(0, 1), 0, 0, "factual", None)
+    expected = explained_image(photograph, pair.explain(0, 1), 0, "factual", None)
     away = np.abs(drawn - expected)
     # A map is resized twice in a notebook, once here.
     coloured = np.abs(expected - plain.astype(float)).mean()

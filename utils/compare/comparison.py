@@ -136,10 +136,10 @@ def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, 
     return [compared.pair(i, j) for i, j in zip(*(side.tolist() for side in ends))]
 
 
-def describe(explanation: Explanation, names: tuple[str, str], threshold: float, index: int = 0) -> str:
+def describe(explanation: Explanation, names: tuple[str, str], threshold: float) -> str:
     """Describe the decision on a pair in one sentence."""
-    similarity = float(explanation.similarity[index])
-    verdict, relation = ("similar", "below") if explanation.is_similar[index] else ("dissimilar", "not below")
+    similarity = float(explanation.similarity[0])
+    verdict, relation = ("similar", "below") if explanation.is_similar[0] else ("dissimilar", "not below")
     return (
         f"{names[0]} and {names[1]} are {verdict}: similarity {similarity:.3f}, "
         f"dissimilarity {1 - similarity:.3f}, which is {relation} the threshold of {threshold:g}."

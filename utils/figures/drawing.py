@@ -48,12 +48,12 @@ def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarra
 
 
 def explained_image(
-    image: Image.Image, explanation: Explanation, index: int, row: int, map_name: str, box: Box | None
+    image: Image.Image, explanation: Explanation, row: int, map_name: str, box: Box | None
 ) -> np.ndarray:
     """Lay one map of a pair over its image; colours are as strong as the evidence, compared with the pair's strongest.
 
     Args:
-        index: of the pair in `explanation`.
+        explanation: of one pair.
         row: 0 for image 1, 1 for image 2.
         map_name: `factual` or `counterfactual`.
         box: the part of the map that the image fills; `None` for all of it.
@@ -61,15 +61,14 @@ def explained_image(
     Returns:
         As `overlay`.
     """
-    strength = explanation.strength[index, row, MAPS.index(map_name)]
-    return overlay(image, inside(getattr(explanation, map_name)[index, row], box) * strength)
+    strength = explanation.strength[0, row, MAPS.index(map_name)]
+    return overlay(image, inside(getattr(explanation, map_name)[0, row], box) * strength)
 
 
 def draw_map(
     axis: Axes,
     image: Image.Image,
     explanation: Explanation,
-    index: int,
     row: int,
     map_name: str,
     box: Box | None,
@@ -77,10 +76,10 @@ def draw_map(
 ) -> None:
     """Draw an `explained_image` on an axis, with its strongest tenth outlined; or, if the map is too weak to be seen,
     say so in letters of `size` points."""
-    axis.imshow(explained_image(image, explanation, index, row, map_name, box))
-    this = index, row, MAPS.index(map_name)
+    axis.imshow(explained_image(image, explanation, row, map_name, box))
+    this = 0, row, MAPS.index(map_name)
     if explanation.strength[this] > FAINT:
-        region = strongest_region(getattr(explanation, map_name)[index, row])  # what checks remove
+        region = strongest_region(getattr(explanation, map_name)[0, row])  # what checks remove
         line_around(axis, mask_of(inside(region, box), image), 0.7)
     else:
         write_inside(axis, "no such evidence" if explanation.empty[this] else "hardly any", size)

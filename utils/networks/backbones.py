@@ -91,12 +91,13 @@ class InputStatistics(nn.Module):
         return batch * self.scale + self.shift
 
 
-def conv4(width: int = 64) -> nn.Sequential:
+def conv4() -> nn.Sequential:
     """Four blocks of 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 maximum (Vinyals et al., 2016).
 
     The last maximum is left to the pooling that follows, so the final feature map has stride 8.
     """
     layers: list[nn.Module] = []
+    width = 64  # channels
     for channels in (3, width, width, width):
         layers += [
             nn.Conv2d(channels, width, 3, padding=1, bias=False),

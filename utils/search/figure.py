@@ -57,7 +57,7 @@ def show_hits(found: Found) -> Figure:
         mark_matches(row[:2], (query, image), hit.matches, size=6)
         for column, map_name in ((2, "factual"), (4, "counterfactual")):
             for side, (picture, box) in enumerate(((query, found.box), (image, hit.box))):
-                draw_map(row[column + side], picture, hit.explanation, 0, side, map_name, box, size=7)
+                draw_map(row[column + side], picture, hit.explanation, side, map_name, box, size=7)
     return figure
 
 
