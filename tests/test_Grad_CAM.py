@@ -7,6 +7,7 @@ from torch import nn
 
 from utils.Grad_CAM import METHODS, Explanation, explain, explain_pairs, grad_cam
 from utils.Siamese import AveragePooling, SiameseNetwork
+from utils.system.errors import ModelError
 
 PAIRS = 4
 
@@ -256,6 +257,22 @@ def test_it_works_under_no_grad_and_with_frozen_parameters(model, method):
     with torch.no_grad():
         assert torch.equal(explain(model, *batches(), method).raw, expected.raw)
         assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("context", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_it_works_in_modes_that_a_program_has_chosen(model, method, context):
+    expected = explain(model, *batches(), method)
+    with context():
+        images = [batch.clone() for batch in batches()]  # made in that mode
+        found = explain(nn.DataParallel(model), *images, method)
+    assert torch.equal(found.raw, expected.raw) and torch.equal(found.similarity, expected.similarity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_another_precision_is_a_line(model, dtype):
+    with pytest.raises(ModelError, match=f"^explain: the network is in {dtype}; use model.float()"):
+        explain(model.to(dtype), *(batch.to(dtype) for batch in batches()))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from utils.explain.occlusion import RegionEffects, region_effects
 from utils.explain.removal import strongest_region
 from utils.images.pairs import used_images
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
+from utils.system.errors import ModelError
 
 METHODS = ("occlusion", "distance")
 # Weaker evidence counts as noise (docs/trials.md).
@@ -79,6 +80,7 @@ def explain(
     return explain_pairs(model, both, range(count), range(count, 2 * count), method)
 
 
+@torch.inference_mode(False)
 def explain_pairs(
     model: SiameseNetwork,
     batch: torch.Tensor,
@@ -97,17 +99,22 @@ def explain_pairs(
 
     Raises:
         ValueError: unknown method.
+        ModelError: a network in another precision than float32.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    model = getattr(model, "module", model)  # that of a DataParallel
+    if model.mean.dtype != torch.float32:
+        raise ModelError(f"explain: the network is in {model.mean.dtype}; use model.float() and images in float32")
     used, first, second = used_images(first, second)
     batch, size = batch[used].to(model.mean.device), tuple(batch.shape[2:])
-    if method == "occlusion":
-        return explain_effects(model, region_effects(model, batch, batch_size), first, second, size)
-    with eval_mode(model), torch.no_grad():
-        activations = torch.cat([model.backbone(part) for part in batch.split(batch_size)])
-    pairs = zip(*(torch.as_tensor(side).split(batch_size) for side in (first, second)))
-    parts = [grad_cam(model, activations[i], activations[j], size) for i, j in pairs]
+    with torch.autocast(batch.device.type, enabled=False):  # the caller's would round the effects of regions
+        if method == "occlusion":
+            return explain_effects(model, region_effects(model, batch, batch_size), first, second, size)
+        with eval_mode(model), torch.no_grad():
+            activations = torch.cat([model.backbone(part) for part in batch.split(batch_size)])
+        pairs = zip(*(torch.as_tensor(side).split(batch_size) for side in (first, second)))
+        parts = [grad_cam(model, activations[i], activations[j], size) for i, j in pairs]
     return Explanation(
         **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Explanation)}
     )
