@@ -1,5 +1,10 @@
 """Fonts for names in Chinese, Japanese and Korean."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import matplotlib
 import pytest
 from fontTools.ttLib import TTFont
@@ -36,3 +41,17 @@ def test_a_font_that_was_installed_after_matplotlib_made_its_list_is_found(tmp_p
     files = [str(tmp_path / name) for name in ("broken.ttf", "simhei.ttf")]
     monkeypatch.setattr(style, "findSystemFonts", lambda: files)
     assert style.asian_fonts() == ["SimHei"]
+
+
+def test_names_are_no_latex_whatever_the_users_settings_say(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: Agg")
+    code = """
+import matplotlib, utils.imshow
+from PIL import Image
+assert "matplotlibrc" in matplotlib.matplotlib_fname() and matplotlib.rcParamsOrig["text.usetex"]
+utils.imshow.show_images([Image.new("RGB", (9, 9))], ["a_b_$5^.jpg"]).savefig("figure.png")
+"""
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "PYTHONPATH": root}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "figure.png").is_file()

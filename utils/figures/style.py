@@ -61,4 +61,5 @@ def _listed() -> list[str]:
 # A letter is looked for in each of them, from the first to the last.
 matplotlib.rcParams["font.family"] = ["sans-serif", *asian_fonts()]
 matplotlib.rcParams["text.parse_math"] = False  # a file may be called price_$5^$.jpg
+matplotlib.rcParams["text.usetex"] = False  # nor are names, as a_b.jpg, LaTeX
 matplotlib.rcParams["figure.dpi"] = 80  # as shown: notebooks are committed with their figures, and stay under 2 MB
