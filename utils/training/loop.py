@@ -1,4 +1,4 @@
-"""Training, from a configuration to a trained network: `train` first, then the loop over epochs.
+"""Training, from a configuration to a trained network: `train`, the loop over epochs, an epoch, a step.
 
 python -m utils train NAME
 torchrun --standalone --nproc_per_node=4 -m utils train NAME
@@ -33,27 +33,29 @@ from utils.training.transfer import batch_statistics
 
 
 def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Train a network and leave `model.pth` (best epoch), `last.pth`, `history.csv`, `config.yml` and `split.csv`
-    under `config.checkpoints_path`.
+    """Train a network and write it to `config.checkpoints_path`.
 
-    The best epoch is the last one under `OneCycle`, whose rate has come down by then; under `ReduceLROnPlateau`, and as
-    long as training is not over, it has the highest validation AUC, and among equals the lowest loss. Epochs of the
-    head alone count as one, the last.
+    The files are `model.pth` (best epoch), its model card `README.md`, `last.pth`, `history.csv`, `config.yml` and
+    `split.csv`. With `OneCycle`, the best epoch of a finished run is the last, where the learning rate has come down.
+    Otherwise it is the one with the highest validation AUC and, among equals, the lowest validation loss. Of the epochs
+    that train the head alone, only the last can be the best.
 
-    A run that was killed goes on after its last finished epoch and ends as if nothing had happened, unless its settings
-    or images changed. An interrupt (Ctrl-C, the notebook's stop button) leaves the best network so far, ready for use;
-    the next run goes on, too. Where memory runs out, it goes on with batches of half the size. Processes that torchrun
-    has started train one network together, each on its share of every batch; the first one writes and prints.
+    A stopped run goes on after its last finished epoch, and the result is the same, unless settings or images changed.
+    After an interrupt (Ctrl-C, the notebook's stop button), the best network so far is ready for use. If memory runs
+    out, training goes on with batches of half the size. Processes that torchrun has started train one network together,
+    each on its share of every batch; the first one writes and prints.
 
     Args:
-        table: a split that `prepare_split` made of the same data before; `None`: it is made here, and its notes are
-            printed.
+        table: the split, as `prepare_split` made it; `None`: make it here, and print its notes.
 
     Returns:
-        One row per epoch: the columns `results.HISTORY`.
+        One row per epoch, with the columns `results.HISTORY`.
 
     Raises:
-        ConfigError, DataError, ModelError, TrainingError: each says what to fix.
+        ConfigError: a setting that this machine cannot fulfil.
+        DataError: images that cannot be read or split.
+        ModelError: the backbone, or its weights, cannot be loaded.
+        TrainingError: the loss is not finite, memory is too small, or processes do not fit together.
     """
     keep_freed_memory()
     device, batch_size = choose_device(config), config.hyperparameters.batch_size
@@ -79,17 +81,21 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def with_options(config: Config, **options: Any) -> Config:
-    """A configuration with other `hyperparameters`."""
+    """A copy of a configuration in which these `hyperparameters` are replaced."""
     return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=options)})
 
 
 class Trainer:
-    """Everything of one training run: data, network, phases, and the loop over epochs."""
+    """One training run: data, network, phases, and the loop over epochs.
+
+    Args:
+        table: the split: `file`, `label`, `split`.
+        batch_size: replaces the configured one, if memory is too small for that.
+    """
 
     def __init__(
         self, config: Config, table: pd.DataFrame, processes: Processes | None = None, batch_size: int | None = None
     ) -> None:
-        """`batch_size`: instead of the configured one, where memory does not hold that."""
         self.processes = processes or Processes()
         self.device = choose_device(config)
         self.model = build_model(config).to(self.device)
@@ -97,14 +103,15 @@ class Trainer:
         self.data.check_same(self.processes)
         stopped = unfinished(config, self.data.fingerprints) if self.processes.first else None
         self.stopped = self.processes.from_first(stopped)
-        used = self.configured = config.hyperparameters.batch_size
-        if self.stopped:  # its batches may have been smaller
-            used = self.stopped["info"]["config"]["hyperparameters"]["batch_size"]
-        self.config = with_options(config, batch_size=min(used, batch_size or used))
+        self.configured_batch_size = config.hyperparameters.batch_size
+        batch_size = batch_size or self.configured_batch_size
+        if self.stopped:  # memory may have run out before it was stopped
+            batch_size = min(batch_size, self.stopped["info"]["config"]["hyperparameters"]["batch_size"])
+        self.config = with_options(config, batch_size=batch_size)
         self.options = self.config.hyperparameters
-        self.steps = len(self.data.batches(self.config, np.random.default_rng(0)))  # of an epoch
+        self.steps = len(self.data.batches(self.config, np.random.default_rng(0)))  # steps of an epoch
         self.head_epochs = math.ceil(config.head_steps / self.steps)
-        if self.stopped:  # or larger
+        if self.stopped:  # its epochs may have had fewer steps, of larger batches
             self.head_epochs = self.stopped["info"]["run"]["head_epochs"]
         self.epochs = self.head_epochs + self.options.epochs
         self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta)
@@ -114,14 +121,14 @@ class Trainer:
         self.results = Results(self.config, self.data.table, self.head_epochs or 1, last)
 
     def run(self) -> pd.DataFrame:
-        """All epochs that are left."""
+        """Train for all epochs that are left; returns the history."""
         if self.stopped:
             self.restore(self.stopped)
         else:
             self.start(1)
         history, interrupted = self.results.history, False
-        done, shown = len(history), dict(desc="Training", disable=not self.options.verbose)
-        with tqdm(total=self.epochs * self.steps, initial=done * self.steps, **shown) as bar:
+        done, total, quiet = len(history), self.epochs * self.steps, not self.options.verbose
+        with tqdm(desc="Training", total=total, initial=done * self.steps, disable=quiet) as bar:
             try:
                 for epoch in range(done + 1, self.epochs + 1):
                     if self.stopping.should_stop:
@@ -129,14 +136,14 @@ class Trainer:
                     if done + 1 < epoch == self.head_epochs + 1:
                         self.start(epoch)
                     row = self.run_epoch(epoch, bar)
-                    if epoch > self.head_epochs:  # the head's few steps are never stopped early
+                    if epoch > self.head_epochs:  # early stopping is for fine-tuning only
                         self.stopping.step(row["valid_auc"])
                     history.append(row)
                     self.keep()
             except KeyboardInterrupt:
                 if not history:
                     raise
-                if self.results.written < len(history):  # it came between the files of a finished epoch
+                if self.results.written < len(history):  # the interrupt came between the files of a finished epoch
                     self.keep()
                 interrupted = True
         if interrupted and self.processes.first:
@@ -149,21 +156,20 @@ class Trainer:
         return self.results.frame()
 
     def start(self, epoch: int) -> None:
-        """Begin the phase that an epoch belongs to."""
+        """Start the phase of this epoch: the head alone, or fine-tuning."""
         phase = HeadAlone if epoch <= self.head_epochs else FineTuning
         parts = self.config, self.model, self.data, self.loader, self.processes
         self.phase = phase(*parts, steps=self.steps, head_epochs=self.head_epochs)
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """Train on all images once, and score the network; returns the epoch's row of the history.
+        """Train for one epoch and validate the network; returns a row of the history.
 
-        All that is drawn at random follows from the seed, the epoch and the process, so that a run that goes on with
-        this epoch draws the same.
+        Random numbers follow from the seed, the epoch and the process, so they are the same after a run was stopped.
         """
         start, rate = time.perf_counter(), self.phase.optimizer.param_groups[0]["lr"]
         bar.set_description(f"Epoch {epoch}/{self.epochs}{self.phase.title}")
         seed = np.random.SeedSequence([self.config.seed, epoch, self.processes.rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))  # of dropout and stochastic depth
+        torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout and stochastic depth
         rng = np.random.default_rng([self.config.seed, epoch])
         progress = max(0, epoch - self.head_epochs - 1) / max(1, self.options.epochs - 1)
         batches, losses = self.data.batches(self.config, rng), []
@@ -172,7 +178,7 @@ class Trainer:
             losses.append(self.step(batch, inputs))
             bar.update()
         train_loss = float(np.average(losses, weights=[len(images) for images in positions]))
-        for statistic in batch_statistics(self.model):  # of this process's images
+        for statistic in batch_statistics(self.model):  # each process has those of its own images
             statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
         valid, self.threshold = self.processes.from_first(self.phase.validate())
         if not isinstance(self.phase.scheduler, OneCycleLR):
@@ -183,7 +189,7 @@ class Trainer:
         return {"epoch": epoch, "seconds": seconds, "train_loss": train_loss, **valid, "learning_rate": rate}
 
     def step(self, batch: Batch, inputs: Any) -> float:
-        """One update of the weights; returns the batch's contrastive loss.
+        """Update the weights once; returns the contrastive loss of the batch.
 
         Raises:
             TrainingError: the loss, or its gradient, is not finite.
@@ -201,16 +207,16 @@ class Trainer:
         self.phase.optimizer.step()
         if isinstance(self.phase.scheduler, OneCycleLR):
             self.phase.scheduler.step()
-        found, norm = torch.stack([loss.detach(), norm]).tolist()
-        if not (math.isfinite(found) and math.isfinite(norm)):
-            raise self.phase.not_finite(len(self.results.history) + 1, batch, found, embeddings.detach())
-        return found
+        value, norm = torch.stack([loss.detach(), norm]).tolist()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise self.phase.not_finite(len(self.results.history) + 1, batch, value, embeddings.detach())
+        return value
 
     def smaller_batches(self) -> int:
-        """The size to go on with, where memory does not hold batches of this size.
+        """Half the batch size, to go on with after memory ran out; a printed line tells the user.
 
         Raises:
-            TrainingError: smaller ones would hold no pairs.
+            TrainingError: batches of half the size would be too small to hold pairs.
         """
         size, images = self.options.batch_size, list(self.config.image.size)
         half = size // 2
@@ -223,28 +229,29 @@ class Trainer:
         return half
 
     def keep(self) -> None:
+        """Write the files of a finished epoch."""
         if self.processes.first:
             self.results.keep(self.model, self.threshold, self.state())
 
     def state(self) -> dict[str, Any]:
-        """What a run has to remember beside its `Results` and the network's weights, as plain values and tensors."""
+        """What `restore` needs beside the `Results` and the network's weights, as plain values and tensors."""
         return {
             "data": self.data.fingerprints,
-            "configured_batch_size": self.configured,
+            "configured_batch_size": self.configured_batch_size,
             "head_epochs": self.head_epochs,
             "phase": self.phase.state(),
             "stopping": vars(self.stopping),
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
+        """Go back to the last finished epoch of a stopped run."""
         run = checkpoint["info"]["run"]
         self.results.restore(self.model, run, write=self.processes.first)
         self.model.load_state_dict(checkpoint["state_dict"])
         vars(self.stopping).update(run["stopping"])
         done = len(run["history"])
-        if done < self.epochs:  # otherwise the run was stopped when all that was left was to finish
+        if done < self.epochs:
             self.start(done + 1)
-            if done != self.head_epochs:  # where fine-tuning begins, with an optimizer of its own
-                before = 0 if done < self.head_epochs else self.head_epochs
-                self.phase.restore(run["phase"], (done - before) * self.steps)
+            if done != self.head_epochs:  # otherwise the phase of this epoch has not begun
+                first = 0 if done < self.head_epochs else self.head_epochs
+                self.phase.restore(run["phase"], (done - first) * self.steps)
