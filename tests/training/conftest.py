@@ -5,7 +5,7 @@ from trainers import QUICK
 
 @pytest.fixture
 def config(colour_folder):
-    """Of red and blue images, for a tiny network: keys of `hyperparameters`, then others."""
+    """Make a configuration for a tiny network and red and blue images: `hyperparameters`, then other keys."""
 
     def make(hyperparameters=None, **settings):
         options = QUICK | (hyperparameters or {})

@@ -20,7 +20,7 @@ def options(images=IMAGES, **given):
 
 
 def changed(images, seed=0, progress=1.0, epoch=1, **given):
-    """All of the images, each once."""
+    """Change each of the images once."""
     request = Request(np.arange(len(images)), 0, epoch, progress)
     return ChangedImages(images, options(images, **given), seed)[request]
 
@@ -119,7 +119,7 @@ def test_covering_leaves_the_image_that_it_was_given():
     assert not torch.equal(CutMix(1)(image, 255 - image), before) and torch.equal(image, before)
 
 
-# ----------------------------------------------------------------- the same draws, wherever and whenever they are made
+# ------------------------------------------------------- the same random numbers, however the images are made
 
 
 def epoch_of(loader, sizes, epoch=1, progress=1.0):

@@ -96,7 +96,7 @@ def test_training_pads_as_its_checkpoint_does(config):
 
 
 def scripted(monkeypatch, aucs):
-    """Let validation report these AUCs, or pairs of an AUC and a loss, whatever the network does."""
+    """Replace validation: it reports these AUCs, or pairs of an AUC and a loss, epoch by epoch."""
     report = iter(auc if isinstance(auc, tuple) else (auc, 1.0) for auc in aucs)
 
     def validate(self):
@@ -326,7 +326,7 @@ def test_fine_tuning_follows_repeats_bit_for_bit_and_leaves_the_first_blocks_and
     "aucs, kept", [([0.9, 0.8, 0.6, 0.7], 4), ([0.9, 0.8, 0.7, 0.6], 3), ([0.9, 0.8], 2), ([0.9, 0.8, 0.7], 3)]
 )
 def test_the_head_alone_is_kept_as_its_schedule_left_it(config, tmp_path, monkeypatch, aucs, kept):
-    """Three epochs of the head, however good its first ones looked; then those of fine-tuning compete with its last."""
+    """Of three epochs of the head, only the last can be the best; epochs of fine-tuning compete with it."""
     scripted(monkeypatch, aucs)
     run_epoch = Trainer.run_epoch
 

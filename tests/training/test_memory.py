@@ -1,4 +1,4 @@
-"""Where memory runs out, batches are halved."""
+"""When memory runs out, batches are halved."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ LIKE_A_CARD, LIKE_A_CPU = "CUDA out of memory. Tried ...", "DefaultCPUAllocator:
 
 @pytest.fixture
 def memory(monkeypatch):
-    """Room for so many images in a training step from an epoch on, and for `evaluated` in other passes."""
+    """Limit the images of a training step, from this epoch on, and those of other passes, `evaluated`."""
 
     def hold(images, epoch=1, evaluated=100, error=LIKE_A_CARD):
         embed_batch, backbone, run_epoch, now = FineTuning.embed_batch, SiameseNetwork.normalize, Trainer.run_epoch, []
@@ -82,7 +82,7 @@ def test_training_goes_on_after_the_last_finished_epoch_also_in_the_next_run(
 
 
 def interrupted_with_smaller_batches(monkeypatch, settings):
-    """As a user does: memory runs out in the third epoch, and Ctrl-C comes in the fourth."""
+    """Train until Ctrl-C is pressed in the fourth epoch; memory runs out in the third."""
     run_epoch = Trainer.run_epoch
 
     def stop(self, number, bar):
@@ -142,7 +142,7 @@ def test_a_card_gives_back_what_did_not_fit_before_it_tries_again(config, memory
 
 
 class _Full:
-    """Runs with batches of 4."""
+    """A trainer that runs out of memory with batches of more than 4."""
 
     def __init__(self, config, table, processes, batch_size):
         self.batch_size = batch_size

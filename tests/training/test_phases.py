@@ -92,7 +92,7 @@ def test_views_are_the_images_and_changed_ones(config, weights, monkeypatch):
         assert torch.equal(view, images["train"].flip(3).flatten(1))
 
 
-def test_every_image_of_a_batch_is_seen_in_a_view_of_its_own(config, weights):
+def test_the_view_is_drawn_for_each_image_of_a_batch(config, weights):
     phase = started(config({"head_steps": 2}, weights=weights)).phase
     phase.features["train"] = torch.cartesian_prod(torch.arange(4), torch.arange(12)).view(4, 12, 2)
     phase.processes = Processes(1, 2)
@@ -154,7 +154,7 @@ def test_a_process_prepares_its_own_share_as_one_process_would(config, pairs, ad
             assert any(other == position and (halves == box).all() for other, halves in both)
 
 
-def test_effects_that_do_not_add_up_cost_what_the_weight_says(config, monkeypatch):
+def test_the_penalty_of_effects_that_do_not_add_up(config, monkeypatch):
     """Additivity adds the weight times the gradient of `||delta_AB - delta_A - delta_B||^2`, computed here image by
     image. A process that has one of two chosen images adds half of that image's cost."""
     monkeypatch.setattr(phases, "bfloat16_pays", lambda device: False)
@@ -188,7 +188,7 @@ def test_effects_that_do_not_add_up_cost_what_the_weight_says(config, monkeypatc
 
 
 def test_activations_beyond_the_range_of_float16_train(config, monkeypatch):
-    """Numbers of 16 bits are bfloat16, which reach as far as float32."""
+    """Training computes in bfloat16, which has the range of float32, not in float16."""
     monkeypatch.setattr(phases, "bfloat16_pays", lambda device: True)
     phase, seen = started(config()).phase, []
     phase.model.eval()
@@ -212,7 +212,7 @@ def test_a_process_may_have_no_share_of_a_batch_or_of_the_validation_images(conf
 
 
 @pytest.mark.parametrize(
-    "options, kind, expected",
+    "options, optimizer_class, expected",
     [
         ({"optimizer": "Adam", "weight_decay": 0.1}, torch.optim.Adam, {"weight_decay": 0.1}),
         ({"optimizer": "AdamW", "weight_decay": 0.2}, torch.optim.AdamW, {"weight_decay": 0.2}),
@@ -223,10 +223,10 @@ def test_a_process_may_have_no_share_of_a_batch_or_of_the_validation_images(conf
         ),
     ],
 )
-def test_optimizer_keys_arrive(config, options, kind, expected):
+def test_settings_of_the_optimizer_are_used(config, options, optimizer_class, expected):
     settings = config(options)
     optimizer = make_optimizer(build_model(settings), settings)
-    assert type(optimizer) is kind
+    assert type(optimizer) is optimizer_class
     assert {key: optimizer.defaults[key] for key in expected} == expected and optimizer.defaults["lr"] == 0.003
 
 
@@ -306,8 +306,8 @@ def test_a_gradient_that_is_not_finite_stops_training_too(config):
         trainer.step(*first_batch(trainer))
 
 
-def test_what_is_asked_of_the_loader_is_what_it_makes(config):
-    """`Request` counts on the size that the images have."""
+def test_the_loader_makes_images_of_the_configured_size(config):
+    """Changed images keep the configured size and number format."""
     trainer = started(config(image=ImageOptions(size=(16, 16), RandomResizedCrop=0.5).model_dump()))
     (images,) = trainer.loader([Request(np.arange(3), 0, 1)])
     assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8

@@ -35,13 +35,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def train_in_float32(config):
-    """bfloat16, which some machines compute in, rounds more than sums differ in another order."""
+    """Train in float32: bfloat16 rounds by more than the order of a sum changes it."""
     with patch.object(machine.torch.cpu, "get_capabilities", dict, create=True):
         return train(config)
 
 
 def start_torchrun(machines, processes, *command):
-    """A torchrun on each of some machines, which are all this one."""
+    """Start a torchrun for each machine; all of them are this machine."""
     where = ["--standalone"]
     if machines > 1:
         with socket.socket() as free:
@@ -57,7 +57,7 @@ def start_torchrun(machines, processes, *command):
 
 
 def torchrun(*where):
-    """What they have printed: out and err."""
+    """Run torchrun; returns what all processes printed to stdout and to stderr."""
     runs = start_torchrun(*where)
     try:
         printed = [child.communicate(timeout=300) for child in runs]
@@ -70,7 +70,7 @@ def torchrun(*where):
 
 @pytest.fixture
 def config(colour_folder, tmp_path):
-    """A backbone that starts from weights, so that its batch statistics stay, and batches that do not divide by two."""
+    """Weights are given, so batch statistics stay; the batch size cannot be divided by two."""
     torch.manual_seed(0)
     model = SiameseNetwork("Conv4", image_size=(16, 16))
     weights = model.backbone.state_dict()
@@ -276,7 +276,7 @@ def test_the_connection_is_that_of_the_device_and_only_the_first_process_prints(
 
 
 def small_memory(images):
-    """Of the second process, in training steps."""
+    """Limit the images of a training step in the second process."""
     embed_batch = FineTuning.embed_batch
 
     def embed(self, batch):

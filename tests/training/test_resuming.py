@@ -19,7 +19,7 @@ needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Two configurations, trained without a disturbance."""
+    """Two configurations, trained without being stopped."""
     found = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes that are killed
@@ -121,7 +121,7 @@ def test_an_interrupt_between_the_files_of_an_epoch_loses_nothing(alone, tmp_pat
     assert difference(alone["random weights"].checkpoints_path, again.checkpoints_path) is None
 
 
-def test_a_finished_run_starts_anew(alone, tmp_path, capsys):
+def test_after_a_finished_run_the_next_starts_from_the_beginning(alone, tmp_path, capsys):
     again = elsewhere(alone["random weights"], tmp_path)
     histories = [train(again).drop(columns="seconds") for _ in range(2)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
@@ -139,7 +139,9 @@ def test_a_finished_run_starts_anew(alone, tmp_path, capsys):
         ("cache", False, True),
     ],
 )
-def test_other_settings_start_anew_and_are_named(alone, tmp_path, monkeypatch, capsys, key, value, goes_on):
+def test_a_changed_setting_starts_from_the_beginning_and_is_named(
+    alone, tmp_path, monkeypatch, capsys, key, value, goes_on
+):
     again = elsewhere(alone["random weights"], tmp_path)
     interrupted(monkeypatch, again, 3)
     capsys.readouterr()
@@ -149,7 +151,7 @@ def test_other_settings_start_anew_and_are_named(alone, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("change", ["pixels", "label", "new"])
-def test_other_images_start_anew_and_are_named(alone, tmp_path, monkeypatch, capsys, change):
+def test_a_changed_image_starts_from_the_beginning_and_is_named(alone, tmp_path, monkeypatch, capsys, change):
     again = elsewhere(alone["random weights"], tmp_path)
     interrupted(monkeypatch, again, 3)
     capsys.readouterr()
@@ -171,7 +173,7 @@ def test_other_images_start_anew_and_are_named(alone, tmp_path, monkeypatch, cap
     assert f"starts from the beginning, as {name} changed" in capsys.readouterr().out
 
 
-def test_fingerprints_tell_pixels_apart():
+def test_fingerprints_depend_on_pixels():
     table = pd.DataFrame({"file": ["a", "b", "c"], "label": ["x", "x", "y"], "split": ["train", "train", "test"]})
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     before = fingerprints(table, {"train": images})
@@ -181,7 +183,7 @@ def test_fingerprints_tell_pixels_apart():
     assert after["a"] == before["a"] and after["b"] != before["b"]
 
 
-def test_fingerprints_are_of_the_images_that_are_left_when_one_has_gone(alone, tmp_path):
+def test_a_missing_image_has_no_fingerprint(alone, tmp_path):
     again = elsewhere(alone["random weights"], tmp_path)
     table = prepare_split(again)[0]
     gone = table.file[table.split == "train"].iloc[0]
