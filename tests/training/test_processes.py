@@ -21,12 +21,10 @@ from trainers import started
 
 from utils.config import load_config
 from utils.dataset import prepare_split
-from utils.images.frame import Frame
 from utils.Siamese import SiameseNetwork
 from utils.system import machine
 from utils.system.errors import TrainingError
 from utils.training import train
-from utils.training.data import TrainingData
 from utils.training.loop import Trainer
 from utils.training.phases import FineTuning
 from utils.training.processes import Processes, together
@@ -139,39 +137,16 @@ def test_an_interrupt_leaves_the_best_network_and_no_process_that_waits(config, 
     assert SiameseNetwork.load(tmp_path / "two" / "model.pth").info["epoch"] >= 1
 
 
-@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_processes_that_would_each_train_a_network_of_their_own_are_an_error(config, monkeypatch, variable):
     monkeypatch.setenv(variable, "4")
-    with pytest.raises(TrainingError, match=f"{variable}=4: each .* torchrun"):
+    with pytest.raises(TrainingError, match=f"{variable}=4: each .* torchrun .*unset it to train in one process$"):
         train(config)
     assert not config.checkpoints_path.exists()
-    monkeypatch.setenv(variable, "1")
-    with together(torch.device("cpu")) as processes:
-        assert processes.first and processes.world_size == 1
-
-
-@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
-@pytest.mark.parametrize("value", [None, ""])
-def test_a_number_of_processes_that_was_left_behind_is_a_line(monkeypatch, missing, value):
-    for name in {"WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"} - {missing}:
-        monkeypatch.setenv(name, "4")
-    if value is not None:
-        monkeypatch.setenv(missing, value)
-    with (
-        pytest.raises(TrainingError, match=f"^WORLD_SIZE=4, but {missing} is not set; .* unset WORLD_SIZE") as caught,
-        together(torch.device("cpu")),
-    ):
-        pass
-    assert "\n" not in str(caught.value)
-
-
-def test_an_empty_number_of_processes_is_one(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "")
-    with together(torch.device("cpu")) as processes:
-        assert processes.world_size == 1
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(TrainingError, match="^SLURM_STEP_NUM_TASKS=4: each"), together(torch.device("cpu")):
-        pass
+    for alone in ("1", ""):
+        monkeypatch.setenv(variable, alone)
+        with together(torch.device("cpu")) as processes:
+            assert processes.first and processes.world_size == 1
 
 
 def test_shares_cover_every_position_once():
@@ -228,14 +203,13 @@ def test_running_out_of_memory_in_one_process_is_an_error_in_all_and_so_is_an_in
 
 
 def test_a_process_with_other_images_than_the_first_says_so(config, monkeypatch):
-    table, frame, found = prepare_split(config)[0], Frame((16, 16)), []
-    monkeypatch.setattr(Processes, "from_first", lambda self, value: found.append(value) or found[0])
-    for rank in (0, 1):
-        TrainingData(config, table, frame).check_same(Processes(rank, 2))
+    table = prepare_split(config)[0]
+    first = Trainer(config, table).data.fingerprints
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: first)
     file = config.data_path / table.file[table.split == "train"].iloc[0]
     Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
     with pytest.raises(TrainingError, match="process 1 has other images than the first; copy the data"):
-        TrainingData(config, table, frame).check_same(Processes(1, 2))
+        Trainer(config, table, Processes(1, 2))
 
 
 def test_every_process_draws_its_own_in_every_epoch_and_the_same_again(config, monkeypatch):
@@ -258,8 +232,8 @@ def test_the_connection_is_that_of_the_device_and_only_the_first_process_prints(
     monkeypatch, capsys, device, backend, rank
 ):
     asked, before = [], signal.getsignal(signal.SIGINT)
-    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun sets it")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # one torchrun on each of two machines
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: asked.append(backend))
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)

@@ -12,7 +12,6 @@ from utils.Siamese import SiameseNetwork
 from utils.training import results, train
 from utils.training.loop import Trainer
 from utils.training.phases import Phase
-from utils.training.resuming import fingerprints
 
 needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
@@ -171,16 +170,6 @@ def test_a_changed_image_starts_from_the_beginning_and_is_named(alone, tmp_path,
         image.write_bytes(before)
     name = file if change == "new" else table.file[row]
     assert f"starts from the beginning, as {name} changed" in capsys.readouterr().out
-
-
-def test_fingerprints_depend_on_pixels():
-    table = pd.DataFrame({"file": ["a", "b", "c"], "label": ["x", "x", "y"], "split": ["train", "train", "test"]})
-    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    before = fingerprints(table, {"train": images})
-    assert before["a"] == before["b"] and before["c"] == ["y", "test", None]
-    images[1, 2, 3, 3] = 1
-    after = fingerprints(table, {"train": images})
-    assert after["a"] == before["a"] and after["b"] != before["b"]
 
 
 def test_a_missing_image_has_no_fingerprint(alone, tmp_path):

@@ -33,30 +33,20 @@ def choose_device(config: Config) -> torch.device:
         ConfigError: this machine does not have the device.
     """
     wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if os.environ.get("LOCAL_RANK") else 1  # on this machine
+    rank = os.environ.get("LOCAL_RANK")
+    several = bool(rank) and int(os.environ.get("LOCAL_WORLD_SIZE") or 1) > 1  # processes on this machine
+    card, apple = int(rank) if several else config.gpu, torch.backends.mps.is_available() and not several
     if wanted == "cuda" and not cards:
-        raise ConfigError(
-            "device: 'cuda' was asked for, but "
-            + ("PyTorch sees no CUDA card; use device: auto" if config.cuda else "cuda: False forbids it")
-        )
-    if processes > 1 and wanted in ("auto", "cuda") and cards:
-        if processes > cards:
-            raise ConfigError(
-                f"device: {processes} processes on a machine with {cards} CUDA card{'s' if cards > 1 else ''}; "
-                "start as many as there are cards, or use device: cpu"
-            )
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if processes > 1 and wanted == "mps":
-        raise ConfigError("device: 'mps' trains in one process; use device: cpu")
+        reason = "PyTorch sees no CUDA card; use device: auto" if config.cuda else "cuda: False forbids it"
+        raise ConfigError(f"device: 'cuda' was asked for, but {reason}")
+    if wanted == "mps" and not apple:
+        raise ConfigError("device: 'mps' needs an Apple GPU, and trains in one process; use device: auto")
     if wanted in ("auto", "cuda") and cards:
-        if config.gpu >= cards:
-            raise ConfigError(
-                f"gpu: there is no card {config.gpu}; PyTorch sees {cards}, numbered from 0 as in nvidia-smi"
-            )
-        return torch.device("cuda", config.gpu)
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device: 'mps' was asked for, but this machine has no Apple GPU; use device: auto")
-    if wanted == "mps" or (wanted == "auto" and config.cuda and processes == 1 and torch.backends.mps.is_available()):
+        if card >= cards:
+            reason = "each process needs its own; device: cpu needs none" if several else "numbered from 0 as in nvidia-smi"
+            raise ConfigError(f"gpu: there is no card {card}; PyTorch sees {cards}, {reason}")
+        return torch.device("cuda", card)
+    if wanted == "mps" or (wanted == "auto" and config.cuda and apple):
         return torch.device("mps")
     return torch.device("cpu")
 

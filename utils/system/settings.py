@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "shipped"  # trained networks that come with the project
 
@@ -20,18 +20,13 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+FORBIDDEN = r'\\/:*?"<>|\x00-\x1f'  # in names on Windows; nor a dot or space at an end, nor a device
+NAME = rf"(?i)^(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[^. {FORBIDDEN}]([^{FORBIDDEN}]*[^. {FORBIDDEN}])?\Z"
 
 
 class Section(BaseModel):
     # A string below a key describes it: docs/configuration.md is made of these.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in (int, float):
-            raise ValueError("should be a number")
-        return value
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, regex_engine="python-re")
 
 
 class Normalization(Section):
@@ -50,7 +45,7 @@ class ImageOptions(Section):
     """`stretch`: every image fills `image.size`; `pad`: it keeps its aspect ratio, centred, the rest filled with the
     mean colour"""
     normalization: Normalization = Normalization()
-    Channels: Literal[3] = 3
+    Channels: Annotated[int, Field(ge=3, le=3)] = 3
     """red, green, blue"""
     HorizontalFlip: Probability = 0.5
     """probability, in training"""
@@ -135,7 +130,7 @@ class LRSchedulerOptions(Section):
 class Config(Section):
     """All settings of a run on one dataset; `load_config` makes it; read-only."""
 
-    dataset: str = Field(pattern=r"^[^. \\/:*?\"<>|\x00-\x1f]([^\\/:*?\"<>|\x00-\x1f]*[^. \\/:*?\"<>|\x00-\x1f])?$")
+    dataset: str = Field(pattern=NAME)
     """name of the data; the block under `datasets:` whose settings override the general ones; if not given, the last
     part of `data_path`"""
     data_path: Path
@@ -197,13 +192,6 @@ class Config(Section):
     gpu: Annotated[int, Field(ge=0)] = 0
     """which one, numbered as in nvidia-smi"""
 
-    @field_validator("dataset")
-    @classmethod
-    def _windows_allows_it(cls, name: str) -> str:
-        if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE):
-            raise ValueError("should be another name: Windows takes this one for a device")
-        return name
-
     @field_validator("weights")
     @classmethod
     def _weights_exist(cls, path: Path | None) -> Path | None:
@@ -236,16 +224,12 @@ class Config(Section):
         return self.hyperparameters.head_steps if self.transfer else 0
 
     @model_validator(mode="after")
-    def _something_is_trained(self):
+    def _can_be_trained(self):
         if self.hyperparameters.epochs == 0 and self.head_steps == 0:
             raise ValueError(
                 "hyperparameters.epochs: 0 trains nothing here; use 1 or more, "
                 "or pretrained: True with hyperparameters.head_steps above 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _batches_hold_pairs_of_both_labels(self):
         if self.training_pairs == "batch" and self.hyperparameters.batch_size < 4:
             raise ValueError(
                 "hyperparameters.batch_size: below 4 no dissimilar pair fits beside a similar one; "

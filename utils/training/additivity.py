@@ -50,17 +50,3 @@ def occlude_halves(batch: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
         for half, (top, bottom, left, right) in enumerate(halves.tolist()):
             occluded[[half, 2], image, :, top:bottom, left:right] = blurred[image, :, top:bottom, left:right]
     return occluded.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-
-
-def interaction(whole: torch.Tensor, occluded: torch.Tensor) -> torch.Tensor:
-    """The interaction of the two halves of a box, `delta_AB - delta_A - delta_B`; 0 where their effects add up.
-
-    Args:
-        whole: embeddings of N images, (N, D).
-        occluded: embeddings of what `occlude_halves` makes of them, (3N, D).
-
-    Returns:
-        (N, D).
-    """
-    first, second, both = occluded.chunk(3)
-    return whole - first - second + both

@@ -9,10 +9,8 @@ import torch
 from utils.dataset import load_for_training
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
-from utils.system.errors import TrainingError
+from utils.images.stored import checksums
 from utils.system.settings import Config
-from utils.training.processes import Processes
-from utils.training.resuming import fingerprints
 
 Batch = np.ndarray | Pairs  # positions of images, all of which are compared with each other; or pairs of positions
 
@@ -35,19 +33,10 @@ class TrainingData:
         self.images = {split: images for split, (images, _) in loaded.items()}
         self.labels = {split: torch.from_numpy(np.searchsorted(classes, names)) for split, (_, names) in loaded.items()}
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
-        self.fingerprints = fingerprints(self.table, self.images)
-
-    def check_same(self, processes: Processes) -> None:
-        """Check that all processes have the same images.
-
-        Raises:
-            TrainingError: this process has other images than the first.
-        """
-        if self.fingerprints != processes.from_first(self.fingerprints):
-            raise TrainingError(
-                f"process {processes.rank} has other images than the first; "
-                "copy the data to every machine, or share them"
-            )
+        sums = {}  # of the pixels of each file; test images have none
+        for split, images in self.images.items():
+            sums |= zip(self.table.file[self.table.split == split], checksums(images))
+        self.fingerprints = {row.file: [row.label, row.split, sums.get(row.file)] for row in self.table.itertuples()}
 
     def batches(self, config: Config, rng: np.random.Generator) -> list[Batch]:
         """Draw the batches of one epoch, of images or of pairs as `training_pairs` says."""

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
@@ -27,9 +28,7 @@ from utils.training.augmentation import ImageLoader
 from utils.training.data import Batch, TrainingData, images_of
 from utils.training.phases import FineTuning, HeadAlone
 from utils.training.processes import Processes, together
-from utils.training.results import Results
-from utils.training.resuming import unfinished
-from utils.training.transfer import batch_statistics
+from utils.training.results import Results, unfinished
 
 
 def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -76,8 +75,7 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
                     raise
             batch_size = trainer.smaller_batches()
             del trainer
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
 
 
 def with_options(config: Config, **options: Any) -> Config:
@@ -100,7 +98,9 @@ class Trainer:
         self.device = choose_device(config)
         self.model = build_model(config).to(self.device)
         self.data = TrainingData(config, table, self.model.frame)
-        self.data.check_same(self.processes)
+        if self.data.fingerprints != self.processes.from_first(self.data.fingerprints):
+            other = f"process {self.processes.rank} has other images than the first"
+            raise TrainingError(f"{other}; copy the data to every machine, or share them")
         stopped = unfinished(config, self.data.fingerprints) if self.processes.first else None
         self.stopped = self.processes.from_first(stopped)
         self.configured_batch_size = config.hyperparameters.batch_size
@@ -178,8 +178,10 @@ class Trainer:
             losses.append(self.step(batch, inputs))
             bar.update()
         train_loss = float(np.average(losses, weights=[len(images) for images in positions]))
-        for statistic in batch_statistics(self.model):  # each process has those of its own images
-            statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                for statistic in module.buffers():  # each process has those of its own images
+                    statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
         valid, self.threshold = self.processes.from_first(self.phase.validate())
         if not isinstance(self.phase.scheduler, OneCycleLR):
             self.phase.scheduler.step(valid["valid_auc"])

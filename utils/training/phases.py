@@ -1,14 +1,20 @@
-"""The two phases of training, the head alone and fine-tuning, each with its inputs, optimizer and schedule."""
+"""The two phases of training, each with its inputs, optimizer and schedule.
+
+The head is trained first, on features of the frozen backbone that are computed once. Fine-tuning then trains the last
+blocks, too, at fixed batch statistics.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
@@ -16,19 +22,51 @@ from tqdm.auto import tqdm
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.images.pairs import Pairs
-from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance
+from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance, eval_mode
 from utils.system.errors import TrainingError
 from utils.system.machine import bfloat16_pays
 from utils.system.settings import Config
-from utils.training.additivity import CHOSEN, halved_boxes, interaction, occlude_halves
+from utils.training.additivity import CHOSEN, halved_boxes, occlude_halves
 from utils.training.augmentation import ImageLoader, Request
 from utils.training.data import Batch, TrainingData, images_of
-from utils.training.optimization import make_optimizer, make_scheduler
 from utils.training.processes import Processes
-from utils.training.transfer import early_blocks, embed_late, freeze, frozen_features
 
 HEAD_RATE = 1e-3  # peak learning rate of the head alone
 VIEWS = 4  # features of each training image: of the image itself, and of three random changes of it
+
+
+def make_optimizer(model: nn.Module, config: Config, rate: float) -> Optimizer:
+    """The configured optimizer, for the parameters that are not frozen."""
+    options = config.hyperparameters
+    momentum = {"momentum": options.momentum, "nesterov": options.nesterov} if options.optimizer == "SGD" else {}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return getattr(torch.optim, options.optimizer)(parameters, rate, weight_decay=options.weight_decay, **momentum)
+
+
+@torch.no_grad()
+def frozen_features(model: SiameseNetwork, batches: Iterable[torch.Tensor], exact: bool) -> torch.Tensor:
+    """Pooled features of the backbone in eval mode, (N, C), on the CPU.
+
+    Args:
+        batches: uint8 images, (B, 3, H, W) each.
+        exact: compute in float32; otherwise in bfloat16 where that is faster, which is exact enough for training.
+    """
+    device, features = model.mean.device, [torch.empty(0, model.head[0].in_features)]
+    with eval_mode(model):
+        for images in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=not exact and bfloat16_pays(device)):
+                maps = model.backbone(model.normalize(images))
+            features.append(model.pooling(maps).cpu())
+    return torch.cat(features)
+
+
+def early_blocks(model: SiameseNetwork) -> int:
+    """Number of the backbone's first blocks, before its maps have a sixteenth of the image's resolution.
+
+    These blocks find edges and textures, which all photographs share, and most of a backward pass is spent in them.
+    """
+    height = model.image_size[0]
+    return next((i for i, shape in enumerate(model.block_shapes()) if shape[2] <= -(-height // 16)), 0)
 
 
 class Phase:
@@ -148,11 +186,19 @@ class FineTuning(Phase):
 
     def begin(self, steps: int, head_epochs: int) -> tuple[Optimizer, OneCycleLR | ReduceLROnPlateau]:
         self.model.train()
-        self.frozen = early_blocks(self.model) if self.config.transfer else 0
+        self.frozen, rate, schedule = 0, self.options.learning_rate, self.config.LRScheduler
         if self.config.transfer:
-            freeze(self.model, self.frozen)
-        optimizer = make_optimizer(self.model, self.config)
-        return optimizer, make_scheduler(optimizer, self.config, steps)
+            self.frozen = early_blocks(self.model)
+            self.model.backbone[: self.frozen].eval().requires_grad_(False)
+            for module in self.model.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        optimizer = make_optimizer(self.model, self.config, rate)
+        if schedule.name == "OneCycle":
+            total = self.options.epochs * steps
+            return optimizer, OneCycleLR(optimizer, rate, total_steps=total, cycle_momentum=False)
+        options = {"factor": schedule.factor, "patience": schedule.patience, "min_lr": schedule.min_lr}
+        return optimizer, ReduceLROnPlateau(optimizer, mode="max", **options)
 
     def inputs(
         self, batches: Sequence[np.ndarray], epoch: int, progress: float, rng: np.random.Generator
@@ -186,14 +232,19 @@ class FineTuning(Phase):
             return self.embed_batch(batch), 0.0
         rows = self.embed_batch(torch.cat([batch, occlude_halves(batch[chosen], boxes)]))
         embeddings, occluded = rows.split([len(batch), 3 * len(chosen)])
-        return embeddings, self.options.additivity * interaction(embeddings[chosen], occluded).square().sum() / count
+        first, second, both = occluded.chunk(3)
+        interaction = embeddings[chosen] - first - second + both  # delta_AB - delta_A - delta_B
+        return embeddings, self.options.additivity * interaction.square().sum() / count
 
     def embed_batch(self, batch: torch.Tensor) -> torch.Tensor:
-        """Preprocessed images (N, 3, H, W) -> embeddings (N, D), with gradients."""
-        if self.frozen:
-            return embed_late(self.model, batch, self.frozen).float()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_pays(self.device)):
-            return self.model.embed(batch).float()
+        """Preprocessed images (N, 3, H, W) -> embeddings (N, D), with gradients for all but the frozen blocks."""
+        blocks, device, fast = self.model.backbone, self.device.type, bfloat16_pays(self.device)
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=fast):
+            maps = blocks[: self.frozen](batch)
+        if self.frozen and device == "cpu":  # there the backward pass of depthwise convolutions is slower in bfloat16
+            maps, fast = maps.float(), False
+        with torch.autocast(device, torch.bfloat16, enabled=fast):
+            return self.model.embed_features(blocks[self.frozen :](maps)).float()
 
     def embed_valid(self, own: slice) -> torch.Tensor:
         if own.start == own.stop:

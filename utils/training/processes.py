@@ -23,8 +23,8 @@ from torch import nn
 from utils.system.errors import TrainingError
 from utils.system.machine import is_out_of_memory
 
-# The number of processes as other launchers give it: Open MPI; MPICH and Intel MPI; srun.
-OTHER_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+# The number of processes as launchers give it: torchrun; Open MPI; MPICH and Intel MPI; srun.
+LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class Processes:
@@ -94,21 +94,14 @@ def together(device: torch.device) -> Iterator[Processes]:
     Raises:
         TrainingError: another launcher has started several processes, or left its variables behind.
     """
-    others = [name for name in OTHER_LAUNCHERS if os.environ.get(name, "") not in ("", "0", "1")]
-    world = os.environ.get("WORLD_SIZE") or "1"  # a script may leave it empty
-    if others and not os.environ.get("WORLD_SIZE"):
-        raise TrainingError(
-            f"{others[0]}={os.environ[others[0]]}: each of these processes would train a network of its own; "
-            "start them with torchrun (docs/commands.md, Several GPUs)"
-        )
-    if world == "1":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it
+        if others := [name for name in LAUNCHERS if os.environ.get(name, "") not in ("", "0", "1")]:
+            raise TrainingError(
+                f"{others[0]}={os.environ[others[0]]}: each of these processes would train a network of its own; start "
+                "them with torchrun (docs/commands.md, Several GPUs), or unset it to train in one process"
+            )
         yield Processes()
         return
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
-        raise TrainingError(
-            f"WORLD_SIZE={world}, but {missing[0]} is not set; to train in one process, unset WORLD_SIZE; "
-            "to train in several, start them with torchrun (docs/commands.md, Several GPUs)"
-        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # No time limit: the first process may read data for long, and torchrun ends the others when one dies.

@@ -1,10 +1,12 @@
-"""The files of a training run, written after every epoch, so that the best network so far is always on disk."""
+"""The files of a training run, written after every epoch, so that the best network so far is always on disk; and what a
+stopped run goes on from."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pandas as pd
+import torch
 
 from utils.early_stopping import best_epoch
 from utils.Siamese import SiameseNetwork
@@ -13,6 +15,37 @@ from utils.system.settings import Config
 from utils.training.model_card import write_model_card
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
+# Settings that do not change the result; images that `on_bad_image` leaves out change the fingerprints.
+IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "on_bad_image"}
+IGNORED |= {"cache", "cache_gigabytes", "outputs_path", "compare_path"}
+
+
+def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
+    """Load the checkpoint `last.pth` of a stopped run; `None` if there is none, or if settings or images have changed.
+
+    Prints whether the run goes on. Its batches may be smaller than configured, if memory ran out.
+
+    Args:
+        data: the fingerprints of today's images, as in `TrainingData`.
+    """
+    path = config.checkpoints_path / "last.pth"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        run = checkpoint["info"]["run"]
+        batch_size = run["configured_batch_size"]
+    except Exception:  # there is no file, the run has finished, or an earlier version wrote it
+        return None
+    settings = [checkpoint["info"]["config"], config.model_dump(mode="json")]
+    before, now = (pd.json_normalize(each).to_dict("records")[0] for each in settings)  # keys such as image.size
+    before["hyperparameters.batch_size"] = batch_size
+    changed = [key for key in {**now, **before} if before.get(key) != now.get(key) and key not in IGNORED]
+    changed = changed or [f for f in {**data, **run["data"]} if run["data"].get(f) != data.get(f)]
+    if changed:
+        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        print(f"{path}: a run that was stopped; training starts from the beginning, as {changed[0]}{others} changed")
+        return None
+    print(f"{path}: a run that was stopped after epoch {len(run['history'])}; training goes on from there")
+    return checkpoint
 
 
 class Results:
