@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 from utils.system.settings import ImageOptions
 from utils.training import augmentation
-from utils.training.augmentation import ChangedImages, CutMix, ImageLoader, Request, random_changes
+from utils.training.augmentation import ChangedImages, ImageLoader, Request, cut_mix, random_changes
 
 JITTER = ["brightness", "contrast", "saturation", "hue"]
 IMAGES = torch.randint(0, 256, (8, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -116,7 +116,7 @@ def test_boxes_are_covered_by_what_the_other_image_has_there():
 
 def test_covering_leaves_the_image_that_it_was_given():
     image, before = IMAGES[0].clone(), IMAGES[0].clone()
-    assert not torch.equal(CutMix(1)(image, 255 - image), before) and torch.equal(image, before)
+    assert not torch.equal(cut_mix(image, 255 - image, 1), before) and torch.equal(image, before)
 
 
 # ------------------------------------------------------- the same random numbers, however the images are made

@@ -31,26 +31,21 @@ class Request(NamedTuple):
     others: np.ndarray | None = None  # (S,) positions of the images that CutMix takes boxes from; None: no CutMix
 
 
-class CutMix:
-    """Covers a random box of an image by the same box of another image; the class stays (after Yun et al., 2019).
+def cut_mix(image: torch.Tensor, other: torch.Tensor, probability: float) -> torch.Tensor:
+    """Cover a random box of an image by the same box of another image; the class stays (after Yun et al., 2019).
 
     Args:
-        probability: of covering an image. Boxes are drawn as `v2.RandomErasing` draws them.
+        probability: of covering the image. Boxes are drawn as `v2.RandomErasing` draws them.
     """
-
-    def __init__(self, probability: float) -> None:
-        self.probability, self.boxes = probability, v2.RandomErasing()
-
-    def __call__(self, image: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        if torch.rand(1) >= self.probability:
-            return image
-        box = self.boxes.make_params([image])
-        if box["v"] is None:  # no box was found that fits
-            return image
-        inside = ..., slice(box["i"], box["i"] + box["h"]), slice(box["j"], box["j"] + box["w"])
-        covered = image.clone()
-        covered[inside] = other[inside]
-        return covered
+    if torch.rand(1) >= probability:
+        return image
+    box = v2.RandomErasing().make_params([image])
+    if box["v"] is None:  # no box was found that fits
+        return image
+    inside = ..., slice(box["i"], box["i"] + box["h"]), slice(box["j"], box["j"] + box["w"])
+    covered = image.clone()
+    covered[inside] = other[inside]
+    return covered
 
 
 def random_changes(options: ImageOptions, progress: float = 0.0) -> list[v2.Transform]:
@@ -89,16 +84,16 @@ class ChangedImages(Dataset):
 
     def __getitem__(self, request: Request) -> torch.Tensor:
         images, changes = self.images[request.positions], random_changes(self.options, request.progress)
-        covers = request.others is not None and self.options.CutMix > 0
-        if not changes and not covers:
+        probability = 0.0 if request.others is None else self.options.CutMix
+        if not changes and not probability:
             return images
-        others = self.images[request.others] if covers else images
-        change, cover = v2.Compose(changes or [v2.Identity()]), CutMix(self.options.CutMix if covers else 0)
+        others = self.images[request.others] if probability else images
+        change = v2.Compose(changes or [v2.Identity()])
         with torch.random.fork_rng(devices=[]):
             for k, (image, other) in enumerate(zip(images, others)):
                 seed = np.random.SeedSequence([self.seed, request.epoch, request.first + k])
                 torch.default_generator.manual_seed(int(seed.generate_state(1)[0]))
-                images[k] = cover(change(image), other)
+                images[k] = cut_mix(change(image), other, probability)
         return images
 
 
