@@ -52,8 +52,8 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
 class _Loader(yaml.SafeLoader):
     """Reads YAML with three differences: values are text, of which pydantic makes numbers, as YAML reads a name such as
-    0625 as 405, and No as False; a key written twice is an error, where YAML drops the first one; and so is an escape in
-    double quotes, which turns a part of a Windows path into a line end."""
+    0625 as 405, and No as False; a key written twice is an error, where YAML drops the first one; and so is an escape
+    in double quotes, which turns a part of a Windows path into a line end."""
 
     yaml_implicit_resolvers = {
         letter: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]

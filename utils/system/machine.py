@@ -43,7 +43,7 @@ def choose_device(config: Config) -> torch.device:
         raise ConfigError("device: 'mps' needs an Apple GPU, and trains in one process; use device: auto")
     if wanted in ("auto", "cuda") and cards:
         if card >= cards:
-            reason = "each process needs its own; device: cpu needs none" if several else "numbered from 0 as in nvidia-smi"
+            reason = "each process needs its own" if several else "numbered from 0 as in nvidia-smi"
             raise ConfigError(f"gpu: there is no card {card}; PyTorch sees {cards}, {reason}")
         return torch.device("cuda", card)
     if wanted == "mps" or (wanted == "auto" and config.cuda and apple):
