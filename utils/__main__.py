@@ -33,14 +33,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m utils",
         description="Explainable image similarity from the command line.",
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m utils",
-        description="Explainable image similarity from the command line.",
         epilog=EPILOG,
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", title="commands")
-    download = _add(commands, "download", "fetch one of the paper's public image sets into Data/, if it is not there yet")
+    download = _add(commands, "download", "fetch one of the paper's public image sets into Data/; one that is there stays")
     download.add_argument("name", choices=PUBLIC_SETS, help="which set")
     for command, text in (
         ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),

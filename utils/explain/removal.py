@@ -76,19 +76,12 @@ def blur(batch: torch.Tensor) -> torch.Tensor:
     return gaussian_blur(gaussian_blur(batch, [across, 1], [sigma] * 2), [1, down], [sigma] * 2)
 
 
-def mean_colour(batch: torch.Tensor) -> torch.Tensor:
-    """Fill each image (N, 3, H, W) with its mean colour."""
-    return batch.mean((2, 3), keepdim=True).expand_as(batch)
-
-
-def moved_by_half(batch: torch.Tensor) -> torch.Tensor:
-    """Move images (N, 3, H, W) by half their sides; what leaves at one border comes in at the opposite one."""
-    return batch.roll((batch.shape[2] // 2, batch.shape[3] // 2), (2, 3))
-
-
-# Other ways to remove a region than blurring. The first asks again what happens if the region is absent, the second
-# what happens if something else is in its place.
-OTHER_REMOVALS = {"filled with the mean colour": mean_colour, "covered by another part of the image": moved_by_half}
+# Other ways to remove a region than blurring: what is shown inside. The mean colour asks again what happens if the
+# region is absent; the image moved by half its sides, what happens if something else is in its place.
+OTHER_REMOVALS = {
+    "filled with the mean colour": lambda batch: batch.mean((2, 3), keepdim=True).expand_as(batch),
+    "covered by another part of the image": lambda batch: batch.roll([side // 2 for side in batch.shape[2:]], (2, 3)),
+}
 
 
 def strongest_region(maps: torch.Tensor) -> torch.Tensor:
