@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=EPILOG,
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", title="commands")
-    download = _add(commands, "download", "fetch one of the paper's public image sets into Data/; one that is there stays")
+    download = _add(commands, "download", "fetch one of the paper's image sets into Data/; one that is there stays")
     download.add_argument("name", choices=PUBLIC_SETS, help="which set")
     for command, text in (
         ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),

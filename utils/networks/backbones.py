@@ -199,8 +199,9 @@ def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None
         own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in backbone}
         # A wrapper may have put its name before all others: module.conv1.weight.
         first = next(iter(own))
-        prefix = min((name.removesuffix(first) for name in state if f".{name}".endswith("." + first)), key=len, default="")
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        prefix = min((name.removesuffix(first) for name in state if name.endswith("." + first)), key=len, default="")
+        if first not in state:
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         unmatched = [
             name
             for name, tensor in own.items()
