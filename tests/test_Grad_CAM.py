@@ -307,7 +307,7 @@ def test_flat_and_extreme_images_give_finite_maps(method, normalize):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_many_pairs_are_explained_a_few_at_a_time(model, method, monkeypatch):
+def test_a_few_images_at_a_time_pass_through_the_network(model, method, monkeypatch):
     first, second = [0, 5, 2, 7, 0], [4, 1, 6, 3, 7]
     batch = torch.cat(batches())
     expected = explain(model, batch[first], batch[second], method)

@@ -108,9 +108,7 @@ def explain_pairs(
             return explain_effects(model, region_effects(model, batch), first, second, size)
         with eval_mode(model), torch.no_grad():
             activations = torch.cat([model.backbone(part) for part in batch.split(BATCH_SIZE)])
-        pairs = zip(*(torch.as_tensor(side).split(BATCH_SIZE) for side in (first, second)))
-        parts = [grad_cam(model, activations[i], activations[j], size) for i, j in pairs]
-    return Explanation(*map(torch.cat, zip(*(vars(part).values() for part in parts))))
+        return grad_cam(model, activations[first], activations[second], size)
 
 
 def grad_cam(
@@ -159,7 +157,7 @@ def explain_effects(
     sign = torch.where(model.is_similar(distance), 1.0, -1.0)
     raw = sign[:, None, None, None] * effects.maps(first, second)
     of_image = raw.abs().amax((2, 3), keepdim=True)
-    of_pair = of_image.amax(1, keepdim=True)  # evidence against a decision is rare and claims more
+    of_pair = of_image.amax(1, keepdim=True)  # for evidence against the decision, which is rare and claims more
     factual = torch.where(raw > MIN_FACTUAL * of_image, raw, 0)
     counterfactual = torch.where(-raw > MIN_COUNTERFACTUAL * of_pair, -raw, 0)
     change = effects.of_masks(first, second, strongest_region(counterfactual))
