@@ -28,9 +28,7 @@ class Interventions:
         margins_before: margins (N,) of the untouched pairs.
     """
 
-    def __init__(
-        self, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, batch_size: int = 64
-    ) -> None:
+    def __init__(self, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, batch_size: int = 64) -> None:
         self.model, self.batch_size = model, batch_size
         self.images = batch1.to(model.mean.device), batch2.to(model.mean.device)
         self.blurred = tuple(blur(batch) for batch in self.images)
