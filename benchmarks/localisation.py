@@ -111,7 +111,7 @@ def intruders_that_matter(model, batch, table, masks, kind, rng) -> tuple[np.nda
     pools = [np.flatnonzero(labels == (labels[i] if kind == 0 else kinds[i])) for i in hosts]
     first = np.repeat(hosts, 8)
     second = np.concatenate([rng.choice(pool[pool != i], 8, replace=False) for i, pool in zip(hosts, pools)])
-    interventions = Interventions.on(model, batch[first], batch[second])
+    interventions = Interventions(model, batch[first], batch[second])
     region = F.max_pool2d(masks[first][:, None].float(), 5, 1, 2) > 0
     after = interventions.margins_after(torch.cat([region, torch.zeros_like(region)], dim=1))[:, 0]
     effect = after - interventions.margins_before
@@ -125,7 +125,7 @@ def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
     for kind, name in enumerate(PAIR_LABELS):
         first, second = intruders_that_matter(model, batch, table, masks, kind, rng)
         explanation = explain_pairs(model, batch, first, second)
-        result = check(Interventions.on(model, batch[first], batch[second]), explanation, "counterfactual", rng)
+        result = check(Interventions(model, batch[first], batch[second]), explanation, "counterfactual", rng)
         hits = pointing_game(explanation.counterfactual[:, 0], masks[first])
         rows.append(
             {
@@ -166,7 +166,7 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     maps["public procedure"] = public_procedure(model, batch, pairs)
     masks = load_masks(config.data_path, rows.file, model.frame)
     located = localisation_table(maps, masks, pairs, right)
-    interventions = Interventions.on(model, batch[pairs.first], batch[pairs.second])
+    interventions = Interventions(model, batch[pairs.first], batch[pairs.second])
     checks = pd.concat(
         [
             check_table(interventions, explanation, config.seed).assign(method=method)

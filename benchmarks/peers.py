@@ -75,7 +75,7 @@ def rankings(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> dic
 def compare(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> pd.DataFrame:
     """A row per method: agreement with 5 x 5 cells blurred, areas under deletion and insertion curves, the share of
     strongest tenths without which the pair is less similar, seconds of a pair."""
-    interventions = Interventions.on(model, one, two, 16)
+    interventions = Interventions(model, one, two, 16)
     both, count = torch.cat([one, two]), len(one)
     effect = effects_on_pairs(model, both, range(count), range(count, 2 * count), {"": blur(both)})[""]
     cells = windows(1 / 5, 5, tuple(one.shape[2:])).expand(2 * len(one), -1, -1)

@@ -142,9 +142,9 @@ def main() -> None:
     explanations = {method: explained(model, batch, measured, *ends, method) for method in METHODS}
     print(f"{arguments.folder}: {len(ends[0])} pairs of {len(used)} test images")
     print_agreement(model, batch, others, ends, explanations)
-    print_curves(Interventions.on(model, *(batch[side] for side in ends), 16), explanations)
+    print_curves(Interventions(model, *(batch[side] for side in ends), 16), explanations)
     ends = drawn_pairs(labels[used], arguments.checks)
-    interventions = Interventions.on(model, *(batch[side] for side in ends), 16)
+    interventions = Interventions(model, *(batch[side] for side in ends), 16)
     for method in METHODS:
         table = check_table(interventions, explained(model, batch, measured, *ends, method), config.seed)
         print(f"\n{method}, {len(ends[0])} pairs\n", table.round(2).to_string(index=False), flush=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from utils.explain.incremental import BATCH_SIZE
 from utils.explain.occlusion import RegionEffects, region_effects
 from utils.explain.removal import strongest_region
 from utils.images.pairs import used_images
@@ -82,12 +83,7 @@ def explain(
 
 @torch.inference_mode(False)
 def explain_pairs(
-    model: SiameseNetwork,
-    batch: torch.Tensor,
-    first: Sequence[int],
-    second: Sequence[int],
-    method: str = "occlusion",
-    batch_size: int = 32,
+    model: SiameseNetwork, batch: torch.Tensor, first: Sequence[int], second: Sequence[int], method: str = "occlusion"
 ) -> Explanation:
     """Explain the decisions on P pairs of N images; each image is measured once, however many pairs it is in.
 
@@ -95,7 +91,6 @@ def explain_pairs(
         batch: preprocessed images, shape (N, 3, H, W), on any device.
         first, second: positions in `batch` of the images of each pair, P of each.
         method: see `explain`.
-        batch_size: images that pass through the network at once.
 
     Raises:
         ValueError: unknown method.
@@ -110,14 +105,10 @@ def explain_pairs(
     batch, size = batch[used].to(model.mean.device), tuple(batch.shape[2:])
     with torch.autocast(batch.device.type, enabled=False):  # the caller's would round the effects of regions
         if method == "occlusion":
-            return explain_effects(model, region_effects(model, batch, batch_size), first, second, size)
+            return explain_effects(model, region_effects(model, batch), first, second, size)
         with eval_mode(model), torch.no_grad():
-            activations = torch.cat([model.backbone(part) for part in batch.split(batch_size)])
-        pairs = zip(*(torch.as_tensor(side).split(batch_size) for side in (first, second)))
-        parts = [grad_cam(model, activations[i], activations[j], size) for i, j in pairs]
-    return Explanation(
-        **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Explanation)}
-    )
+            activations = torch.cat([model.backbone(part) for part in batch.split(BATCH_SIZE)])
+        return grad_cam(model, activations[first], activations[second], size)
 
 
 def grad_cam(
@@ -165,30 +156,27 @@ def explain_effects(
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
     sign = torch.where(model.is_similar(distance), 1.0, -1.0)
     raw = sign[:, None, None, None] * effects.maps(first, second)
-    factual, counterfactual = _above_noise(raw)
+    of_image = raw.abs().amax((2, 3), keepdim=True)
+    of_pair = of_image.amax(1, keepdim=True)  # for evidence against the decision, which is rare and claims more
+    factual = torch.where(raw > MIN_FACTUAL * of_image, raw, 0)
+    counterfactual = torch.where(-raw > MIN_COUNTERFACTUAL * of_pair, -raw, 0)
     change = effects.of_masks(first, second, strongest_region(counterfactual))
     strengthens = sign[:, None] * change < 0  # the decision, as evidence against it should
     shown = torch.stack([factual, torch.where(strengthens[:, :, None, None], counterfactual, 0)], dim=2)
     return _explanation(model, distance, raw, shown, image_size)
 
 
-def _above_noise(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split signed evidence (N, 2, h, w) into evidence for and against the decision, without what counts as noise.
-
-    Evidence against a decision is rare and claims more, so it is compared with the strongest of both images.
-    """
-    of_image = raw.abs().amax((2, 3), keepdim=True)
-    of_pair = of_image.amax(1, keepdim=True)
-    factual = torch.where(raw > MIN_FACTUAL * of_image, raw, 0)
-    return factual, torch.where(-raw > MIN_COUNTERFACTUAL * of_pair, -raw, 0)
-
-
 def _explanation(
     model: SiameseNetwork, distance: torch.Tensor, raw: torch.Tensor, shown: torch.Tensor, image_size: tuple[int, int]
 ) -> Explanation:
     """Make an `Explanation` from distances (N,), signed evidence for the decisions (N, 2, h, w), and what of it is
-    shown for and against them, (N, 2, 2, h, w)."""
-    maps, peaks, empty = _normalised(shown, image_size)
+    shown for and against them, (N, 2, 2, h, w). Maps have the image's size, and each is divided by its maximum."""
+    maps = F.interpolate(shown.clamp(min=0).flatten(0, 1), image_size, mode="bilinear", align_corners=False)
+    maps = maps.unflatten(0, shown.shape[:2])
+    peaks = maps.amax((3, 4), keepdim=True)
+    empty = peaks < torch.finfo(maps.dtype).tiny
+    maps.div_(peaks.masked_fill(empty, torch.inf))
+    peaks, empty = peaks[..., 0, 0], empty[..., 0, 0]
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
         distance=distance,
@@ -200,17 +188,3 @@ def _explanation(
         strength=torch.where(empty, 0, peaks / strongest),
         empty=empty,
     )
-
-
-def _normalised(raw: torch.Tensor, image_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Enlarge the positive parts of signed maps (N, 2, 2, h, w) to the image's size, and divide each by its maximum.
-
-    Returns:
-        The maps (N, 2, 2, H, W), their maxima, and which maps are zero everywhere, each (N, 2, 2).
-    """
-    maps = F.interpolate(
-        raw.clamp(min=0).flatten(0, 1), size=image_size, mode="bilinear", align_corners=False
-    ).unflatten(0, raw.shape[:2])
-    peaks = maps.amax((3, 4), keepdim=True)
-    empty = peaks < torch.finfo(maps.dtype).tiny
-    return maps.div_(peaks.masked_fill(empty, torch.inf)), peaks[..., 0, 0], empty[..., 0, 0]

@@ -36,23 +36,30 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=EPILOG,
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", title="commands")
-    download = commands.add_parser(
-        "download",
-        help="fetch one of the paper's public image sets into Data/",
-        description="Fetch one of the paper's public image sets into Data/. A set that is there already stays.",
-    )
+    download = _add(commands, "download", "fetch one of the paper's image sets into Data/; one that is there stays")
     download.add_argument("name", choices=PUBLIC_SETS, help="which set")
     for command, text in (
         ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),
         ("train", "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"),
         ("export", "write a dataset's trained network as outputs/NAME/model.onnx, for programs without PyTorch"),
     ):
-        parsed = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        parsed = _add(commands, command, text)
         parsed.add_argument("name", nargs="?", help="the dataset; without it, the one that the configuration names")
         _add_config(parsed)
     _add_search(commands)
-    _add_report(commands)
+    text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
+    page = _add(commands, "report", text)
+    page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
+    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="model.pth of another network")
+    page.add_argument(
+        "--output", type=Path, metavar="FILE", help="the page to write; without it, report.html under outputs/NAME/"
+    )
+    _add_dataset(page)
     return parser.parse_args(arguments)
+
+
+def _add(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -65,16 +72,10 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_search(commands: argparse._SubParsersAction) -> None:
-    text = "index a folder of images, and find and explain those nearest to an image"
-    steps = commands.add_parser("search", help=text, description=f"{text[0].upper()}{text[1:]}.").add_subparsers(
-        required=True, dest="step", metavar="STEP", title="steps"
-    )
-    build = steps.add_parser(
-        "build",
-        help="make the index of a folder, or bring it up to date",
-        description="Make the index of a folder and its sub-folders, or bring it up to date. It can be stopped and "
-        "started again, and searched meanwhile.",
-    )
+    search = _add(commands, "search", "index a folder of images, and find and explain those nearest to an image")
+    steps = search.add_subparsers(required=True, dest="step", metavar="STEP", title="steps")
+    text = "make the index of a folder and its sub-folders, or bring it up to date; it can be stopped and started again"
+    build = _add(steps, "build", text)
     build.add_argument("folder", type=_there, help="the folder of images")
     build.add_argument(
         "--explain",
@@ -82,15 +83,11 @@ def _add_search(commands: argparse._SubParsersAction) -> None:
         help="also measure what regions do, which takes some 100 passes through the network an image; "
         "otherwise a query measures the images that it finds, and keeps that",
     )
-    query = steps.add_parser(
-        "query",
-        help="find the images nearest to an image, and say why",
-        description="Find the images nearest to an image, and say why. The figure goes to outputs/NAME/search/.",
-    )
+    text = "find the images nearest to an image, and say why; the figure goes to outputs/NAME/search/"
+    query = _add(steps, "query", text)
     query.add_argument("image", type=_there, help="the image to look for")
     query.add_argument("--hits", type=_count, default=10, metavar="N", help="how many to find (10)")
-    text = "write an index as Parquet, for databases that serve several machines"
-    export = steps.add_parser("export", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    export = _add(steps, "export", "write an index as Parquet, for databases that serve several machines")
     export.add_argument("file", type=Path, metavar="FILE.parquet", help="the file to write: paths and embeddings")
     for parsed in (query, export):
         parsed.add_argument("--folder", type=Path, help="the indexed folder; without it, the one indexed last")
@@ -109,17 +106,6 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: should be a number, 1 or more")
     return int(text)
-
-
-def _add_report(commands: argparse._SubParsersAction) -> None:
-    text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
-    page = commands.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
-    _add_dataset(page)
-    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="model.pth of another network")
-    page.add_argument(
-        "--output", type=Path, metavar="FILE", help="the page to write; without it, report.html under outputs/NAME/"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

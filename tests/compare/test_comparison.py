@@ -176,7 +176,7 @@ def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
 def test_what_if_removes_regions_in_other_ways_too(model, paths):
     compared = Comparison(model, paths)
     result = compared.what_if(0, 1)
-    before = Interventions.on(model, compared.batch[[0]], compared.batch[[1]]).margins_before
+    before = Interventions(model, compared.batch[[0]], compared.batch[[1]]).margins_before
     side = torch.where(compared.explain(0, 1).is_similar, -1.0, 1.0)
     for name, change in result.others.items():
         for image, column in np.ndindex(2, 2):

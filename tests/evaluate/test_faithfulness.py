@@ -63,10 +63,10 @@ def effect_by_hand(patch):
 )
 def test_check_by_hand(toy, to_black, name, patch, sign):
     maps = {"factual": maps_of("elsewhere"), "counterfactual": maps_of("elsewhere")} | {name: maps_of(patch)}
-    result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(**maps), name, np.random.default_rng(0))
+    result = check(Interventions(toy, IMAGES1, IMAGES2), explanation_of(**maps), name, np.random.default_rng(0))
     assert torch.allclose(result.effect, effect_by_hand(patch), atol=1e-5) and (result.effect.sign() == sign).all()
     regions = randomly_moved(maps_of(patch).bool(), np.random.default_rng(0))
-    expected = Interventions.on(toy, IMAGES1, IMAGES2).margins_after(regions) - torch.tensor(MARGINS_BEFORE)[:, None]
+    expected = Interventions(toy, IMAGES1, IMAGES2).margins_after(regions) - torch.tensor(MARGINS_BEFORE)[:, None]
     assert (
         torch.allclose(result.random, expected, atol=1e-5)
         and result.random.abs().mean() < 0.5 * result.effect.abs().mean()
@@ -77,7 +77,7 @@ def test_check_by_hand(toy, to_black, name, patch, sign):
 def test_a_map_beside_the_evidence_has_no_effect(toy, to_black, name):
     """64 of 960 pixels speak: none is blurred beyond them, above all not B, the first in reading order."""
     maps = maps_of("elsewhere")
-    result = check(Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), name, np.random.default_rng(0))
+    result = check(Interventions(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), name, np.random.default_rng(0))
     assert torch.equal(result.effect, torch.zeros(3, 2))
 
 
@@ -85,7 +85,7 @@ def test_check_blurs_a_tenth_of_the_image(toy, to_black):
     # Rows 0, 1 and 16 pixels of row 2: B down to there.
     maps = torch.linspace(1, 0.001, H * W).view(SIZE).expand(3, 2, *SIZE)
     result = check(
-        Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), "factual", np.random.default_rng(0)
+        Interventions(toy, IMAGES1, IMAGES2), explanation_of(maps, maps), "factual", np.random.default_rng(0)
     )
     # Lost; B is nearer to the partner's z than nothing is.
     b1, b2 = torch.tensor([[0.2, -1, -1], [-0.2, 0.5, 1]]) * 12 / 16
@@ -97,7 +97,7 @@ def test_empty_maps_have_no_effect_to_speak_of(toy, to_black):
     maps = maps_of("A").clone()
     maps[1, 0] = 0
     result = check(
-        Interventions.on(toy, IMAGES1, IMAGES2), explanation_of(maps, maps_of("B")), "factual", np.random.default_rng(0)
+        Interventions(toy, IMAGES1, IMAGES2), explanation_of(maps, maps_of("B")), "factual", np.random.default_rng(0)
     )
     for values in (result.effect, result.random):
         assert values.isnan().tolist() == [[False, False], [True, False], [False, False]]
@@ -112,7 +112,7 @@ def test_random_maps_score_like_their_random_baseline(toy, to_black, form):
     maps = torch.rand(n, 2, *SIZE, generator=torch.Generator().manual_seed(0))
     if form == "rectangle":  # as large as the tenth that is blurred
         maps = randomly_moved(boxes((slice(0, 8), slice(0, 12))).expand(n, 2, *SIZE), rng)
-    result = check(Interventions.on(toy, images, images), explanation_of(maps, maps), "factual", rng)
+    result = check(Interventions(toy, images, images), explanation_of(maps, maps), "factual", rng)
     effects, random = result.effect.flatten(), result.random.flatten()
     error = ((effects.var() + random.var()) / len(effects)).sqrt()
     assert effects.mean().item() == pytest.approx(-0.05, abs=3 * error.item())  # a tenth of A on average
@@ -122,7 +122,7 @@ def test_random_maps_score_like_their_random_baseline(toy, to_black, form):
 
 def test_curves_equal_a_naive_loop(toy):
     maps = torch.randint(5, (3, 2, *SIZE), generator=torch.Generator().manual_seed(0)).float()
-    result = curves(Interventions.on(toy, IMAGES1, IMAGES2), maps)
+    result = curves(Interventions(toy, IMAGES1, IMAGES2), maps)
     for step in range(11):
         region = np.zeros((6, H * W), dtype=bool)
         for row, values in zip(region, maps.view(6, -1).tolist()):
@@ -264,7 +264,7 @@ def judged():
     batch1, batch2 = torch.randn(2, 6, 3, 16, 24)
     distance = explain(model, batch1, batch2).distance
     model.margin = 2 * float(distance.median() * 1.0001)  # half of the pairs are similar
-    return explain(model, batch1, batch2), Interventions.on(model, batch1, batch2)
+    return explain(model, batch1, batch2), Interventions(model, batch1, batch2)
 
 
 def test_the_check_table_counts_moves_in_the_right_direction(judged, monkeypatch):
@@ -325,7 +325,7 @@ def test_pixels_are_ranked_from_what_speaks_for_the_decision_to_what_speaks_agai
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_batch_size_bounds_what_is_embedded_at_once_and_changes_nothing(to_black, batch_size):
     toy, times = Toy(), 3
-    interventions = Interventions.on(toy, IMAGES1.repeat(times, 1, 1, 1), IMAGES2.repeat(times, 1, 1, 1), batch_size)
+    interventions = Interventions(toy, IMAGES1.repeat(times, 1, 1, 1), IMAGES2.repeat(times, 1, 1, 1), batch_size)
     maps = maps_of("A", 3 * times)
     result = check(interventions, explanation_of(maps, maps), "factual", np.random.default_rng(0))
     curve = curves(interventions, maps + maps_of("B", 3 * times))["deletion"]
@@ -339,7 +339,7 @@ def test_the_network_is_left_as_found():
     model = trained_network().train()
     model.head.eval()
     modes, state = [module.training for module in model.modules()], copy.deepcopy(model.state_dict())
-    interventions = Interventions.on(model, *network_images())
+    interventions = Interventions(model, *network_images())
     maps = torch.rand(PAIRS, 2, *SIZE)
     check(interventions, explanation_of(maps, maps), "factual", np.random.default_rng(0))
     curves(interventions, maps)

@@ -43,14 +43,15 @@ def random_regions(size: tuple[int, int], count: int = 12) -> torch.Tensor:
         ("inception_v3", (96, 96), 1),  # its convolutions have no border: only the first block, which has none, is one
     ],
 )
-def test_what_it_leaves_out_changes_nothing(backbone, size, stages):
+def test_what_it_leaves_out_changes_nothing(backbone, size, stages, monkeypatch):
     model = network(backbone, *size)
     image, instead = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
     regions = random_regions(size)
     found = local_stages(model)
     assert len(found) == stages
     with torch.no_grad():
-        embedder = IncrementalEmbedder(model, image, found, batch_size=4)
+        monkeypatch.setattr(incremental, "BATCH_SIZE", 4)
+        embedder = IncrementalEmbedder(model, image, found)
         for region, embedding in zip(regions.tolist(), embedder.embeddings(instead, regions)):
             changed, (top, bottom, left, right) = image.clone(), region
             changed[:, top:bottom, left:right] = instead[:, top:bottom, left:right]

@@ -53,8 +53,10 @@ def test_effects_equal_a_loop_that_covers_and_runs_the_whole_network_for_one_pai
                 assert float(measured[image, r]) == pytest.approx(float(without - whole), abs=2e-4)
 
 
-def test_what_is_measured_does_not_depend_on_the_batch_size(model, batch):
-    one, other = region_effects(model, batch[:2], batch_size=7), region_effects(model, batch[:2], batch_size=64)
+def test_what_is_measured_does_not_depend_on_the_batch_size(model, batch, monkeypatch):
+    one = region_effects(model, batch[:2])
+    monkeypatch.setattr(incremental, "BATCH_SIZE", 7)
+    other = region_effects(model, batch[:2])
     assert torch.equal(one.regions, other.regions) and torch.allclose(one.delta, other.delta, atol=1e-5)
 
 

@@ -19,17 +19,18 @@ from toy import (
 )
 
 from utils.explain import removal
-from utils.explain.removal import OTHER_REMOVALS, Interventions, blur, randomly_moved, top_region
+from utils.explain.removal import OTHER_REMOVALS, Interventions, blur, randomly_moved, strongest_region
 
 
-def test_top_region_equals_a_sort_with_ties_in_reading_order():
-    maps = torch.randint(4, (3, 2, 5, 7), generator=torch.Generator().manual_seed(0)).float()
-    for share, count in [(0, 0), (0.1, 4), (0.2, 7), (1 / 3, 12), (0.9, 32), (1, 35)]:
-        regions = top_region(maps, share)
-        assert regions.shape == maps.shape and regions.dtype == torch.bool
-        for values, region in zip(maps.view(6, 35).tolist(), regions.view(6, 35).tolist()):
-            strongest = sorted(range(35), key=lambda i: (-values[i], i))[:count]
-            assert [i for i, chosen in enumerate(region) if chosen] == sorted(strongest)
+def test_the_strongest_region_equals_a_sort_with_ties_in_reading_order():
+    maps = torch.randint(-1, 4, (3, 2, 5, 7), generator=torch.Generator().manual_seed(0)).float()
+    maps[0, 0] = -1
+    maps[0, 0, 2, 3:5] = 1  # fewer than a tenth of 35 pixels
+    regions = strongest_region(maps)
+    assert regions.shape == maps.shape and regions.dtype == torch.bool
+    for values, region in zip(maps.view(6, 35).tolist(), regions.view(6, 35).tolist()):
+        strongest = sorted(range(35), key=lambda i: (-values[i], i))[:4]
+        assert [i for i, chosen in enumerate(region) if chosen] == sorted(i for i in strongest if values[i] > 0)
 
 
 def test_moved_regions_are_seeded_shifts_of_their_own_each():
@@ -83,7 +84,7 @@ def to_black(monkeypatch):
 
 @pytest.mark.parametrize("patch", MARGINS_AFTER)
 def test_margins_by_hand(toy, to_black, patch):
-    interventions = Interventions.on(toy, IMAGES1, IMAGES2)
+    interventions = Interventions(toy, IMAGES1, IMAGES2)
     untouched = IMAGES1.clone(), IMAGES2.clone()
     assert torch.allclose(interventions.margins_before, torch.tensor(MARGINS_BEFORE), atol=1e-5)
     assert torch.allclose(
@@ -100,13 +101,13 @@ def test_margins_by_hand(toy, to_black, patch):
 def test_margins_follow_the_networks_margin_and_threshold(to_black):
     toy = Toy()
     toy.margin, toy.threshold = 4.0, 0.7  # distances 0.4, 2.5, 8: similar, similar, dissimilar
-    interventions = Interventions.on(toy, IMAGES1, IMAGES2)
+    interventions = Interventions(toy, IMAGES1, IMAGES2)
     assert interventions.margins_before.tolist() == pytest.approx([0.7 - 0.1, 0.7 - 0.625, 2 - 0.7])
 
 
 def test_a_distance_at_the_threshold_is_called_dissimilar(toy, to_black):
     one, none = toy_image(1, 0)[None], toy_image(0, 0)[None]  # D = 1, half of the margin
-    interventions = Interventions.on(toy, one, none)
+    interventions = Interventions(toy, one, none)
     assert interventions.margins_before.item() == 0
     assert interventions.margins_with(none, 0).item() == pytest.approx(-0.5, abs=1e-5)  # alike: less dissimilar
 
@@ -123,5 +124,5 @@ def test_two_other_removals():
 
 def test_margins_equal_a_naive_loop_with_the_real_blur(toy):
     regions = torch.rand(3, 2, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.4
-    margins = Interventions.on(toy, IMAGES1, IMAGES2).margins_after(regions)
+    margins = Interventions(toy, IMAGES1, IMAGES2).margins_after(regions)
     assert abs(margins.numpy() - naive_margins(regions.numpy())).max() < 1e-5

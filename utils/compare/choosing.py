@@ -63,11 +63,11 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
     return example_images(config)
 
 
-def example_images(config: Config, per_class: int = 2, most: int = 20) -> list[Path]:
-    """List the first test images of every class, at most `most` in all."""
+def example_images(config: Config) -> list[Path]:
+    """List the first two test images of every class, at most 20 in all."""
     prepare_folder(config)
     table = read_split(config.trained_path / "split.csv")
-    table = table[table.split == "test"].groupby("label").head(per_class).sort_values("label", kind="stable").head(most)
+    table = table[table.split == "test"].groupby("label").head(2).sort_values("label", kind="stable").head(20)
     return [config.data_path / file for file in table.file]
 
 

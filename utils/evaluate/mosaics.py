@@ -87,7 +87,7 @@ def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tenso
     Returns:
         Shape (M,).
     """
-    interventions = Interventions.on(model, first, second)
+    interventions = Interventions(model, first, second)
     distances = []
     for part in cell_slices(tuple(second.shape[2:])):
         changed = interventions.images[1].clone()

@@ -13,6 +13,7 @@ from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.machine import bfloat16_pays
 
 MAX_STRIDE = 8  # image pixels between two positions of a map; of coarser maps a region changes almost everything
+BATCH_SIZE = 32  # images that pass through the network at once
 PROBE_SIDE = 96  # pixels; side of the images that show how far blocks carry a change
 
 
@@ -108,16 +109,13 @@ class IncrementalEmbedder:
         model: in eval mode.
         image: preprocessed, shape (3, H, W).
         stages: the network's `local_stages`; with an empty list, every pass is of the whole image.
-        batch_size: images that pass through the network at once.
 
     Attributes:
         embedding: of the untouched image, shape (D,).
     """
 
-    def __init__(
-        self, model: SiameseNetwork, image: torch.Tensor, stages: Sequence[Stage], batch_size: int = 32
-    ) -> None:
-        self.model, self.stages, self.batch_size = model, stages, batch_size
+    def __init__(self, model: SiameseNetwork, image: torch.Tensor, stages: Sequence[Stage]) -> None:
+        self.model, self.stages = model, stages
         self.rest = model.backbone[sum(len(stage.blocks) for stage in stages) :]
         self.whole = [image[None]]  # the input of each stage and of the rest, for the untouched image
         for stage in stages:
@@ -134,7 +132,7 @@ class IncrementalEmbedder:
         result = torch.empty(len(regions), len(self.embedding), device=self.embedding.device)
         sizes = regions[:, 1::2] - regions[:, ::2]
         for size in sizes.unique(dim=0):  # what goes through a stage at once is of one size
-            for chosen in (sizes == size).all(1).nonzero()[:, 0].split(self.batch_size):
+            for chosen in (sizes == size).all(1).nonzero()[:, 0].split(BATCH_SIZE):
                 result[chosen.to(result.device)] = self._occluded(fill, regions[chosen])
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from utils.explain.incremental import IncrementalEmbedder, local_stages
+from utils.explain.incremental import BATCH_SIZE, IncrementalEmbedder, local_stages
 from utils.explain.removal import blur
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.machine import keep_freed_memory
@@ -51,8 +51,7 @@ class RegionEffects:
 
     def of(self, images: Sequence[int]) -> RegionEffects:
         """Select images by their positions."""
-        chosen = list(images)
-        return RegionEffects(**{field.name: getattr(self, field.name)[chosen] for field in fields(RegionEffects)})
+        return RegionEffects(*(values[list(images)] for values in vars(self).values()))
 
     def on_pairs(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
         """The effect of every region on the squared distance of P pairs, shape (P, 2, R), exact:
@@ -103,9 +102,7 @@ class RegionEffects:
 
 def joined(parts: Sequence[RegionEffects]) -> RegionEffects:
     """Join the effects of several images, or batches of images, into one."""
-    return RegionEffects(
-        **{field.name: torch.cat([getattr(one, field.name) for one in parts]) for field in fields(RegionEffects)}
-    )
+    return RegionEffects(*map(torch.cat, zip(*(vars(one).values() for one in parts))))
 
 
 def effect_on_distance(delta: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
@@ -119,9 +116,7 @@ def effect_on_distance(delta: torch.Tensor, difference: torch.Tensor) -> torch.T
 
 
 @torch.no_grad()
-def region_effects(
-    model: SiameseNetwork, batch: torch.Tensor, batch_size: int = 32, verbose: bool = True
-) -> RegionEffects:
+def region_effects(model: SiameseNetwork, batch: torch.Tensor, verbose: bool = True) -> RegionEffects:
     """Measure the effect of each region: embed each image with one region after the other blurred.
 
     This is occlusion (Zeiler & Fergus 2014; for similarity, Dong et al. 2019). On a CPU that gains from it, the network
@@ -129,7 +124,6 @@ def region_effects(
 
     Args:
         batch: preprocessed images (N, 3, H, W), on any device.
-        batch_size: images that pass through the network at once.
         verbose: show a progress bar, if it takes longer than two seconds.
     """
     keep_freed_memory()
@@ -139,11 +133,11 @@ def region_effects(
     total = len(batch) * (1 + len(regions))
     with eval_mode(model), tqdm(total=total, desc="Occluding regions", delay=2, disable=not verbose) as bar:
         for image, blurred in zip(batch, blur(batch)):
-            embedder = IncrementalEmbedder(model, image, stages, batch_size)
+            embedder = IncrementalEmbedder(model, image, stages)
             whole = embedder.embedding
             found.append(_beyond_rounding(whole - embedder.embeddings(blurred, regions), whole))
             bar.update(1 + len(regions))
-        embeddings = torch.cat([model.embed(part) for part in batch.split(batch_size)])
+        embeddings = torch.cat([model.embed(part) for part in batch.split(BATCH_SIZE)])
     return effects_of_regions(embeddings, torch.stack(found), size)
 
 

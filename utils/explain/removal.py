@@ -7,7 +7,6 @@ of a similar pair would leave two images that are alike again, and hide the effe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,42 +18,23 @@ BLUR_SIGMA = 1 / 8  # standard deviation of the blur that removes a region, as a
 REGION_SHARE = 0.1  # of the image's area: what a check removes
 
 
-@dataclass(frozen=True)
 class Interventions:
-    """N pairs of images, compared before and after a change of one image.
+    """N pairs of preprocessed images, two batches (N, 3, H, W), compared before and after a change of one image.
 
     Results are margins of the decision: how far the raw distance lies on the decision's side of the threshold, in units
     of the contrastive margin. It is positive before the change, and grows when the decision gets stronger.
+
+    Attributes:
+        margins_before: margins (N,) of the untouched pairs.
     """
 
-    model: SiameseNetwork
-    images: tuple[torch.Tensor, torch.Tensor]
-    blurred: tuple[torch.Tensor, torch.Tensor]
-    embeddings: tuple[torch.Tensor, torch.Tensor]
-    sign: torch.Tensor
-    batch_size: int = 64
-
-    @classmethod
-    def on(
-        cls, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, batch_size: int = 64
-    ) -> Interventions:
-        """Prepare pairs of preprocessed images, two batches of shape (N, 3, H, W)."""
-        images = batch1.to(model.mean.device), batch2.to(model.mean.device)
-        embeddings = tuple(embed_in_parts(model, batch, batch_size) for batch in images)
-        similar = model.is_similar(embedding_distance(*embeddings))
-        return cls(
-            model,
-            images,
-            tuple(blur(batch) for batch in images),
-            embeddings,
-            torch.where(similar, -1.0, 1.0),
-            batch_size,
-        )
-
-    @property
-    def margins_before(self) -> torch.Tensor:
-        """Margins (N,) of the untouched pairs."""
-        return self._margins(*self.embeddings)
+    def __init__(self, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, batch_size: int = 64) -> None:
+        self.model, self.batch_size = model, batch_size
+        self.images = batch1.to(model.mean.device), batch2.to(model.mean.device)
+        self.blurred = tuple(blur(batch) for batch in self.images)
+        self.embeddings = tuple(embed_in_parts(model, batch, batch_size) for batch in self.images)
+        self.sign = torch.where(model.is_similar(embedding_distance(*self.embeddings)), -1.0, 1.0)
+        self.margins_before = self._margins(*self.embeddings)
 
     def margins_after(
         self, regions: torch.Tensor, removal: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -94,33 +74,18 @@ def blur(batch: torch.Tensor) -> torch.Tensor:
     return gaussian_blur(gaussian_blur(batch, [across, 1], [sigma] * 2), [1, down], [sigma] * 2)
 
 
-def mean_colour(batch: torch.Tensor) -> torch.Tensor:
-    """Fill each image (N, 3, H, W) with its mean colour."""
-    return batch.mean((2, 3), keepdim=True).expand_as(batch)
-
-
-def moved_by_half(batch: torch.Tensor) -> torch.Tensor:
-    """Move images (N, 3, H, W) by half their sides; what leaves at one border comes in at the opposite one."""
-    return batch.roll((batch.shape[2] // 2, batch.shape[3] // 2), (2, 3))
-
-
-# Other ways to remove a region than blurring. The first asks again what happens if the region is absent, the second
-# what happens if something else is in its place.
-OTHER_REMOVALS = {"filled with the mean colour": mean_colour, "covered by another part of the image": moved_by_half}
-
-
-def top_region(maps: torch.Tensor, share: float) -> torch.Tensor:
-    """The strongest `share` of the pixels of each map (..., H, W), bool of its shape; among equals, the first in
-    reading order."""
-    pixels = maps.flatten(-2)
-    strongest = pixels.argsort(dim=-1, descending=True, stable=True)[..., : round(share * pixels.shape[-1])]
-    return torch.zeros_like(pixels, dtype=torch.bool).scatter(-1, strongest, True).view(maps.shape)
+# Other ways to remove a region than blurring: what is shown inside. The mean colour asks again what happens if the
+# region is absent; the image moved by half its sides, what happens if something else is in its place.
+OTHER_REMOVALS = {
+    "filled with the mean colour": lambda batch: batch.mean((2, 3), keepdim=True).expand_as(batch),
+    "covered by another part of the image": lambda batch: batch.roll([side // 2 for side in batch.shape[2:]], (2, 3)),
+}
 
 
 def strongest_region(maps: torch.Tensor) -> torch.Tensor:
     """The region of each map (..., H, W) that a check removes: the pixels with evidence among its strongest tenth; bool
     of its shape."""
-    return top_region(maps, REGION_SHARE) & (maps > 0)
+    return (pixel_ranks(maps) < round(REGION_SHARE * maps.shape[-2:].numel())) & (maps > 0)
 
 
 def pixel_ranks(maps: torch.Tensor) -> torch.Tensor:

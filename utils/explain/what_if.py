@@ -25,7 +25,7 @@ def what_if(
         empty: maps without evidence, bool of shape (2, 2).
         boxes: the part of the network's frame that each image fills.
     """
-    interventions = Interventions.on(model, images[:1], images[1:])
+    interventions = Interventions(model, images[:1], images[1:])
     regions, before = strongest_region(maps), interventions.margins_before
 
     def margins(removal=None) -> torch.Tensor:

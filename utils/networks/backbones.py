@@ -34,8 +34,7 @@ def brief(error: Exception) -> str:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode; afterwards, also after an exception, each module has its former mode again."""
     changed = [module for module in model.modules() if module.training]
-    for module in changed:
-        module.training = False
+    model.eval()
     try:
         yield
     finally:
@@ -82,10 +81,9 @@ class InputStatistics(nn.Module):
 
     def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
         super().__init__()
-        shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+        ours, scale, mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
         self.register_buffer("scale", scale / std, persistent=False)
-        self.register_buffer("shift", (shift - mean) / std, persistent=False)
+        self.register_buffer("shift", (ours - mean) / std, persistent=False)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         return batch * self.scale + self.shift

@@ -14,20 +14,21 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.explain.occlusion import region_effects
+from utils.explain.removal import embed_in_parts
 from utils.images.decoding import decode
 from utils.images.duplicates import Fingerprint
 from utils.images.folder import images_below, printable
 from utils.images.frame import Frame
 from utils.images.reading import what_is_wrong
 from utils.search.store import FileState, Index
-from utils.Siamese import SiameseNetwork, eval_mode, load_trained
+from utils.Siamese import SiameseNetwork, load_trained
 from utils.system.errors import DataError
-from utils.system.files import counted, hash_of_paths
+from utils.system.files import counted, file_state, hash_of_paths
 from utils.system.settings import Config
 
 INDEX = ".sqlite"
 # Images between two commits, which are what a killed run may lose: some seconds of a CPU's work either way.
-EMBEDDED_AT_ONCE = 256
+EMBEDDED_AT_ONCE = 64
 MEASURED_AT_ONCE = 8
 
 
@@ -86,9 +87,8 @@ def build_index(
         batches = partial(_batches, folder, model.frame, num_workers, verbose, report.problems)
         try:
             for states, pixels, prints in batches("Embedding", missing, EMBEDDED_AT_ONCE):
-                with eval_mode(model), torch.no_grad():
-                    z = [model.embed(model.normalize(part)) for part in pixels.split(64)]
-                index.add(states, [known.size for known in prints], torch.cat(z).cpu().numpy())
+                z = embed_in_parts(model, model.normalize(pixels), EMBEDDED_AT_ONCE)
+                index.add(states, [known.size for known in prints], z.cpu().numpy())
                 report.embedded += len(states)
             ids = index.unexplained() if explain else {}
             for states, pixels, _ in batches("Occluding regions", list(ids), MEASURED_AT_ONCE):
@@ -134,7 +134,7 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
     for path in images_below(folder, problems):
         file = path.relative_to(folder).as_posix()
         try:
-            found.append(FileState.of(folder, file))
+            found.append(FileState(file, file_state(path)))
             if printable(file) != file:
                 problems.append(f"{printable(found.pop().file)}: a name that is not valid text; rename it")
         except OSError as error:

@@ -13,14 +13,15 @@ import pandas as pd
 import torch
 
 from utils.explain.matching import Match, matching_regions
-from utils.explain.occlusion import RegionEffects, effects_of_regions, joined, region_effects
+from utils.explain.occlusion import effects_of_regions, joined, region_effects
 from utils.Grad_CAM import Explanation, explain_effects
 from utils.images.frame import Box
 from utils.images.reading import read_image
 from utils.search.build import INDEX, place_of
-from utils.search.store import Entry, FileState, Index, built_last
+from utils.search.store import Entry, Index, built_last
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError, SearchError
+from utils.system.files import file_state
 from utils.system.settings import Config
 
 
@@ -86,7 +87,7 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
     nearest = [(d, entry) for d, entry in nearest if (index.folder / entry.state.file).resolve() != query.resolve()]
     if not nearest:
         raise SearchError(f"{index.path}: no other image in it; run python -m utils search build {index.folder} again")
-    hits, box, nearest = [], model.frame.box(image.size), nearest[:count]
+    hits, box, size, nearest = [], model.frame.box(image.size), model.image_size, nearest[:count]
     known = known_effects(model, index, [entry for _, entry in nearest])
     for (distance, entry), delta in zip(nearest, known):
         hit_box, distance = model.frame.box(entry.image_size), torch.tensor(distance)
@@ -94,8 +95,11 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
         hit = [index.folder / entry.state.file, entry.image_size, hit_box, similarity, decision]
         if isinstance(delta, str):
             hits.append(Hit(*hit, problem=delta))
-        else:
-            hits.append(Hit(*hit, *explained(model, effects, box, entry.embedding, delta, hit_box)))
+            continue
+        z, delta = (torch.tensor(x[None].astype(np.float32)).to(model.mean.device) for x in (entry.embedding, delta))
+        both = joined([effects, effects_of_regions(z, delta, size)])
+        matches = matching_regions(both, 0, 1, (box, hit_box), size)
+        hits.append(Hit(*hit, explain_effects(model, both, [0], [1], size), matches))
     return Found(query, index.folder, box, hits)
 
 
@@ -108,7 +112,7 @@ def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry])
     images: dict[int, torch.Tensor] = {}
     for k, entry in enumerate(entries):
         try:
-            if FileState.of(index.folder, entry.state.file) != entry.state:
+            if file_state(index.folder / entry.state.file) != entry.state.state:
                 raise FileNotFoundError
             if entry.delta is None:
                 images[k] = model.preprocess(read_image(index.folder / entry.state.file))
@@ -123,15 +127,6 @@ def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry])
         with suppress(SearchError):  # an index that cannot be written to now serves all the same
             index.add_effects([entries[k].id for k in images], measured)
     return results
-
-
-def explained(
-    model: SiameseNetwork, query: RegionEffects, box: Box, embedding: np.ndarray, delta: np.ndarray, hit_box: Box
-) -> tuple[Explanation, list[Match]]:
-    """Explain a query and a hit, and find their matches, from their embeddings and effects."""
-    z, delta = (torch.tensor(x.astype(np.float32), device=query.delta.device)[None] for x in (embedding, delta))
-    both, size = joined([query, effects_of_regions(z, delta, model.image_size)]), model.image_size
-    return explain_effects(model, both, [0], [1], size), matching_regions(both, 0, 1, (box, hit_box), size)
 
 
 def find_index(config: Config, folder: Path | None = None) -> Path:

@@ -10,7 +10,7 @@ import hashlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ import torch
 from utils.explain.occlusion import WINDOWS
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import SearchError
-from utils.system.files import file_state
 
 FORMAT = 4  # of the tables below
 WAIT = 60.0  # seconds to wait for another process to finish writing
@@ -40,10 +39,6 @@ class FileState(NamedTuple):
 
     file: str
     state: str
-
-    @classmethod
-    def of(cls, folder: Path, file: str) -> FileState:
-        return cls(file, file_state(folder / file))
 
 
 class Entry(NamedTuple):
@@ -77,7 +72,7 @@ def built_last(paths: Sequence[Path]) -> Path:
     return max(paths, key=built)
 
 
-class Index:
+class Index(AbstractContextManager):
     """An open index, to be used in a `with`; each process and thread opens its own.
 
     Args:
@@ -109,9 +104,6 @@ class Index:
             except Exception:
                 self.db.close()
                 raise
-
-    def __enter__(self) -> Index:
-        return self
 
     def __exit__(self, *problem: object) -> None:
         self.db.close()
@@ -164,16 +156,12 @@ class Index:
         Returns:
             The files that the index lacks now, sorted; and how many images were removed because their file is gone.
         """
+        found = set(found)
         with self._transaction("IMMEDIATE"):
-            self.db.execute("CREATE TEMP TABLE found (file TEXT, state TEXT, PRIMARY KEY (file, state))")
-            self.db.executemany("INSERT INTO found VALUES (?, ?)", found)
-            ((gone,),) = self.db.execute("SELECT COUNT(*) FROM images WHERE file NOT IN (SELECT file FROM found)")
-            self.db.execute("DELETE FROM images WHERE (file, state) NOT IN found")
-            rows = self.db.execute("SELECT * FROM found WHERE file NOT IN (SELECT file FROM images) ORDER BY file")
-            missing = [FileState(*row) for row in rows]
-            self.db.execute("DROP TABLE found")
+            known = set(self.db.execute("SELECT file, state FROM images"))
+            self.db.executemany("DELETE FROM images WHERE (file, state) = (?, ?)", known - found)
         self._loaded = None
-        return missing, gone
+        return sorted(found - known), len({file for file, _ in known} - {file for file, _ in found})
 
     def add(self, states: Sequence[FileState], image_sizes: Sequence[tuple[int, int]], embeddings: np.ndarray) -> None:
         """Add images, all or none: embeddings (N, D), and widths and heights in pixels.
@@ -212,9 +200,7 @@ class Index:
         """
         with self._transaction("DEFERRED"):
             self._load()
-            scores = self._embeddings @ np.asarray(z, dtype=np.float32)
-            scores *= -2
-            scores += self._squares
+            scores = self._squares - 2 * (self._embeddings @ np.asarray(z, dtype=np.float32))
             most = min(len(scores), 8 * count + 64)
             near = np.argpartition(scores, most - 1)[:most] if len(scores) > most else np.arange(len(scores))
             distances = np.linalg.norm(self._embeddings[near].astype(np.float64) - z, axis=1)
@@ -232,15 +218,11 @@ class Index:
         ((state,),) = self.db.execute("PRAGMA data_version")  # another number after a commit of another connection
         if state == self._loaded:
             return
-        count = len(self)
-        self._ids = np.empty(count, dtype=np.int64)
-        self._embeddings = np.empty((count, self.dim), dtype=np.float32)
-        rows, start = self.db.execute("SELECT id, embedding FROM images ORDER BY id"), 0
-        while part := rows.fetchmany(512):  # more at a time wake the garbage collector, which takes as long again
-            ids, blobs = zip(*part)
-            place = slice(start, start := start + len(part))
-            self._ids[place] = ids
-            self._embeddings[place] = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(part), self.dim)
+        # One row after the other: a list of all rows wakes the garbage collector, which takes as long again.
+        rows = self.db.execute("SELECT id, embedding FROM images ORDER BY id")
+        table = np.fromiter(rows, [("id", np.int64), ("embedding", f"V{4 * self.dim}")], len(self))
+        self._ids, blobs = table["id"].copy(), np.ascontiguousarray(table["embedding"])
+        self._embeddings = blobs.view("<f4").reshape(-1, self.dim)
         self._squares = np.einsum("nd,nd->n", self._embeddings, self._embeddings)
         self._loaded = state
 
