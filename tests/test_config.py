@@ -237,6 +237,7 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
             ["unknown key", "did you mean 'mean'?"],
         ),
         ("num_processes: 1", "num_processes", ["delete it", "torchrun --nproc_per_node=N -m utils train NAME"]),
+        ("cache: False", "cache", ["no key any more", "delete it"]),
         ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
         ("hyperparameters: {epochs: True}", "hyperparameters.epochs", ["number", "got True"]),
         ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["whole number", "got 1.5"]),

@@ -171,8 +171,9 @@ PLAIN_MESSAGES = {
 
 # Keys of earlier versions -> what to do instead.
 REMOVED_KEYS = {
+    "cache": "no key any more; delete it",
     "num_processes": "no key any more; delete it, and start several processes by "
-    "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)"
+    "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)",
 }
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from utils.images.stored import Images, checksums
+from utils.images.stored import StoredImages
 from utils.system.settings import Config
 
 # Settings that do not change the result; images that `on_bad_image` leaves out change the fingerprints.
 IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "on_bad_image"}
-IGNORED |= {"cache", "cache_gigabytes", "outputs_path", "compare_path"}
+IGNORED |= {"cache_gigabytes", "outputs_path", "compare_path"}
 
 
-def fingerprints(table: pd.DataFrame, images: dict[str, Images]) -> dict[str, list]:
+def fingerprints(table: pd.DataFrame, images: dict[str, StoredImages]) -> dict[str, list]:
     """Label, split and checksum of the pixels of each file; test images have no checksum.
 
     Args:
@@ -23,7 +23,7 @@ def fingerprints(table: pd.DataFrame, images: dict[str, Images]) -> dict[str, li
     """
     sums = {}
     for split, stack in images.items():
-        sums |= zip(table.file[table.split == split], checksums(stack))
+        sums |= zip(table.file[table.split == split], stack.checksums.tolist())
     return {row.file: [row.label, row.split, sums.get(row.file)] for row in table.itertuples()}
 
 
