@@ -152,4 +152,3 @@ def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
 def first_names(names: Sequence[str]) -> str:
     """Write the first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
