@@ -141,7 +141,7 @@ def training(config, event, count):
 def reading(config, files):
     """Killed when all pixels are in the cache, and no table."""
     os.fsync = lambda number: os.kill(os.getpid(), KILL)
-    cache.read_fingerprints(config, files)
+    cache.read_fingerprints(config, pd.DataFrame({"file": files}))
 
 
 def indexing(checkpoint, folder, path):

@@ -227,6 +227,11 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------- what is an error
 
 
+def test_keys_of_earlier_versions_load_with_the_values_that_these_saved(tmp_path):
+    config = load(tmp_path, "dataset: Mine\nnum_processes: 1\ncache: true\n")
+    assert config == load(tmp_path, "dataset: Mine\n")
+
+
 @pytest.mark.parametrize(
     "text, key, words",
     [
@@ -236,7 +241,8 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
             "image.normalization.men",
             ["unknown key", "did you mean 'mean'?"],
         ),
-        ("num_processes: 1", "num_processes", ["delete it", "torchrun --nproc_per_node=N -m utils train NAME"]),
+        ("num_processes: 2", "num_processes", ["delete it", "torchrun --nproc_per_node=N -m utils train NAME"]),
+        ("cache: False", "cache", ["no key any more", "delete it"]),
         ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
         ("hyperparameters: {epochs: True}", "hyperparameters.epochs", ["number", "got 'True'"]),
         ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["whole number", "got '1.5'"]),

@@ -9,14 +9,7 @@ import torch
 from PIL import Image
 from samples import break_file, make_files, near_duplicates_in, noise
 
-from utils.dataset import (
-    group_images,
-    load_for_training,
-    load_split,
-    notes_on_large_groups,
-    prepare_split,
-    read_split,
-)
+from utils.dataset import group_images, load_split, notes_on_large_groups, prepare_split, read_split
 from utils.images.cache import read_fingerprints
 from utils.images.folder import scan
 from utils.images.frame import Frame, to_uint8
@@ -48,7 +41,7 @@ def test_prepare_split_keeps_near_duplicates_together_whatever_the_seed(tmp_path
 
 
 def groups_of(table, config):
-    return group_images(table, read_fingerprints(config, table.file), config)
+    return group_images(table, read_fingerprints(config, table)[1], config)
 
 
 def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
@@ -143,7 +136,7 @@ def broken_folder(folder):
     return ["a/03.png", "a/link.jpg", "b/07.png", "b/08.png"]
 
 
-def test_all_bad_images_are_left_out_and_named_at_once(tmp_path):
+def test_all_bad_images_are_left_out_and_named_at_once(tmp_path, capsys):
     bad = broken_folder(tmp_path)
     table, notes = prepare_split(config_for(tmp_path))
     assert sorted(table.file) == sorted(set(CLASSES) - set(bad)) and set(table.split) == {"train", "valid", "test"}
@@ -154,8 +147,8 @@ def test_all_bad_images_are_left_out_and_named_at_once(tmp_path):
         "not a readable image (the file is empty)",
         "not a readable image (its content is not an image's)",
     ]
-    _, loaded, later = load_for_training(table, config_for(tmp_path), Frame((4, 4)))
-    assert len(loaded["train"][0]) == len(loaded["train"][1]) == (table.split == "train").sum() and later == []
+    images, rows = load_split(table, "train", config_for(tmp_path), Frame((4, 4)))
+    assert len(images) == len(rows) == (table.split == "train").sum() and capsys.readouterr().out == ""
 
 
 def test_bad_images_are_an_error_where_that_is_asked_for(tmp_path):
@@ -183,26 +176,21 @@ def test_bad_images_that_leave_too_few_are_all_in_the_error(tmp_path):
 
 
 @pytest.mark.parametrize("break_it", [lambda path: path.unlink(), lambda path: break_file(path, 0.5)])
-def test_images_that_break_after_the_scan_are_left_out_too(tmp_path, break_it):
+def test_images_that_break_after_the_scan_are_left_out_too(tmp_path, capsys, break_it):
     make_files(tmp_path, CLASSES)
     config = config_for(tmp_path)
     table, _ = prepare_split(config)
-    lost = [table.file[table.split == split].iloc[1] for split in ("train", "valid")]
-    for file in lost:
-        break_it(tmp_path / file)
-    left, loaded, notes = load_for_training(table, config, Frame((6, 10)))
-    assert sorted(left.file) == sorted(set(CLASSES) - set(lost))
-    for split in ("train", "valid"):
-        rows = left[left.split == split]
-        assert loaded[split][1].tolist() == rows.label.tolist()
-        expected = [np.asarray(Image.open(tmp_path / file)) for file in rows.file]
-        images = loaded[split][0]
-        assert np.array_equal(images[range(len(images))].permute(0, 2, 3, 1), np.stack(expected))
-    assert notes[0].startswith("2 of 24 images") and [note.split(": ")[0] for note in notes[1:3]] == [
-        str(tmp_path / file) for file in lost
-    ]
-    with pytest.raises(DataError, match="2 of 24 images cannot be read; mend or delete them"):
-        load_for_training(table, config_for(tmp_path, on_bad_image="error"), Frame((6, 10)))
+    train = table[table.split == "train"]
+    lost = train.file.iloc[1]
+    break_it(tmp_path / lost)
+    images, rows = load_split(table, "train", config, Frame((6, 10)))
+    assert rows.equals(train[train.file != lost])
+    expected = [np.asarray(Image.open(tmp_path / file)) for file in rows.file]
+    assert np.array_equal(images[range(len(images))].permute(0, 2, 3, 1), np.stack(expected))
+    assert capsys.readouterr().out == f"train: 1 of {len(train)} images gone or unreadable, left out: {lost}\n"
+    with pytest.raises(DataError, match=f"1 of {len(train)} images cannot be read; mend or delete them") as caught:
+        load_split(table, "train", config_for(tmp_path, on_bad_image="error"), Frame((6, 10)))
+    assert str(caught.value).splitlines()[1].startswith(f"{tmp_path / lost}: no")
 
 
 class Dropping(io.BytesIO):
@@ -214,11 +202,10 @@ class Dropping(io.BytesIO):
         return super().read(size)
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_a_drive_that_drops_costs_the_images_it_did_not_give_until_it_is_back(tmp_path, monkeypatch, cache):
+def test_a_drive_that_drops_costs_the_images_it_did_not_give_until_it_is_back(tmp_path, monkeypatch, capsys):
     make_files(tmp_path, CLASSES)
     noise(60, 60).save(tmp_path / CLASSES[5])  # larger than a kilobyte, unlike the others
-    config = config_for(tmp_path, cache=cache)
+    config = config_for(tmp_path)
     with monkeypatch.context() as patch:
         load = Image.open
         patch.setattr(Image, "open", lambda path: load(Dropping(Path(path).read_bytes())))
@@ -230,9 +217,9 @@ def test_a_drive_that_drops_costs_the_images_it_did_not_give_until_it_is_back(tm
             "check the disk or network drive that it is on, and run again",
         ]
         complete = table.assign(file=table.file.replace(table.file[table.split == "train"].iloc[0], CLASSES[5]))
-        left, loaded, notes = load_for_training(complete, config, Frame((6, 10)))
-        assert len(left) == 22 and len(loaded["train"][0]) == (left.split == "train").sum()
-        assert notes[1].startswith(f"{tmp_path / CLASSES[5]}: cannot be read (Input/output error)")
+        images, rows = load_split(complete, "train", config, Frame((6, 10)))
+        assert len(images) == len(rows) == (table.split == "train").sum() - 1
+        assert capsys.readouterr().out.endswith(f"gone or unreadable, left out: {CLASSES[5]}\n")
     assert sorted(prepare_split(config)[0].file) == sorted(CLASSES)
 
 
@@ -242,7 +229,7 @@ def test_too_few_images_after_the_scan_are_an_error(tmp_path):
     for file in table.file[(table.split == "valid") & (table.label == "b")]:
         (tmp_path / file).unlink()
     with pytest.raises(DataError, match="too few images for the valid split"):
-        load_for_training(table, config_for(tmp_path), Frame((6, 10)))
+        load_split(table, "valid", config_for(tmp_path), Frame((6, 10)))
 
 
 # ---------------------------------------------------------------------------------------- bad data sets

@@ -142,6 +142,9 @@ def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict
     for key, folder in (("data_path", "Data"), ("checkpoints_path", "checkpoints"), ("outputs_path", "outputs")):
         settings.setdefault(key, f"{folder}/{name}")
     settings.setdefault("compare_path", "Data/data_for_compare")
+    for key, (harmless, _) in REMOVED_KEYS.items():
+        if str(settings.get(key)).lower() == harmless:
+            del settings[key]
     return settings
 
 
@@ -164,13 +167,22 @@ PLAIN_MESSAGES = {
     "no device of Windows",
 }
 
+# Keys of earlier versions -> the value that changes nothing, as old files may hold it, and what to do about others.
+REMOVED_KEYS = {
+    "cache": ("true", "no key any more; delete it"),
+    "num_processes": (
+        "1",
+        "no key any more; delete it, and start several processes by "
+        "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)",
+    ),
+}
+
 
 def _explain(problem: dict[str, Any], path: str | Path) -> str:
     """Write a pydantic error as one line: file, key, what was expected, what was found."""
     *parents, last = problem["loc"] or [""]
-    if problem["type"] == "extra_forbidden" and last == "num_processes":  # a key of earlier versions
-        message = "no key any more; delete it, and start several processes by "
-        message += "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)"
+    if problem["type"] == "extra_forbidden" and last in REMOVED_KEYS:
+        message = REMOVED_KEYS[last][1]
     elif problem["type"] == "extra_forbidden":
         known = list(_fields_of(parents))
         near = difflib.get_close_matches(str(last), known, n=1)

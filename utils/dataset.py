@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import pandas as pd
 
 from utils.images.cache import read_fingerprints, read_images
 from utils.images.duplicates import Fingerprint, join, near_duplicate_groups
-from utils.images.folder import check_two_classes, doubtful_folders, first_names, scan, separate_unreadable
+from utils.images.folder import check_two_classes, doubtful_folders, first_names, scan
 from utils.images.frame import Frame
 from utils.images.splitting import split_images
-from utils.images.stored import Images
+from utils.images.stored import StoredImages
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 from utils.system.errors import DataError
 from utils.system.files import counted
@@ -47,25 +46,16 @@ def group_images(
                 f"in one split; python -m utils audit {config.dataset} lists them"
             )
     if config.group_pattern is not None:
-        named = _groups_by_name(table, config.group_pattern)
-        groups = join(groups, np.arange(len(table)), named)
-        if not any(re.search(config.group_pattern, Path(file).name) for file in table.file):
+        captured = table.file.str.rpartition("/")[2].str.extract(config.group_pattern, expand=False)
+        positions = pd.Series(np.arange(len(table)), table.index)
+        firsts = positions.groupby([table.label, captured]).transform("min")  # NaN where nothing is captured
+        groups = join(groups, positions.to_numpy(), firsts.fillna(positions).to_numpy(int))
+        if captured.isna().all():
             notes.append(
                 f"group_pattern: {config.group_pattern!r} is in no file name, so it groups nothing; "
                 "correct it in config.yml"
             )
     return groups, notes
-
-
-def _groups_by_name(table: pd.DataFrame, pattern: str) -> np.ndarray:
-    """Group files of a class in whose names a pattern captures the same text, numbered by their first, shape (N,)."""
-    firsts: dict[tuple, int] = {}
-    groups = []
-    for i, (file, label) in enumerate(zip(table.file, table.label)):
-        match = re.search(pattern, Path(file).name)
-        key = (label, match[1]) if match and match[1] is not None else i
-        groups.append(firsts.setdefault(key, i))
-    return np.array(groups)
 
 
 def prepare_folder(config: Config) -> None:
@@ -75,9 +65,7 @@ def prepare_folder(config: Config) -> None:
         DataError: its folder holds another dataset.
     """
     if config.dataset == SYNTHETIC:
-        if config.data_path.is_dir() and (
-            others := {p.name for p in config.data_path.iterdir() if p.is_dir()} - set(CLASSES)
-        ):
+        if others := {path.name for path in config.data_path.glob("*") if path.is_dir()} - set(CLASSES):
             raise DataError(
                 f"{config.data_path}: holds {', '.join(sorted(others))}, not the built-in scenes; "
                 "name your dataset under dataset: in config.yml"
@@ -99,8 +87,7 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
     """
     prepare_folder(config)
     found, skipped = scan(config.data_path)
-    shown = config.hyperparameters.verbose and config.dataset != SYNTHETIC  # its small scenes are read in a second
-    table, fingerprints, bad = separate_unreadable(found, read_fingerprints(config, found.file, shown))
+    table, fingerprints, bad = read_fingerprints(config, found)
     notes = notes_on_bad_images(bad, len(found), config) + skipped
     check_two_classes(table, config.data_path, bad)
     notes += doubtful_folders(table, config.data_path)
@@ -171,7 +158,7 @@ def check_split(
     return []
 
 
-def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[Images, pd.DataFrame]:
+def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[StoredImages, pd.DataFrame]:
     """Load the images of one split, uint8 (N, 3, H, W), and their rows of the table, in its order.
 
     Files that have gone or become unreadable since the folder was scanned are left out; a printed line names them.
@@ -180,48 +167,15 @@ def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) ->
         DataError: there are such files, and `on_bad_image` is `error`, or too few images are left.
     """
     prepare_folder(config)  # the network that comes with the project was trained on scenes that may not be drawn yet
-    images, rows, lost = _open_split(table, split, config, frame)
-    if lost:
-        count, files = len(rows) + len(lost), table.file[list(lost)].tolist()
-        notes_on_bad_images(list(lost.values()), count, config)
-        check_split(rows, split, config, bad=list(lost.values()))
-        print(f"{split}: {len(lost)} of {count} images gone or unreadable, left out: {first_names(files)}")
-    return images, rows
-
-
-def load_for_training(
-    table: pd.DataFrame, config: Config, frame: Frame
-) -> tuple[pd.DataFrame, dict[str, tuple[Images, np.ndarray]], list[str]]:
-    """Load the training and the validation split; images that have become unreadable since the scan are left out.
-
-    Returns:
-        The table, reduced to the images that can be read; split -> its images, uint8 (N, 3, H, W), and their class
-        names, (N,), in the table's order; and notes, as of `prepare_split`.
-
-    Raises:
-        DataError: there are such images, and `on_bad_image` is `error`, or too few are left.
-    """
-    loaded, lost = {}, {}
-    for split in ("train", "valid"):
-        images, rows, problems = _open_split(table, split, config, frame)
-        loaded[split] = images, rows.label.to_numpy()
-        lost |= problems
-    notes = notes_on_bad_images(list(lost.values()), len(table), config)
-    table = table.drop(index=list(lost))
-    if lost:
-        for split in loaded:
-            notes += check_split(table, split, config, bad=list(lost.values()))
-    return table, loaded, notes
-
-
-def _open_split(
-    table: pd.DataFrame, split: str, config: Config, frame: Frame
-) -> tuple[Images, pd.DataFrame, dict[int, str]]:
-    """Open the images of one split: those that can be read; their rows; and index of the others -> what is wrong."""
     rows = table[table.split == split]
     images, problems = read_images(config, rows.file.tolist(), frame)
-    lost = {rows.index[position]: problem for position, problem in problems.items()}
-    return images, rows.drop(index=list(lost)), lost
+    if problems:
+        bad = [f"{config.data_path / file}: {problem}" for file, problem in problems.items()]
+        count, rows = len(rows), rows[~rows.file.isin(problems)]
+        notes_on_bad_images(bad, count, config)
+        check_split(rows, split, config, bad=bad)
+        print(f"{split}: {len(bad)} of {count} images gone or unreadable, left out: {first_names(list(problems))}")
+    return images, rows
 
 
 def read_split(path: Path) -> pd.DataFrame:

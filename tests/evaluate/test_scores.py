@@ -240,10 +240,9 @@ def lost_after_training(tmp_path, lost, **settings):
     return net, measure_split(net, table, "test", config)
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, capsys, cache):
+def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, capsys):
     lost = {"a/1.png": Path.unlink, "b/2.png": lambda path: break_file(path, 0.5)}
-    net, measured = lost_after_training(tmp_path, lost, cache=cache)
+    net, measured = lost_after_training(tmp_path, lost)
     assert measured.files == ["a/0.png", "a/2.png", "b/0.png", "b/1.png"] and measured.labels.tolist() == list("aabb")
     assert capsys.readouterr().out == ("test: 2 of 6 images gone or unreadable, left out: a/1.png, b/2.png\n")
     pixels = torch.stack([net.preprocess(Image.open(tmp_path / file)) for file in measured.files])

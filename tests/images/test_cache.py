@@ -14,8 +14,8 @@ from dying import KILLED, exit_code
 from PIL import Image
 from samples import break_file, make_files, near_duplicates_in, noise
 
-from utils.dataset import prepare_split, read_split
-from utils.evaluate.audit import audit, report
+from utils.dataset import prepare_split
+from utils.evaluate.audit import audit
 from utils.evaluate.scores import measure_split
 from utils.images import cache, decoding
 from utils.images.cache import read_fingerprints, read_images
@@ -23,7 +23,7 @@ from utils.images.duplicates import fingerprint_of
 from utils.images.folder import scan
 from utils.images.frame import Frame, to_uint8
 from utils.images.reading import read_image
-from utils.images.stored import StoredImages, checksums
+from utils.images.stored import StoredImages
 from utils.Siamese import load_trained
 from utils.system.errors import UserError
 from utils.system.settings import Config
@@ -65,6 +65,10 @@ def opened(monkeypatch):
     return found
 
 
+def fingerprints_of(config):
+    return read_fingerprints(config, pd.DataFrame({"file": FILES}))
+
+
 def pixels_of(config, files=FILES, frame=FRAME):
     images, problems = read_images(config, files, frame)
     assert not problems
@@ -100,20 +104,19 @@ def test_images_and_fingerprints_are_those_of_the_files(config):
     wanted = [fingerprint_of(path, read_image(path)) for path in paths]
     for _ in range(2):  # when it is made, and from the disk
         assert torch.equal(pixels_of(config), decoded(config))
-        for known, seen in zip(read_fingerprints(config, FILES), wanted, strict=True):
+        for known, seen in zip(fingerprints_of(config)[1], wanted, strict=True):
             assert known.content == seen.content and known.size == seen.size
             assert np.array_equal(known.bits, seen.bits) and (known.bits is None) == (seen.bits is None)
     assert wanted[0].size == (200, 300) and wanted[1].bits is None
 
 
 def test_a_subset_comes_in_the_order_that_was_asked_for(config):
-    read_fingerprints(config, FILES)
+    fingerprints_of(config)
     some = ["b/3.png", "a/5.png", "b/0.png", "a/5.png"]
     images, expected = read_images(config, some, FRAME)[0], decoded(config, some)
     assert isinstance(images, StoredImages) and torch.equal(images[range(4)], expected)
-    assert checksums(images) == checksums(expected) == [zlib.crc32(image.numpy().tobytes()) for image in expected]
-    there = pickle.loads(pickle.dumps(images))
-    assert torch.equal(there[range(4)], expected)
+    assert images.checksums.tolist() == [zlib.crc32(image.numpy().tobytes()) for image in expected]
+    assert torch.equal(pickle.loads(pickle.dumps(images))[range(4)], expected)
     assert len(read_images(config, [], FRAME)[0]) == 0
 
 
@@ -163,21 +166,6 @@ def test_every_file_is_decoded_once_for_split_audit_training_and_evaluation(tmp_
     assert opened == []
 
 
-def test_results_are_the_same_bit_for_bit_without_the_cache(tmp_path):
-    near_duplicates_in(tmp_path / "data")
-    found = []
-    for wanted in (True, False):
-        config = config_for(tmp_path, **SMALL, cache=wanted)
-        history = train(config).drop(columns="seconds")
-        saved = torch.load(config.checkpoints_path / "model.pth", weights_only=True)["state_dict"]
-        test = measure_split(load_trained(config)[0], read_split(config.checkpoints_path / "split.csv"), "test", config)
-        found.append((history, saved, test.dissimilarity, report(audit(config))))
-    (history, saved, distances, audited), (other, weights, again, listed) = found
-    pd.testing.assert_frame_equal(history, other, check_exact=True)
-    assert all(torch.equal(value, weights[name]) for name, value in saved.items())
-    assert np.array_equal(distances, again) and audited == listed
-
-
 def test_training_and_evaluation_take_from_the_disk_a_batch_at_a_time(tmp_path, monkeypatch):
     """So that memory does not grow with the number of images."""
     near_duplicates_in(tmp_path / "data")
@@ -196,13 +184,6 @@ def test_training_and_evaluation_take_from_the_disk_a_batch_at_a_time(tmp_path, 
     model, _ = load_trained(config)
     measure_split(model, table, "test", config)
     assert sum(taken) == 10 and max(taken) == 8
-
-
-def test_without_the_cache_nothing_is_left_and_files_are_decoded_each_time(config, opened):
-    off = config.model_copy(update={"cache": False})
-    for _ in range(2):
-        assert torch.equal(pixels_of(off), decoded(off)) and len(read_fingerprints(off, FILES, False)) == len(FILES)
-    assert len(opened) == 2 * 3 * len(FILES) and not config.outputs_path.exists()
 
 
 # ---------------------------------------------------------------------------------- files that change, break, go
@@ -265,13 +246,13 @@ def test_what_cannot_be_read_is_named_and_left_out_before_and_after_it_was_cache
     for _ in range(2):
         images, problems = read_images(config, FILES, FRAME)
         names.append(stored(config)[0])
-        assert torch.equal(images[range(10)], decoded(config, left)) and sorted(problems) == [2, 11]
-        assert problems[2].startswith(f"{config.data_path / FILES[2]}: {reason}")
-        fingerprints = read_fingerprints(config, FILES)
-        assert fingerprints[11].startswith(reason) and not isinstance(fingerprints[0], str)
+        assert torch.equal(images[range(10)], decoded(config, left)) and [*problems] == [FILES[2], FILES[11]]
+        assert problems[FILES[2]].startswith(reason)
+        table, known, bad = fingerprints_of(config)
+        assert table.file.tolist() == left and len(known) == 10 and bad[1].startswith(f"{FILES[11]}: {reason}")
     assert names[0] == names[1]  # it is not made again for them
     noise(seed=5).save(config.data_path / FILES[2])  # mended
-    assert sorted(read_images(config, FILES, FRAME)[1]) == [11]
+    assert [*read_images(config, FILES, FRAME)[1]] == [FILES[11]]
 
 
 def test_a_file_that_changes_while_it_is_decoded_is_decoded_again(config, monkeypatch):
@@ -283,7 +264,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_decoded_again(config, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "read_image", change)
-        read_fingerprints(config, FILES)
+        fingerprints_of(config)
     assert torch.equal(pixels_of(config), decoded(config))
 
 
@@ -358,9 +339,9 @@ def test_a_limit_is_kept_to_before_anything_is_decoded(config, opened):
     with pytest.raises(UserError) as caught:
         pixels_of(tight)
     assert str(caught.value) == (
-        f"{config.outputs_path / '.cache'}: cannot be used (12 images of 16 x 20 pixels need 1.15e-05 GB, and the disk "
-        "or cache_gigabytes: 9.6e-06 leaves 9.6e-06); make room, check the access rights, raise cache_gigabytes, or "
-        "set cache: False"
+        f"{config.outputs_path / '.cache'}: cannot be used (no room for 12 images of 16 x 20 pixels, 1.15e-05 GB: the "
+        "disk or cache_gigabytes: 9.6e-06 leaves 9.6e-06); make room, check the access rights, raise cache_gigabytes, "
+        "or set outputs_path to another disk"
     )
     assert opened == []
     pixels_of(tight, FILES[:7])
@@ -384,7 +365,7 @@ def test_a_full_disk_and_a_place_that_cannot_be_written_to_are_one_line(config, 
             pixels_of(config)
     assert not list((config.outputs_path / ".cache").iterdir()) and torch.equal(pixels_of(config), decoded(config))
     (config.outputs_path / "file").touch()
-    with pytest.raises(UserError, match=r"file.\.cache: cannot be used \(.*set cache: False"):
+    with pytest.raises(UserError, match=r"file.\.cache: cannot be used \(.*or set outputs_path"):
         pixels_of(config.model_copy(update={"outputs_path": config.outputs_path / "file"}))
 
 

@@ -22,7 +22,7 @@ def fingerprints_of(bits):
 
 
 def fingerprints_in(paths):
-    return [seen if isinstance(seen, str) else seen[1] for seen in decode(paths, Frame((8, 8)), verbose=False)]
+    return [known for _, known in decode(paths, Frame((8, 8)), verbose=False)]
 
 
 def naive_groups(count, linked):
@@ -114,18 +114,13 @@ def test_a_set_of_pictures_that_the_hash_cannot_tell_apart_is_left_alone():
 
 
 def test_copies_are_duplicates_even_where_they_are_most_of_the_set():
-    fingerprints = fingerprints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
-    assert near_duplicate_groups([fingerprints[0], fingerprints[1], fingerprints[1], fingerprints[1]]).tolist() == [
-        0,
-        1,
-        1,
-        1,
-    ]
+    one, other, *_ = fingerprints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
+    assert near_duplicate_groups([one, other, other, other]).tolist() == [0, 1, 1, 1]
 
 
 def test_exact_groups_compare_contents():
     fingerprints = [Fingerprint(content, None, (1, 1)) for content in (b"x", b"y", b"x", b"z", b"y")]
-    assert copy_groups([*fingerprints, "broken", "broken"]).tolist() == [0, 1, 0, 3, 1, 5, 6]
+    assert copy_groups(fingerprints).tolist() == [0, 1, 0, 3, 1]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -136,17 +131,3 @@ def test_join_is_the_naive_merge(seed):
     pairs = set(zip(*links.tolist())) | set(zip(*links[::-1].tolist()))
     expected = naive_groups(30, lambda i, j: before[i] == before[j] or (i, j) in pairs)
     assert join(before, *links).tolist() == expected
-
-
-def test_what_cannot_be_read_has_no_fingerprint_and_no_duplicate(tmp_path):
-    picture(0).save(tmp_path / "0.png")
-    for name in ("1.png", "2.png"):
-        (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes()[:2000])
-    paths = [*sorted(tmp_path.iterdir()), tmp_path / "gone.png"]
-    fingerprints = fingerprints_in(paths)
-    assert fingerprints[0].size == (80, 60)
-    assert [reason.split(" (")[0].split(";")[0] for reason in fingerprints[1:]] == ["not a readable image"] * 2 + [
-        "no such image"
-    ]
-    assert near_duplicate_groups(fingerprints).tolist() == [0, 1, 2, 3]
-    assert near_duplicate_groups(["broken", "broken"]).tolist() == [0, 1]

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from samples import NEEDS_EMOJI, break_file, make_files, noise
 
-from utils.images.decoding import decode, load
-from utils.images.folder import check_two_classes, doubtful_folders, scan, separate_unreadable
-from utils.images.frame import Frame
+from utils.images.cache import read_fingerprints
+from utils.images.folder import check_two_classes, doubtful_folders, scan
 from utils.images.reading import SUFFIXES
 from utils.system.errors import DataError
+from utils.system.settings import Config
 
 
 def test_scan_lists_the_images_and_what_it_skipped(tmp_path):
@@ -200,10 +200,11 @@ BAD = {
 }
 
 
-def readable(found, folder):
+def readable(found, folder, fit="stretch"):
     """A table without the files that cannot be read, and a line for each of these."""
-    seen = decode([folder / file for file in found.file], Frame((8, 8)), verbose=False)
-    table, fingerprints, bad = separate_unreadable(found, [one if isinstance(one, str) else one[1] for one in seen])
+    places = dict.fromkeys(["data_path", "checkpoints_path", "outputs_path"], folder)
+    config = Config(dataset="Mine", image={"size": (16, 24), "fit": fit}, hyperparameters={"verbose": False}, **places)
+    table, fingerprints, bad = read_fingerprints(config, found)
     assert len(fingerprints) == len(table)
     return table, bad
 
@@ -239,11 +240,9 @@ def test_an_unusual_image_is_taken(tmp_path, name):
     make_files(tmp_path, ["a/1.png", "b/1.png"])
     FINE[name](tmp_path / "a" / name)
     found, skipped = scan(tmp_path)
-    table, bad = readable(found, tmp_path)
-    assert sorted(table.file) == sorted(["a/1.png", "b/1.png", f"a/{name}"]) and skipped == bad == []
     for fit in ("stretch", "pad"):
-        images, _ = load([tmp_path / file for file in table.file], Frame((16, 24), fit), verbose=False)
-        assert images.shape == (3, 3, 16, 24)
+        table, bad = readable(found, tmp_path, fit)
+        assert sorted(table.file) == sorted(["a/1.png", "b/1.png", f"a/{name}"]) and skipped == bad == []
     table.to_csv(tmp_path / "split.csv", index=False)
     assert pd.read_csv(tmp_path / "split.csv", dtype=str, keep_default_na=False).equals(table)
 

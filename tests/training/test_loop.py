@@ -252,9 +252,8 @@ def test_training_goes_on_without_images_that_break_after_the_split(config, caps
     train(settings, table)
     left = read_split(settings.checkpoints_path / "split.csv")
     assert sorted(left.file) == sorted(set(table.file) - {gone, cut})
-    summary, *lines = capsys.readouterr().out.splitlines()
-    assert summary == f"2 of {len(table)} images cannot be read: left out (on_bad_image: skip)"
-    assert [line.split(": ")[0] for line in lines[:2]] == [str(settings.data_path / file) for file in (gone, cut)]
+    lost = f"2 of {(table.split == 'train').sum()} images gone or unreadable, left out: {gone}, {cut}"
+    assert capsys.readouterr().out.startswith(f"train: {lost}\n")
 
 
 def test_a_split_that_training_makes_itself_comes_with_its_notes(config, capsys):

@@ -135,7 +135,6 @@ def test_after_a_finished_run_the_next_starts_from_the_beginning(alone, tmp_path
         ("seed", 1, False),
         ("hyperparameters.num_workers", 1, True),
         ("on_bad_image", "error", True),
-        ("cache", False, True),
     ],
 )
 def test_a_changed_setting_starts_from_the_beginning_and_is_named(

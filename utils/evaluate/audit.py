@@ -10,7 +10,7 @@ import pandas as pd
 from utils.dataset import prepare_folder
 from utils.images.cache import read_fingerprints
 from utils.images.duplicates import copy_groups, near_duplicate_groups
-from utils.images.folder import doubtful_folders, scan, separate_unreadable
+from utils.images.folder import doubtful_folders, scan
 from utils.images.frame import Frame
 from utils.images.splitting import split_sizes
 from utils.system.errors import DataError
@@ -102,17 +102,16 @@ def audit(config: Config) -> Audit:
     """
     prepare_folder(config)
     table, skipped = scan(config.data_path)
-    fingerprints = read_fingerprints(config, table.file, config.hyperparameters.verbose)
-    readable, known, unreadable = separate_unreadable(table, fingerprints)
+    readable, known, unreadable = read_fingerprints(config, table)
     if not known:
-        raise DataError(f"{config.data_path}: none of its {len(fingerprints)} images can be read; copy them again")
+        raise DataError(f"{config.data_path}: none of its {len(table)} images can be read; copy them again")
     counts = readable.label.value_counts(sort=False)
     return Audit(
         unreadable=tuple(unreadable),
         skipped=tuple(skipped),
         doubtful=tuple(doubtful_folders(readable, config.data_path)),
-        copies=_named(copy_groups(fingerprints), table.file),
-        groups=_named(near_duplicate_groups(fingerprints, config.hyperparameters.verbose), table.file),
+        copies=_named(copy_groups(known), readable.file),
+        groups=_named(near_duplicate_groups(known, config.hyperparameters.verbose), readable.file),
         small=tuple(
             label
             for label, count in counts.items()

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
 from utils.images.pairs import Pairs
-from utils.images.stored import Images
+from utils.images.stored import StoredImages
 from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
@@ -23,12 +23,12 @@ from utils.system.machine import seeded
 from utils.system.settings import Config
 
 
-def perceptual_hashes(images: Images) -> np.ndarray:
+def perceptual_hashes(images: StoredImages) -> np.ndarray:
     """Describe each image by the signs of its low frequencies (Zauner, 2010): uint8 (N, 3, H, W) -> bool (N, 64)."""
     return np.stack([imagehash.phash(Image.fromarray(image.permute(1, 2, 0).numpy())).hash.ravel() for image in images])
 
 
-def colour_histograms(images: Images) -> np.ndarray:
+def colour_histograms(images: StoredImages) -> np.ndarray:
     """Count the share of pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991):
     uint8 (N, 3, H, W) -> (N, 512)."""
     counts = []
@@ -38,7 +38,7 @@ def colour_histograms(images: Images) -> np.ndarray:
     return np.stack(counts)
 
 
-def small_pixels(images: Images, side: int = 32) -> np.ndarray:
+def small_pixels(images: StoredImages, side: int = 32) -> np.ndarray:
     """Shrink each image to `side` x `side` pixels: uint8 (N, 3, H, W) -> (N, 3 `side`^2) in [0, 1]."""
     # In parts, as `resize` may convert to float.
     small = [functional.resize(part, [side, side], antialias=True) for part in images.split(64)]
@@ -46,7 +46,7 @@ def small_pixels(images: Images, side: int = 32) -> np.ndarray:
 
 
 @torch.no_grad()
-def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: Images, batch_size: int) -> np.ndarray:
+def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredImages, batch_size: int) -> np.ndarray:
     """Average the final feature map of `backbone` over positions; images are normalised as for `model`.
 
     The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them.
@@ -86,7 +86,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 1 - (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)
 
 
-def baseline_distances(images: Images, pairs: Pairs, model: SiameseNetwork, config: Config) -> dict[str, np.ndarray]:
+def baseline_distances(
+    images: StoredImages, pairs: Pairs, model: SiameseNetwork, config: Config
+) -> dict[str, np.ndarray]:
     """Compute the distances of pairs by each training-free method; every image is described once.
 
     Args:

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import resize
 
 from utils.explain.removal import Interventions
 from utils.Grad_CAM import Explanation
-from utils.images.stored import Images
+from utils.images.stored import StoredImages
 from utils.Siamese import SiameseNetwork
 
 CELLS = 4  # images in a mosaic, 2 x 2
@@ -33,7 +33,7 @@ class Mosaics:
     cell: torch.Tensor
 
 
-def make_mosaics(images: Images, labels: np.ndarray, count: int, seed: int) -> Mosaics | None:
+def make_mosaics(images: StoredImages, labels: np.ndarray, count: int, seed: int) -> Mosaics | None:
     """Make `count` random pairs of mosaics; the classes take turns, and no image is in a pair twice.
 
     Args:

@@ -13,13 +13,15 @@ from tqdm.auto import tqdm
 
 from utils.dataset import load_split
 from utils.images.pairs import Pairs, evaluation_pairs
-from utils.images.stored import Images
+from utils.images.stored import StoredImages
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 from utils.system.settings import Config
 
 
 @torch.no_grad()
-def embed_images(model: SiameseNetwork, images: Images, batch_size: int = 64, verbose: bool = False) -> torch.Tensor:
+def embed_images(
+    model: SiameseNetwork, images: StoredImages, batch_size: int = 64, verbose: bool = False
+) -> torch.Tensor:
     """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; restores the network's modes."""
     batches = tqdm(
         images.split(batch_size),
@@ -49,7 +51,7 @@ class SplitDistances:
         files: of the images, as in `split.csv`.
     """
 
-    images: Images
+    images: StoredImages
     embeddings: torch.Tensor
     labels: np.ndarray
     pairs: Pairs

@@ -24,40 +24,38 @@ import numpy as np
 import pandas as pd
 import PIL
 
-from utils.images.decoding import decode, load
+from utils.images.decoding import decode
 from utils.images.duplicates import Fingerprint
 from utils.images.frame import Frame, mean_colour
-from utils.images.stored import Images, StoredImages
+from utils.images.stored import StoredImages
+from utils.images.synthetic import SYNTHETIC
 from utils.system.errors import UserError
 from utils.system.files import counted, file_state
 from utils.system.settings import Config
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that no folder of images takes it for a class
 VERSION = f"2, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of the table's contents
-COPY_BATCH = 16  # images that are copied at a time
 # Of the table: name -> type.
 COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": int, "height": int}
 # All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and unreadable files, file -> what is wrong.
 Found = tuple[np.ndarray, pd.DataFrame, dict[str, str]]
 
 
-def read_fingerprints(config: Config, files: Sequence[str], verbose: bool = True) -> list[Fingerprint | str]:
-    """Read the fingerprint of every file, from the cache where it is there.
+def read_fingerprints(config: Config, table: pd.DataFrame) -> tuple[pd.DataFrame, list[Fingerprint], list[str]]:
+    """Read the fingerprints of the files of a table, from the cache where they are there; these files are not opened.
 
     Args:
-        files: relative to `data_path`; those that are in the cache are not opened.
+        table: N rows with `file`, relative to `data_path`.
 
     Returns:
-        For every file its fingerprint or, where it cannot be read as an image, what is wrong and what to do.
+        The rows of the files that can be read as images; their fingerprints; and a line for each other file, with what
+        is wrong and what to do.
     """
     frame = Frame(config.image.size, config.image.fit, config.image.normalization.mean)
-    if not config.cache:
-        paths = [config.data_path / file for file in files]
-        decoded = decode(paths, frame, config.hyperparameters.num_workers, verbose)
-        return [found if isinstance(found, str) else found[1] for found in decoded]
-    _, rows, problems = ImageCache(config, frame, verbose).find(files)
-    known = rows.loc[[file for file in files if file not in problems]].itertuples(index=False)
-    return [problems[file] if file in problems else _fingerprint(*next(known)[2:]) for file in files]
+    _, rows, problems = ImageCache(config, frame).find(table.file)
+    readable = table[~table.file.isin(problems)].reset_index(drop=True)
+    known = [_fingerprint(*row[2:]) for row in rows.loc[readable.file].itertuples(index=False)]
+    return readable, known, [f"{file}: {problem}" for file, problem in problems.items()]
 
 
 def _fingerprint(content: str, bits: str, width: int, height: int) -> Fingerprint:
@@ -65,29 +63,25 @@ def _fingerprint(content: str, bits: str, width: int, height: int) -> Fingerprin
     return Fingerprint(bytes.fromhex(content), unpacked, (width, height))
 
 
-def read_images(config: Config, files: Sequence[str], frame: Frame) -> tuple[Images, dict[int, str]]:
-    """Read images, fitted into a frame: as a view of the cache on disk or, under `cache: False`, a tensor in memory.
+def read_images(config: Config, files: Sequence[str], frame: Frame) -> tuple[StoredImages, dict[str, str]]:
+    """Read images, fitted into a frame, as a view of the cache on disk.
 
     Args:
         files: relative to `data_path`; those that are in the cache are not opened.
 
     Returns:
-        The images that can be read, in their order; and the others, position in `files` -> what is wrong.
+        The images that can be read, in their order; and the other files, file -> what is wrong.
     """
-    paths, options = [config.data_path / file for file in files], config.hyperparameters
-    if not config.cache:
-        return load(paths, frame, options.num_workers, options.verbose)
-    pixels, rows, problems = ImageCache(config, frame, options.verbose).find(files)
+    pixels, rows, problems = ImageCache(config, frame).find(files)
     slots = rows.index.get_indexer([file for file in files if file not in problems])
-    images = StoredImages(pixels, slots, rows.checksum.to_numpy()[slots])
-    return images, {i: f"{paths[i]}: {problems[file]}" for i, file in enumerate(files) if file in problems}
+    return StoredImages(pixels, slots, rows.checksum.to_numpy()[slots]), problems
 
 
 class ImageCache:
     """The cache of a configuration's images in one frame."""
 
-    def __init__(self, config: Config, frame: Frame, verbose: bool) -> None:
-        self.config, self.frame, self.verbose = config, frame, verbose
+    def __init__(self, config: Config, frame: Frame) -> None:
+        self.config, self.frame = config, frame
         self.folder, self.shape = config.outputs_path / FOLDER, (3, *frame.size)
         filled = mean_colour(frame.mean) if frame.fit == "pad" else None
         digits = hashlib.sha256(repr((config.data_path.as_posix(), filled)).encode()).hexdigest()[:8]
@@ -112,7 +106,7 @@ class ImageCache:
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be used ({error.strerror or error}); make room, check the access rights, raise "
-                "cache_gigabytes, or set cache: False"
+                "cache_gigabytes, or set outputs_path to another disk"
             ) from None
 
     def _state(self, file: str) -> str:
@@ -141,8 +135,8 @@ class ImageCache:
                 pixels = self._pixels(rows)
                 if new.empty:
                     return pixels, rows, problems
-                for start in range(0, len(unchanged), COPY_BATCH):
-                    out.write(pixels[unchanged[start : start + COPY_BATCH]])
+                for slot in unchanged:
+                    out.write(pixels[slot])
                 out.flush()
                 os.fsync(out.fileno())
                 rows = pd.concat([new, rows.iloc[unchanged]]).rename_axis(path.name)
@@ -161,8 +155,10 @@ class ImageCache:
         self, out: BinaryIO, files: list[str], states: dict[str, str]
     ) -> tuple[pd.DataFrame, dict[str, str]]:
         """Write the pixels of files; return their table, and the unreadable files, file -> what is wrong."""
-        rows, problems, paths = [], {}, [self.config.data_path / file for file in files]
-        for file, found in zip(files, decode(paths, self.frame, self.config.hyperparameters.num_workers, self.verbose)):
+        rows, problems, options = [], {}, self.config.hyperparameters
+        verbose = options.verbose and self.config.dataset != SYNTHETIC  # its small scenes are read in a second
+        paths = [self.config.data_path / file for file in files]
+        for file, found in zip(files, decode(paths, self.frame, options.num_workers, verbose)):
             if isinstance(found, str):
                 problems[file] = found
                 continue
@@ -173,10 +169,9 @@ class ImageCache:
         return pd.DataFrame(rows, columns=["file", *COLUMNS]).set_index("file"), problems
 
     def _check_room(self, new: int, copied: int) -> None:
-        size, limit = self.shape[1] * self.shape[2] * 3 / 1e9, self.config.cache_gigabytes
+        (_, height, width), limit = self.shape, self.config.cache_gigabytes
+        size = 3 * height * width / 1e9  # GB an image
         room = min(limit - copied * size, shutil.disk_usage(self.folder).free / 1e9)
         if new * size > room:
-            images = f"{counted(new, 'image')} of {self.shape[1]} x {self.shape[2]} pixels"
-            need = f"need{'s' * (new == 1)} {new * size:.3g} GB, and the disk or"
-            left = f"cache_gigabytes: {limit:g} leaves {max(0.0, room):.3g}"
-            raise OSError(errno.ENOSPC, f"{images} {need} {left}")
+            what = f"no room for {counted(new, 'image')} of {height} x {width} pixels, {new * size:.3g} GB"
+            raise OSError(errno.ENOSPC, f"{what}: the disk or cache_gigabytes: {limit:g} leaves {max(0.0, room):.3g}")

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from utils.images.duplicates import Fingerprint, fingerprint_of
@@ -35,24 +34,6 @@ def decode(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: b
             for decoded in pool.map(lambda path: _decode(path, frame), paths[start : start + step]):
                 bar.update()
                 yield decoded
-
-
-def load(
-    paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True
-) -> tuple[torch.Tensor, dict[int, str]]:
-    """Read image files into memory.
-
-    Returns:
-        The images that can be read, in their order, uint8 (N, 3, H, W); and the others, position in `paths` -> a line
-        with what is wrong.
-    """
-    images, problems = torch.empty(len(paths), 3, *frame.size, dtype=torch.uint8), {}
-    for i, found in enumerate(decode(paths, frame, num_workers, verbose)):
-        if isinstance(found, str):
-            problems[i] = f"{paths[i]}: {found}"
-        else:
-            images[i - len(problems)] = torch.from_numpy(found[0])
-    return images[: len(paths) - len(problems)], problems
 
 
 def _decode(path: Path, frame: Frame) -> Decoded | str:

@@ -82,10 +82,7 @@ def _fetch(url: str, archive: Path, by_hand: str) -> None:
         ):
             shutil.copyfileobj(answer, out)
         if not zipfile.is_zipfile(partial):  # a transfer that was cut short raises nothing
-            size = partial.stat().st_size
-            raise DataError(
-                f"the download ended early ({size} bytes came, not a whole zip file); run this again, or {by_hand}"
-            )
+            raise DataError(f"the download of {url} ended early; run this again, or {by_hand}")
         partial.replace(archive)
     except urllib.error.HTTPError as error:
         wait = "" if error.code == 404 else "wait some minutes and run this again, or "
@@ -104,11 +101,8 @@ def _unpack(archive: Path, name: str, folder: Path) -> Path:
     """Unpack a set into `folder` (`extract` writes nowhere else, whatever a member's name, and makes no links)."""
     try:
         with zipfile.ZipFile(archive) as zipped:
-            members = [
-                info
-                for info in zipped.infolist()
-                if not info.is_dir() and info.filename.partition("/")[2].startswith(f"Data/{name}/")
-            ]
+            inside = f"Data/{name}/"  # of the archive's only folder
+            members = [info for info in zipped.infolist() if info.filename.partition("/")[2].startswith(inside)]
             if sum(info.file_size for info in members) > MAX_BYTES:  # no member unpacks to more than it announces
                 raise zipfile.BadZipFile(f"unpacks to more than {MAX_BYTES / 1024**3:g} GiB")
             for info in tqdm(members, desc=f"Unpacking {name}", unit="file"):

@@ -54,21 +54,21 @@ def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
     return Fingerprint(content, None if is_flat else imagehash.phash(grey, HASH_SIDE).hash.ravel(), image.size)
 
 
-def near_duplicate_groups(fingerprints: Sequence[Fingerprint | str], verbose: bool = False) -> np.ndarray:
+def near_duplicate_groups(fingerprints: Sequence[Fingerprint], verbose: bool = False) -> np.ndarray:
     """Group images that have the same content, or hashes that differ in at most `MAX_BITS` bits, also through others.
 
     If one group has more than half of all images, the hash cannot tell these pictures apart (drawings of the same
     outline, for instance), and only copies count as duplicates.
 
     Args:
-        fingerprints: of each image; a message in place of one that cannot be read, which is then alone in its group.
+        fingerprints: of each image, N.
         verbose: show a progress bar if this takes more than two seconds: all pairs are compared.
 
     Returns:
         For every image the position of its group's first image, int (N,): its own position if it is alone.
     """
     groups = copies = copy_groups(fingerprints)
-    hashed = np.array([i for i, known in enumerate(fingerprints) if getattr(known, "bits", None) is not None])
+    hashed = np.array([i for i, known in enumerate(fingerprints) if known.bits is not None])
     if len(hashed) == 0:
         return copies
     bits = np.stack([fingerprints[i].bits for i in hashed])
@@ -84,13 +84,10 @@ def near_duplicate_groups(fingerprints: Sequence[Fingerprint | str], verbose: bo
     return copies if np.bincount(groups).max() > max(len(fingerprints) / 2, np.bincount(copies).max()) else groups
 
 
-def copy_groups(fingerprints: Sequence[Fingerprint | str]) -> np.ndarray:
+def copy_groups(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
     """Group files of the same content; numbered as in `near_duplicate_groups`."""
     seen: dict[bytes, int] = {}
-    return np.array(
-        [i if isinstance(known, str) else seen.setdefault(known.content, i) for i, known in enumerate(fingerprints)],
-        dtype=int,
-    )
+    return np.array([seen.setdefault(known.content, i) for i, known in enumerate(fingerprints)], dtype=int)
 
 
 def join(groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.images.duplicates import Fingerprint
 from utils.images.reading import SUFFIXES, is_named_as_image
 from utils.system.errors import DataError
 
@@ -29,8 +28,8 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
         )
     rows, skipped = [], []
-    found = ((path.relative_to(data_path), reason) for path, reason in _all_entries(data_path))
-    for name, reason in sorted(found, key=lambda item: item[0].as_posix()):  # the same order on every system
+    for path, reason in sorted(_all_entries(data_path), key=lambda entry: entry[0].as_posix()):  # alike on every system
+        name = path.relative_to(data_path)
         if any(part.startswith(".") for part in name.parts):
             continue
         if reason:
@@ -63,7 +62,7 @@ def _all_entries(data_path: Path) -> Iterator[tuple[Path, str | None]]:
         entries = list(data_path.iterdir())
     except OSError as error:
         raise DataError(f"{data_path}: cannot be listed ({error.strerror}); change its access rights") from None
-    unlisted: list[OSError] = []
+    denied: list[OSError] = []
     for entry in entries:
         if os.path.islink(entry) and not os.path.exists(entry):  # a class, perhaps, on a disk that is not there
             yield entry, "a link to nowhere or to itself; delete or correct it"
@@ -72,15 +71,13 @@ def _all_entries(data_path: Path) -> Iterator[tuple[Path, str | None]]:
         elif _links_to_parent(entry):
             yield entry, "a link to the folder that it lies in; delete it"
         else:
-            for folder, folders, files in os.walk(entry, onerror=unlisted.append):
+            for folder, folders, files in os.walk(entry, onerror=denied.append):
                 for path in (Path(folder, name) for name in files):
                     yield path, _why_skipped(path)
                 for path in (Path(folder, name) for name in folders):
                     if os.path.islink(path):
                         yield path, "a link to a folder, which is not followed; put the folder itself there"
-    yield from (
-        (Path(error.filename), "a folder that cannot be listed; change its access rights") for error in unlisted
-    )
+    yield from ((Path(error.filename), "a folder that cannot be listed; change its access rights") for error in denied)
 
 
 def _links_to_parent(entry: Path) -> bool:
@@ -103,24 +100,6 @@ def _why_skipped(path: Path) -> str | None:
 def printable(name: str) -> str:
     """Replace bytes of a name that are no text by `?`."""
     return name.encode(errors="replace").decode()
-
-
-def separate_unreadable(
-    table: pd.DataFrame, fingerprints: Sequence[Fingerprint | str]
-) -> tuple[pd.DataFrame, list[Fingerprint], list[str]]:
-    """Separate the files that can be read from the others.
-
-    Args:
-        table: from `scan`, N rows.
-        fingerprints: of its N files; a message in place of one that cannot be read.
-
-    Returns:
-        The rows that can be read; their fingerprints; and a line for each other file, with the reason and what to do.
-    """
-    bad = [f"{file}: {reason}" for file, reason in zip(table.file, fingerprints) if isinstance(reason, str)]
-    readable = [isinstance(known, Fingerprint) for known in fingerprints]
-    kept = [known for known in fingerprints if isinstance(known, Fingerprint)]
-    return table[readable].reset_index(drop=True), kept, bad
 
 
 def check_two_classes(table: pd.DataFrame, data_path: Path, left_out: Sequence[str] = ()) -> None:
@@ -155,23 +134,21 @@ def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
                 f"{label}: images in its sub-folders {first_names(inner)} count as {label}; "
                 f"if they are classes of their own, move them to {data_path.as_posix()}/"
             )
+    classes = pd.Series(table.label.unique())
     notes += [
         f"{' and '.join(alike)}: two classes whose names differ only in case; rename or merge them"
-        for alike in _same_but_for_case(pd.Series(table.label.unique()))
+        for _, alike in classes.groupby(classes.str.casefold())
+        if len(alike) > 1
     ]
     notes += [
         f"{' and '.join(alike)}: names that differ only in case; rename all but one, "
         "because Windows and macOS would keep one of these files"
-        for _, files in table.groupby("label").file
-        for alike in _same_but_for_case(files)
+        for _, alike in table.file.groupby([table.label, table.file.str.casefold()])
+        if len(alike) > 1
     ]
     return notes
 
 
-def _same_but_for_case(names: pd.Series) -> list[list[str]]:
-    return [list(alike) for _, alike in names.groupby(names.str.casefold()) if len(alike) > 1]
-
-
-def first_names(names: Sequence[str], most: int = 3) -> str:
-    """Write the first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def first_names(names: Sequence[str]) -> str:
+    """Write the first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -36,15 +34,5 @@ class StoredImages:
         return (self[np.arange(start, min(start + size, len(self)))] for start in starts)
 
 
-Images: TypeAlias = torch.Tensor | StoredImages
-
-
 def _mapped(path: str, shape: tuple[int, ...], slots: np.ndarray, checksums: np.ndarray) -> StoredImages:
     return StoredImages(np.memmap(path, np.uint8, "r", shape=shape), slots, checksums)
-
-
-def checksums(images: Images) -> list[int]:
-    """Compute the CRC-32 of each image's pixels; of stored images it is known."""
-    if isinstance(images, StoredImages):
-        return images.checksums.tolist()
-    return [zlib.crc32(image.numpy().tobytes()) for image in images]

@@ -174,11 +174,9 @@ class Config(Section):
     on_bad_image: Literal["skip", "error"] = "skip"
     """images that cannot be read, each named with the reason: `skip` trains without them, `error` stops before the
     first epoch"""
-    cache: bool = True
-    """keep decoded images in `outputs_path`, in the hidden folder `.cache`, so that each file is decoded once; that
-    folder may be deleted whenever nothing is running"""
     cache_gigabytes: Positive = 100.0
-    """the most that they may take there, for each `image.size`; an image of 224 x 224 pixels takes 150 kB"""
+    """the most that decoded images may take, for each `image.size`; an image of 224 x 224 pixels takes 150 kB. They are
+    kept in `outputs_path`, in the hidden folder `.cache`, which may be deleted whenever nothing is running"""
     image: ImageOptions = ImageOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from utils.images.frame import mean_colour
-from utils.images.stored import Images
+from utils.images.stored import StoredImages
 from utils.system.settings import ImageOptions
 
 MIN_PIXELS = 20e6  # of all training images; for fewer, worker processes cost more time than they save
@@ -79,7 +79,7 @@ def random_changes(options: ImageOptions, progress: float = 0.0) -> list[v2.Tran
 class ChangedImages(Dataset):
     """Makes the randomly changed images of a `Request`: uint8 (S, 3, H, W)."""
 
-    def __init__(self, images: Images, options: ImageOptions, seed: int) -> None:
+    def __init__(self, images: StoredImages, options: ImageOptions, seed: int) -> None:
         self.images, self.options, self.seed = images, options, seed
 
     def __getitem__(self, request: Request) -> torch.Tensor:
@@ -106,7 +106,7 @@ class ImageLoader:
         pinned: put batches into page-locked memory, which is copied to a GPU faster.
     """
 
-    def __init__(self, images: Images, options: ImageOptions, seed: int, workers: int = 0, pinned: bool = False):
+    def __init__(self, images: StoredImages, options: ImageOptions, seed: int, workers: int = 0, pinned: bool = False):
         self.changes_images = bool(random_changes(options))
         self.requests: list[Request] = []
         workers = workers if len(images) * options.size[0] * options.size[1] >= MIN_PIXELS else 0

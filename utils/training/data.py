@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils.dataset import load_for_training
+from utils.dataset import load_split
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
-from utils.images.stored import checksums
 from utils.system.settings import Config
 
 Batch = np.ndarray | Pairs  # positions of images, all of which are compared with each other; or pairs of positions
@@ -18,7 +17,7 @@ Batch = np.ndarray | Pairs  # positions of images, all of which are compared wit
 class TrainingData:
     """The images, classes and pairs of the training and the validation split.
 
-    Images are in memory or in the cache, so a file that is deleted later stops no epoch. Notes on them are printed.
+    Images are in the cache, so a file that is deleted later stops no epoch. Printed lines name those that are lost.
 
     Args:
         table: the split: `file`, `label`, `split`.
@@ -26,16 +25,16 @@ class TrainingData:
     """
 
     def __init__(self, config: Config, table: pd.DataFrame, frame: Frame) -> None:
-        self.table, loaded, notes = load_for_training(table, config, frame)
-        for note in notes:
-            print(note)
+        loaded = {split: load_split(table, split, config, frame) for split in ("train", "valid")}
+        kept = pd.concat([rows for _, rows in loaded.values()]).index
+        self.table = table[(table.split == "test") | table.index.isin(kept)]
         classes = sorted(set(self.table.label))
         self.images = {split: images for split, (images, _) in loaded.items()}
-        self.labels = {split: torch.from_numpy(np.searchsorted(classes, names)) for split, (_, names) in loaded.items()}
+        self.labels = {split: torch.tensor(np.searchsorted(classes, rows.label)) for split, (_, rows) in loaded.items()}
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
         sums = {}  # of the pixels of each file; test images have none
         for split, images in self.images.items():
-            sums |= zip(self.table.file[self.table.split == split], checksums(images))
+            sums |= zip(self.table.file[self.table.split == split], images.checksums.tolist())
         self.fingerprints = {row.file: [row.label, row.split, sums.get(row.file)] for row in self.table.itertuples()}
 
     def batches(self, config: Config, rng: np.random.Generator) -> list[Batch]:

@@ -17,7 +17,7 @@ from utils.training.model_card import write_model_card
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
 # Settings that do not change the result; images that `on_bad_image` leaves out change the fingerprints.
 IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "on_bad_image"}
-IGNORED |= {"cache", "cache_gigabytes", "outputs_path", "compare_path"}
+IGNORED |= {"cache_gigabytes", "outputs_path", "compare_path"}
 
 
 def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
