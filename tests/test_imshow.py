@@ -137,10 +137,7 @@ def test_maps_of_padded_images_lie_on_the_images(wide):
         for axis, image, centre in zip(drawn, (wide, tall), ((14.5, 64.5), (54.5, 14.5))):  # pixels (row, column)
             there = np.array(np.nonzero(changed(axis.images[0].get_array(), image)))
             # The neighbours' centres, if they are on the image.
-            first, last = (
-                np.array(centre) - 10,
-                np.array(centre) + 10,
-            )
+            first, last = (np.array(centre) - 10, np.array(centre) + 10)
             assert np.abs(there.min(1) - np.maximum(first, 0)).max() <= 1
             assert np.abs(there.max(1) - np.minimum(last, np.array(image.size[::-1]) - 1)).max() <= 1
     outside = show_explanation((wide, tall), hot_spot((1, 6), (5, 2)), boxes=PADDED).axes

@@ -98,17 +98,14 @@ def audit(config: Config) -> Audit:
     if not known:
         raise DataError(f"{config.data_path}: none of its {len(fingerprints)} images can be read; copy them again")
     counts = readable.label.value_counts(sort=False)
+    splits = {label: split_sizes(count, config.test_size, config.valid_size) for label, count in counts.items()}
     return Audit(
         unreadable=tuple(unreadable),
         skipped=tuple(skipped),
         doubtful=tuple(doubtful_folders(readable, config.data_path)),
         copies=_named(copy_groups(fingerprints), table.file),
         groups=_named(near_duplicate_groups(fingerprints, config.hyperparameters.verbose), table.file),
-        small=tuple(
-            label
-            for label, count in counts.items()
-            if min(split_sizes(count, config.test_size, config.valid_size).values()) < 2
-        ),
+        small=tuple(label for label, sizes in splits.items() if min(sizes.values()) < 2),
         sizes=np.array([fingerprint.size for fingerprint in known]),
         frame=Frame(config.image.size, config.image.fit),
     )

@@ -61,13 +61,7 @@ def explained_image(
 
 
 def draw_map(
-    axis: Axes,
-    image: Image.Image,
-    explanation: Explanation,
-    row: int,
-    map_name: str,
-    box: Box | None,
-    size: int = 9,
+    axis: Axes, image: Image.Image, explanation: Explanation, row: int, map_name: str, box: Box | None, size: int = 9
 ) -> None:
     """Draw an `explained_image` on an axis, with its strongest tenth outlined; or, if the map is too weak to be seen,
     say so in letters of `size` points."""
