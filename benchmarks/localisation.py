@@ -125,15 +125,15 @@ def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
     for kind, name in enumerate(PAIR_LABELS):
         first, second = intruders_that_matter(model, batch, table, masks, kind, rng)
         explanation = explain_pairs(model, batch, first, second)
-        result = check(Interventions(model, batch[first], batch[second]), explanation, "counterfactual", rng)
+        effect, random = check(Interventions(model, batch[first], batch[second]), explanation, "counterfactual", rng)
         hits = pointing_game(explanation.counterfactual[:, 0], masks[first])
         rows.append(
             {
                 "pairs": name,
                 "number": len(first),
                 "pointing": hits.float().mean().item(),
-                "check right": (result.effect[:, 0] > 0).float().mean().item(),
-                "random": (result.random[:, 0] > 0).float().mean().item(),
+                "check right": (effect[:, 0] > 0).float().mean().item(),
+                "random": (random[:, 0] > 0).float().mean().item(),
             }
         )
     return rows

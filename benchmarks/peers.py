@@ -67,7 +67,7 @@ def rankings(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> dic
         maps = [[saliency(model, *ends, perturb) for ends in ((a, b), (b, a))] for a, b in tqdm(pairs, desc=name)]
         found[name] = torch.stack([torch.stack(sides) for sides in maps]), (time.perf_counter() - start) / len(one)
     shape = (len(one), 2, *size)
-    found["centred Gaussian"] = centred_gaussian(1, size).expand(shape), 0.0
+    found["centred Gaussian"] = centred_gaussian(size).expand(shape), 0.0
     found["random"] = torch.rand(shape, generator=torch.Generator().manual_seed(0)), 0.0
     return found
 

@@ -227,9 +227,8 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------------- what is an error
 
 
-def test_keys_of_earlier_versions_load_with_the_values_that_these_saved(tmp_path):
-    config = load(tmp_path, "dataset: Mine\nnum_processes: 1\ncache: true\n")
-    assert config == load(tmp_path, "dataset: Mine\n")
+def test_keys_of_earlier_versions_load_with_the_values_that_these_saved(load):
+    assert load("dataset: Mine\nnum_processes: 1\ncache: true\n") == load("dataset: Mine\n")
 
 
 @pytest.mark.parametrize(

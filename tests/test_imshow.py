@@ -88,7 +88,7 @@ def test_without_evidence_the_image_shows_plainly(wide):
 def test_full_evidence_is_the_colormaps_top_at_full_opacity_on_grey(wide):
     top = 255 * np.array(COLORMAP(1.0)[:3])
     expected = (1 - OPACITY) * np.asarray(wide.convert("L"), dtype=float)[..., None] + OPACITY * top
-    assert np.abs(overlay(wide, np.ones((7, 7))) - expected).max() <= 0.5
+    assert np.abs(overlay(wide, torch.ones(7, 7)) - expected).max() <= 0.5
     assert top[0] > top[2]  # yellow, not blue
 
 
@@ -99,14 +99,6 @@ def test_the_map_lies_where_the_evidence_is_at_the_images_own_aspect_ratio(wide)
     y, x = np.nonzero(changed)
     assert changed.shape == (30, 90)
     assert y.mean() == pytest.approx(1.5 / 8 * 30, abs=2) and x.mean() == pytest.approx(6.5 / 8 * 90, abs=4)
-
-
-@pytest.mark.parametrize(
-    "heatmap", [torch.zeros(2, 3, 3), -torch.ones(3, 3), 2 * torch.ones(3, 3), torch.full((3, 3), torch.nan)]
-)
-def test_what_is_no_map_is_refused(wide, heatmap):
-    with pytest.raises(ValueError, match="values in \\[0, 1\\]"):
-        overlay(wide, heatmap)
 
 
 @pytest.mark.parametrize("similar, words", [(True, ["similar", "dissimilar"]), (False, ["dissimilar", "similar"])])
@@ -145,10 +137,7 @@ def test_maps_of_padded_images_lie_on_the_images(wide):
         for axis, image, centre in zip(drawn, (wide, tall), ((14.5, 64.5), (54.5, 14.5))):  # pixels (row, column)
             there = np.array(np.nonzero(changed(axis.images[0].get_array(), image)))
             # The neighbours' centres, if they are on the image.
-            first, last = (
-                np.array(centre) - 10,
-                np.array(centre) + 10,
-            )
+            first, last = (np.array(centre) - 10, np.array(centre) + 10)
             assert np.abs(there.min(1) - np.maximum(first, 0)).max() <= 1
             assert np.abs(there.max(1) - np.minimum(last, np.array(image.size[::-1]) - 1)).max() <= 1
     outside = show_explanation((wide, tall), hot_spot((1, 6), (5, 2)), boxes=PADDED).axes
@@ -177,7 +166,7 @@ def test_regions_of_padded_images_lie_on_the_images(wide):
 
 def test_weak_evidence_is_drawn_weaker_than_the_pairs_strongest(wide):
     panels = [axis.images[0].get_array() for axis in show_explanation((wide, wide), explanation()).axes[:6]]
-    maps = np.zeros((8, 8))
+    maps = torch.zeros(8, 8)
     maps[2, 5] = 1
     for row in (0, 3):
         assert np.array_equal(panels[row + 1], overlay(wide, maps)) and np.array_equal(

@@ -18,7 +18,7 @@ from utils.explain.matching import Match
 from utils.explain.removal import BLUR_SIGMA
 from utils.explain.what_if import MAPS, WhatIf
 from utils.figures.drawing import draw_map, explained_image, inside, line_around, mark_matches, mask_of, short
-from utils.figures.style import COLORMAP, SIMILARITY
+from utils.figures.style import COLORMAP, HEATMAP, NUMBERS
 from utils.Grad_CAM import Explanation
 from utils.images.frame import Box
 from utils.images.reading import read_image, shrink
@@ -35,13 +35,19 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(file, dpi=200, bbox_inches="tight")
 
 
+def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Make empty panels without axes, (rows, columns), of so many inches each."""
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    return figure, axes
+
+
 def show_images(images: Sequence[Image.Image], titles: Sequence[str]) -> Figure:
     """Show images in a grid of up to five columns, each under its title."""
     columns = min(5, len(images))
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.8 * columns, 1.9 * rows), layout="constrained", squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
+    figure, axes = _panels(-(-len(images) // columns), columns, 1.8, 1.9)
     for axis, image, title in zip(axes.flat, images, titles):
         axis.imshow(shrink(image, 256))
         axis.set_title(title, fontsize=9)
@@ -57,30 +63,23 @@ def show_near_duplicates(audit: Audit, config: Config, most: int = 6) -> Figure 
     groups = [group[:MOST_DUPLICATES] for group in audit.groups[:most]]
     if not groups:
         return None
-    columns = max(map(len, groups))
-    figure, axes = plt.subplots(
-        len(groups), columns, figsize=(2.4 * columns, 2.2 * len(groups)), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
+    figure, axes = _panels(len(groups), max(map(len, groups)), 2.4, 2.2)
     for row, group in zip(axes, groups):
-        conflicting = is_conflicting(group)
+        note, colour = (" (conflicting)", "firebrick") if is_conflicting(group) else ("", "black")
         for axis, file in zip(row, group):
             label, name = file.split("/", 1)
             axis.imshow(shrink(read_image(config.data_path / file), 256))
-            title = f"{label} (conflicting)" if conflicting else label
-            axis.set_title(f"{title}\n{short(name)}", fontsize=8, color="firebrick" if conflicting else "black")
+            axis.set_title(f"{label}{note}\n{short(name)}", fontsize=8, color=colour)
     return figure
 
 
 def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequence[str]) -> Figure:
     """Show pairs of images, each pair in a column under its title."""
-    figure, axes = plt.subplots(2, len(pairs), figsize=(1.8 * len(pairs), 3.8), layout="constrained", squeeze=False)
-    for column, (pair, title) in enumerate(zip(pairs, titles)):
-        axes[0, column].set_title(title, fontsize=9)
-        for axis, image in zip(axes[:, column], pair):
+    figure, axes = _panels(2, len(pairs), 1.8, 1.9)
+    for column, pair, title in zip(axes.T, pairs, titles):
+        column[0].set_title(title, fontsize=9)
+        for axis, image in zip(column, pair):
             axis.imshow(shrink(image, 256))
-            axis.axis("off")
     return figure
 
 
@@ -122,7 +121,7 @@ def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
         pairs: each with `images`, `explanation`, `names` and `boxes`, as `Comparison.pair` gives it.
         title: what these pairs have in common.
     """
-    figure, axes = plt.subplots(2, 2 * len(pairs), figsize=(3 * len(pairs), 3.6), layout="constrained", squeeze=False)
+    figure, axes = _panels(2, 2 * len(pairs), 1.5, 1.8)
     for block, pair in enumerate(pairs):
         explanation = pair["explanation"]
         for row, (image, name, box) in enumerate(zip(pair["images"], pair["names"], pair["boxes"])):
@@ -131,8 +130,6 @@ def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
             explained.imshow(explained_image(image, explanation, row, "factual", box))
             plain.set_title("\n".join(short(line, 22) for line in name.split("\n")), fontsize=8)
         axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=8)
-    for axis in axes.flat:
-        axis.axis("off")
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -146,9 +143,8 @@ def _rows_of_panels(
     figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights})
     for row, name, height in zip(axes, names, heights):
         row[0].set_ylabel(short(name, min(26, round(26 * height))), fontsize=9)  # along the side of a low image, too
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        sns.despine(ax=axis, left=True, bottom=True)
+    plt.setp(axes, xticks=[], yticks=[])
+    sns.despine(figure, left=True, bottom=True)
     return figure, axes
 
 
@@ -176,12 +172,11 @@ def show_matches(
 ) -> Figure:
     """Show two images side by side, their matching regions circled in the same colour, the strongest match first."""
     images = tuple(shrink(image) for image in images)
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
-    for axis, image, name in zip(axes, images, names):
+    figure, axes = _panels(1, 2, 3.6, 3.7)
+    for axis, image, name in zip(axes[0], images, names):
         axis.imshow(image)
         axis.set_title(name, fontsize=9)
-        axis.axis("off")
-    mark_matches(axes, images, matches)
+    mark_matches(axes[0], images, matches)
     return figure
 
 
@@ -195,18 +190,8 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
     count = len(images)
     side = min(max(5.0, 0.62 * count), 16.0)  # inches
     figure, axis = plt.subplots(figsize=(side + 2.4, side + 1.6), layout="constrained")
-    numbers = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 8}} if count <= 16 else {}
-    sns.heatmap(
-        similarity,
-        vmin=0,
-        vmax=1,
-        cmap=SIMILARITY,
-        square=True,
-        linewidths=0.5,
-        ax=axis,
-        cbar_kws={"label": "similarity", "shrink": 0.6},
-        **numbers,
-    )
+    bar, numbers = {"label": "similarity", "shrink": 0.6}, NUMBERS if count <= 16 else {}
+    sns.heatmap(similarity, linewidths=0.5, ax=axis, cbar_kws=bar, **HEATMAP, **numbers)
     axis.set(xticks=[], yticks=[])
     if count > MOST_THUMBNAILS:
         return figure

@@ -3,7 +3,7 @@ import pytest
 import torch
 from toy import network_images, trained_network
 
-from utils.evaluate.agreement import REMOVALS, agreement_table, cell_effects
+from utils.evaluate.agreement import REMOVALS, agreement_table, effects_on_pairs
 from utils.explain import incremental
 from utils.explain.occlusion import correlation, region_sums
 from utils.explain.removal import blur
@@ -15,16 +15,17 @@ def exact(monkeypatch):
     monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
 
 
-def test_a_cells_effect_is_that_of_the_full_network():
+def test_a_cells_effect_on_a_pair_is_that_of_the_full_network():
     model, batch = trained_network(), torch.cat(network_images())[:2]
     blurred = blur(batch)
-    found = cell_effects(model, batch, {"blurred": blurred}, grid=4)["blurred"]
-    assert found.shape == (2, 16, 5)
+    found = effects_on_pairs(model, batch, [0], [1], {"blurred": blurred}, grid=4)["blurred"]
+    assert found.shape == (2, 16)
     changed = batch.clone()
     changed[1, :, 6:12, 20:30] = blurred[1, :, 6:12, 20:30]  # second row, third column of 24 x 40 pixels
     with torch.no_grad():
-        expected = model.embed(batch)[1] - model.embed(changed)[1]
-    assert torch.allclose(found[1, 6], expected, atol=1e-5)
+        z, after = model.embed(batch), model.embed(changed)[1]
+    expected = (after - z[0]).square().sum() - (z[1] - z[0]).square().sum()
+    assert found[1, 6].item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-6) and expected.abs() > 1e-5
 
 
 def test_the_measured_map_agrees_best_and_a_random_one_not_at_all():

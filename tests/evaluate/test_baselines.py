@@ -10,10 +10,6 @@ from utils.evaluate.baselines import (
     baseline_distances,
     colour_histograms,
     compare_methods,
-    cosine,
-    euclidean,
-    hamming,
-    hellinger,
     perceptual_hashes,
     pooled_features,
     small_pixels,
@@ -55,21 +51,25 @@ def config(tmp_path, **settings):
 # ------------------------------------------------------------------------------------------- distances
 
 
-@pytest.mark.parametrize("ours, theirs", [(euclidean, "euclidean"), (cosine, "cosine")])
-def test_distances_are_those_of_scipy(ours, theirs):
-    a, b = np.random.default_rng(0).random((2, 6, 5))
-    assert ours(a, b) == pytest.approx([getattr(scipy_distance, theirs)(x, y) for x, y in zip(a, b)])
+def test_distances_are_those_of_scipy(model, images, tmp_path):
+    pairs = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
+    found = baseline_distances(images, pairs, model, config(tmp_path))
+    bits, shares, pixels = perceptual_hashes(images), colour_histograms(images), small_pixels(images)
+    for position, (i, j) in enumerate(zip(pairs.first, pairs.second)):
+        expected = (
+            64 * scipy_distance.hamming(bits[i], bits[j]),
+            scipy_distance.euclidean(np.sqrt(shares[i]), np.sqrt(shares[j])) / np.sqrt(2),  # Hellinger's
+            scipy_distance.euclidean(pixels[i], pixels[j]),
+        )
+        assert [found[name][position] for name in TRAINING_FREE[:3]] == pytest.approx(expected)
 
 
-def test_cosine_distance_ignores_the_scale_however_small_and_survives_zeros():
-    a, b = np.array([[1e-14, 0], [1e-14, 1e-14], [0, 0]]), np.array([[0, 3], [5, 5], [1, 1]])
-    assert cosine(a, b) == pytest.approx([1, 0, 1])
-
-
-def test_hamming_and_hellinger_distances_by_hand():
-    assert hamming(np.array([[True, True, False]]), np.array([[True, False, True]])).tolist() == [2]
-    a, b = np.array([[1, 0], [0.5, 0.5], [0.5, 0.5]]), np.array([[0, 1], [0.5, 0.5], [1, 0]])
-    assert hellinger(a, b) == pytest.approx([1, 0, np.sqrt(1 - np.sqrt(0.5))])
+def test_cosine_distance_ignores_the_scale_however_small_and_survives_zeros(model, images, tmp_path, monkeypatch):
+    features = torch.tensor([[1e-14, 0], [1e-14, 1e-14], [0, 0], [0, 3], [5, 5], [1, 1]]).double()
+    monkeypatch.setattr(baselines, "pooled_features", lambda *args: features)
+    pairs = Pairs(np.arange(3), np.arange(3, 6), np.array([0, 0, 1]))
+    found = baseline_distances(images, pairs, model, config(tmp_path))["untrained backbone"]
+    assert found == pytest.approx([1, 0, 1])
 
 
 # ----------------------------------------------------------------------------------------- descriptors
@@ -153,7 +153,7 @@ def test_pretrained_features_come_from_the_file_of_weights(model, images, tmp_pa
     assert list(distances) == [*TRAINING_FREE, "pretrained backbone"]
     features = pooled_features(model, backbone, images, 4)
     assert distances["pretrained backbone"] == pytest.approx(
-        [scipy_distance.cosine(features[i], features[j]) for i, j in zip(pairs.first, pairs.second)]
+        [scipy_distance.cosine(*features[[i, j]].numpy()) for i, j in zip(pairs.first, pairs.second)]
     )
     assert not np.allclose(distances["pretrained backbone"], distances["untrained backbone"])
 

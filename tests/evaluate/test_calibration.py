@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from utils.evaluate.calibration import SameClassProbability, brier_scores, calibrate_threshold, same_class_estimates
+from utils.evaluate.calibration import brier_scores, calibrate_threshold, same_class_estimates
 
 
 def likelihood(parameters, dissimilarity, target):
@@ -15,6 +15,10 @@ def likelihood(parameters, dissimilarity, target):
     return total
 
 
+def fitted(dissimilarity, valid_dissimilarity, valid_label):
+    return same_class_estimates(dissimilarity, valid_dissimilarity, valid_label)["fitted probability"]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("similar", [30, 8])
 def test_the_curve_is_the_most_likely_one_for_platts_targets(dtype, similar):
@@ -22,29 +26,20 @@ def test_the_curve_is_the_most_likely_one_for_platts_targets(dtype, similar):
     label = np.repeat([0, 1], [similar, 20])
     dissimilarity = (rng.random(len(label)) + 0.4 * label).astype(dtype)
     target = [1 - 1 / (similar + 2) if value == 0 else 1 / 22 for value in label]
-    intercept, slope = minimize(
-        likelihood,
-        [0, 0],
-        (dissimilarity, target),
-        method="Nelder-Mead",
-        options={"xatol": 1e-7, "fatol": 1e-10, "maxiter": 2000},
-    ).x
-    curve = SameClassProbability.fit(dissimilarity, label)
-    assert (curve.intercept, curve.slope) == (pytest.approx(intercept, rel=1e-3), pytest.approx(slope, rel=1e-3))
+    options = {"xatol": 1e-7, "fatol": 1e-10, "maxiter": 2000}
+    found = minimize(likelihood, [0, 0], (dissimilarity, target), method="Nelder-Mead", options=options)
+    intercept, slope = found.x
+    at = np.array([0.1, 0.5, 1.7], dtype)  # the last beyond the margin
+    expected = 1 / (1 + np.exp(-(intercept + slope * at)))
+    assert fitted(at, dissimilarity, label) == pytest.approx(expected, rel=1e-3)
 
 
-def test_separated_pairs_give_a_finite_curve_that_is_sure_but_not_certain():
-    curve = SameClassProbability.fit(np.array([0.1, 0.2, 0.15, 1.0, 1.1, 1.3]), np.array([0, 0, 0, 1, 1, 1]))
-    assert np.isfinite([curve.slope, curve.intercept]).all()
-    probability = curve(np.array([0.15, 0.6, 1.1]))
+def test_separated_pairs_give_a_finite_curve_that_is_sure_but_not_certain_and_never_overflows():
+    pairs = np.array([0.1, 0.2, 0.15, 1.0, 1.1, 1.3]), np.array([0, 0, 0, 1, 1, 1])
+    probability = fitted(np.array([0.15, 0.6, 1.1]), *pairs)
     assert 0.7 < probability[0] < 0.95 and 0.05 < probability[2] < 0.3 and 0.3 < probability[1] < 0.7
-
-
-def test_probability_by_hand_falls_beyond_the_margin_and_never_overflows():
-    curve = SameClassProbability(slope=-2.0, intercept=1.0)
-    assert curve(np.array([0.0, 0.5, 1.5])) == pytest.approx([1 / (1 + np.exp(-1)), 0.5, 1 / (1 + np.exp(2))])
     with np.errstate(all="raise"):
-        assert curve(np.array([[-300.0, 300.0]])) == pytest.approx(np.array([[1, 0]]))
+        assert fitted(np.array([-1e3, 1e3]), *pairs) == pytest.approx([1, 0])
 
 
 def test_brier_score_by_hand():
@@ -54,11 +49,9 @@ def test_brier_score_by_hand():
     assert scores == pytest.approx({"right": 0, "wrong": 1, "some": (0.1**2 + 0.4**2) / 2})
 
 
-def test_estimates_are_the_clipped_similarity_and_the_unclipped_probability():
-    curve = SameClassProbability(slope=-2.0, intercept=1.0)
-    estimates = same_class_estimates(np.array([0.25, 1.0, 3.0]), curve)
+def test_the_similarity_is_clipped_at_the_margin():
+    estimates = same_class_estimates(np.array([0.25, 1.0, 3.0]), np.array([0.1, 0.9]), np.array([0, 1]))
     assert estimates["similarity"].tolist() == [0.75, 0, 0]
-    assert estimates["fitted probability"] == pytest.approx(1 / (1 + np.exp([-0.5, 1, 5])))
 
 
 def balanced_accuracy(dissimilarity, label, threshold):
@@ -66,12 +59,7 @@ def balanced_accuracy(dissimilarity, label, threshold):
     return (called[label == 1].mean() + (~called)[label == 0].mean()) / 2
 
 
-RNG = np.random.default_rng(1)
-
-
-LABEL = np.arange(30) % 2
-
-
+RNG, LABEL = np.random.default_rng(1), np.arange(30) % 2
 CALIBRATION = {
     "random": RNG.random(30) + 0.3 * LABEL,
     "few values": RNG.integers(0, 4, 30) / 4 + 0.25 * LABEL,

@@ -122,11 +122,6 @@ def test_intervals_are_those_of_written_out_resamples(values, both_together):
     assert np.allclose(np.transpose(list(intervals.values())), np.percentile(scores, [2.5, 97.5], axis=0))
 
 
-def test_intervals_need_similar_and_dissimilar_pairs():
-    with pytest.raises(ValueError, match="similar and dissimilar"):
-        bootstrap_intervals(np.array([0.1, 0.2]), Pairs(np.arange(2), np.arange(2), np.zeros(2, int)), 0.5, seed=0)
-
-
 def test_class_similarity_equals_a_naive_loop_and_leaves_self_similarity_out():
     labels = pd.Series(["b", "a", "b", "lonely", "a", "a"], index=[9, 8, 7, 6, 5, 4])
     similarity = np.random.default_rng(0).random((6, 6))

@@ -6,7 +6,7 @@ __getattr__ = lazy_getattr(
     __name__,
     agreement="agreement_table",
     baselines="compare_methods",
-    calibration="SameClassProbability brier_scores same_class_estimates",
+    calibration="brier_scores same_class_estimates",
     faithfulness="check_table compare_rankings randomisation_check",
     localisation="load_masks localisation_table",
     mosaics="make_mosaics mosaic_scores",

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from utils.evaluate.faithfulness import evidence_for_similar
 from utils.explain.incremental import IncrementalEmbedder, local_stages
 from utils.explain.occlusion import correlation, effect_on_distance, region_sums, windows
 from utils.explain.removal import OTHER_REMOVALS, blur
@@ -21,31 +22,6 @@ REMOVALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"blurred": blur, 
 
 
 @torch.no_grad()
-def cell_effects(
-    model: SiameseNetwork, batch: torch.Tensor, removals: dict[str, torch.Tensor], grid: int = GRID
-) -> dict[str, torch.Tensor]:
-    """Measure how the embeddings of N images change when each of `grid` x `grid` cells is removed.
-
-    Args:
-        batch: preprocessed, (N, 3, H, W).
-        removals: name -> images of the same shape, whose pixels replace those of a removed cell.
-
-    Returns:
-        Name -> `z(x) - z(x with the cell replaced)`, shape (N, grid^2, D), cells in reading order.
-    """
-    cells = windows(1 / grid, grid, tuple(batch.shape[2:]))
-    stages = local_stages(model)
-    effects: dict[str, list[torch.Tensor]] = {name: [] for name in removals}
-    with eval_mode(model), tqdm(total=len(removals) * len(batch), desc="Removing cells", delay=2) as bar:
-        for k, image in enumerate(batch):
-            embedder = IncrementalEmbedder(model, image, stages)
-            for name, replaced in removals.items():
-                effects[name].append(embedder.embedding - embedder.embeddings(replaced[k], cells))
-                bar.update()
-    return {name: torch.stack(parts) for name, parts in effects.items()}
-
-
-@torch.no_grad()
 def effects_on_pairs(
     model: SiameseNetwork,
     batch: torch.Tensor,
@@ -54,20 +30,29 @@ def effects_on_pairs(
     removals: dict[str, torch.Tensor],
     grid: int = GRID,
 ) -> dict[str, torch.Tensor]:
-    """Measure the effect of each cell of one image on the squared distance of its pair, for P pairs.
+    """Measure the effect of each of `grid` x `grid` cells of one image on the squared distance of its pair.
 
     Args:
-        batch, removals, grid: as in `cell_effects`; `first` and `second` are positions in `batch`, (P,).
+        batch: preprocessed, (N, 3, H, W); `first` and `second` are positions in it, (P,).
+        removals: name -> images of the same shape, whose pixels replace those of a removed cell.
 
     Returns:
-        Name of the removal -> effects, (2P, grid^2): first those of the pairs' first images, then of the second ones.
+        Name of the removal -> effects, (2P, grid^2), cells in reading order: first those of the pairs' first images,
+        then of the second ones.
     """
-    with eval_mode(model):
+    cells = windows(1 / grid, grid, tuple(batch.shape[2:]))
+    stages, sides = local_stages(model), ((first, second), (second, first))
+    changes: dict[str, list[torch.Tensor]] = {name: [] for name in removals}  # of embeddings, (grid^2, D) an image
+    with eval_mode(model), tqdm(total=len(removals) * len(batch), desc="Removing cells", delay=2) as bar:
         z = torch.cat([model.embed(part) for part in batch.split(32)])
-    sides = ((first, second), (second, first))
+        for k, image in enumerate(batch):
+            embedder = IncrementalEmbedder(model, image, stages)
+            for name, replaced in removals.items():
+                changes[name].append(embedder.embedding - embedder.embeddings(replaced[k], cells))
+                bar.update()
+    deltas = {name: torch.stack(parts) for name, parts in changes.items()}
     return {
-        name: torch.cat([effect_on_distance(delta[i], z[i] - z[j]) for i, j in sides])
-        for name, delta in cell_effects(model, batch, removals, grid).items()
+        name: torch.cat([effect_on_distance(delta[i], z[i] - z[j]) for i, j in sides]) for name, delta in deltas.items()
     }
 
 
@@ -92,8 +77,7 @@ def mean_correlations(
     cells = windows(1 / grid, grid, image_size)
     predictions = {}
     for method, explanation in explanations.items():
-        towards = torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
-        maps = torch.cat([towards[:, 0], towards[:, 1]])
+        maps = torch.cat(evidence_for_similar(explanation).unbind(1))
         predictions[method] = region_sums(maps, cells.expand(len(maps), -1, -1), image_size)
     predictions |= {f"ceiling: the same cells, {name}": effect for name, effect in ceilings.items()}
     return pd.DataFrame(

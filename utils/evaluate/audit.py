@@ -53,40 +53,31 @@ class Audit:
         fitted = np.array([(box.width, box.height) for box in map(self.frame.box, self.sizes)])
         ratios = self.sizes[:, 0] / self.sizes[:, 1]
         stretch = ratios / (fitted[:, 0] / fitted[:, 1])
-        enlarged = (self.sizes < fitted).any(axis=1)
         shorter, spread = self.sizes.min(axis=1), f"{ratios.min():.2f} to {ratios.max():.2f}"
-        rows = [
-            ("unreadable images", len(self.unreadable), "delete or replace them"),
-            (
-                "other files that are skipped",
-                len(self.skipped),
-                "images among them: into a class folder, as JPEG or PNG",
-            ),
-            ("groups of identical files", len(self.copies), "keep one of each"),
-            (
-                "groups of near duplicates, identical files included",
-                len(self.groups),
-                "delete what you do not need; each stays in one split",
-            ),
-            (
-                "of these, groups with conflicting labels",
-                len(self.conflicting),
-                "look at them; keep the image in its right class",
-            ),
-            ("classes too small to validate and test", len(self.small), f"add images: {', '.join(self.small)}"),
-            (
-                f"images smaller than image.size (shorter sides {shorter.min()} to {shorter.max()} pixels)",
-                int(enlarged.sum()),
-                "reduce image.size if they are many",
-            ),
-            (
-                f"images stretched more than {MAX_STRETCH} times (width / height {spread})",
-                int((np.maximum(stretch, 1 / stretch) > MAX_STRETCH).sum()),
-                "give image.size the ratio of most images, or set image.fit: pad",
-            ),
-        ]
-        rows = [(finding, number, advice if number else "nothing") for finding, number, advice in rows]
-        return pd.DataFrame(rows, columns=["finding", "number", "what to do"])
+        enlarged = f"images smaller than image.size (shorter sides {shorter.min()} to {shorter.max()} pixels)"
+        stretched = f"images stretched more than {MAX_STRETCH} times (width / height {spread})"
+        numbers = {
+            "unreadable images": len(self.unreadable),
+            "other files that are skipped": len(self.skipped),
+            "groups of identical files": len(self.copies),
+            "groups of near duplicates, identical files included": len(self.groups),
+            "of these, groups with conflicting labels": len(self.conflicting),
+            "classes too small to validate and test": len(self.small),
+            enlarged: int((self.sizes < fitted).any(axis=1).sum()),
+            stretched: int((np.maximum(stretch, 1 / stretch) > MAX_STRETCH).sum()),
+        }
+        advice = (
+            "delete or replace them",
+            "images among them: into a class folder, as JPEG or PNG",
+            "keep one of each",
+            "delete what you do not need; each stays in one split",
+            "look at them; keep the image in its right class",
+            f"add images: {', '.join(self.small)}",
+            "reduce image.size if they are many",
+            "give image.size the ratio of most images, or set image.fit: pad",
+        )
+        to_do = [what if number else "nothing" for number, what in zip(numbers.values(), advice)]
+        return pd.DataFrame({"finding": list(numbers), "number": list(numbers.values()), "what to do": to_do})
 
 
 def is_conflicting(group: tuple[str, ...]) -> bool:
@@ -106,17 +97,14 @@ def audit(config: Config) -> Audit:
     if not known:
         raise DataError(f"{config.data_path}: none of its {len(table)} images can be read; copy them again")
     counts = readable.label.value_counts(sort=False)
+    splits = {label: split_sizes(count, config.test_size, config.valid_size) for label, count in counts.items()}
     return Audit(
         unreadable=tuple(unreadable),
         skipped=tuple(skipped),
         doubtful=tuple(doubtful_folders(readable, config.data_path)),
         copies=_named(copy_groups(known), readable.file),
         groups=_named(near_duplicate_groups(known, config.hyperparameters.verbose), readable.file),
-        small=tuple(
-            label
-            for label, count in counts.items()
-            if min(split_sizes(count, config.test_size, config.valid_size).values()) < 2
-        ),
+        small=tuple(label for label, sizes in splits.items() if min(sizes.values()) < 2),
         sizes=np.array([fingerprint.size for fingerprint in known]),
         frame=Frame(config.image.size, config.image.fit),
     )
@@ -132,11 +120,8 @@ def report(found: Audit) -> str:
     """Write the table, and the files behind it, as plain text."""
     table = found.table()
     width = table.finding.str.len().max()
-    parts = [
-        "\n".join(
-            f"{finding:{width}}  {number:6}  {advice}" for finding, number, advice in table.itertuples(index=False)
-        )
-    ]
+    lines = [f"{finding:{width}}  {number:6}  {advice}" for finding, number, advice in table.itertuples(index=False)]
+    parts = ["\n".join(lines)]
     lists = {
         "Unreadable": [(note,) for note in found.unreadable],
         "Skipped": [(note,) for note in found.skipped],
@@ -145,9 +130,7 @@ def report(found: Audit) -> str:
         "Conflicting labels": found.conflicting,
         "Near duplicates": [group for group in found.groups if not is_conflicting(group)],
     }
-    parts += [
-        f"{title}:\n" + "\n".join("  " + "  ".join(group) for group in groups)
-        for title, groups in lists.items()
-        if groups
-    ]
+    for title, groups in lists.items():
+        if groups:
+            parts.append(f"{title}:\n" + "\n".join("  " + "  ".join(group) for group in groups))
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ import imagehash
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional
@@ -46,7 +47,7 @@ def small_pixels(images: StoredImages, side: int = 32) -> np.ndarray:
 
 
 @torch.no_grad()
-def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredImages, batch_size: int) -> np.ndarray:
+def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredImages, batch_size: int) -> torch.Tensor:
     """Average the final feature map of `backbone` over positions; images are normalised as for `model`.
 
     The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them.
@@ -55,35 +56,11 @@ def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredIm
         images: uint8 (N, 3, H, W).
 
     Returns:
-        Features (N, C).
+        Features (N, C), float64 on the CPU.
     """
     backbone = backbone.to(model.mean.device).eval()
-    return (
-        torch.cat([backbone(model.normalize(batch)).float().mean((2, 3)).cpu() for batch in images.split(batch_size)])
-        .double()
-        .numpy()
-    )
-
-
-def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Count the bits that differ: two arrays (P, K) -> (P,)."""
-    return (a != b).sum(axis=1).astype(float)
-
-
-def hellinger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`||sqrt(a) - sqrt(b)|| / sqrt(2)` of distributions, in [0, 1]: two arrays (P, K) -> (P,)."""
-    return euclidean(np.sqrt(a), np.sqrt(b)) / np.sqrt(2)
-
-
-def euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`||a - b||`: two arrays (P, K) -> (P,)."""
-    return np.linalg.norm(a - b, axis=1)
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`1 - <a, b> / (||a|| ||b||)`, in [0, 2]; 1 where one is zero everywhere: two arrays (P, K) -> (P,)."""
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return 1 - (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)
+    maps = (backbone(model.normalize(batch)).float() for batch in images.split(batch_size))
+    return torch.cat([part.mean((2, 3)).cpu() for part in maps]).double()
 
 
 def baseline_distances(
@@ -101,16 +78,18 @@ def baseline_distances(
         (Euclidean), and the pooled features of the untrained backbone and, if its weights are available, of the
         pretrained one (cosine).
     """
-    methods = {
-        "perceptual hash": (perceptual_hashes(images), hamming),
-        "colour histogram": (colour_histograms(images), hellinger),
-        "pixels at 32 px": (small_pixels(images), euclidean),
+    bits, pixels, shares = perceptual_hashes(images), small_pixels(images), np.sqrt(colour_histograms(images))
+    first, second = pairs.first, pairs.second
+    distances = {
+        "perceptual hash": (bits[first] != bits[second]).sum(axis=1).astype(float),
+        "colour histogram": np.linalg.norm(shares[first] - shares[second], axis=1) / np.sqrt(2),
+        "pixels at 32 px": np.linalg.norm(pixels[first] - pixels[second], axis=1),
     }
     for name, backbone in _backbones(model.architecture["backbone_model"], config).items():
-        methods[name] = (pooled_features(model, backbone, images, config.hyperparameters.batch_size), cosine)
-    return {
-        name: distance(vectors[pairs.first], vectors[pairs.second]) for name, (vectors, distance) in methods.items()
-    }
+        features = pooled_features(model, backbone, images, config.hyperparameters.batch_size)
+        # Features of random weights may be tiny; features that are zero everywhere have a distance of 1.
+        distances[name] = 1 - F.cosine_similarity(features[first], features[second], eps=1e-60).numpy()
+    return distances
 
 
 def _backbones(name: str, config: Config) -> dict[str, nn.Module]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_curve
 
@@ -30,42 +27,6 @@ def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:
     return float(middle if middle > below else best)  # neighbouring numbers have no middle
 
 
-@dataclass(frozen=True)
-class SameClassProbability:
-    """The probability that two images are of one class, as a logistic curve over D / margin, not clipped (Platt, 1999):
-    `1 / (1 + exp(-(intercept + slope D / margin)))`.
-
-    It has two numbers, so that few validation pairs are enough. It is monotone, so that the order of pairs, and with it
-    the AUC, stays. It holds for pairs like those of a split, which are half similar, half dissimilar.
-    """
-
-    slope: float
-    intercept: float
-
-    @classmethod
-    def fit(cls, dissimilarity: np.ndarray, label: np.ndarray) -> SameClassProbability:
-        """Fit the curve by maximum likelihood, on pairs that the network has not been trained on.
-
-        The targets are Platt's (N + 1) / (N + 2) and 1 / (N + 2) instead of 1 and 0, with N the number of similar or
-        dissimilar pairs, so that the slope stays finite where both are fully separated.
-
-        Args:
-            dissimilarity: D / margin, not clipped, shape (P,).
-            label: 0 similar, 1 dissimilar, shape (P,); both must occur.
-        """
-        same = label == 0
-        target = np.where(same, (same.sum() + 1) / (same.sum() + 2), 1 / ((~same).sum() + 2))
-        # Every pair occurs twice, as "same class" and as "other class", weighted by its target and by the rest.
-        values = np.tile(dissimilarity, 2)[:, None].astype(float)
-        truth, weights = np.repeat([1, 0], len(label)), np.concatenate([target, 1 - target])
-        curve = LogisticRegression(C=np.inf, tol=1e-8).fit(values, truth, sample_weight=weights)
-        return cls(float(curve.coef_[0, 0]), float(curve.intercept_[0]))
-
-    def __call__(self, dissimilarity: np.ndarray) -> np.ndarray:
-        """Convert D / margin, not clipped, of any shape, to probabilities of "same class" of the same shape."""
-        return expit(self.intercept + self.slope * dissimilarity)
-
-
 def brier_scores(estimates: dict[str, np.ndarray], label: np.ndarray) -> dict[str, float]:
     """Compute the mean squared difference between each estimate of "same class" and the truth (Brier, 1950).
 
@@ -78,10 +39,28 @@ def brier_scores(estimates: dict[str, np.ndarray], label: np.ndarray) -> dict[st
     return {name: float(brier_score_loss(label == 0, values)) for name, values in estimates.items()}
 
 
-def same_class_estimates(dissimilarity: np.ndarray, probability: SameClassProbability) -> dict[str, np.ndarray]:
-    """Estimate "same class" in two ways, by the similarity 1 - d and by the fitted probability; name -> (P,).
+def same_class_estimates(
+    dissimilarity: np.ndarray, valid_dissimilarity: np.ndarray, valid_label: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Estimate "same class" in two ways, by the similarity 1 - d and by a fitted probability; name -> (P,).
+
+    The probability is a logistic curve over D / margin (Platt, 1999), fitted by maximum likelihood to validation pairs.
+    It has two numbers, so that few pairs are enough. It is monotone, so that the order of pairs, and with it the AUC,
+    stays. It holds for pairs like those of a split, which are half similar, half dissimilar.
+
+    The targets are Platt's (N + 1) / (N + 2) and 1 / (N + 2) instead of 1 and 0, with N the number of similar or
+    dissimilar pairs, so that the slope stays finite where both are fully separated.
 
     Args:
         dissimilarity: D / margin, not clipped, shape (P,).
+        valid_dissimilarity: likewise, of V pairs that the network has not been trained on.
+        valid_label: 0 similar, 1 dissimilar, shape (V,); both must occur.
     """
-    return {"similarity": 1 - np.minimum(dissimilarity, 1), "fitted probability": probability(dissimilarity)}
+    same = valid_label == 0
+    target = np.where(same, (same.sum() + 1) / (same.sum() + 2), 1 / ((~same).sum() + 2))
+    # Every pair occurs twice, as "same class" and as "other class", weighted by its target and by the rest.
+    values = np.tile(valid_dissimilarity, 2)[:, None].astype(float)
+    truth, weights = np.repeat([1, 0], len(same)), np.concatenate([target, 1 - target])
+    curve = LogisticRegression(C=np.inf, tol=1e-8).fit(values, truth, sample_weight=weights)
+    probability = curve.predict_proba(dissimilarity[:, None].astype(float))[:, 1]
+    return {"similarity": 1 - np.minimum(dissimilarity, 1), "fitted probability": probability}

@@ -2,58 +2,51 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import rankdata
 from sklearn.metrics import auc
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from utils.evaluate.localisation import centred_gaussian
-from utils.explain.removal import Interventions, embed_in_parts, pixel_ranks, randomly_moved, strongest_region
+from utils.explain.occlusion import correlation
+from utils.explain.removal import Interventions, pixel_ranks, randomly_moved, strongest_region
 from utils.explain.what_if import MAPS
 from utils.Grad_CAM import Explanation, explain
 from utils.images.pairs import PAIR_LABELS
-from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
+from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.machine import seeded
 
 STEPS = 10  # of a deletion or insertion curve, each a tenth of the pixels
 
 
-@dataclass(frozen=True)
-class Check:
-    """How blurring a region of each image changes the margin of the decision, for N pairs.
-
-    Attributes:
-        effect: by the map's strongest region, shape (N, 2); NaN where the map is empty.
-        random: by a region of the same shape at a random place, which may overlap the former; likewise.
-    """
-
-    effect: torch.Tensor
-    random: torch.Tensor
-
-
-def check(interventions: Interventions, explanation: Explanation, name: str, rng: np.random.Generator) -> Check:
+def check(
+    interventions: Interventions, explanation: Explanation, name: str, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Blur the top tenth of the `factual` maps (the margin should fall) or the `counterfactual` maps (it should rise).
 
     Where less than a tenth of a map's pixels is positive, only these are blurred.
 
+    Returns:
+        How the margins change, (N, 2), NaN where the map is empty: by the map's strongest region; and by a region of
+        the same shape at a random place, which may overlap the former.
+
     Examples:
-        >>> result = check(interventions, explanation, "factual", rng)
-        >>> share_right = (result.effect < 0).float().mean()  # an empty map's NaN counts as wrong
+        >>> effect, random = check(interventions, explanation, "factual", rng)
+        >>> share_right = (effect < 0).float().mean()  # an empty map's NaN counts as wrong
     """
-    maps = getattr(explanation, name)
-    regions = strongest_region(maps)
+    regions = strongest_region(getattr(explanation, name))
     before = interventions.margins_before[:, None]
     empty = explanation.empty[:, :, MAPS.index(name)]
     changes = (interventions.margins_after(chosen) - before for chosen in (regions, randomly_moved(regions, rng)))
-    return Check(*(torch.where(empty, torch.nan, change) for change in changes))
+    effect, random = (torch.where(empty, torch.nan, change) for change in changes)
+    return effect, random
 
 
 def curves(interventions: Interventions, maps: torch.Tensor, verbose: bool = False) -> dict[str, np.ndarray]:
@@ -80,54 +73,35 @@ def area_under(curve: np.ndarray) -> float:
     return float(auc(np.linspace(0, 1, len(curve)), curve))
 
 
-def randomisation_check(
-    model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str = "occlusion", seed: int = 0
-) -> dict[str, float]:
+def randomisation_check(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor) -> dict[str, float]:
     """Correlate the ranks of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018).
 
     A map that hardly changes when the network loses what it has learnt does not explain the network. All maps show the
-    evidence for the decisions of the trained network: a random one decides otherwise, and the change of sign alone
-    would count as a difference. Batch statistics are measured again on the images: with those of other weights,
-    activations vanish in a deep backbone. Afterwards the network is as before.
+    evidence for "similar": a random network decides otherwise, and the change of sign alone would count as a
+    difference. Batch statistics are measured again on the images: with those of other weights, activations vanish in a
+    deep backbone. Afterwards the network is as before.
 
     Returns:
         Mean Spearman correlation for a random `head`, and for a random `head and backbone`; `none` is 1 by definition.
     """
-    batch, threshold = torch.cat([batch1, batch2]).to(model.mean.device), model.threshold
+    batch = torch.cat([batch1, batch2]).to(model.mean.device)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    z1, z2 = embed_in_parts(model, batch, 64).chunk(2)
-    similar = (model.dissimilarity(embedding_distance(z1, z2)) < threshold).cpu()
-    result = {"none": 1.0}
+    before, result = evidence_for_similar(explain(model, batch1, batch2)), {"none": 1.0}
     try:
-        before = _evidence_for(similar, model, batch1, batch2, method)
         for name, parts in (("head", (model.head,)), ("head and backbone", (model.head, model.backbone))):
-            _randomise(parts, seed)
+            _randomise(parts)
             with eval_mode(model):
                 for part in parts:
                     update_bn([batch], part)
-            result[name] = rank_correlation(before, _evidence_for(similar, model, batch1, batch2, method))
+            result[name] = rank_correlation(before, evidence_for_similar(explain(model, batch1, batch2)))
     finally:
-        model.threshold = threshold
         model.load_state_dict(state)
     return result
 
 
-def _evidence_for(
-    similar: torch.Tensor, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str
-) -> torch.Tensor:
-    """Compute signed maps (N, 2, h, w) for given decisions, bool of shape (N,); changes the model's threshold."""
-    maps: dict[int, torch.Tensor] = {}
-    for threshold, chosen in ((math.inf, similar), (-math.inf, ~similar)):  # "similar" lies below the threshold
-        if chosen.any():
-            model.threshold = threshold
-            raw = explain(model, batch1[chosen], batch2[chosen], method).raw
-            maps |= dict(zip(chosen.nonzero()[:, 0].tolist(), raw))
-    return torch.stack([maps[k] for k in range(len(similar))])
-
-
-def _randomise(parts: Iterable[nn.Module], seed: int) -> None:
+def _randomise(parts: Iterable[nn.Module]) -> None:
     """Replace weights by random ones, drawn on the CPU, so that they are the same for every device."""
-    with seeded(seed):
+    with seeded(0):
         # The head first: in the network's own order, training's seed would give the weights it started from.
         for part in parts:
             device = next(part.parameters()).device
@@ -140,16 +114,8 @@ def _randomise(parts: Iterable[nn.Module], seed: int) -> None:
 def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
     """Average the Spearman correlation of corresponding maps (N, 2, h, w); where one of two is constant, both are left
     out."""
-    ranks1, ranks2 = (_centred_ranks(maps.cpu().flatten(0, 1).flatten(1)) for maps in (maps1, maps2))
-    vary = ranks1.any(1) & ranks2.any(1)
-    return float(F.cosine_similarity(ranks1[vary], ranks2[vary], dim=1).mean())  # NaN if none is left
-
-
-def _centred_ranks(rows: torch.Tensor) -> torch.Tensor:
-    """Rank the values of each row (N, P), less the mean rank; equal ones share a rank (in half steps, so exactly)."""
-    ordered = rows.contiguous().sort(dim=1).values
-    ranks = torch.searchsorted(ordered, rows.contiguous()) + torch.searchsorted(ordered, rows.contiguous(), right=True)
-    return (ranks - rows.shape[1]).double()
+    ranks = (rankdata(maps.cpu().flatten(0, 1).flatten(1), axis=1) for maps in (maps1, maps2))
+    return float(correlation(*map(torch.from_numpy, ranks)).nanmean())  # NaN if none is left
 
 
 def check_table(interventions: Interventions, explanation: Explanation, seed: int) -> pd.DataFrame:
@@ -165,9 +131,9 @@ def check_table(interventions: Interventions, explanation: Explanation, seed: in
     similar = explanation.is_similar.cpu()
     rows = []
     for name, wanted in zip(MAPS, (-1, 1)):
-        result = check(interventions, explanation, name, rng)
+        changes = check(interventions, explanation, name, rng)
         for decision, chosen in zip(PAIR_LABELS, (similar, ~similar)):
-            effect, random = (change.cpu()[chosen] for change in (result.effect, result.random))
+            effect, random = (change.cpu()[chosen] for change in changes)
             effect, random = effect[~effect.isnan()], random[~effect.isnan()]
             shares = (float((wanted * change > 0).float().mean()) for change in (effect, random))
             rows.append((name, decision, *shares, float(effect.mean()), float(random.mean()), len(effect)))
@@ -184,12 +150,17 @@ def signed_evidence(explanation: Explanation) -> torch.Tensor:
     return F.interpolate(explanation.raw, size=size, mode="bilinear", align_corners=False)
 
 
+def evidence_for_similar(explanation: Explanation) -> torch.Tensor:
+    """The signed evidence for "similar", (N, 2, h, w), whatever the decisions."""
+    return torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
+
+
 def compare_rankings(
     interventions: Interventions, explanation: Explanation, verbose: bool = False
 ) -> dict[str, dict[str, np.ndarray]]:
     """Compute the deletion and insertion curves of the maps, of a centred Gaussian and of a random ranking."""
     evidence = signed_evidence(explanation)
     random = torch.rand(evidence.shape, generator=torch.Generator().manual_seed(0)).to(evidence.device)
-    centre = centred_gaussian(1, tuple(evidence.shape[2:])).expand(evidence.shape).to(evidence.device)
+    centre = centred_gaussian(evidence.shape[2:]).expand(evidence.shape).to(evidence.device)
     rankings = {"map": evidence, "centred Gaussian": centre, "random": random}
     return {name: curves(interventions, maps, verbose) for name, maps in rankings.items()}

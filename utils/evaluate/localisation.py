@@ -14,22 +14,21 @@ from utils.images.frame import Frame
 from utils.images.pairs import PAIR_LABELS, Pairs
 
 
-def pointing_game(maps: torch.Tensor, masks: torch.Tensor, tolerance: float = 1 / 12) -> torch.Tensor:
+def pointing_game(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Test whether each map's maximum lies on the object, or near it (Zhang et al., 2018).
 
     Args:
         maps: shape (N, H, W), values >= 0.
         masks: the objects, bool of shape (N, H, W).
-        tolerance: largest distance from the object, as a share of the image's longer side.
 
     Returns:
-        bool of shape (N,); false for a map that is zero everywhere.
+        bool of shape (N,): at most a twelfth of the image's longer side away; false for a map that is zero everywhere.
     """
     height, width = maps.shape[1:]
     peak = maps.flatten(1).argmax(1)
     y, x = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
     rows, columns = y[:, None] - (peak // width)[:, None, None], x - (peak % width)[:, None, None]
-    near = rows**2 + columns**2 <= (tolerance * max(height, width)) ** 2
+    near = rows**2 + columns**2 <= (max(height, width) / 12) ** 2
     return (near & masks).flatten(1).any(1) & (maps.flatten(1).amax(1) > 0)
 
 
@@ -53,14 +52,10 @@ def iou_at_half(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return (above & masks).sum(1) / (above | masks).sum(1)
 
 
-def centred_gaussian(count: int, image_size: tuple[int, int]) -> torch.Tensor:
-    """Make a baseline of maps: a Gaussian in the middle, with a quarter of each side as standard deviation.
-
-    Returns:
-        Shape (count, H, W).
-    """
+def centred_gaussian(image_size: tuple[int, int]) -> torch.Tensor:
+    """Make a baseline map (H, W): a Gaussian in the middle, with a quarter of each side as standard deviation."""
     y, x = (torch.exp(-(torch.linspace(-0.5, 0.5, side) ** 2) / (2 * 0.25**2)) for side in image_size)
-    return (y[:, None] * x).expand(count, -1, -1)
+    return y[:, None] * x
 
 
 def load_masks(data_path: Path, files: Sequence[str], frame: Frame, ending: str = "") -> torch.Tensor | None:
@@ -99,10 +94,9 @@ def localisation_table(
         One row per method, for similar and for dissimilar pairs: `pointing` (share of hits), `energy` (`energy_ratio`)
         and `IoU` (`iou_at_half`), each averaged over both images, and the `number` of maps.
     """
-    size = tuple(masks.shape[1:])
-    count = len(pairs.label)
-    random = torch.rand(count, 2, *size, generator=torch.Generator().manual_seed(0))
-    baselines = {"centred Gaussian": centred_gaussian(2 * count, size).view(count, 2, *size), "random": random}
+    shape = (len(pairs.label), 2, *masks.shape[1:])
+    random = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    baselines = {"centred Gaussian": centred_gaussian(shape[2:]).expand(shape), "random": random}
     objects = masks[np.stack([pairs.first, pairs.second], axis=1)]
     rows = []
     for name, values in (maps | baselines).items():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import resize
 
+from utils.evaluate.faithfulness import evidence_for_similar
 from utils.explain.removal import Interventions
 from utils.Grad_CAM import Explanation
 from utils.images.stored import StoredImages
@@ -60,9 +61,8 @@ def make_mosaics(images: StoredImages, labels: np.ndarray, count: int, seed: int
 
 def _mosaic(images: torch.Tensor) -> torch.Tensor:
     """Shrink four images (4, 3, H, W) into one of the same size (3, H, W)."""
-    height, width = images.shape[2:]
     mosaic = torch.empty_like(images[0])
-    for part, image in zip(cell_slices((height, width)), images):
+    for part, image in zip(cell_slices(tuple(images.shape[2:])), images):
         mosaic[(slice(None), *part)] = resize(image, [side.stop - side.start for side in part], antialias=True)
     return mosaic
 
@@ -71,11 +71,6 @@ def cell_slices(size: tuple[int, int]) -> list[tuple[slice, slice]]:
     """List the rows and columns of the four cells, in reading order."""
     rows, columns = ((slice(0, side // 2), slice(side // 2, side)) for side in size)
     return [(row, column) for row in rows for column in columns]
-
-
-def strongest_cells(maps: torch.Tensor) -> torch.Tensor:
-    """Find the cell in which a signed map (M, h, w) of evidence for "similar" has its largest sum, shape (M,)."""
-    return F.adaptive_avg_pool2d(maps[:, None], 2).flatten(1).argmax(1).cpu()
 
 
 def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -97,7 +92,7 @@ def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tenso
 
 
 def mosaic_scores(model: SiameseNetwork, mosaics: Mosaics, explanations: dict[str, Explanation]) -> pd.DataFrame:
-    """Compute the share of mosaics in which maps of evidence for "similar" find the right cell.
+    """Compute the share of mosaics in which maps find the right cell, that with most evidence for "similar".
 
     Args:
         explanations: of `mosaics.first` and `mosaics.second`, name of the method -> explanation.
@@ -106,7 +101,7 @@ def mosaic_scores(model: SiameseNetwork, mosaics: Mosaics, explanations: dict[st
         A row per method, then the oracle (`oracle_cells`) and chance.
     """
     found = {
-        name: strongest_cells(torch.where(e.is_similar, 1, -1)[:, None, None] * e.raw[:, 1])
+        name: F.adaptive_avg_pool2d(evidence_for_similar(e)[:, 1:], 2).flatten(1).argmax(1).cpu()
         for name, e in explanations.items()
     }
     found["oracle"] = oracle_cells(model, model.normalize(mosaics.first), model.normalize(mosaics.second))

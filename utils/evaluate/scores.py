@@ -145,14 +145,9 @@ def bootstrap_intervals(
     with no similar or no dissimilar pair are left out.
 
     Args:
-        dissimilarity: of the `pairs`, shape (P,), any scale that rises with D.
+        dissimilarity: of the `pairs`, shape (P,), any scale that rises with D; both labels must occur.
         threshold: a pair is similar iff its dissimilarity lies below.
-
-    Raises:
-        ValueError: all pairs are similar, or all are dissimilar.
     """
-    if len(np.unique(pairs.label)) < 2:
-        raise ValueError("scores need similar and dissimilar pairs")
     rng = np.random.default_rng(seed)
     anchors, anchor = np.unique(pairs.first, return_inverse=True)
     order = np.argsort(dissimilarity)
@@ -195,23 +190,16 @@ def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.nd
     )
 
 
-def class_similarity(similarity: np.ndarray, labels: pd.Series) -> pd.DataFrame:
+def class_similarity(similarity: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """Average the similarity between the images of every two classes; that of an image to itself is left out.
 
     Args:
         similarity: all images against all, shape (N, N).
         labels: class of each image, shape (N,).
     """
-    labels = np.asarray(labels)
-    off_diagonal = np.where(np.eye(len(labels), dtype=bool), np.nan, similarity)
-    names = np.unique(labels)
-    means = [[_mean(off_diagonal[np.ix_(labels == a, labels == b)]) for b in names] for a in names]
-    return pd.DataFrame(means, names, names)
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
+    member = pd.get_dummies(np.asarray(labels), dtype=float)
+    other = 1 - np.eye(len(member))  # 0 for an image and itself
+    return (member.T @ (similarity * other) @ member) / (member.T @ other @ member)
 
 
 def extreme_pairs(

@@ -21,7 +21,7 @@ from utils.Grad_CAM import Explanation
 from utils.images.frame import Box
 
 
-def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarray:
+def overlay(image: Image.Image, heatmap: torch.Tensor) -> np.ndarray:
     """Lay a map in colour over its image, which turns grey under it; where there is no evidence, the image is as it is.
 
     Args:
@@ -30,16 +30,11 @@ def overlay(image: Image.Image, heatmap: torch.Tensor | np.ndarray) -> np.ndarra
 
     Returns:
         RGB in 0-255, uint8 of shape (H, W, 3).
-
-    Raises:
-        ValueError: a map that is not two-dimensional or leaves [0, 1].
     """
-    values = np.asarray(torch.as_tensor(heatmap).detach().cpu(), dtype=np.float32)
-    if values.ndim != 2 or not (values.min() >= 0 and values.max() <= 1 + 1e-6):
-        raise ValueError(f"a map of shape (h, w) with values in [0, 1] is needed, got shape {values.shape}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
-    values = np.asarray(Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
+    small = Image.fromarray(heatmap.cpu().numpy())
+    values = np.asarray(small.resize(image.size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
     colour = 255 * COLORMAP(values[..., 0])[..., :3]
     alpha = OPACITY * values**WEAK
     drained = np.clip(values / DRAINED, 0, 1)  # colour on colour would hide both
@@ -66,13 +61,7 @@ def explained_image(
 
 
 def draw_map(
-    axis: Axes,
-    image: Image.Image,
-    explanation: Explanation,
-    row: int,
-    map_name: str,
-    box: Box | None,
-    size: int = 9,
+    axis: Axes, image: Image.Image, explanation: Explanation, row: int, map_name: str, box: Box | None, size: int = 9
 ) -> None:
     """Draw an `explained_image` on an axis, with its strongest tenth outlined; or, if the map is too weak to be seen,
     say so in letters of `size` points."""
@@ -115,9 +104,7 @@ def mark_matches(axes: Sequence[Axes], images: Sequence[Image.Image], matches: S
             axis.add_patch(Ellipse(ends[-1], *sides, fill=False, edgecolor=colour, lw=2.2 * size / 9))
             box = {"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"}
             axis.annotate(str(number), ends[-1], color="white", fontsize=size, ha="center", va="center", bbox=box)
-        line = ConnectionPatch(
-            ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1], color=colour, lw=1.2, ls=":"
-        )
+        line = ConnectionPatch(*ends, "data", axesA=axes[0], axesB=axes[1], color=colour, lw=1.2, ls=":")
         axes[0].figure.add_artist(line)
     if not matches:
         write_inside(axes[0], "no matching regions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,16 +15,25 @@ from sklearn.calibration import calibration_curve
 from sklearn.decomposition import PCA
 from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_curve
 
-import utils.figures.style  # noqa: F401
 from utils.dataset import SPLITS
 from utils.evaluate.calibration import brier_scores
 from utils.evaluate.faithfulness import area_under
 from utils.evaluate.scores import PairScores, score_pairs
+from utils.figures.style import HEATMAP, NUMBERS
 from utils.images.pairs import PAIR_LABELS
 
 COLOURS = sns.color_palette("colorblind")
 MOST_MARKERS = 60  # epochs up to which a learning curve has a marker for each
-ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": 8}  # a legend off the data
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1)}  # a legend off the data
+
+
+def _with_legends(figure: Figure, **options: Any) -> Figure:
+    """Add a legend to each panel that has labels, and take away the frames."""
+    for axis in figure.axes:
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False, fontsize=8, **options)
+    sns.despine(figure)
+    return figure
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
@@ -34,9 +44,7 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
     axis.invert_yaxis()
     axis.set(xlabel="images", ylabel="")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    sns.despine(ax=axis)
-    return figure
+    return _with_legends(figure, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:
@@ -48,14 +56,11 @@ def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:
         for column, style, colour in zip(columns, ("o-", "s--"), COLOURS if axis is left else COLOURS[2:]):
             name = column.replace("_", " ").replace("auc", "AUC")
             axis.plot(history.epoch, history[column], style, ms=size, color=colour, label=name)
-    right.plot(best.epoch, best.valid_auc, "*", ms=13, color="black", label=f"kept: epoch {best.epoch:.0f}")
-    for axis, name in ((left, "contrastive loss"), (right, "score")):
         axis.axvline(best.epoch, color="grey", lw=0.8, ls=":")
-        axis.set(xlabel="epoch", ylabel=name)
+        axis.set(xlabel="epoch", ylabel="contrastive loss" if axis is left else "score")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(frameon=False, fontsize=8)
-        sns.despine(ax=axis)
-    return figure
+    right.plot(best.epoch, best.valid_auc, "*", ms=13, color="black", label=f"kept: epoch {best.epoch:.0f}")
+    return _with_legends(figure)
 
 
 def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure:
@@ -85,9 +90,7 @@ def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dic
         axis.axvline(value, color="black", lw=1, ls=style, label=f"{name}: {value:.2f}")
     axis.set(xlabel="distance / margin (the margin itself is 1)", ylabel="pairs")
     axis.yaxis.get_major_locator().set_params(integer=True)
-    axis.legend(**ABOVE, ncols=2)
-    sns.despine(ax=axis)
-    return figure
+    return _with_legends(figure, **ABOVE, ncols=2)
 
 
 def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
@@ -102,10 +105,7 @@ def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
     right.plot(recall, precision, color=COLOURS[0], lw=2, label=f"average precision {score.average_precision:.3f}")
     right.axhline(label.mean(), color="grey", lw=1, ls=":", label="chance")
     right.set(xlabel="dissimilar pairs found (recall)", ylabel="precision", ylim=(0, 1.03), title="precision-recall")
-    for axis in (left, right):
-        axis.legend(frameon=False, fontsize=8, loc="lower right")
-        sns.despine(ax=axis)
-    return figure
+    return _with_legends(figure, loc="lower right")
 
 
 def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Figure:
@@ -117,9 +117,8 @@ def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Fig
         estimates: name -> estimate of "same class" in [0, 1], shape (P,); a reliable one follows the diagonal.
         label: 0 similar, 1 dissimilar, shape (P,).
     """
-    figure, (upper, lower) = plt.subplots(
-        2, 1, figsize=(4.2, 4.4), layout="constrained", sharex=True, height_ratios=(3, 1)
-    )
+    shape = {"figsize": (4.2, 4.4), "height_ratios": (3, 1)}
+    figure, (upper, lower) = plt.subplots(2, 1, layout="constrained", sharex=True, **shape)
     upper.plot([0, 1], [0, 1], color="grey", lw=1, ls=":")
     brier = brier_scores(estimates, label)
     for (name, values), style, colour in zip(estimates.items(), ("o-", "s--"), COLOURS):
@@ -127,12 +126,9 @@ def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Fig
         upper.plot(mean, share, style, ms=4, color=colour, label=f"{name}: Brier {brier[name]:.3f}")
         lower.hist(values, np.linspace(0, 1, 11), histtype="step", lw=1.5, ls=style[1:], color=colour)
     upper.set(ylabel="pairs of one class (share)")
-    upper.legend(**ABOVE)
     lower.set(xlabel='estimate of "same class"', ylabel="pairs")
     lower.yaxis.get_major_locator().set_params(integer=True)
-    for axis in (upper, lower):
-        sns.despine(ax=axis)
-    return figure
+    return _with_legends(figure, **ABOVE)
 
 
 def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
@@ -140,36 +136,21 @@ def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
     for axis, curve, wanted in zip(axes, ("deletion", "insertion"), ("should fall fast", "should rise fast")):
         for (name, pair), style, colour in zip(curves.items(), ("-", "--", ":", "-."), COLOURS):
-            share = np.linspace(0, 100, len(pair[curve]))
-            axis.plot(
-                share, pair[curve], style, color=colour, lw=2, label=f"{name}: area {area_under(pair[curve]):.2f}"
-            )
+            share, area = np.linspace(0, 100, len(pair[curve])), area_under(pair[curve])
+            axis.plot(share, pair[curve], style, color=colour, lw=2, label=f"{name}: area {area:.2f}")
         axis.axhline(0, color="grey", lw=0.8)
         verb = "blurred" if curve == "deletion" else "sharpened"
         axis.set(xlabel=f"pixels {verb}, strongest first (%)", title=f"{curve}: {wanted}")
-        axis.legend(frameon=False, fontsize=8, loc="upper right")
-        sns.despine(ax=axis)
     low, high = axes[0].get_ylim()
     axes[0].set(ylabel="margin of the decision", ylim=(low, high + 0.4 * (high - low)))  # the legends are above
-    return figure
+    return _with_legends(figure, loc="upper right")
 
 
 def plot_class_similarity(similarity: pd.DataFrame) -> Figure:
     """Plot the mean similarity between classes as a heatmap."""
     side = 0.5 * len(similarity)
     figure, axis = plt.subplots(figsize=(side + 2.6, side + 1.4), layout="constrained")
-    sns.heatmap(
-        similarity,
-        vmin=0,
-        vmax=1,
-        cmap="viridis",
-        annot=True,
-        fmt=".2f",
-        annot_kws={"fontsize": 8},
-        square=True,
-        ax=axis,
-        cbar_kws={"label": "mean similarity"},
-    )
+    sns.heatmap(similarity, ax=axis, cbar_kws={"label": "mean similarity"}, **HEATMAP, **NUMBERS)
     axis.tick_params(labelsize=8)
     return figure
 
@@ -177,25 +158,12 @@ def plot_class_similarity(similarity: pd.DataFrame) -> Figure:
 def plot_embedding(embeddings: torch.Tensor, labels: Sequence[str]) -> Figure:
     """Plot embeddings on their two principal axes, coloured by class; distances are to scale."""
     pca = PCA(2)
-    plane = pca.fit_transform(embeddings.numpy())
+    x, y = pca.fit_transform(embeddings.numpy()).T
     figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
-    many = len(set(labels)) > 10
-    palette = sns.color_palette("husl", len(set(labels))) if many else "colorblind"
-    sns.scatterplot(
-        x=plane[:, 0],
-        y=plane[:, 1],
-        hue=np.asarray(labels),
-        style=np.asarray(labels) if not many else None,
-        palette=palette,
-        s=28,
-        ax=axis,
-    )
-    share = 100 * pca.explained_variance_ratio_
-    axis.set(
-        xlabel=f"principal axis 1 ({share[0]:.0f} % of variance)",
-        ylabel=f"principal axis 2 ({share[1]:.0f} %)",
-        aspect="equal",
-    )
-    axis.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
-    sns.despine(ax=axis)
-    return figure
+    labels, few = np.asarray(labels), len(set(labels)) <= 10
+    palette = "colorblind" if few else "husl"
+    sns.scatterplot(x=x, y=y, hue=labels, style=labels if few else None, palette=palette, s=28, ax=axis)
+    first, second = 100 * pca.explained_variance_ratio_
+    axis.set_aspect("equal")
+    axis.set(xlabel=f"principal axis 1 ({first:.0f} % of variance)", ylabel=f"principal axis 2 ({second:.0f} %)")
+    return _with_legends(figure, bbox_to_anchor=(1, 1), loc="upper left")
