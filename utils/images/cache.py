@@ -88,7 +88,7 @@ class ImageCache:
         self.name = f"{frame.size[0]}x{frame.size[1]}-{frame.fit}-{digits}"
         self.table = self.folder / f"{self.name}.csv"
 
-    def find(self, files: Sequence[str]) -> Found:
+    def find(self, files: Sequence[str], tries: int = 5) -> Found:
         """Add the files that the cache lacks or that have changed, and return its contents.
 
         Raises:
@@ -104,6 +104,8 @@ class ImageCache:
         try:
             return self._add(missing, states, rows) if missing else (self._pixels(rows), rows, {})
         except OSError as error:
+            if tries > 1 and isinstance(error, FileNotFoundError):  # another run has just put its cache in place
+                return self.find(files, tries - 1)
             raise UserError(
                 f"{self.folder}: cannot be used ({error.strerror or error}); make room, check the access rights, raise "
                 "cache_gigabytes, or set outputs_path to another disk"
