@@ -82,7 +82,7 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
-        self.send("Page.navigate", url="about:blank")  # the same page again, with another #, would not load anew
+        self.send("Page.navigate", url="about:blank")  # the same page again, with another #, would not load again
         file, _, mark = str(path).partition("#")
         self.send("Page.navigate", url=Path(file).resolve().as_uri() + (f"#{mark}" if mark else ""))
         self.wait()
