@@ -88,24 +88,23 @@ class ImageCache:
         self.name = f"{frame.size[0]}x{frame.size[1]}-{frame.fit}-{digits}"
         self.table = self.folder / f"{self.name}.csv"
 
-    def find(self, files: Sequence[str], tries: int = 5) -> Found:
+    def find(self, files: Sequence[str]) -> Found:
         """Add the files that the cache lacks or that have changed, and return its contents.
 
         Raises:
             UserError: there is no room, or the cache cannot be written.
         """
-        rows = pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
+        rows, pixels = pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS), np.empty((0, *self.shape), np.uint8)
         with suppress(OSError, ValueError, KeyError):  # not there, or not whole
             table = pd.read_csv(self.table, index_col=0, dtype=COLUMNS, keep_default_na=False)[list(COLUMNS)]
-            self._pixels(table)
+            # Mapped once: it stays valid where another run deletes the file.
+            pixels = np.memmap(self.folder / table.index.name, np.uint8, "r", shape=(len(table), *self.shape))
             rows = table
         known, states = dict(zip(rows.index, rows.state)), {file: self._state(file) for file in files}
         missing = [file for file, state in states.items() if not state or known.get(file) != state]
         try:
-            return self._add(missing, states, rows) if missing else (self._pixels(rows), rows, {})
+            return self._add(missing, states, rows, pixels) if missing else (pixels, rows, {})
         except OSError as error:
-            if tries > 1 and isinstance(error, FileNotFoundError):  # another run has just put its cache in place
-                return self.find(files, tries - 1)
             raise UserError(
                 f"{self.folder}: cannot be used ({error.strerror or error}); make room, check the access rights, raise "
                 "cache_gigabytes, or set outputs_path to another disk"
@@ -117,13 +116,7 @@ class ImageCache:
             return file_state(self.config.data_path / file, VERSION)
         return ""
 
-    def _pixels(self, rows: pd.DataFrame) -> np.ndarray:
-        """Map the pixels that belong to a table into memory."""
-        if rows.empty:
-            return np.empty((0, *self.shape), np.uint8)
-        return np.memmap(self.folder / rows.index.name, np.uint8, "r", shape=(len(rows), *self.shape))
-
-    def _add(self, files: list[str], states: dict[str, str], rows: pd.DataFrame) -> Found:
+    def _add(self, files: list[str], states: dict[str, str], rows: pd.DataFrame, pixels: np.ndarray) -> Found:
         """Write a new cache with the missing `files`, unless none of them can be read; returns as `find`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         unchanged = np.flatnonzero(rows.state == [states.get(file) or self._state(file) for file in rows.index])
@@ -134,7 +127,6 @@ class ImageCache:
         try:
             with path.open("w+b") as out:
                 new, problems = self._decode_into(out, files, states)
-                pixels = self._pixels(rows)
                 if new.empty:
                     return pixels, rows, problems
                 for slot in unchanged:
@@ -144,7 +136,9 @@ class ImageCache:
                 rows = pd.concat([new, rows.iloc[unchanged]]).rename_axis(path.name)
                 pixels = np.memmap(out, np.uint8, "r", shape=(len(rows), *self.shape))
             rows.to_csv(new_table, quoting=csv.QUOTE_NONNUMERIC)
-            if path.exists():  # else another run, which was ready first, has deleted it as an older cache
+            # Another run, which was ready first, may have deleted both as an older cache, also between these two lines.
+            with suppress(FileNotFoundError):
+                path.stat()
                 new_table.replace(self.table)
                 to_delete = set(self.folder.glob(f"{self.name}-*")) - {path}
             return pixels, rows, problems

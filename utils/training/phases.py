@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
+from utils.images.folder import first_names
 from utils.images.pairs import Pairs
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance, eval_mode
 from utils.system.errors import TrainingError
@@ -118,10 +119,9 @@ class Phase:
         files = table.file[table.split == "train"].to_numpy()[images_of(batch)]
         not_finite = ~embeddings.isfinite().all(1).cpu().numpy()
         files = list(dict.fromkeys(files[not_finite] if not_finite.any() else files))
-        named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         return TrainingError(
             f"epoch {epoch}: the loss of a batch ({loss:g}), or its gradient, is not finite; lower hyperparameters."
-            f"{self.key} ({getattr(self.options, self.key):g}), or look at its images: {named}"
+            f"{self.key} ({getattr(self.options, self.key):g}), or look at its images: {first_names(files)}"
         )
 
     def state(self) -> dict[str, Any]:
