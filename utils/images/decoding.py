@@ -1,29 +1,40 @@
-"""Decodes image files to pixels and fingerprints, in threads."""
+"""Decodes image files to pixels, and describes them by their fingerprints or otherwise, in threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
-from utils.images.duplicates import Fingerprint, fingerprint_of
+from utils.images.duplicates import fingerprint_of
 from utils.images.frame import Frame, to_uint8
 from utils.images.reading import read_image
 from utils.system.errors import DataError
 
 CHUNK_BYTES = 32 * 2**20  # of pixels that are decoded ahead
 
-Decoded = tuple[np.ndarray, Fingerprint]
+Decoded = tuple[np.ndarray, Any]
 
 
-def decode(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: bool = True) -> Iterator[Decoded | str]:
+def decode(
+    paths: Sequence[Path],
+    frame: Frame,
+    num_workers: int = 0,
+    verbose: bool = True,
+    describe: Callable[[Path, Image.Image], Any] = fingerprint_of,
+) -> Iterator[Decoded | str]:
     """Read image files in `num_workers` threads and fit them into a frame.
 
+    Args:
+        describe: what else to keep of a file and its image, called in the threads.
+
     Yields:
-        For each path: pixels, uint8 (3, H, W), and fingerprint; or what is wrong with the file and what to do.
+        For each path: pixels, uint8 (3, H, W), and its description; or what is wrong with the file and what to do.
     """
     step = max(1, CHUNK_BYTES // (3 * frame.size[0] * frame.size[1]))
     with (
@@ -31,14 +42,14 @@ def decode(paths: Sequence[Path], frame: Frame, num_workers: int = 0, verbose: b
         tqdm(total=len(paths), desc="Reading images", disable=not verbose) as bar,
     ):
         for start in range(0, len(paths), step):
-            for decoded in pool.map(lambda path: _decode(path, frame), paths[start : start + step]):
+            for decoded in pool.map(lambda path: _decode(path, frame, describe), paths[start : start + step]):
                 bar.update()
                 yield decoded
 
 
-def _decode(path: Path, frame: Frame) -> Decoded | str:
+def _decode(path: Path, frame: Frame, describe: Callable[[Path, Image.Image], Any]) -> Decoded | str:
     try:
         image = read_image(path)
-        return to_uint8(image, frame).numpy(), fingerprint_of(path, image)
+        return to_uint8(image, frame).numpy(), describe(path, image)
     except DataError as error:
         return str(error).removeprefix(f"{path}: ")

@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from utils.explain.occlusion import region_effects
 from utils.explain.removal import embed_in_parts
 from utils.images.decoding import decode
-from utils.images.duplicates import Fingerprint
 from utils.images.folder import images_below, printable
 from utils.images.frame import Frame
 from utils.images.reading import what_is_wrong
@@ -86,9 +85,9 @@ def build_index(
         missing, report.gone = index.keep_only(found)
         batches = partial(_batches, folder, model.frame, num_workers, verbose, report.problems)
         try:
-            for states, pixels, prints in batches("Embedding", missing, EMBEDDED_AT_ONCE):
+            for states, pixels, sizes in batches("Embedding", missing, EMBEDDED_AT_ONCE):
                 z = embed_in_parts(model, model.normalize(pixels), EMBEDDED_AT_ONCE)
-                index.add(states, [known.size for known in prints], z.cpu().numpy())
+                index.add(states, sizes, z.cpu().numpy())
                 report.embedded += len(states)
             ids = index.unexplained() if explain else {}
             for states, pixels, _ in batches("Occluding regions", list(ids), MEASURED_AT_ONCE):
@@ -102,19 +101,20 @@ def build_index(
 
 def _batches(
     folder: Path, frame: Frame, num_workers: int, verbose: bool, problems: list[str], title: str, files: list, size: int
-) -> Iterator[tuple[Sequence[FileState], torch.Tensor, Sequence[Fingerprint]]]:
-    """Read up to `size` images at a time: their states, pixels (N, 3, H, W), uint8, and fingerprints.
+) -> Iterator[tuple[Sequence[FileState], torch.Tensor, Sequence[tuple[int, int]]]]:
+    """Read up to `size` images at a time: their states, pixels (N, 3, H, W), uint8, and widths and heights.
 
     `problems` gets a line for each image that cannot be read.
     """
     # A state is taken before its file is read: if the file changes meanwhile, queries and builds see the change.
-    found = decode([folder / state.file for state in files], frame, num_workers, verbose=False)
+    paths = [folder / state.file for state in files]
+    found = decode(paths, frame, num_workers, verbose=False, describe=lambda path, image: image.size)
     images = zip(files, tqdm(found, title, len(files), unit="image", disable=not verbose, delay=2))
     while batch := list(islice(images, size)):
         problems += [f"{state.file}: {image}" for state, image in batch if isinstance(image, str)]
         if readable := [(state, *image) for state, image in batch if not isinstance(image, str)]:
-            states, pixels, prints = zip(*readable)
-            yield states, torch.from_numpy(np.stack(pixels)), prints
+            states, pixels, sizes = zip(*readable)
+            yield states, torch.from_numpy(np.stack(pixels)), sizes
 
 
 def images_in(folder: Path, problems: list[str]) -> list[FileState]:
