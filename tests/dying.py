@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from benchmarks.common import changed
 from utils.images import cache
 from utils.search import build, store
 from utils.Siamese import SiameseNetwork
@@ -62,18 +63,6 @@ def watched(die=None):
     patches = [patch.object(owner, name, watch(event, getattr(owner, name))) for event, (owner, name) in EVENTS.items()]
     with patches[0], patches[1]:
         yield counts
-
-
-def changed(config, settings):
-    """A configuration with some dotted keys changed."""
-    values = config.model_dump()
-    for key, value in settings.items():
-        *parents, last = key.split(".")
-        section = values
-        for name in parents:
-            section = section[name]
-        section[last] = value
-    return Config.model_validate(values)
 
 
 def draw_images(folder):
