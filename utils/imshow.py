@@ -55,11 +55,8 @@ def show_images(images: Sequence[Image.Image], titles: Sequence[str]) -> Figure:
 
 
 def show_near_duplicates(audit: Audit, config: Config, most: int = 6) -> Figure | None:
-    """Show the first `most` groups of near duplicates, a row each, with at most five images of a group.
-
-    Returns `None` if there are no near duplicates. The title of an image is its class and file; those of a group with
-    conflicting labels are red and say so.
-    """
+    """Show the first `most` groups of near duplicates, a row each, with at most five images of a group; `None` if there
+    are none. Titles of a group with conflicting labels are red and say so."""
     groups = [group[:MOST_DUPLICATES] for group in audit.groups[:most]]
     if not groups:
         return None
@@ -89,12 +86,10 @@ def show_explanation(
     names: tuple[str, str] = ("image 1", "image 2"),
     boxes: tuple[Box | None, Box | None] = (None, None),
 ) -> Figure:
-    """Show the paper's six panels: each image, and its factual and counterfactual map over it.
+    """Show the paper's six panels: each of two original images, and its factual and counterfactual map over it.
 
     Args:
-        images: the two originals.
         explanation: of this pair alone.
-        names: shown beside the rows.
         boxes: the part of the maps that each image fills, `model.frame.box(image.size)`; `None` for all of them.
     """
     similar = bool(explanation.is_similar[0])
@@ -115,12 +110,8 @@ def show_explanation(
 
 
 def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
-    """Show pairs side by side: the images of each pair, one above the other, and their factual maps.
-
-    Args:
-        pairs: each with `images`, `explanation`, `names` and `boxes`, as `Comparison.pair` gives it.
-        title: what these pairs have in common.
-    """
+    """Show pairs, each as `Comparison.pair` gives it, side by side under the title that they have in common: the images
+    of each pair, one above the other, and their factual maps."""
     figure, axes = _panels(2, 2 * len(pairs), 1.5, 1.8)
     for block, pair in enumerate(pairs):
         explanation = pair["explanation"]
@@ -181,12 +172,8 @@ def show_matches(
 
 
 def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image], names: Sequence[str]) -> Figure:
-    """Show the similarity of all images to all others as a heatmap, with the images along both edges.
-
-    Args:
-        similarity: values in [0, 1], shape (N, N).
-        images, names: of length N, in the matrix's order; shown up to 40 images.
-    """
+    """Show the similarity (N, N), in [0, 1], of all images to all others as a heatmap, with up to `MOST_THUMBNAILS`
+    images and their names along both edges."""
     count = len(images)
     side = min(max(5.0, 0.62 * count), 16.0)  # inches
     figure, axis = plt.subplots(figsize=(side + 2.4, side + 1.6), layout="constrained")

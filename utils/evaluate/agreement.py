@@ -34,7 +34,7 @@ def effects_on_pairs(
 
     Args:
         batch: preprocessed, (N, 3, H, W); `first` and `second` are positions in it, (P,).
-        removals: name -> images of the same shape, whose pixels replace those of a removed cell.
+        removals: name -> images (N, 3, H, W), whose pixels replace those of a removed cell.
 
     Returns:
         Name of the removal -> effects, (2P, grid^2), cells in reading order: first those of the pairs' first images,
@@ -63,16 +63,14 @@ def mean_correlations(
     image_size: tuple[int, int],
     grid: int = GRID,
 ) -> pd.DataFrame:
-    """Average the correlation between measured effects and the sums of maps over the same cells.
+    """Average the correlation between measured effects (`effects_on_pairs`) and the sums of maps over the same cells.
 
     Args:
-        effects: from `effects_on_pairs`, name of the removal -> (2P, grid^2).
-        explanations: of the P pairs, name of the method -> explanation.
         ceilings: other predictions of the same effects, name -> (2P, grid^2).
         image_size: height and width in pixels.
 
     Returns:
-        A row per method, then per ceiling, and a column per removal.
+        A row per method of `explanations`, then per ceiling, and a column per removal.
     """
     cells = windows(1 / grid, grid, image_size)
     predictions = {}

@@ -48,16 +48,8 @@ def small_pixels(images: StoredImages, side: int = 32) -> np.ndarray:
 
 @torch.no_grad()
 def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredImages, batch_size: int) -> torch.Tensor:
-    """Average the final feature map of `backbone` over positions; images are normalised as for `model`.
-
-    The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them.
-
-    Args:
-        images: uint8 (N, 3, H, W).
-
-    Returns:
-        Features (N, C), float64 on the CPU.
-    """
+    """Average the final feature map of `backbone` over positions: uint8 images, normalised as for `model`, -> float64
+    (N, C). The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them."""
     backbone = backbone.to(model.mean.device).eval()
     maps = (backbone(model.normalize(batch)).float() for batch in images.split(batch_size))
     return torch.cat([part.mean((2, 3)).cpu() for part in maps]).double()
@@ -66,12 +58,8 @@ def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredIm
 def baseline_distances(
     images: StoredImages, pairs: Pairs, model: SiameseNetwork, config: Config
 ) -> dict[str, np.ndarray]:
-    """Compute the distances of pairs by each training-free method; every image is described once.
-
-    Args:
-        images: uint8 (N, 3, H, W); `pairs` are positions among them.
-        model: gives the backbone's name, the normalisation and the device; its weights are not used.
-        config: tells whether there are pretrained weights, and where; `seed` is that of the random ones.
+    """Compute the distances of pairs of uint8 images (N, 3, H, W) by each training-free method; of `model` the weights
+    are not used, of `config` the seed and what it says of pretrained weights.
 
     Returns:
         Method -> distances, shape (P,): perceptual hash (Hamming), colour histogram (Hellinger), pixels at 32 px
@@ -103,9 +91,8 @@ def _backbones(name: str, config: Config) -> dict[str, nn.Module]:
 
 
 def compare_methods(valid: SplitDistances, test: SplitDistances, model: SiameseNetwork, config: Config) -> pd.DataFrame:
-    """Compare the trained network with the training-free methods on the same test pairs.
-
-    Each method's threshold is calibrated on its own distances of the validation pairs.
+    """Compare the trained network with the training-free methods on the same test pairs; each method's threshold is
+    calibrated on its own distances of the validation pairs.
 
     Returns:
         A row per method, the trained network first: `AUC` with its 95 % interval from `AUC low` to `AUC high`,
@@ -115,12 +102,10 @@ def compare_methods(valid: SplitDistances, test: SplitDistances, model: SiameseN
         {"trained network": split.dissimilarity, **baseline_distances(split.images, split.pairs, model, config)}
         for split in (valid, test)
     )
-    rows = {}
+    columns, rows = ["AUC", "AUC low", "AUC high", "accuracy", "average precision"], {}
     for name, values in distances.items():
         threshold = calibrate_threshold(calibration[name], valid.pairs.label)
         scores = score_pairs(values, test.pairs.label, threshold)
         low, high = bootstrap_intervals(values, test.pairs, threshold, config.seed)["auc"]
         rows[name] = (scores.auc, low, high, scores.accuracy, scores.average_precision)
-    return pd.DataFrame.from_dict(
-        rows, orient="index", columns=["AUC", "AUC low", "AUC high", "accuracy", "average precision"]
-    )
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

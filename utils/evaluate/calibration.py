@@ -28,14 +28,8 @@ def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:
 
 
 def brier_scores(estimates: dict[str, np.ndarray], label: np.ndarray) -> dict[str, float]:
-    """Compute the mean squared difference between each estimate of "same class" and the truth (Brier, 1950).
-
-    0 is best; a constant 0.5 has 0.25.
-
-    Args:
-        estimates: name -> values in [0, 1], shape (P,).
-        label: 0 similar, 1 dissimilar, shape (P,).
-    """
+    """Compute the mean squared difference between each estimate of "same class" (P,), in [0, 1], and the truth (Brier,
+    1950); `label` is 0 similar, 1 dissimilar. 0 is best; a constant 0.5 has 0.25."""
     return {name: float(brier_score_loss(label == 0, values)) for name, values in estimates.items()}
 
 
@@ -52,8 +46,7 @@ def same_class_estimates(
     dissimilar pairs, so that the slope stays finite where both are fully separated.
 
     Args:
-        dissimilarity: D / margin, not clipped, shape (P,).
-        valid_dissimilarity: likewise, of V pairs that the network has not been trained on.
+        dissimilarity: D / margin, not clipped, shape (P,); `valid_dissimilarity` likewise, of V other pairs.
         valid_label: 0 similar, 1 dissimilar, shape (V,); both must occur.
     """
     same = valid_label == 0

@@ -77,9 +77,8 @@ def randomisation_check(model: SiameseNetwork, batch1: torch.Tensor, batch2: tor
     """Correlate the ranks of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018).
 
     A map that hardly changes when the network loses what it has learnt does not explain the network. All maps show the
-    evidence for "similar": a random network decides otherwise, and the change of sign alone would count as a
-    difference. Batch statistics are measured again on the images: with those of other weights, activations vanish in a
-    deep backbone. Afterwards the network is as before.
+    evidence for "similar", as a random network decides otherwise. Batch statistics are measured again on the images:
+    with those of other weights, activations vanish in a deep backbone. Afterwards the network is as before.
 
     Returns:
         Mean Spearman correlation for a random `head`, and for a random `head and backbone`; `none` is 1 by definition.
@@ -112,8 +111,7 @@ def _randomise(parts: Iterable[nn.Module]) -> None:
 
 
 def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
-    """Average the Spearman correlation of corresponding maps (N, 2, h, w); where one of two is constant, both are left
-    out."""
+    """Average the Spearman correlation of corresponding maps (N, 2, h, w), without pairs of which one is constant."""
     ranks = (rankdata(maps.cpu().flatten(0, 1).flatten(1), axis=1) for maps in (maps1, maps2))
     return float(correlation(*map(torch.from_numpy, ranks)).nanmean())  # NaN if none is left
 
@@ -141,11 +139,8 @@ def check_table(interventions: Interventions, explanation: Explanation, seed: in
 
 
 def signed_evidence(explanation: Explanation) -> torch.Tensor:
-    """Resize the signed evidence to the images' size, (N, 2, H, W).
-
-    It ranks all pixels, from the strongest evidence for the decision to the strongest against it. A factual map cannot:
-    it is 0 where there is weak evidence, none, or evidence against.
-    """
+    """Resize the signed evidence to the images' size, (N, 2, H, W): it ranks all pixels, where a factual map is 0 at
+    those with weak evidence, none, or evidence against the decision."""
     size = tuple(explanation.factual.shape[2:])
     return F.interpolate(explanation.raw, size=size, mode="bilinear", align_corners=False)
 

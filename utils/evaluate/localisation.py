@@ -15,11 +15,7 @@ from utils.images.pairs import PAIR_LABELS, Pairs
 
 
 def pointing_game(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Test whether each map's maximum lies on the object, or near it (Zhang et al., 2018).
-
-    Args:
-        maps: shape (N, H, W), values >= 0.
-        masks: the objects, bool of shape (N, H, W).
+    """Test whether the maximum of each map (N, H, W), values >= 0, lies on its object, or near it (Zhang et al., 2018).
 
     Returns:
         bool of shape (N,): at most a twelfth of the image's longer side away; false for a map that is zero everywhere.
@@ -33,19 +29,15 @@ def pointing_game(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def energy_ratio(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Divide the share of each map's sum that lies on the object by the object's share of the image, shape (N,).
-
-    1 is chance; NaN stands for an empty map.
-    """
+    """Divide the share of each map's sum that lies on the object by the object's share of the image, shape (N,): 1 is
+    chance, NaN stands for an empty map."""
     maps, masks = maps.flatten(1).double(), masks.flatten(1).double()
     return (maps * masks).sum(1) / maps.sum(1) / masks.mean(1)
 
 
 def iou_at_half(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Compute the intersection over union of the object and the region above half of each map's maximum, shape (N,).
-
-    0 stands for an empty map.
-    """
+    """Compute the intersection over union of the object and the region above half of each map's maximum, shape (N,); 0
+    for an empty map."""
     maps, masks = maps.flatten(1), masks.flatten(1)
     peak = maps.amax(1, keepdim=True)
     above = (maps >= peak / 2) & (peak > 0)
@@ -62,7 +54,7 @@ def load_masks(data_path: Path, files: Sequence[str], frame: Frame, ending: str 
     """Load the masks of images, white on the object, and fit them into the network's frame like the images.
 
     Args:
-        files: as in `split.csv`, relative to `data_path`.
+        files: as in `split.csv`.
         ending: of the mask's file name, before `.png`; `_intruder` for the second object of synthetic scenes.
 
     Returns:
@@ -88,7 +80,6 @@ def localisation_table(
     Args:
         maps: method -> maps of shape (P, 2, H, W); a centred Gaussian and random maps are added.
         masks: of the images, bool of shape (N, H, W); `pairs` are positions in it.
-        decided_right: bool of shape (P,).
 
     Returns:
         One row per method, for similar and for dissimilar pairs: `pointing` (share of hits), `energy` (`energy_ratio`)

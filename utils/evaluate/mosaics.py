@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,31 +19,17 @@ from utils.Siamese import SiameseNetwork
 CELLS = 4  # images in a mosaic, 2 x 2
 
 
-@dataclass(frozen=True)
-class Mosaics:
-    """M pairs of mosaics (Boehle et al., 2021).
+class Mosaics(NamedTuple):
+    """M pairs of mosaics (Boehle et al., 2021), uint8."""
 
-    Attributes:
-        first: uint8 of shape (M, 3, H, W): four images of one class.
-        second: likewise; one image of that class and three of others.
-        cell: the place of that one image in `second`, 0 to 3 in reading order, shape (M,).
-    """
-
-    first: torch.Tensor
-    second: torch.Tensor
-    cell: torch.Tensor
+    first: torch.Tensor  # four images of one class, (M, 3, H, W)
+    second: torch.Tensor  # one image of that class and three of others, likewise
+    cell: torch.Tensor  # the place of that one image in `second`, 0 to 3 in reading order, (M,)
 
 
 def make_mosaics(images: StoredImages, labels: np.ndarray, count: int, seed: int) -> Mosaics | None:
-    """Make `count` random pairs of mosaics; the classes take turns, and no image is in a pair twice.
-
-    Args:
-        images: uint8 of shape (N, 3, H, W), H and W at least 2.
-        labels: class of each, shape (N,).
-
-    Returns:
-        The mosaics; `None` where no class has five images, or fewer than three images are of another class.
-    """
+    """Make `count` random pairs of mosaics of images with these labels (N,); the classes take turns, and no image is in
+    a pair twice. `None` where no class has five images, or fewer than three images are of another class."""
     rng = np.random.default_rng(seed)
     usable = [name for name in np.unique(labels) if (labels == name).sum() > CELLS and (labels != name).sum() >= 3]
     if not usable:
@@ -74,14 +60,8 @@ def cell_slices(size: tuple[int, int]) -> list[tuple[slice, slice]]:
 
 
 def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Find the cell of each second mosaic whose blurring increases the distance most: the network's own answer.
-
-    Args:
-        first, second: preprocessed, each of shape (M, 3, H, W).
-
-    Returns:
-        Shape (M,).
-    """
+    """Find the cell (M,) of each second mosaic whose blurring increases the distance most: the network's own answer.
+    Both batches are preprocessed, (M, 3, H, W)."""
     interventions = Interventions(model, first, second)
     distances = []
     for part in cell_slices(tuple(second.shape[2:])):
@@ -92,14 +72,8 @@ def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tenso
 
 
 def mosaic_scores(model: SiameseNetwork, mosaics: Mosaics, explanations: dict[str, Explanation]) -> pd.DataFrame:
-    """Compute the share of mosaics in which maps find the right cell, that with most evidence for "similar".
-
-    Args:
-        explanations: of `mosaics.first` and `mosaics.second`, name of the method -> explanation.
-
-    Returns:
-        A row per method, then the oracle (`oracle_cells`) and chance.
-    """
+    """Compute the share of mosaics in which maps find the right cell, that with most evidence for "similar": a row per
+    method of `explanations`, then the oracle (`oracle_cells`) and chance."""
     found = {
         name: F.adaptive_avg_pool2d(evidence_for_similar(e)[:, 1:], 2).flatten(1).argmax(1).cpu()
         for name, e in explanations.items()

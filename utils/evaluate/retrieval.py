@@ -32,9 +32,7 @@ def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int
     labels = np.asarray(labels)
     names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     queries = np.flatnonzero(counts[codes] >= 2)
-    parts = [
-        _query_scores(embeddings, codes, queries[start : start + chunk]) for start in range(0, len(queries), chunk)
-    ]
+    parts = [_query_scores(embeddings, codes, part) for part in np.split(queries, range(chunk, len(queries), chunk))]
     scores = pd.DataFrame(np.concatenate(parts), columns=[*(f"recall@{k}" for k in RECALL_AT), "mAP", "MAP@R"])
     means = scores.groupby(labels[queries]).mean()
     table = pd.concat([means, scores.mean().to_frame("all").T])
@@ -47,7 +45,6 @@ def _query_scores(embeddings: torch.Tensor, codes: np.ndarray, queries: np.ndarr
     distance = torch.cdist(embeddings[queries], embeddings, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
     distance[np.arange(len(queries)), queries] = np.inf  # the query itself comes last, and is dropped there
     same = codes[queries, None] == codes
-    same[np.arange(len(queries)), queries] = True
     order = np.lexsort((same, distance))[:, :-1]
     hit = np.take_along_axis(same, order, axis=1)
     rank = np.arange(1, hit.shape[1] + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, co
 from tqdm.auto import tqdm
 
 from utils.dataset import load_split
-from utils.images.pairs import Pairs, evaluation_pairs
+from utils.images.pairs import PAIR_LABELS, Pairs, evaluation_pairs
 from utils.images.stored import StoredImages
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 from utils.system.settings import Config
@@ -40,23 +41,14 @@ def pair_distances(embeddings: torch.Tensor, pairs: Pairs) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SplitDistances:
-    """The images of a split with their embeddings, and its pairs with their distances.
+    """The images of a split with their embeddings, and its pairs with their distances."""
 
-    Attributes:
-        images: uint8 (N, 3, H, W).
-        embeddings: (N, D).
-        labels: class of each image, (N,).
-        pairs: those on which the split is always scored, P of them.
-        dissimilarity: D / margin of the pairs, (P,); not clipped at 1, so that pairs beyond the margin have an order.
-        files: of the images, as in `split.csv`.
-    """
-
-    images: StoredImages
-    embeddings: torch.Tensor
-    labels: np.ndarray
-    pairs: Pairs
-    dissimilarity: np.ndarray
-    files: list[str]
+    images: StoredImages  # uint8 (N, 3, H, W)
+    embeddings: torch.Tensor  # (N, D)
+    labels: np.ndarray  # class of each image, (N,)
+    pairs: Pairs  # those on which the split is always scored, P of them
+    dissimilarity: np.ndarray  # D / margin, (P,); not clipped at 1, so that pairs beyond the margin have an order
+    files: list[str]  # of the images, as in `split.csv`
 
 
 def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config: Config) -> SplitDistances:
@@ -95,12 +87,10 @@ class PairScores:
 
 
 def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) -> PairScores:
-    """Score dissimilarities: accuracy, balanced accuracy and F1 at a threshold, AUC and average precision.
+    """Score dissimilarities (P,) of any scale, not clipped: a pair is called similar iff it lies below the threshold.
 
     Args:
-        dissimilarity: shape (P,), any scale that rises with D, not clipped.
         label: 0 similar, 1 dissimilar, shape (P,); both must occur.
-        threshold: a pair is called similar iff its dissimilarity lies below.
     """
     called = (dissimilarity >= threshold).astype(int)
     confusion = confusion_matrix(label, called, labels=[0, 1])
@@ -128,12 +118,11 @@ def score_table(split: SplitDistances, thresholds: dict[str, float], seed: int) 
     for name, threshold in thresholds.items():
         scores = vars(score_pairs(split.dissimilarity, split.pairs.label, threshold))
         intervals = bootstrap_intervals(split.dissimilarity, split.pairs, threshold, seed)
-        title = {"auc": "AUC", "f1": "F1"}
         rows[f"{name}, {threshold:.3f}"] = {
-            title.get(score, score.replace("_", " ")): f"{scores[score]:.3f} ({low:.3f}-{high:.3f})"
-            for score, (low, high) in intervals.items()
+            score: f"{scores[score]:.3f} ({low:.3f}-{high:.3f})" for score, (low, high) in intervals.items()
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame.from_dict(rows, orient="index").rename(columns={"auc": "AUC", "f1": "F1"})
+    return table.rename(columns=lambda score: score.replace("_", " "))
 
 
 def bootstrap_intervals(
@@ -143,10 +132,6 @@ def bootstrap_intervals(
 
     Anchors are resampled, not pairs: all pairs of an anchor are drawn together, as they are not independent. Resamples
     with no similar or no dissimilar pair are left out.
-
-    Args:
-        dissimilarity: of the `pairs`, shape (P,), any scale that rises with D; both labels must occur.
-        threshold: a pair is similar iff its dissimilarity lies below.
     """
     rng = np.random.default_rng(seed)
     anchors, anchor = np.unique(pairs.first, return_inverse=True)
@@ -168,12 +153,8 @@ def bootstrap_intervals(
 
 
 def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """Compute accuracy, balanced accuracy, F1, AUC and average precision of R resamples at once, shape (5, R).
-
-    Args:
-        similar, dissimilar: number of pairs at each of V rising dissimilarities, shape (R, V).
-        called: which of these are called dissimilar, shape (V,).
-    """
+    """Compute accuracy, balanced accuracy, F1, AUC and average precision of R resamples at once, shape (5, R), from the
+    numbers of pairs (R, V) at V rising dissimilarities, and which of these are called dissimilar (V,)."""
     negatives, positives = similar.sum(1), dissimilar.sum(1)
     false_alarms, hits = similar[:, called].sum(1), dissimilar[:, called].sum(1)
     nearer = similar.cumsum(1) - similar / 2  # similar pairs below each value, ties as half
@@ -191,12 +172,7 @@ def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.nd
 
 
 def class_similarity(similarity: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Average the similarity between the images of every two classes; that of an image to itself is left out.
-
-    Args:
-        similarity: all images against all, shape (N, N).
-        labels: class of each image, shape (N,).
-    """
+    """Average similarities (N, N) over every two classes of `labels` (N,); that of an image to itself is left out."""
     member = pd.get_dummies(np.asarray(labels), dtype=float)
     other = 1 - np.eye(len(member))  # 0 for an image and itself
     return (member.T @ (similarity * other) @ member) / (member.T @ other @ member)
@@ -205,25 +181,17 @@ def class_similarity(similarity: np.ndarray, labels: np.ndarray) -> pd.DataFrame
 def extreme_pairs(
     dissimilarity: np.ndarray, label: np.ndarray, threshold: float, count: int = 3
 ) -> dict[str, np.ndarray]:
-    """Find the right and the wrong decisions that lie farthest from the threshold.
-
-    Args:
-        dissimilarity: D / margin, not clipped, shape (P,).
-        label: 0 similar, 1 dissimilar, shape (P,).
+    """Find the right and the wrong decisions that lie farthest from the threshold, by D / margin (P,), not clipped.
 
     Returns:
         Title -> positions of at most `count` pairs, the farthest first.
     """
     galleries = {}
-    for title, decision, truth in (
-        ("rightly called similar", 0, 0),
-        ("rightly called dissimilar", 1, 1),
-        ("wrongly called similar", 0, 1),
-        ("wrongly called dissimilar", 1, 0),
-    ):
+    for how, decision in product(("rightly", "wrongly"), (0, 1)):
+        truth = decision if how == "rightly" else 1 - decision
         found = np.flatnonzero(((dissimilarity >= threshold) == decision) & (label == truth))
         # Of pairs at exactly one distance only the first: the others are nearly always the same two images.
         found = found[np.sort(np.unique(dissimilarity[found], return_index=True)[1])]
         from_threshold = np.abs(dissimilarity[found] - threshold)
-        galleries[title] = found[np.argsort(-from_threshold, kind="stable")[:count]]
+        galleries[f"{how} called {PAIR_LABELS[decision]}"] = found[np.argsort(-from_threshold, kind="stable")[:count]]
     return galleries

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import nn
@@ -19,32 +18,26 @@ PROBE_SIDE = 96  # pixels; side of the images that show how far blocks carry a c
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive blocks of a backbone, and how far they carry a change.
+    """A block of a backbone, and how far it carries a change.
 
     Along either side, position i of the output map depends on positions `stride * i - before` to `stride * i + after`
     of the input map.
     """
 
-    blocks: nn.Sequential
+    block: nn.Module
     stride: int
     before: int
     after: int
 
     def changed(self, extents: torch.Tensor, side: int) -> torch.Tensor:
-        """Output positions (start, end), shape (R, 2), that depend on input extents (start, end), shape (R, 2).
-
-        Args:
-            side: positions along this side of the input map.
-        """
+        """Output positions (start, end), shape (R, 2), that depend on input extents (start, end), shape (R, 2), of an
+        input map with `side` positions."""
         first = (extents[:, 0] - self.after + self.stride - 1) // self.stride
         last = (extents[:, 1] - 1 + self.before) // self.stride
         return torch.stack([first.clamp(min=0), last.clamp(max=side // self.stride - 1) + 1], dim=1)
 
     def needed(self, positions: torch.Tensor, side: int) -> tuple[torch.Tensor, int]:
-        """The parts of the input map on which output positions (start, end), shape (R, 2), depend.
-
-        Args:
-            side: positions along this side of the input map.
+        """The parts of an input map with `side` positions on which output positions (start, end), shape (R, 2), depend.
 
         Returns:
             Where each part starts, shape (R,), and the length of them all; both are multiples of the stride.
@@ -57,35 +50,26 @@ class Stage:
 
 @torch.no_grad()
 def local_stages(model: SiameseNetwork) -> list[Stage]:
-    """Group the earlier blocks of a backbone into stages, one for each resolution.
+    """Find the earlier blocks of a backbone that carry a change of a pixel only so far.
 
-    They end at the first stage in which a change of a pixel may reach every position: convolutions carry a change only
-    so far, squeeze-and-excitation carries it everywhere. On a GPU there are none, as many small copies cost more there
-    than they save.
+    Convolutions do; squeeze-and-excitation, with which the list ends, carries it everywhere. On a GPU there are none,
+    as many small copies cost more there than they save.
     """
-    if model.mean.device.type != "cpu":
-        return []
-    maps, stages, start = [torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE)], [], 0
+    given, stages = torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE), []
     with eval_mode(model):
-        for block in model.backbone:
-            if maps[-1].shape[2] * MAX_STRIDE < PROBE_SIDE:
-                break
-            maps.append(block(maps[-1]))
-        for side, blocks in groupby(range(len(maps) - 1), lambda k: maps[k + 1].shape[2]):
-            end = start + len(list(blocks))
+        for block in model.backbone if model.mean.device.type == "cpu" else ():
+            found = block(given)
+            side = found.shape[2]
             uneven = PROBE_SIDE % side or any(pixels * side % PROBE_SIDE for pixels in model.image_size)
-            if uneven or side * MAX_STRIDE < PROBE_SIDE:
-                break
-            stage = _stage(model.backbone[start:end], maps[start], maps[start].shape[2] // side)
-            if stage is None:
+            if uneven or side * MAX_STRIDE < PROBE_SIDE or not (stage := _stage(block, given, given.shape[2] // side)):
                 break
             stages.append(stage)
-            start = end
+            given = found
     return stages
 
 
-def _stage(blocks: nn.Sequential, given: torch.Tensor, stride: int) -> Stage | None:
-    """Find out how far blocks carry a change of their input map (1, C, h, h); None if it may reach every position.
+def _stage(block: nn.Module, given: torch.Tensor, stride: int) -> Stage | None:
+    """Find out how far a block carries a change of its input map (1, C, h, h); None if it may reach every position.
 
     A value that is not a number (NaN) makes every position NaN that depends on it, whatever the weights are.
     """
@@ -93,22 +77,17 @@ def _stage(blocks: nn.Sequential, given: torch.Tensor, stride: int) -> Stage | N
     places = torch.arange(stride) + side // 2 // stride * stride
     probes = given.repeat(stride, 1, 1, 1)
     probes[torch.arange(stride), :, places, places] = torch.nan
-    reached = blocks(probes).isnan().any(1)  # (stride, h / stride, h / stride)
+    reached = block(probes).isnan().any(1)  # (stride, h / stride, h / stride)
     reached = reached.any(1) | reached.any(2)
     if reached[:, 0].any() or reached[:, -1].any():
         return None
     probe, position = reached.nonzero().T
     distances = places[probe] - stride * position
-    return Stage(blocks, stride, -int(distances.min()), int(distances.max()))
+    return Stage(block, stride, -int(distances.min()), int(distances.max()))
 
 
 class IncrementalEmbedder:
-    """Embeds one image with regions occluded.
-
-    Args:
-        model: in eval mode.
-        image: preprocessed, shape (3, H, W).
-        stages: the network's `local_stages`; with an empty list, every pass is of the whole image.
+    """Embeds one preprocessed image (3, H, W) with regions occluded, by a network in eval mode and its `local_stages`.
 
     Attributes:
         embedding: of the untouched image, shape (D,).
@@ -116,19 +95,15 @@ class IncrementalEmbedder:
 
     def __init__(self, model: SiameseNetwork, image: torch.Tensor, stages: Sequence[Stage]) -> None:
         self.model, self.stages = model, stages
-        self.rest = model.backbone[sum(len(stage.blocks) for stage in stages) :]
+        self.rest = model.backbone[len(stages) :]
         self.whole = [image[None]]  # the input of each stage and of the rest, for the untouched image
         for stage in stages:
-            self.whole.append(self._run(stage.blocks, self.whole[-1]))
+            self.whole.append(self._run(stage.block, self.whole[-1]))
         self.embedding = self._embed(self.whole[-1])[0]
 
     def embeddings(self, fill: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        """Embeddings (R, D) of the image with one region after the other occluded.
-
-        Args:
-            fill: the image that is shown inside a region, such as the blurred one, shape (3, H, W).
-            regions: top, bottom, left and right in pixels, shape (R, 4).
-        """
+        """Embeddings (R, D) of the image with one region after the other (R, 4), top, bottom, left and right in pixels,
+        replaced by `fill`, an image (3, H, W) such as the blurred one."""
         result = torch.empty(len(regions), len(self.embedding), device=self.embedding.device)
         sizes = regions[:, 1::2] - regions[:, ::2]
         for size in sizes.unique(dim=0):  # what goes through a stage at once is of one size
@@ -150,14 +125,14 @@ class IncrementalEmbedder:
             crops = _pasted(torch.stack(crops), parts, regions - corners)
             regions = torch.cat([rows, columns], dim=1)
             inside = (regions - corners // stage.stride).tolist()
-            parts = [part[:, y0:y1, x0:x1] for part, (y0, y1, x0, x1) in zip(self._run(stage.blocks, crops), inside)]
+            parts = [part[:, y0:y1, x0:x1] for part, (y0, y1, x0, x1) in zip(self._run(stage.block, crops), inside)]
         return self._embed(_pasted(self.whole[-1].expand(len(regions), -1, -1, -1), parts, regions))
 
     def _embed(self, maps: torch.Tensor) -> torch.Tensor:
         return self.model.embed_features(self._run(self.rest, maps).float())
 
     @staticmethod
-    def _run(blocks: nn.Sequential, maps: torch.Tensor) -> torch.Tensor:
+    def _run(blocks: nn.Module, maps: torch.Tensor) -> torch.Tensor:
         device = maps.device
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
             return blocks(maps)

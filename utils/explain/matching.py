@@ -25,30 +25,24 @@ class Match(NamedTuple):
 def matching_regions(
     effects: RegionEffects, first: int, second: int, boxes: tuple[Box, Box], image_size: tuple[int, int]
 ) -> list[Match]:
-    """Find the strongest matches between two images whose effects are known.
+    """Find the strongest matches between two images, by their positions in `effects`.
 
     Args:
-        first, second: positions of the images in `effects`.
-        boxes: the part of the network's frame that each image fills.
-        image_size: height and width of the frame in pixels.
+        boxes: the part of the network's frame, of `image_size` in pixels, that each image fills.
 
     Returns:
         The matches, the strongest first; their centres are shares of the images' sides, not of the frame's.
     """
     interaction = effects.interaction(first, second).cpu()
-    inside = [_inside(box, image_size, interaction.shape[:2]) for box in boxes]
+    filled = torch.zeros(2, *image_size)
+    for frame, box in zip(filled, boxes):
+        frame[box.slices] = 1
+    inside = F.adaptive_max_pool2d(filled, interaction.shape[:2]) > 0
     interaction *= inside[0][:, :, None, None] & inside[1]
     return [
         Match(*(_in_image(centre, box, image_size) for centre, box in zip(match, boxes)), match.strength)
         for match in strongest_matches(interaction)
     ]
-
-
-def _inside(box: Box, image_size: tuple[int, int], shape: tuple[int, int]) -> torch.Tensor:
-    """The positions of a map that overlap a box of the frame, bool of shape (h, w)."""
-    filled = torch.zeros(1, *image_size)
-    filled[0][box.slices] = 1
-    return F.adaptive_max_pool2d(filled, shape)[0] > 0
 
 
 def _in_image(centre: tuple[float, float], box: Box, image_size: tuple[int, int]) -> tuple[float, float]:

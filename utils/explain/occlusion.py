@@ -34,19 +34,13 @@ ROUNDING_ERROR = 1e-5  # share of an embedding's length; a smaller effect counts
 
 @dataclass(frozen=True)
 class RegionEffects:
-    """The effects of R regions of each of N images: how the image's embedding changes when a region is occluded.
+    """The effects of R regions of each of N images: how the image's embedding changes when a region is occluded."""
 
-    Attributes:
-        embeddings: z(x), shape (N, D).
-        regions: top, bottom, left and right in pixels, bottom and right excluded, shape (N, R, 4).
-        delta: `z(x) - z(x with R blurred)`, shape (N, R, D).
-        density: the effects as maps of D + 1 channels, shape (N, GRID, GRID, D + 1). The sum of the first D channels
-            over a region is about its `delta`, that of the last one about its `|delta|^2`.
-    """
-
-    embeddings: torch.Tensor
-    regions: torch.Tensor
-    delta: torch.Tensor
+    embeddings: torch.Tensor  # z(x), (N, D)
+    regions: torch.Tensor  # top, bottom, left and right in pixels, bottom and right excluded, (N, R, 4)
+    delta: torch.Tensor  # z(x) - z(x with R blurred), (N, R, D)
+    # The effects as maps, (N, GRID, GRID, D + 1). The sum of the first D channels over a region is about its `delta`,
+    # that of the last one about its `|delta|^2`.
     density: torch.Tensor
 
     def of(self, images: Sequence[int]) -> RegionEffects:
@@ -63,21 +57,14 @@ class RegionEffects:
     def maps(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
         """Maps of the effects on the squared distance of P pairs, shape (P, 2, GRID, GRID): the sum of a map over a
         region is about the region's effect."""
-        maps = []
-        for i, difference in self._sides(first, second):
-            density = self.density[i]
-            maps.append(density[..., -1] - 2 * torch.einsum("phwd,pd->phw", density[..., :-1], difference))
-        return torch.stack(maps, dim=1)
+        sides = ((self.density[i], difference) for i, difference in self._sides(first, second))
+        maps = (d[..., -1] - 2 * torch.einsum("phwd,pd->phw", d[..., :-1], difference) for d, difference in sides)
+        return torch.stack([*maps], dim=1)
 
     def of_masks(self, first: Sequence[int], second: Sequence[int], masks: torch.Tensor) -> torch.Tensor:
-        """The effect on the squared distance of P pairs, shape (P, 2), of occluding all positions of a mask at once.
-
-        The effects on the embedding are added up. `|sum delta|^2` grows with the square of the area, so the result is
-        more than the sum of `maps` over the mask.
-
-        Args:
-            masks: positions to occlude, bool of shape (P, 2, GRID, GRID).
-        """
+        """The effect on the squared distance of P pairs, shape (P, 2), of occluding all positions of masks, bool of
+        shape (P, 2, GRID, GRID), at once. The effects on the embedding are added up; `|sum delta|^2` grows with the
+        square of the area, so the result is more than the sum of `maps` over the mask."""
         changes = []
         for side, (i, difference) in enumerate(self._sides(first, second)):
             delta = torch.einsum("phw,phwd->pd", masks[:, side].to(self.density), self.density[i, ..., :-1])
@@ -106,12 +93,8 @@ def joined(parts: Sequence[RegionEffects]) -> RegionEffects:
 
 
 def effect_on_distance(delta: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
-    """The effect on a pair's squared distance, `|delta|^2 - 2 <delta, z1 - z2>`, shape (P, R).
-
-    Args:
-        delta: effects on the embeddings of one image of P pairs, shape (P, R, D).
-        difference: the embedding of this image less its partner's, shape (P, D).
-    """
+    """The effect on the squared distance of P pairs, `|delta|^2 - 2 <delta, z1 - z2>`, shape (P, R), of effects
+    (P, R, D) on the embedding of one image, which less its partner's is `difference`, (P, D)."""
     return delta.square().sum(2) - 2 * torch.einsum("prd,pd->pr", delta, difference)
 
 
@@ -212,8 +195,7 @@ def regression(image_size: tuple[int, int]) -> torch.Tensor:
 
 
 def _cover(extents: torch.Tensor, pixels: int) -> torch.Tensor:
-    """The share of each of GRID positions, along a side of so many pixels, that each extent covers: (R, 2) -> (R,
-    GRID)."""
+    """The share of each of GRID positions, along a side in pixels, that each extent covers: (R, 2) -> (R, GRID)."""
     edges = torch.linspace(0, pixels, GRID + 1, dtype=torch.float64)
     starts, ends = extents.double().T[..., None]
     overlap = torch.minimum(ends, edges[1:]) - torch.maximum(starts, edges[:-1])

@@ -83,8 +83,7 @@ OTHER_REMOVALS = {
 
 
 def strongest_region(maps: torch.Tensor) -> torch.Tensor:
-    """The region of each map (..., H, W) that a check removes: the pixels with evidence among its strongest tenth; bool
-    of its shape."""
+    """The region of each map (..., H, W) that a check removes: the pixels with evidence among its strongest tenth."""
     return (pixel_ranks(maps) < round(REGION_SHARE * maps.shape[-2:].numel())) & (maps > 0)
 
 

@@ -21,8 +21,7 @@ def what_if(
 
     Args:
         images: the pair, preprocessed, shape (2, 3, H, W).
-        maps: factual and counterfactual, shape (2, 2, H, W): image; map.
-        empty: maps without evidence, bool of shape (2, 2).
+        maps: factual and counterfactual, shape (2, 2, H, W): image; map. `empty`, (2, 2), tells which are.
         boxes: the part of the network's frame that each image fills.
     """
     interventions = Interventions(model, images[:1], images[1:])
@@ -49,25 +48,15 @@ def what_if(
 @dataclass(frozen=True)
 class WhatIf:
     """A pair before and after one region of one image is removed; arrays have shape (2, 2): image; region of the
-    factual, of the counterfactual map.
+    factual, of the counterfactual map."""
 
-    Attributes:
-        before: similarity of the untouched images, not clipped: below 0 beyond the margin.
-        after: likewise, with the region of one image blurred and the other image untouched.
-        change: of the decision's margin, by blurring; negative if the decision got weaker.
-        regions: the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size.
-        empty: maps without evidence, for which there is nothing to remove.
-        boxes: the part of the network's frame that each image fills; `None` for all of it.
-        others: as `change`, by other removals, each under its name.
-    """
-
-    before: float
-    after: np.ndarray
-    change: np.ndarray
-    regions: torch.Tensor
-    empty: np.ndarray
-    boxes: tuple[Box | None, Box | None] = (None, None)
-    others: dict[str, np.ndarray] = field(default_factory=dict)
+    before: float  # similarity of the untouched images, not clipped: below 0 beyond the margin
+    after: np.ndarray  # likewise, with the region of one image blurred and the other image untouched
+    change: np.ndarray  # of the decision's margin, by blurring; negative if the decision got weaker
+    regions: torch.Tensor  # the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size
+    empty: np.ndarray  # maps without evidence, for which there is nothing to remove
+    boxes: tuple[Box | None, Box | None] = (None, None)  # the part of the frame that each image fills; `None`: all
+    others: dict[str, np.ndarray] = field(default_factory=dict)  # as `change`, by other removals, under their names
 
     def change_in_words(self, image: int, column: int) -> str:
         """The similarity before and after; where it is 0 both times, the distances, which still differ."""

@@ -22,15 +22,8 @@ from utils.images.frame import Box
 
 
 def overlay(image: Image.Image, heatmap: torch.Tensor) -> np.ndarray:
-    """Lay a map in colour over its image, which turns grey under it; where there is no evidence, the image is as it is.
-
-    Args:
-        image: the original, of any size (H, W).
-        heatmap: values in [0, 1], of any shape (h, w), for the image alone; stretched to it.
-
-    Returns:
-        RGB in 0-255, uint8 of shape (H, W, 3).
-    """
+    """Lay a map (h, w) in [0, 1] in colour over its image, which turns grey under it; where there is no evidence, the
+    image is as it is. The map is stretched to the image; the result is RGB, uint8 of shape (H, W, 3)."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     small = Image.fromarray(heatmap.cpu().numpy())
@@ -45,16 +38,13 @@ def overlay(image: Image.Image, heatmap: torch.Tensor) -> np.ndarray:
 def explained_image(
     image: Image.Image, explanation: Explanation, row: int, map_name: str, box: Box | None
 ) -> np.ndarray:
-    """Lay one map of a pair over its image; colours are as strong as the evidence, compared with the pair's strongest.
+    """Lay one map of one pair over its image, by `overlay`; colours are as strong as the evidence, compared with the
+    pair's strongest.
 
     Args:
-        explanation: of one pair.
         row: 0 for image 1, 1 for image 2.
         map_name: `factual` or `counterfactual`.
         box: the part of the map that the image fills; `None` for all of it.
-
-    Returns:
-        As `overlay`.
     """
     strength = explanation.strength[0, row, MAPS.index(map_name)]
     return overlay(image, inside(getattr(explanation, map_name)[0, row], box) * strength)

@@ -75,13 +75,7 @@ def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure
 
 
 def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dict[str, float]) -> Figure:
-    """Plot histograms of the dissimilarity of similar and of dissimilar pairs, with the thresholds drawn in.
-
-    Args:
-        dissimilarity: D / margin, not clipped, shape (P,).
-        label: 0 similar, 1 dissimilar, shape (P,).
-        thresholds: name -> value.
-    """
+    """Plot histograms of D / margin (P,), not clipped, for similar (0) and dissimilar (1) pairs; thresholds by name."""
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     bins = np.linspace(0, max(1.0, dissimilarity.max()), 41)
     for value, name in enumerate(PAIR_LABELS):
@@ -109,14 +103,8 @@ def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
 
 
 def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Figure:
-    """Plot a reliability diagram: the share of pairs of one class among those with about the same estimate.
-
-    Below it is the number of pairs.
-
-    Args:
-        estimates: name -> estimate of "same class" in [0, 1], shape (P,); a reliable one follows the diagonal.
-        label: 0 similar, 1 dissimilar, shape (P,).
-    """
+    """Plot a reliability diagram: the share of pairs of one class among those with about the same estimate of "same
+    class" (P,), in [0, 1]; a reliable one follows the diagonal. Below it is the number of pairs."""
     shape = {"figsize": (4.2, 4.4), "height_ratios": (3, 1)}
     figure, (upper, lower) = plt.subplots(2, 1, layout="constrained", sharex=True, **shape)
     upper.plot([0, 1], [0, 1], color="grey", lw=1, ls=":")

@@ -21,26 +21,12 @@ DRAINED = 0.15  # evidence, as a share of the strongest, from which on the image
 FAINT = 0.15  # share of the pair's strongest evidence; a weaker map is hardly seen: a few words say so
 
 # With Chinese letters, most of them with Japanese and Korean ones, too; the nicer ones first.
+# matplotlib calls the file that holds all of Noto Sans CJK "Noto Sans CJK JP".
 ASIAN_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",  # as matplotlib calls the file that holds all of Noto Sans CJK
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "Source Han Sans CN",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Hiragino Sans",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "SimHei",
-    "Heiti TC",
-    "STHeiti",
-    "Malgun Gothic",
-    "SimSun",
-    "Songti SC",
-    "Arial Unicode MS",
-    "Droid Sans Fallback",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN"),
+    *("Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "WenQuanYi Micro Hei"),
+    *("WenQuanYi Zen Hei", "SimHei", "Heiti TC", "STHeiti", "Malgun Gothic", "SimSun", "Songti SC"),
+    *("Arial Unicode MS", "Droid Sans Fallback"),
 )
 
 

@@ -15,9 +15,9 @@ from utils.system.errors import UserError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the path of a temporary file, which takes the place of `path` when the block ends.
+    """Give the path of a temporary file, which takes the place of `path` when the block ends without an error.
 
-    If the block fails, `path` stays as it was. A missing folder is made.
+    A missing folder is made.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
@@ -51,14 +51,8 @@ def hash_of_paths(*paths: Path) -> str:
 
 
 def file_state(path: Path, *more: object) -> str:
-    """Hash what the system knows of a file, into 16 digits that change when the file is changed or replaced.
-
-    Args:
-        more: other values that the hash depends on.
-
-    Raises:
-        OSError: there is no such file.
-    """
+    """Hash what the system knows of a file, and other values, into 16 digits that change when the file is changed or
+    replaced; raises OSError where there is none."""
     found = os.stat(path)
     state = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, *more
     return hashlib.sha256(repr(state).encode()).hexdigest()[:16]

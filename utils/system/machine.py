@@ -24,10 +24,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def choose_device(config: Config) -> torch.device:
-    """Choose the device that the settings `device`, `cuda` and `gpu` ask for.
-
-    `auto` takes CUDA, then Apple's MPS, then the CPU. Where torchrun has started several processes, each takes a card
-    of its own, and `gpu` is not used.
+    """Choose the device that the settings `device`, `cuda` and `gpu` ask for; where torchrun has started several
+    processes, each takes a card of its own, and `gpu` is not used.
 
     Raises:
         ConfigError: this machine does not have the device.
