@@ -10,9 +10,7 @@ import pandas as pd
 class EarlyStopping:
     """Remembers the best value of a score that should rise, such as the AUC, and counts the epochs since.
 
-    Args:
-        patience: epochs without improvement after which `should_stop` turns true.
-        min_delta: an improvement counts only if it is larger than this.
+    After `patience` epochs without an improvement larger than `min_delta`, `should_stop` turns true.
 
     Examples:
         >>> stopping = EarlyStopping(patience=1)
@@ -42,8 +40,7 @@ def best_epoch(history: pd.DataFrame, first: int = 1, last: int | None = None) -
     """Choose the epoch to keep: the one with the highest `valid_auc` and, among equals, the lowest `valid_loss`.
 
     Args:
-        history: a row per epoch; epochs count from 1.
-        first: earlier epochs are not candidates; if it is still to come, the latest epoch is kept.
+        first: epochs before, counted from 1, are not candidates; if it is still to come, the latest epoch is kept.
         last: the epoch that ends a schedule of the learning rate. Once it is there it is kept, whatever its score: on
             few validation images, which epoch scores best is chance (docs/trials.md).
     """

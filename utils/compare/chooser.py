@@ -41,30 +41,23 @@ def show_chooser(model: SiameseNetwork, paths: Sequence[Path]) -> Chooser:
 class Chooser:
     """A widget to choose a pair of images: thumbnails, each with a button for image 1 and one for image 2.
 
-    Nothing is measured before both are chosen, and each image once, however often it is chosen.
-
-    Args:
-        paths: of the images to choose from, at most `MOST` of which are shown; more can be uploaded. Those that cannot
-            be read are named.
-
-    Attributes:
-        box: the whole widget.
-        buttons: two for each image, by its path.
-        chosen: the paths of image 1 and image 2, `None` while not chosen.
-        result: HTML: what is to be chosen next, or the decision with its maps and checks, or what is wrong.
+    Nothing is measured before both are chosen, and each image once, however often it is chosen. At most `MOST` images
+    are shown; more can be uploaded. Those that cannot be read are named.
     """
 
     def __init__(self, model: SiameseNetwork, paths: Sequence[Path]) -> None:
-        self.model, self.chosen = model, [None, None]
+        self.model, self.chosen = model, [None, None]  # paths of image 1 and image 2
         self.effects: dict[Path, RegionEffects] = {}  # of the images measured so far
-        self.buttons: dict[Path, list[widgets.Button]] = {}
+        self.buttons: dict[Path, list[widgets.Button]] = {}  # two for each image
         self.uploads = tempfile.TemporaryDirectory(prefix="chooser-")
         options = {"accept": ",".join(sorted(SUFFIXES)), "layout": {"width": "max-content"}}
         self.upload = widgets.FileUpload(description="Upload images", multiple=True, **options)
         self.upload.observe(self._take_uploads, "value")
         # Layouts are shared by all thumbnails, as a notebook stores every widget and layout.
         self.wide, self.narrow = widgets.Layout(width="90px"), widgets.Layout(width="36px")
-        self.tiles, self.result = widgets.Box(layout={"flex_flow": "row wrap"}), widgets.HTML()
+        # What is to be chosen next, or the decision with its maps and checks, or what is wrong:
+        self.result = widgets.HTML()
+        self.tiles = widgets.Box(layout={"flex_flow": "row wrap"})
         self.box = widgets.VBox([self.tiles, self.upload, self.result])
         self._show("Choose image 1 and image 2.", *filter(None, map(self._add, paths[:MOST])))
 

@@ -30,11 +30,8 @@ def names_with_folders(paths: Sequence[Path]) -> list[str]:
 
 
 def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
-    """The folder for the figures of a pair, named after both images and their folders.
-
-    Long names are cut, as some systems allow 255 bytes, or 260 for the whole path, and characters that Windows forbids
-    become `_`; digits of both full paths keep pairs apart.
-    """
+    """The folder for the figures of a pair, named after both images and their folders, with digits of both full paths
+    to keep pairs apart. Long names are cut, as some systems allow 260 bytes for a path."""
     paths = [path.resolve() for path in (path1, path2)]
     names = [f"{path.parent.name[:18]}-{path.stem[:18]}" for path in paths]
     # A dot, because `con.1-a` would be a device; surrogates, because they stand for bytes that are no text.
@@ -43,10 +40,8 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
 
 
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:
-    """List the images of a folder, sub-folders left out.
-
-    For `None` it is the configuration's `compare_path`, or, with fewer than two images there, examples of the test
-    split.
+    """List the images of a folder, sub-folders left out: of `compare_path`, or, with fewer than two images there,
+    examples of the test split, where none is given.
 
     Raises:
         DataError: the given folder is missing, or has fewer than two images.

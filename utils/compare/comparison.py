@@ -25,8 +25,6 @@ class Comparison:
     """Images, their embeddings and similarities, and the explanation of any pair of them.
 
     Args:
-        model: a trained network.
-        paths: the images.
         skip_unreadable: leave out images that cannot be read, as long as two are left.
 
     Attributes:
@@ -119,12 +117,7 @@ class Comparison:
 
 
 def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
-    """Explain a few pairs of many images, of which only those in the pairs are read.
-
-    Args:
-        paths: of all images.
-        pairs: positions in `paths`.
-        chosen: positions in `pairs` of the pairs to explain.
+    """Explain the chosen ones of many pairs, positions in `paths`; only the images in these are read.
 
     Returns:
         Of each pair what `Comparison.pair` returns; an image's name is its class and its file.

@@ -1,7 +1,7 @@
 """Downloads the paper's public image sets from its authors' repository.
 
-One zip archive holds all three sets. It is downloaded once, into `Data/.downloads`, and each set is unpacked from
-it on request. A set appears under its final name only when it is complete, so an interrupted run can be repeated.
+One zip archive holds all three sets; it is kept in `Data/.downloads`. A set appears under its final name only when it
+is complete, so an interrupted run can be repeated.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ MAX_BYTES = 4 * 1024**3  # that a set may unpack to, against damaged archives; t
 
 
 def download_public(name: str, data_root: Path | str = "Data", base_url: str = f"{REPOSITORY}/archive") -> Path:
-    """Download the public set `name` to `data_root/name`, one folder per class, and return that folder.
-
-    A set that is there completely stays as it is; an archive that is there is not downloaded again.
+    """Download the public set `name` to `data_root/name`, one folder per class, and return that folder; what is there
+    already is not downloaded again.
 
     Raises:
         DataError: unknown name, another folder in the way, no connection, an error of the server, a damaged

@@ -27,11 +27,6 @@ class Pairs(NamedTuple):
 def make_pairs(labels: Sequence, rng: np.random.Generator, rounds: int = 1) -> Pairs:
     """Pair every image with a random one of its own class (never itself) and a random one of another: the paper's rule.
 
-    Args:
-        labels: class of each image, shape (N,).
-        rng: source of the partners.
-        rounds: how often the rule is applied, with new partners.
-
     Returns:
         2 x `rounds` pairs per anchor. An image alone in its class is no anchor, but may be a dissimilar partner.
 
@@ -91,11 +86,8 @@ def evenly_spaced_pairs(pairs: Pairs, most: int = 60) -> Pairs:
 
 
 def used_images(first: Sequence[int], second: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the images that occur in pairs (P,), so that no others have to be read or explained.
-
-    Returns:
-        Their positions, sorted, shape (U,); and `first` and `second`, each (P,), as positions among these U.
-    """
+    """Find the images that occur in pairs (P,), so that no others have to be read or explained: their U positions,
+    sorted; and `first` and `second` as positions among these."""
     used, renumbered = np.unique(np.concatenate([first, second]).astype(int), return_inverse=True)
     return used, *np.split(renumbered, 2)
 

@@ -35,11 +35,7 @@ class Scene(NamedTuple):
 
 
 def ensure_synthetic(data_path: Path, verbose: bool = True, images_per_class: int | None = None) -> None:
-    """Draw the scenes that are missing in `data_path`, and their masks, into a folder beside it.
-
-    Args:
-        images_per_class: `None` for `IMAGES_PER_CLASS`.
-    """
+    """Draw the scenes that are missing in `data_path`, and their masks, into a folder beside it."""
     missing = [
         (label, index)
         for index in range(images_per_class or IMAGES_PER_CLASS)
@@ -62,20 +58,14 @@ def scene_files(data_path: Path, label: int, index: int) -> list[Path]:
 
 
 def intruder_class(label: int, index: int) -> int | None:
-    """Choose the class of the intruder in scene `index` of class `label`, both as positions in `CLASSES`; None for no
-    intruder. The other classes take turns."""
+    """Choose the class of the intruder in a scene, if it has one; the other classes take turns."""
     turn, rest = divmod(index, INTRUDER_EVERY)
     return None if rest else (label + 1 + turn % (len(CLASSES) - 1)) % len(CLASSES)
 
 
 def scene(label: int, rng: np.random.Generator, intruder: int | None = None) -> Scene:
-    """Draw one scene; its sides have 96 to 160 pixels.
-
-    Args:
-        label: position in `CLASSES`.
-        rng: source of everything that varies.
-        intruder: class of a second, smaller disc, as a position in `CLASSES`; `None` for no such disc.
-    """
+    """Draw one scene, with sides of 96 to 160 pixels, of a class and perhaps with an intruder of another one, both as
+    positions in `CLASSES`."""
     height, width = rng.integers(96, 161, 2)
     canvas = _background(height, width, rng)
     for _ in range(rng.integers(3, 7)):
@@ -102,7 +92,7 @@ def _place(height: int, width: int, radius: float, rng: np.random.Generator) -> 
 def _draw_disc(
     canvas: np.ndarray, name: str, y0: float, x0: float, radius: float, rng: np.random.Generator
 ) -> Image.Image:
-    """Draw a class's disc onto `canvas`, float (H, W, 3) in 0-255, in two random colours; returns its mask."""
+    """Draw a class's disc onto `canvas`, float (H, W, 3) in 0-255; returns its mask."""
     y, x = np.mgrid[: canvas.shape[0], : canvas.shape[1]]
     disc = (y - y0) ** 2 + (x - x0) ** 2 <= radius**2
     dark, light = _two_colours(rng)
@@ -143,8 +133,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _texture(name: str, y: np.ndarray, x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a class's texture around a disc's centre, as ink of 0 or 1; half of the area is 1 on average, a quarter for
-    dots."""
+    """Draw a class's texture around a disc's centre, as ink of 0 or 1."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     wave = 2 * np.pi / (radius * rng.uniform(0.5, 0.65))  # one period, as a share of the radius

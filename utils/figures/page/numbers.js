@@ -137,33 +137,27 @@ function embeddingWith(image, regions) {
   return z;
 }
 
-// The windows that can be pointed at are the last of an image's regions, a grid over the image.
-const PER_SIDE = data.perSide;
-const windowAt = (row, column) => count(images[0]) - PER_SIDE ** 2 + row * PER_SIDE + column;
+// The windows that can be pointed at are the last of an image's regions, a grid over the frame.
+const PER_SIDE = data.perSide, FIRST_WINDOW = count(images[0]) - PER_SIDE ** 2;
 
-function rowAndColumn(region) {
-  const place = region - windowAt(0, 0);
-  return [Math.floor(place / PER_SIDE), place % PER_SIDE];
+function middle(image, region) {
+  const [top, bottom, left, right] = image.regions.subarray(4 * region, 4 * region + 4);
+  return [(top + bottom) / 2, (left + right) / 2];
 }
 
-// Rows (axis 0) or columns (1) of that grid whose centre lies on the image, not on what pads it; at least one.
-function choices(image, axis) {
-  const [from, to] = image.box.slice(2 * axis, 2 * axis + 2);
-  const all = Array.from({ length: PER_SIDE }, (_, k) => {
-    const at = 4 * (axis ? windowAt(0, k) : windowAt(k, 0)) + 2 * axis;
-    return { k, centre: (image.regions[at] + image.regions[at + 1]) / 2 };
+// The window nearest to a place, in pixels of the frame, or to where the image comes nearest to that place.
+function windowAt(image, row, column) {
+  const [top, bottom, left, right] = image.box;
+  const [y, x] = [Math.min(Math.max(row, top), bottom), Math.min(Math.max(column, left), right)];
+  const away = Array.from({ length: PER_SIDE ** 2 }, (_, k) => {
+    const [down, across] = middle(image, FIRST_WINDOW + k);
+    return (down - y) ** 2 + (across - x) ** 2;
   });
-  const inside = all.filter(({ centre }) => from <= centre && centre <= to);
-  return inside.length ? inside : [nearest(all, (from + to) / 2)];
+  return FIRST_WINDOW + away.indexOf(Math.min(...away));
 }
 
-function nearest(choices, place) {
-  return choices.reduce((best, one) => (Math.abs(one.centre - place) < Math.abs(best.centre - place) ? one : best));
-}
-
-// The window nearest to a place, in shares of the image's sides.
+// The window nearest to a place in shares of the image's sides.
 function regionAt(image, down, across) {
   const [top, bottom, left, right] = image.box;
-  const row = nearest(choices(image, 0), top + down * (bottom - top)).k;
-  return windowAt(row, nearest(choices(image, 1), left + across * (right - left)).k);
+  return windowAt(image, top + down * (bottom - top), left + across * (right - left));
 }

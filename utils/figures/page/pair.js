@@ -35,18 +35,17 @@ function change(before, after, about) {
 function matching(side) {
   const pair = state.pair, [a, b] = [pair.both[side], pair.both[1 - side]];
   if (pair.matches[side]) return pair.matches[side];
-  const first = windowAt(0, 0), length = PER_SIDE ** 2;
-  const found = Array.from({ length }, (_, k) => {
-    const common = interactions(a, first + k, b), map = spread(common).map((value) => Math.max(value, 0));
-    const windows = common.subarray(first, first + length), best = windows.indexOf(Math.max(...windows));
-    return { map, most: largest(map), region: first + best, common: windows[best] };
+  const found = Array.from({ length: PER_SIDE ** 2 }, (_, k) => {
+    const common = interactions(a, FIRST_WINDOW + k, b), map = spread(common).map((value) => Math.max(value, 0));
+    const windows = common.subarray(FIRST_WINDOW), best = windows.indexOf(Math.max(...windows));
+    return { map, most: largest(map), region: FIRST_WINDOW + best, common: windows[best] };
   });
   const most = Math.max(...found.map((one) => one.most)), common = Math.max(...found.map((one) => one.common));
-  return (pair.matches[side] = { first, found, most: most || 1, common });
+  return (pair.matches[side] = { found, most: most || 1, common });
 }
 
 function matchOf(side, region) {
-  const { first, found, most, common } = matching(side), one = found[region - first];
+  const { found, most, common } = matching(side), one = found[region - FIRST_WINDOW];
   const matches = one.common > 0 && one.common >= data.weakest * common;
   return { map: one.map.map((value) => value / most), region: one.region, matches };
 }
@@ -151,11 +150,8 @@ figures.forEach(({ stage }, side) => {
     const image = state.pair.both[side], move = moveOf(event), { pointed } = state.pair;
     const here = pointed?.side === side ? pointed.region : regionAt(image, 0.5, 0.5);
     if (move) {
-      const [row, column] = rowAndColumn(here).map((from, axis) => {
-        const allowed = choices(image, axis).map(({ k }) => k);
-        return Math.min(Math.max(from + move[axis], allowed[0]), allowed.at(-1));
-      });
-      point(side, windowAt(row, column));
+      const [row, column] = middle(image, here).map((from, axis) => from + (move[axis] * data.size[axis]) / PER_SIDE);
+      point(side, windowAt(image, row, column));
     } else if (event.key === "Enter" || event.key === " ") toggle(side, here);
     else return;
     event.preventDefault();
