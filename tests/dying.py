@@ -27,23 +27,14 @@ KILLED = -signal.SIGKILL if os.name == "posix" else signal.SIGTERM  # the exit c
 EVENTS = {"step": (Trainer, "step"), "write": (Path, "replace")}
 
 
-def started(function, *arguments):
+def exit_code(function, *arguments):
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
         context.set_forkserver_preload(["utils.training.loop", "utils.search.build"])
     process = context.Process(target=function, args=arguments)
     process.start()
-    return process
-
-
-def exit_code(function, *arguments):
-    process = started(function, *arguments)
     process.join()
     return process.exitcode
-
-
-def saving(checkpoint):
-    SiameseNetwork.load(checkpoint).save(checkpoint, number=2)
 
 
 @contextmanager

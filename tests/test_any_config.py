@@ -77,16 +77,3 @@ def test_any_file_gives_a_config_or_a_config_error(content, dataset):
         else:
             assert isinstance(config, Config)
             config.save(Path(folder) / "again.yml")  # and what was read can be kept
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(tree=st.dictionaries(st.sampled_from(list(keys())), TREES, min_size=1, max_size=3))
-def test_one_problem_is_one_line_that_names_the_file(tree):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yml"
-        path.write_text(yaml.dump(tree | {"dataset": "Any"}), encoding="utf-8")
-        try:
-            load_config(path)
-        except ConfigError as error:
-            lines = str(error).split("\n")
-            assert all(line.startswith(str(path)) for line in lines), lines

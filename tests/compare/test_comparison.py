@@ -58,17 +58,6 @@ def test_a_pair_is_explained_as_explain_does(model, paths):
         assert compared.similarity[i, j] == pytest.approx(expected.similarity.item(), abs=1e-4)
 
 
-def test_similarity_is_the_networks_own_whatever_its_mode(model, paths):
-    batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])
-    with torch.no_grad():
-        expected = 1 - torch.stack([model(image.expand_as(batch), batch) for image in batch])
-    assert 0.01 < expected.min() < 0.95
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert np.allclose(Comparison(model.train(), paths).similarity, expected, atol=1e-4)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert all(module.training for module in model.modules())
-
-
 def test_originals_are_kept_and_extremes_are_pairs_of_different_images(model, paths):
     compared = Comparison(model, paths)
     assert [image.size for image in compared.images] == [(30, 10 + i) for i in range(5)]

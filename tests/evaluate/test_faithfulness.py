@@ -18,12 +18,10 @@ from toy import (
     H,
     Toy,
     W,
-    boxes,
     explanation_of,
     maps_of,
     naive_margins,
     network_images,
-    toy_image,
     trained_network,
 )
 
@@ -98,23 +96,6 @@ def test_empty_maps_have_no_effect_to_speak_of(toy, to_black):
     maps[1, 0] = 0
     for values in checked(toy, maps, maps_of("B")):
         assert values.isnan().tolist() == [[False, False], [True, False], [False, False]]
-
-
-@pytest.mark.parametrize("form", ["scattered", "rectangle"])
-def test_random_maps_score_like_their_random_baseline(toy, to_black, form):
-    """Of two equal images with A = 1, B = 0: the margin falls in proportion to the share of A that is blurred, by 0.5
-    for all of it."""
-    n, rng = 300, np.random.default_rng(0)
-    images = toy_image(1, 0).expand(n, -1, -1, -1)
-    maps = torch.rand(n, 2, *SIZE, generator=torch.Generator().manual_seed(0))
-    if form == "rectangle":  # as large as the tenth that is blurred
-        maps = randomly_moved(boxes((slice(0, 8), slice(0, 12))).expand(n, 2, *SIZE), rng)
-    effect, random = check(Interventions(toy, images, images), explanation_of(maps, maps), "factual", rng)
-    effects, random = effect.flatten(), random.flatten()
-    error = ((effects.var() + random.var()) / len(effects)).sqrt()
-    assert effects.mean().item() == pytest.approx(-0.05, abs=3 * error.item())  # a tenth of A on average
-    assert abs(effects.mean() - random.mean()) < 3 * error
-    assert effects.std() / random.std() == pytest.approx(1, abs=0.2)
 
 
 def test_curves_equal_a_naive_loop(toy):

@@ -1,11 +1,6 @@
-from itertools import chain
-from types import SimpleNamespace
-
-import pytest
 import torch
 
-from utils.explain.matching import Match, matching_regions, strongest_matches
-from utils.images.frame import Box
+from utils.explain.matching import Match, strongest_matches
 
 
 def test_the_strongest_matches_are_found_in_order_and_keep_their_surroundings():
@@ -38,18 +33,3 @@ def test_matches_lie_apart_in_every_direction_and_four_are_enough():
         assert match.first == ((top + 0.5) / 4, (left + 0.5) / 6)
         assert match.second == ((other_top + 0.5) / 4, (other_left + 0.5) / 6)
     assert [match[:2] for match in strongest_matches(interaction / 16)] == [match[:2] for match in found]
-
-
-def test_matches_of_padded_images_lie_inside_them_and_are_shares_of_their_own_sides():
-    """A frame of 40 x 60 pixels, of which a position of the maps sees 10 x 10."""
-    boxes = Box(10, 30, 0, 60), Box(0, 34, 18, 48)
-    interaction = torch.zeros(4, 6, 4, 6)
-    interaction[0, 0, 2, 2] = 9  # beside the first image
-    interaction[2, 2, 2, 5] = 8  # beside the second one
-    interaction[1, 2, 3, 1] = 3  # seen at the second one's edge: the centre, (35, 15), is outside
-    interaction[2, 5, 0, 4] = 2
-    effects = SimpleNamespace(interaction=lambda first, second: {(7, 5): interaction}[first, second])
-    found = matching_regions(effects, 7, 5, boxes, (40, 60))
-    assert [match.strength for match in found] == [3, 2]
-    places = [*chain(*found[0][:2], *found[1][:2])]
-    assert places == pytest.approx([5 / 20, 25 / 60, 1, 0, 15 / 20, 55 / 60, 5 / 34, 27 / 30])

@@ -51,12 +51,6 @@ def test_every_possible_partner_is_equally_likely():
             assert len(possible) == 1 or chisquare([counts[i] for i in possible]).pvalue > 1e-4
 
 
-def test_partners_change_from_round_to_round():
-    pairs = make_pairs(["a"] * 50 + ["b"] * 50, generator(), rounds=2)
-    similar = pairs.second[pairs.label == 0].reshape(2, 100)
-    assert (similar[0] == similar[1]).mean() < 0.2
-
-
 @pytest.mark.parametrize("labels", [["a", "a", "a"], ["a", "b", "c"], ["a"]])
 def test_labels_that_give_no_similar_or_no_dissimilar_pair_are_an_error(labels):
     with pytest.raises(DataError, match="two classes, one of them with two images"):
@@ -113,17 +107,6 @@ def test_pair_batches_hold_every_pair_once_and_whole(batch_size, sizes):
     assert sorted(rows) == list(zip(*pairs, strict=True)) and rows != sorted(rows)
     again = pair_batches(pairs, batch_size, generator())
     assert all(np.array_equal(x.first, y.first) for x, y in zip(batches, again, strict=True))
-
-
-def test_evenly_spaced_pairs_are_at_most_so_many():
-    pairs = Pairs(np.arange(200), np.arange(200) + 1, np.repeat([0, 1], 100))
-    chosen = evenly_spaced_pairs(pairs, 60)
-    assert len(chosen.label) == 60 and (chosen.label == 0).sum() == 30
-    assert (chosen.second == chosen.first + 1).all() and np.diff(chosen.first).max() <= 4
-    assert all(
-        np.array_equal(a, b)
-        for a, b in zip(evenly_spaced_pairs(Pairs(*(column[:5] for column in pairs))), (column[:5] for column in pairs))
-    )
 
 
 def test_pairs_are_renumbered_by_the_images_that_occur_in_them():

@@ -150,45 +150,18 @@ def test_the_intruders_class_changes_the_picture_inside_its_mask_only():
 # ------------------------------------------------------------------------------------- colour is no help
 
 
-def histogram(image, space):
-    colours = np.asarray(Image.fromarray(image).convert(space)).reshape(-1, 3)
-    counts, _ = np.histogramdd(colours, bins=8, range=[(0, 256)] * 3)
-    return counts.ravel() / len(colours)
-
-
-def chi_square(a, b):
-    return ((a - b) ** 2 / (a + b + 1e-9)).sum(1)
-
-
-def city_block(a, b):
-    return abs(a - b).sum(1)
-
-
-MEASURES = [("RGB", chi_square), ("RGB", city_block), ("HSV", chi_square), ("HSV", city_block)]
-
-
-def histogram_auc(images, labels, space, distance):
+def histogram_auc(images, labels):
     """How well the distance of two colour histograms tells dissimilar from similar pairs."""
-    features = np.array([histogram(image, space) for image in images])
+    counts = [np.histogramdd(image.reshape(-1, 3), bins=8, range=[(0, 256)] * 3)[0].ravel() for image in images]
+    shares = np.array([count / count.sum() for count in counts])
     pairs = make_pairs(labels, np.random.default_rng(0), rounds=3)
-    return roc_auc_score(pairs.label, distance(features[pairs.first], features[pairs.second]))
+    return roc_auc_score(pairs.label, abs(shares[pairs.first] - shares[pairs.second]).sum(1))
 
 
-@pytest.mark.parametrize("space, distance", MEASURES)
-def test_colour_alone_does_not_solve_it(scenes, space, distance):
-    images = [image for image, _ in scenes]
-    assert histogram_auc(images, np.repeat(CLASSES, 48), space, distance) < 0.6
-
-
-@pytest.mark.parametrize("space, distance", MEASURES)
-def test_colour_in_the_disc_alone_does_not_solve_it(scenes, space, distance):
-    discs = [image[mask > 0][None] for image, mask in scenes]
-    assert histogram_auc(discs, np.repeat(CLASSES, 48), space, distance) < 0.6
-
-
-@pytest.mark.parametrize("space, distance", MEASURES)
-def test_the_same_measure_solves_classes_of_different_colour(space, distance):
-    rng = np.random.default_rng(0)
+def test_colour_alone_does_not_solve_it_though_it_solves_classes_of_different_colour(scenes):
+    labels, rng = np.repeat(CLASSES, 48), np.random.default_rng(0)
+    assert histogram_auc([image for image, _ in scenes], labels) < 0.6
+    assert histogram_auc([image[mask > 0][None] for image, mask in scenes], labels) < 0.6  # in the disc
     colours = [(200, 60, 60), (60, 200, 60), (60, 60, 200)]
-    images = [(rng.normal(colours[i % 3], 20, (40, 40, 3))).clip(0, 255).astype(np.uint8) for i in range(60)]
-    assert histogram_auc(images, np.arange(60) % 3, space, distance) > 0.9
+    images = [(rng.normal(colours[i % 3], 20, (40, 40, 3))).clip(0, 255) for i in range(60)]
+    assert histogram_auc(images, np.arange(60) % 3) > 0.9
