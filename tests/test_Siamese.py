@@ -210,15 +210,8 @@ def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(backbone_model="resnet19"), "'resnet19' is no convolutional network"),
-        (dict(backbone_model="vit_b_16"), "'vit_b_16' is no convolutional network"),
-        (dict(backbone_model="swin_t"), "'swin_t' is no convolutional network"),
-        (dict(backbone_model="maxvit_t"), "'maxvit_t' is no convolutional network"),
-        (dict(backbone_model="vit_tiny_patch16_224"), "'vit_tiny_patch16_224' is no convolutional network"),
-        (dict(backbone_model="hrnet_w18_small"), "'hrnet_w18_small' is no convolutional network"),  # not one chain
         (dict(backbone_model="Conv4", pretrained=True), "pretrained: there are no ImageNet weights for Conv4"),
-        (dict(backbone_model="Conv4", image_size=(4, 64)), r"image.size: \[4, 64\] is too small"),
-        (dict(backbone_model="inception_v3", image_size=(32, 32)), r"image.size: \[32, 32\] is too small"),
+        (dict(backbone_model="Conv4", image_size=(4, 64)), r"image.size: \[4, 64\] does not suit"),
     ],
 )
 def test_backbones_that_cannot_be_used(arguments, message):
@@ -227,11 +220,11 @@ def test_backbones_that_cannot_be_used(arguments, message):
     assert "\n" not in str(caught.value) and ";" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["Conv4", "densenet121", "googlenet", "EfficientNetLite0", "resnet26t"])
+@pytest.mark.parametrize("name", ["Conv4", "densenet121", "EfficientNetLite0", "vit_tiny_patch16_224"])
 def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
     network = SiameseNetwork(
         name,
-        pooling="avg",
+        pooling="auto" if name.startswith("vit") else "avg",
         embedding_dim=4,
         image_size=(32, 48),
         margin=3.0,

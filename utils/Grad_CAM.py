@@ -107,7 +107,7 @@ def explain_pairs(
         if method == "occlusion":
             return explain_effects(model, region_effects(model, batch), first, second, size)
         with eval_mode(model), torch.no_grad():
-            activations = torch.cat([model.backbone(part) for part in batch.split(BATCH_SIZE)])
+            activations = torch.cat([model.activations(part) for part in batch.split(BATCH_SIZE)])
         return grad_cam(model, activations[first], activations[second], size)
 
 
@@ -120,20 +120,21 @@ def grad_cam(
     `sum_c mean_hw(g_c) A_c`.
 
     Args:
-        activations1: `model.backbone` of the first images, shape (N, C, h, w).
+        activations1: `model.activations` of the first images, shape (N, C, h, w) of a convolutional network.
         activations2: of their partners, likewise.
         image_size: height and width in pixels at which maps are drawn.
     """
     activations = torch.cat([activations1, activations2]).detach().requires_grad_()
     with eval_mode(model), torch.enable_grad():
-        z = model.embed_features(activations)
+        z = model.embed_activations(activations)
     z1, z2 = z.detach().chunk(2)
     # The gradient of -D^2 with respect to z1, and less that to z2; where embeddings differ by rounding errors only
     # (1e-6 of their length) it has no direction, and counts as zero.
     differ = (z1 - z2).square().sum(1, keepdim=True) > 1e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
     outer = torch.where(differ, 2 * (z2 - z1), 0)
     (gradient,) = torch.autograd.grad(z, activations, torch.cat([outer, -outer]))
-    evidence = (gradient.mean((2, 3), keepdim=True) * activations.detach()).sum(1)
+    gradient, activations = model.as_map(gradient), model.as_map(activations.detach())
+    evidence = (gradient.mean((2, 3), keepdim=True) * activations).sum(1)
     distance = embedding_distance(z1, z2)
     sign = torch.where(model.is_similar(distance), 1.0, -1.0)[:, None, None, None]
     raw = sign * torch.stack(evidence.chunk(2), dim=1)

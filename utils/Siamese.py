@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,25 @@ from PIL import Image
 from torch import nn
 
 from utils.images.frame import Frame, to_uint8
-from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_blocks, brief, eval_mode
+from utils.images.synthetic import SYNTHETIC
+from utils.networks.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    WholeNetwork,
+    backbone_blocks,
+    brief,
+    eval_mode,
+    suiting,
+)
 from utils.networks.checkpoints import checkpoint_of, write_checkpoint
+from utils.networks.pooling import AveragePooling, CentredPooling, GeM
 from utils.system.errors import ModelError
 from utils.system.machine import choose_device, keep_freed_memory, seeded
 from utils.system.settings import Config
+
+ENCODER = "an encoder of one's own"
+# Of ImageNet features: a right angle is a similarity of 0, and half of a photograph is still similar to the other half.
+PHOTOGRAPHS_THRESHOLD = 0.7
 
 
 class ContrastiveLoss(nn.Module):
@@ -51,24 +67,6 @@ class ContrastiveLoss(nn.Module):
         return (loss / same_label).sum() / labels
 
 
-class GeM(nn.Module):
-    """Generalised-mean pooling `(mean_hw A^p)^(1/p)` (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N, C)."""
-
-    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.p, self.eps = p, eps
-
-    def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        return activations.float().clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
-
-
-class AveragePooling(nn.Module):
-    """Mean over positions, the paper's pooling: (N, C, h, w) -> (N, C)."""
-
-    def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        return activations.float().mean((2, 3))
-
-
 class SiameseNetwork(nn.Module):
     """One network that embeds both images of a pair; the distance of the embeddings tells how alike the images are.
 
@@ -77,11 +75,12 @@ class SiameseNetwork(nn.Module):
     `||z|| = margin / sqrt(2)`, so those at a right angle, as of unrelated images, are a margin apart.
 
     Args:
-        backbone_model: `EfficientNetLite0`, `MobileNet`, `ResNet50`, `Conv4`, or any convolutional network of
-            torchvision or timm by its name there (`resnet18`, `convnext_atto`, ...).
+        backbone_model: `EfficientNetLite0`, `MobileNet`, `ResNet50`, `Conv4`, or any network of timm by its name there
+            (`resnet18`, `convnext_atto`, `vit_small_patch14_dinov2`, ...); or an encoder, see `around`.
         pretrained: start from ImageNet weights; those of EfficientNetLite0 are installed, others are downloaded once.
-        pooling: `gem` or `avg` (the paper's).
-        embedding_dim: D, the length of an embedding.
+        pooling: `gem` or `avg` (the paper's) for feature maps; `auto` takes `gem` for these, and for a transformer its
+            own pooling.
+        embedding_dim: D, the length of an embedding; `None` leaves out the head: pooled features are the embedding.
         image_size: (height, width) in pixels that `preprocess` makes.
         weights: local file of weights for the backbone, as its library publishes them; instead of a download.
         margin: distance at which two images count as completely dissimilar.
@@ -92,15 +91,16 @@ class SiameseNetwork(nn.Module):
         normalize_embeddings: whether embeddings are scaled to one length.
 
     Raises:
-        ModelError: unknown backbone, weights that cannot be downloaded, read or matched.
+        ModelError: unknown backbone, weights that cannot be downloaded, read or matched, an image size that the
+            backbone does not take.
     """
 
     def __init__(
         self,
-        backbone_model: str = "MobileNet",
+        backbone_model: str | nn.Module = "MobileNet",
         pretrained: bool = False,
-        pooling: str = "gem",
-        embedding_dim: int = 16,
+        pooling: str = "auto",
+        embedding_dim: int | None = 16,
         image_size: tuple[int, int] = (224, 224),
         weights: str | Path | None = None,
         margin: float = 2.0,
@@ -111,15 +111,30 @@ class SiameseNetwork(nn.Module):
         normalize_embeddings: bool = False,
     ) -> None:
         super().__init__()
-        if pooling not in ("gem", "avg"):
-            raise ValueError(f"pooling must be 'gem' or 'avg', got {pooling!r}")
+        if pooling not in ("auto", "gem", "avg"):
+            raise ValueError(f"pooling must be 'auto', 'gem' or 'avg', got {pooling!r}")
         if fit not in ("stretch", "pad"):
             raise ValueError(f"fit must be 'stretch' or 'pad', got {fit!r}")
+        self.normalize_embeddings = normalize_embeddings
+        self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
+        self.frame = Frame(self.image_size, fit, tuple(mean))
+        if isinstance(backbone_model, nn.Module):
+            self.backbone, backbone_model = nn.Sequential(WholeNetwork(backbone_model)), ENCODER
+        else:
+            self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights, self.image_size))
+        features = self.block_shapes()[-1]
+        if len(features) == 2 and pooling != "auto":
+            raise ModelError(f"pooling: {pooling}: {backbone_model} pools its features itself; use pooling: auto")
+        self.pooling = nn.Identity() if len(features) == 2 else AveragePooling() if pooling == "avg" else GeM()
+        self.head = nn.Identity()
+        if embedding_dim is not None:
+            self.head = nn.Sequential(nn.Linear(features[1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
+        self.embedding_dim = embedding_dim or features[1]
         self.architecture = dict(
             backbone_model=backbone_model,
             pooling=pooling,
             embedding_dim=embedding_dim,
-            image_size=tuple(image_size),
+            image_size=self.image_size,
             margin=margin,
             threshold=threshold,
             mean=tuple(mean),
@@ -127,29 +142,58 @@ class SiameseNetwork(nn.Module):
             fit=fit,
             normalize_embeddings=normalize_embeddings,
         )
-        self.normalize_embeddings = normalize_embeddings
-        self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
-        self.frame = Frame(self.image_size, fit, tuple(mean))
-        self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights))
-        self.pooling = GeM() if pooling == "gem" else AveragePooling()
-        self.head = nn.Sequential(nn.Linear(self.block_shapes()[-1][1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.info: dict[str, Any] = {}
         self.to(memory_format=torch.channels_last)
 
-    def block_shapes(self) -> list[torch.Size]:
-        """Output shapes (1, C, h, w) of the backbone's blocks for one image; modes and statistics stay as they are."""
-        shapes, x = [], torch.zeros(1, 3, *self.image_size)
+    @classmethod
+    def around(
+        cls,
+        encoder: nn.Module,
+        image_size: tuple[int, int],
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        **options: Any,
+    ) -> SiameseNetwork:
+        """Make a network of an encoder of one's own: any module, (N, 3, H, W) -> (N, D), in eval mode.
+
+        It embeds, compares, searches and explains by `occlusion`. It can neither be trained nor saved here.
+
+        Args:
+            encoder: its output is the embedding, normalised to one length.
+            image_size: (height, width) in pixels of its input.
+            mean, std: with which its input is normalised, on a scale of 0 to 1.
+            options: `margin`, `threshold`, `fit` and `normalize_embeddings`, as of the class.
+
+        Raises:
+            ModelError: the output is not (N, D), or not finite.
+
+        Examples:
+            >>> encoder = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+            >>> SiameseNetwork.around(encoder, (32, 48)).embed(torch.ones(5, 3, 32, 48)).shape
+            torch.Size([5, 12])
+        """
+        device = next((tensor.device for tensor in encoder.parameters()), torch.device("cpu"))
+        images = torch.rand(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
         try:
-            with eval_mode(self.backbone), torch.no_grad():
-                for block in self.backbone:
-                    x = block(x)
-                    shapes.append(x.shape)
-        except RuntimeError as error:
-            raise ModelError(
-                f"image.size: {list(self.image_size)} is too small for this backbone ({brief(error)}); enlarge it"
-            ) from None
+            with eval_mode(encoder), torch.no_grad():
+                z = encoder(images.to(device))
+            found = f"shape {tuple(z.shape)}" if z.isfinite().all() else "values that are not finite"
+        except Exception as error:
+            raise ModelError(f"encoder: it fails on images {tuple(images.shape)} ({brief(error)})") from None
+        if z.ndim != 2 or len(z) != 2 or not z.isfinite().all():
+            raise ModelError(f"encoder: of 2 images it should make numbers of shape (2, D), but made {found}")
+        options = {"normalize_embeddings": True, "image_size": image_size, "mean": mean, "std": std} | options
+        return cls(encoder.cpu(), embedding_dim=None, **options).to(device).eval()
+
+    def block_shapes(self) -> list[torch.Size]:
+        """Output shapes of the backbone's blocks for one image; modes and statistics stay as they are."""
+        x, shapes = torch.zeros(1, 3, *self.image_size), []
+        with eval_mode(self.backbone), torch.no_grad(), suiting(self.image_size):
+            for block in self.backbone:
+                x = block(x)
+                shapes.append(x.shape)
         return shapes
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
@@ -177,6 +221,31 @@ class SiameseNetwork(nn.Module):
             return z
         return self.margin / 2**0.5 * F.normalize(z)
 
+    def activations(self, batch: torch.Tensor) -> torch.Tensor:
+        """What Grad-CAM is computed at: the final map (N, C, h, w), or what a transformer's last stage is given. Behind
+        that stage a class token no longer depends on the other tokens.
+
+        Raises:
+            ModelError: the inside of `an encoder of one's own` is unknown.
+        """
+        last = self.backbone[-1]
+        if self.architecture["backbone_model"] == ENCODER:
+            raise ModelError(f"method: 'distance' looks inside the network, which {ENCODER} hides; use 'occlusion'")
+        if isinstance(self.pooling, nn.Identity):
+            return last.before_last_stage(self.backbone[:-1](batch))
+        return self.backbone(batch)
+
+    def embed_activations(self, activations: torch.Tensor) -> torch.Tensor:
+        """Embed images from their `activations` -> (N, D)."""
+        if isinstance(self.pooling, nn.Identity):
+            images = torch.zeros(len(activations), 3, *self.image_size, device=activations.device)
+            activations = self.backbone[-1].after_last_stage(activations, images)
+        return self.embed_features(activations)
+
+    def as_map(self, values: torch.Tensor) -> torch.Tensor:
+        """Arrange `activations`, or their gradient, as a map (N, C, h, w)."""
+        return self.backbone[-1].as_map(values, self.image_size) if isinstance(self.pooling, nn.Identity) else values
+
     def forward(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """Dissimilarity in [0, 1] of each image of `batch1` and its partner in `batch2`: 2 x (N, 3, H, W) -> (N,)."""
         z1, z2 = self.embed(torch.cat([batch1, batch2])).chunk(2)
@@ -191,7 +260,13 @@ class SiameseNetwork(nn.Module):
         return self.dissimilarity(distance) < self.threshold
 
     def save(self, path: str | Path, **info: Any) -> None:
-        """Write weights, architecture, preprocessing and `info` (plain values only) to one file."""
+        """Write weights, architecture, preprocessing and `info` (plain values only) to one file.
+
+        Raises:
+            ModelError: the network was made `around` an encoder, which only its own code can make again.
+        """
+        if self.architecture["backbone_model"] == ENCODER:
+            raise ModelError(f"{path}: {ENCODER} cannot be saved here; keep its own file, and make it again")
         write_checkpoint(path, self.state_dict(), self.architecture, info)
 
     @classmethod
@@ -282,3 +357,40 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     if config.trained_path != config.checkpoints_path:
         note += ". You have not trained yet: this network comes with the project"
     return model, note
+
+
+def photographs_network(device: torch.device) -> SiameseNetwork:
+    """Make a network that compares photographs by ImageNet features of the installed weights; nothing is trained.
+
+    The embedding is the mean of EfficientNet-Lite0's final map, centred and scaled to one length, so that
+    `d = sqrt(1 - cos)`.
+    """
+    model = SiameseNetwork(
+        "EfficientNetLite0",
+        pretrained=True,
+        pooling="avg",
+        embedding_dim=None,
+        threshold=PHOTOGRAPHS_THRESHOLD,
+        normalize_embeddings=True,
+    )
+    model.pooling = CentredPooling(model.backbone[-1])
+    return model.to(device).eval()
+
+
+def network_for(config: Config, images: Iterable[Path]) -> tuple[SiameseNetwork, str]:
+    """Load the network that compares these images, or the images in these folders: the configuration's trained network.
+
+    While nothing is trained, ImageNet features compare. The network of the built-in scenes serves these scenes only.
+
+    Returns:
+        The network, and a sentence that says which one it is.
+    """
+    inside = config.data_path.resolve()
+    scenes = all(path.resolve().is_relative_to(inside) for path in images)
+    trained = os.path.isfile(config.trained_path / "model.pth")
+    if trained and (scenes or config.dataset != SYNTHETIC):
+        return load_trained(config)
+    keep_freed_memory()
+    return photographs_network(choose_device(config)), (
+        "compared by ImageNet features of the installed weights; train on your images for your own notion of similar"
+    )

@@ -54,10 +54,15 @@ def test_examples_are_the_first_test_images_of_every_class(config):
     assert example_images(config)[0] == config.data_path / "a" / "0.png"
 
 
-def test_examples_before_training_name_the_notebook(config):
+def test_examples_before_training_are_the_first_images_of_every_folder(config):
     (config.checkpoints_path / "split.csv").unlink()
-    with pytest.raises(DataError, match="run 01_Train_Siamese_model.ipynb first"):
-        choose_pair(config, None, None)
+    for file in ("b/3.png", "b/1.png", "b/2.png", "a/x.jpg", "a/notes.txt", "loose.png"):
+        touch(config.data_path / file)
+    assert [path.relative_to(config.data_path).as_posix() for path in example_images(config)] == [
+        "a/x.jpg",
+        "b/1.png",
+        "b/2.png",
+    ]
 
 
 def test_the_pair_is_the_one_given_or_of_one_class(config, paths):

@@ -150,7 +150,7 @@ def test_pretrained_features_come_from_the_file_of_weights(model, images, tmp_pa
 def test_without_the_weights_there_is_a_row_less(model, images, tmp_path, monkeypatch):
     original = baselines.backbone_blocks
 
-    def offline(name, pretrained=False, weights=None):
+    def offline(name, pretrained=False, weights=None, image_size=None):
         if pretrained:
             raise ModelError("no network")
         return original(name)

@@ -129,7 +129,6 @@ def test_a_figure_has_twenty_rows_at_most(place, capsys, monkeypatch):
         (["build", "nowhere"], "nowhere: no such file or folder"),
         (["build", "query.png"], "query.png: no such folder"),
         (["build", "empty"], "empty: no image in it"),
-        (["build", "photos", "--dataset", "Other"], "model.pth: not there yet"),
         (["build", "photos", "--dataset", "Third"], "no block named 'Third'"),
         (["build", "photos", "--config", "none.yml"], "none.yml"),
         (["query", "query.png", "--folder", "more"], "more: not indexed; run python -m utils search build more"),

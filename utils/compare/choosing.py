@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from utils.dataset import prepare_folder, read_split
 from utils.images.reading import is_named_as_image
 from utils.system.errors import DataError
@@ -59,9 +61,13 @@ def images_to_compare(config: Config, folder: str | Path | None = None) -> list[
 
 
 def example_images(config: Config) -> list[Path]:
-    """List the first two test images of every class, at most 20 in all."""
+    """List the first two test images of every class, or, while nothing is trained, of each folder; 20 at most."""
     prepare_folder(config)
-    table = read_split(config.trained_path / "split.csv")
+    split = config.trained_path / "split.csv"
+    if not os.path.isfile(split):
+        files = pd.Series(sorted(path for path in config.data_path.glob("*/*") if is_named_as_image(path)))
+        return files.groupby(files.map(lambda path: path.parent)).head(2).tolist()[:20]
+    table = read_split(split)
     table = table[table.split == "test"].groupby("label").head(2).sort_values("label", kind="stable").head(20)
     return [config.data_path / file for file in table.file]
 

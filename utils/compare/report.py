@@ -21,12 +21,12 @@ from PIL import Image
 from utils.compare.choosing import names_with_folders, pair_folder
 from utils.compare.comparison import Comparison
 from utils.explain.matching import WEAKEST_MATCH
-from utils.explain.occlusion import GRID, WINDOWS, regression
+from utils.explain.occlusion import GRID, WINDOWS, in_few_dimensions, regression
 from utils.explain.removal import REGION_SHARE
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
 from utils.images.folder import images_below
-from utils.Siamese import SiameseNetwork, load_trained
+from utils.Siamese import SiameseNetwork, network_for
 from utils.system.errors import DataError
 from utils.system.files import counted, write_whole
 from utils.system.machine import choose_device
@@ -38,13 +38,14 @@ MANY = 12  # images; the pictures of more are smaller
 LARGE, SMALL = 640, 400  # pixels, longest side of a picture
 QUALITY = 85  # of WebP compression, in percent
 LOSSLESS_SIDE = 96  # pixels, longest side up to which a picture is kept without loss
+DIMENSIONS = 64  # of embeddings and effects, at most
 MOST = 100  # images in a page: their table has 9,900 cells
 
 
 def write_report(
     config: Config, paths: Sequence[Path], checkpoint: Path | None = None, output: Path | None = None
 ) -> tuple[Path, str, list[str]]:
-    """Compare images by the configuration's trained network, or by another one, and write the page.
+    """Compare images by `network_for` them, or by another network, and write the page.
 
     Args:
         paths: images, and folders of images, with their sub-folders; two images or more in all.
@@ -60,7 +61,7 @@ def write_report(
     """
     paths, problems = _images(paths)
     if checkpoint is None:
-        model, note = load_trained(config)
+        model, note = network_for(config, paths)
     elif not os.path.isfile(checkpoint):
         raise DataError(f"{checkpoint}: no such file; give the model.pth of a trained network as --checkpoint")
     else:
@@ -114,7 +115,7 @@ def _contents(compared: Comparison, network: str) -> dict:
     model, positions = compared.model, range(len(compared.paths))
     files = [*compared.paths, *compared.unreadable]
     names = dict(zip(files, names_with_folders(files)))
-    effects = compared.effects_of(*positions)
+    effects = in_few_dimensions(compared.effects_of(*positions), DIMENSIONS)
     side = LARGE if len(compared.paths) <= MANY else SMALL
     return {
         "network": network,

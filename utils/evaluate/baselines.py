@@ -48,11 +48,11 @@ def small_pixels(images: StoredImages, side: int = 32) -> np.ndarray:
 
 @torch.no_grad()
 def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredImages, batch_size: int) -> torch.Tensor:
-    """Average the final feature map of `backbone` over positions: uint8 images, normalised as for `model`, -> float64
-    (N, C). The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them."""
+    """Average the final feature map of `backbone` over positions (a transformer pools its features itself): uint8
+    images, normalised as for `model`, -> float64 (N, C). The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them."""
     backbone = backbone.to(model.mean.device).eval()
     maps = (backbone(model.normalize(batch)).float() for batch in images.split(batch_size))
-    return torch.cat([part.mean((2, 3)).cpu() for part in maps]).double()
+    return torch.cat([(part.mean((2, 3)) if part.ndim == 4 else part).cpu() for part in maps]).double()
 
 
 def baseline_distances(
@@ -73,19 +73,20 @@ def baseline_distances(
         "colour histogram": np.linalg.norm(shares[first] - shares[second], axis=1) / np.sqrt(2),
         "pixels at 32 px": np.linalg.norm(pixels[first] - pixels[second], axis=1),
     }
-    for name, backbone in _backbones(model.architecture["backbone_model"], config).items():
+    for name, backbone in _backbones(model, config).items():
         features = pooled_features(model, backbone, images, config.hyperparameters.batch_size)
         # Features of random weights may be tiny; features that are zero everywhere have a distance of 1.
         distances[name] = 1 - F.cosine_similarity(features[first], features[second], eps=1e-60).numpy()
     return distances
 
 
-def _backbones(name: str, config: Config) -> dict[str, nn.Module]:
+def _backbones(model: SiameseNetwork, config: Config) -> dict[str, nn.Module]:
+    name, size = model.architecture["backbone_model"], model.image_size
     with seeded(config.seed):
-        backbones = {"untrained backbone": nn.Sequential(*backbone_blocks(name))}
+        backbones = {"untrained backbone": nn.Sequential(*backbone_blocks(name, image_size=size))}
         if config.transfer:
             with suppress(ModelError):  # weights cannot be downloaded, or are of another backbone: one row less
-                blocks = backbone_blocks(name, config.pretrained, config.weights)
+                blocks = backbone_blocks(name, config.pretrained, config.weights, size)
                 backbones["pretrained backbone"] = nn.Sequential(*blocks)
     return backbones
 

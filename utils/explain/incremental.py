@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from utils.networks.backbones import WholeNetwork
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.machine import bfloat16_pays
 
@@ -58,7 +59,12 @@ def local_stages(model: SiameseNetwork) -> list[Stage]:
     given, stages = torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE), []
     with eval_mode(model):
         for block in model.backbone if model.mean.device.type == "cpu" else ():
-            found = block(given)
+            if isinstance(block, WholeNetwork):
+                break
+            try:
+                found = block(given)
+            except (AssertionError, RuntimeError):  # made for the network's own image size
+                break
             side = found.shape[2]
             uneven = PROBE_SIDE % side or any(pixels * side % PROBE_SIDE for pixels in model.image_size)
             if uneven or side * MAX_STRIDE < PROBE_SIDE or not (stage := _stage(block, given, given.shape[2] // side)):

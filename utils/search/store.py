@@ -64,12 +64,14 @@ def identity(model: SiameseNetwork) -> str:
 def built_last(paths: Sequence[Path]) -> Path:
     """Of several files of indexes the one that was built last; one that cannot be read counts as the oldest."""
 
-    def built(path: Path) -> float:
-        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            return float(dict(db.execute("SELECT key, value FROM about")).get("built", 0))
-        return 0.0
+    return max(paths, key=lambda path: float(about(path).get("built", 0)))
 
-    return max(paths, key=built)
+
+def about(path: Path) -> dict[str, str]:
+    """What an index says about itself: its `folder`, and when it was `built`; nothing if it cannot be read."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        return dict(db.execute("SELECT key, value FROM about"))
+    return {}
 
 
 class Index(AbstractContextManager):
@@ -87,7 +89,7 @@ class Index(AbstractContextManager):
     """
 
     def __init__(self, path: Path, model: SiameseNetwork, folder: Path | None = None) -> None:
-        self.path, self.dim, self.emptied = path, model.architecture["embedding_dim"], False
+        self.path, self.dim, self.emptied = path, model.embedding_dim, False
         self._identity = identity(model)
         self._loaded: int | None = None  # which state of the file the arrays below are of
         self._ids = self._embeddings = self._squares = np.empty(0)

@@ -143,15 +143,14 @@ class Config(Section):
     compare_path: Path = Path("Data/data_for_compare")
     """the folder of images that 02 compares"""
     backbone_model: str = "MobileNet"
-    """`EfficientNetLite0` (photographs), `Conv4` (small images, random weights), `MobileNet`, `ResNet50`, or a
-    convolutional network of [torchvision](https://pytorch.org/vision/stable/models.html) or
-    [timm](https://huggingface.co/docs/timm) by its name there"""
+    """`EfficientNetLite0` (photographs), `Conv4` (small images, random weights), `MobileNet`, `ResNet50`, or a network
+    of [timm](https://huggingface.co/docs/timm) by its name there"""
     pretrained: bool = False
     """start from ImageNet weights; those of `EfficientNetLite0` are installed, others are downloaded once"""
     weights: Path | None = None
     """file with other weights for the backbone, as its library publishes them"""
-    pooling: Literal["gem", "avg"] = "gem"
-    """`gem` (generalised mean) or `avg` (the paper's)"""
+    pooling: Literal["auto", "gem", "avg"] = "auto"
+    """of feature maps: `gem` (generalised mean) or `avg` (the paper's); `auto`: `gem`, or a transformer's own"""
     embedding_dim: Annotated[int, Field(ge=2)] = 16
     """numbers per embedding"""
     normalize_embeddings: bool = False

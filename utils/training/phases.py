@@ -23,6 +23,7 @@ from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.images.folder import first_names
 from utils.images.pairs import Pairs
+from utils.networks.backbones import TimmNetwork
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance, eval_mode
 from utils.system.errors import TrainingError
 from utils.system.machine import bfloat16_pays
@@ -57,7 +58,7 @@ def frozen_features(model: SiameseNetwork, batches: Iterable[torch.Tensor], exac
         for images in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=not exact and bfloat16_pays(device)):
                 maps = model.backbone(model.normalize(images))
-            features.append(model.pooling(maps).cpu())
+            features.append(model.pooling(maps).float().cpu())
     return torch.cat(features)
 
 
@@ -66,6 +67,8 @@ def early_blocks(model: SiameseNetwork) -> int:
 
     These blocks find edges and textures, which all photographs share, and most of a backward pass is spent in them.
     """
+    if isinstance(model.backbone[-1], TimmNetwork):
+        return 0
     height = model.image_size[0]
     return next((i for i, shape in enumerate(model.block_shapes()) if shape[2] <= -(-height // 16)), 0)
 
@@ -190,6 +193,8 @@ class FineTuning(Phase):
         if self.config.transfer:
             self.frozen = early_blocks(self.model)
             self.model.backbone[: self.frozen].eval().requires_grad_(False)
+            if isinstance(self.model.backbone[-1], TimmNetwork):
+                self.model.backbone[-1].freeze_early()
             for module in self.model.backbone.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()

@@ -1,0 +1,134 @@
+"""Networks of every make: what needs embeddings works with each."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from utils.explain.occlusion import region_effects
+from utils.explain.removal import blur
+from utils.Grad_CAM import explain
+from utils.networks.backbones import TimmNetwork
+from utils.Siamese import SiameseNetwork
+from utils.system.errors import ModelError
+
+NETWORKS = {
+    "vit_tiny_patch16_224": (64, 96),
+    "vit_small_patch14_dinov2": (70, 84),
+    "swin_tiny_patch4_window7_224": (64, 64),
+    "convnext_atto": (64, 96),
+    "resnet18": (64, 96),
+    "densenet121": (64, 64),
+}
+TRANSFORMERS = ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
+
+
+class OwnEncoder(nn.Module):
+    """An encoder of a user: two convolutions and a mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 12, 3, 2), nn.Tanh())
+
+    def forward(self, batch):
+        return self.layers(batch).mean((2, 3))
+
+
+def network(name):
+    torch.manual_seed(0)
+    if name == "own":
+        return SiameseNetwork.around(OwnEncoder(), (48, 64))
+    return SiameseNetwork(name, image_size=NETWORKS[name]).eval()
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "own"])
+def test_effects_of_regions_equal_a_naive_loop(name):
+    model = network(name)
+    images = torch.rand(1, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
+    effects = region_effects(model, images, verbose=False)
+    blurred = blur(images)
+    with torch.no_grad():
+        whole = model.embed(images)
+        for k in range(0, effects.regions.shape[1], 17):
+            top, bottom, left, right = effects.regions[0, k].tolist()
+            changed = images.clone()
+            changed[:, :, top:bottom, left:right] = blurred[:, :, top:bottom, left:right]
+            expected = (whole - model.embed(changed))[0]
+            expected = expected if expected.norm() > 1e-5 * whole.norm() else 0 * expected
+            assert torch.allclose(effects.delta[0, k], expected, atol=2e-6 * float(whole.norm()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_are_those_of_timm(name):
+    model = network(name)
+    torch.manual_seed(0)
+    options = {"img_size": NETWORKS[name]} if "vit" in name or "swin" in name else {}
+    reference = timm.create_model(name, **options).eval()
+    images = torch.rand(2, 3, *NETWORKS[name])
+    ours, scale = torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN), torch.tensor(timm.data.IMAGENET_DEFAULT_STD)
+    mean, std = (torch.tensor(reference.pretrained_cfg[key]) for key in ("mean", "std"))
+    ours, scale, mean, std = (values.view(3, 1, 1) for values in (ours, scale, mean, std))
+    with torch.no_grad():
+        expected = reference.forward_features((images * scale + ours - mean) / std)
+        if isinstance(model.backbone[-1], TimmNetwork):
+            expected = reference.forward_head(expected, pre_logits=True)
+        assert expected.std() > 0 and torch.allclose(model.backbone(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_grad_cam_of_a_vision_transformer_equals_timms_own_blocks_and_autograd():
+    model = network("vit_tiny_patch16_224")
+    vit, images = model.backbone[-1].model, torch.rand(2, 3, 64, 96)
+    known = model.backbone[:-1](images)  # with the statistics that it expects
+    tokens = vit.blocks[:-1](vit.norm_pre(vit._pos_embed(vit.patch_embed(known)))).detach().requires_grad_()
+    z = model.head(vit.forward_head(vit.norm(vit.blocks[-1](tokens)), pre_logits=True))
+    (gradient,) = torch.autograd.grad(-(z[0] - z[1]).square().sum(), tokens)
+    weights = gradient[:, 1:].mean(1)  # without the class token
+    similar = torch.einsum("nc,ntc->nt", weights, tokens.detach()[:, 1:]).view(2, 4, 6)
+    e = explain(model, images[:1], images[1:], "distance")
+    assert similar.std() > 0
+    assert torch.allclose(e.raw[0] * (1 if e.is_similar else -1), similar, rtol=1e-3, atol=1e-4 * float(similar.std()))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_last_stage_begins_where_the_others_end(name):
+    model = network(name)
+    images = torch.rand(2, 3, *model.image_size)
+    with torch.no_grad():
+        assert torch.allclose(model.embed_activations(model.activations(images)), model.embed(images), atol=1e-6)
+        other = model.activations(images).flip(0)
+        assert torch.allclose(model.embed_activations(other), model.embed(images).flip(0), atol=1e-6)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    maps = model.as_map(model.activations(images))
+    assert maps.ndim == 4 and maps.shape[2] * model.image_size[1] == maps.shape[3] * model.image_size[0]
+
+
+def test_own_pooling_is_the_only_one_of_a_transformer():
+    with pytest.raises(ModelError, match="pooling: gem: vit_tiny_patch16_224 pools its features itself; use .* auto"):
+        SiameseNetwork("vit_tiny_patch16_224", pooling="gem", image_size=(64, 64))
+
+
+def test_a_network_around_an_encoder_normalises_and_is_no_file(tmp_path):
+    model = network("own")
+    images = torch.rand(3, 3, 48, 64)
+    with torch.no_grad():
+        z = model.backbone[0].model(images)
+        assert torch.allclose(model.embed(images), 2**0.5 * z / z.norm(dim=1, keepdim=True), atol=1e-6)
+    with pytest.raises(ModelError, match="cannot be saved"):
+        model.save(tmp_path / "model.pth")
+    with pytest.raises(ModelError, match="use 'occlusion'"):
+        explain(model, images[:1], images[1:2], "distance")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (nn.Conv2d(3, 4, 3), r"shape \(2, D\), but made shape \(2, 4, 30, 38\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), "it fails on images"),
+        (nn.Sequential(nn.Flatten(), nn.Threshold(2.0, float("nan"))), "not finite"),
+        (nn.Flatten(0), r"made shape \(7680,\)"),
+    ],
+)
+def test_an_encoder_that_does_not_do_is_a_line(encoder, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        SiameseNetwork.around(encoder, (32, 40))
+    assert "\n" not in str(caught.value)
