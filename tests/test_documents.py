@@ -31,7 +31,7 @@ def test_every_key_is_described():
     ("key", "expected"),
     [
         ("seed", "whole number >= 0, < 4294967296"),
-        ("pooling", "`gem`, `avg`"),
+        ("pooling", "`auto`, `gem`, `avg`"),
         ("cuda", "`True`, `False`"),
         ("image.size", "2 whole numbers >= 16"),
         ("image.hue", "number >= 0, <= 0.5"),

@@ -49,7 +49,8 @@ def small_pixels(images: StoredImages, side: int = 32) -> np.ndarray:
 @torch.no_grad()
 def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredImages, batch_size: int) -> torch.Tensor:
     """Average the final feature map of `backbone` over positions (a transformer pools its features itself): uint8
-    images, normalised as for `model`, -> float64 (N, C). The mean, not GeM: random weights may make features so small that GeM's lower bound would hide them."""
+    images, normalised as for `model`, -> float64 (N, C). The mean, not GeM: random weights may make features so small
+    that GeM's lower bound would hide them."""
     backbone = backbone.to(model.mean.device).eval()
     maps = (backbone(model.normalize(batch)).float() for batch in images.split(batch_size))
     return torch.cat([(part.mean((2, 3)) if part.ndim == 4 else part).cpu() for part in maps]).double()
