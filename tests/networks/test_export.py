@@ -12,14 +12,14 @@ from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 
 
-def network(normalize_embeddings):
+def network(normalize_embeddings, backbone="Conv4"):
     torch.manual_seed(0)
-    return SiameseNetwork("Conv4", image_size=(32, 48), margin=3.0, normalize_embeddings=normalize_embeddings)
+    return SiameseNetwork(backbone, image_size=(32, 48), margin=3.0, normalize_embeddings=normalize_embeddings)
 
 
 def test_another_runtime_gives_the_same_embeddings(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    model = network(True).train()
+    model = network(True, "vit_tiny_patch16_224").train()
     model.info = {"calibrated_threshold": 0.4, "classes": ["a", "b"]}
     export_onnx(model, tmp_path / "model.onnx")
     assert model.training  # as it was found

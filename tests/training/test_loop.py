@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -319,6 +320,24 @@ def test_fine_tuning_follows_repeats_bit_for_bit_and_leaves_the_first_blocks_and
     assert {int(name.split(".")[0]) for name in changed} == set(range(8, 21)) and not any(
         "running" in n for n in changed
     )
+
+
+def test_of_a_transformer_the_last_third_is_trained(config, tmp_path):
+    """The weights are of another image size, as published ones are."""
+    name = "vit_tiny_patch16_224"
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
+    settings = dict(backbone_model=name, weights=tmp_path / "weights.pth", image={"size": (32, 64)})
+    history = train(config({"epochs": 1, "head_steps": 3, "batch_size": 4, "learning_rate": 1e-3}, **settings))
+    assert history.epoch.tolist() == [1, 2] and np.isfinite(history.train_loss).all()
+    folder = config().checkpoints_path
+    last = SiameseNetwork.load(folder / "last.pth").backbone.state_dict()
+    start = nn.Sequential(*backbone_blocks(name, weights=settings["weights"], image_size=(32, 64))).state_dict()
+    changed = {name for name in start if not torch.equal(start[name], last[name])}
+    # Of 13 groups of layers the first 9: what embeds patches, and 8 of 12 blocks.
+    assert {".".join(name.split(".")[2:4]) for name in changed if ".blocks." in name} == {
+        f"blocks.{number}" for number in range(8, 12)
+    }
+    assert not any(part in name for part in ("patch_embed", "pos_embed", "cls_token") for name in changed)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -280,6 +281,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         prefix = min((name.removesuffix(first) for name in state if name.endswith("." + first)), key=len, default="")
         if first not in state:
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        remap = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        if remap and any(getattr(state.get(name), "shape", None) != own[name].shape for name in own):
+            state = remap(state, model)  # timm's: of publishers' names, and of positions for another image size
         if first not in state:  # the same layers in the same order
             kinds = [(name.rpartition(".")[2], tensor.shape) for name, tensor in own.items()]
             given = {name: tensor for name, tensor in state.items() if tensor.ndim}
