@@ -35,6 +35,12 @@ def make_files(root, names):
         noise(seed=seed).save(path) if path.suffix.lower() in SUFFIXES else path.write_text("text")
 
 
+def config_in(folder, **settings):
+    """All paths are this folder, and there are no progress bars; `settings` come on top."""
+    given = dict.fromkeys(("data_path", "checkpoints_path", "outputs_path"), folder)
+    return Config(**given | {"dataset": "Mine", "hyperparameters": {"verbose": False}} | settings)
+
+
 def colour_config(folder, results, **settings):
     """Of the classes in `colour_folder`, for a tiny network; `settings` come on top."""
     given = dict(

@@ -103,11 +103,6 @@ def test_the_readme_says_the_same_in_both_languages():
         assert f"]({other})" in text and len(text.splitlines()) < 200
 
 
-def test_figures_are_small():
-    sizes = {path.name: path.stat().st_size for path in DOCS.iterdir() if path.suffix in (".png", ".jpg")}
-    assert len(sizes) >= 4 and max(sizes.values()) < 300_000, sizes
-
-
 def test_thumbnails_are_the_notebooks_figures():
     for name, place in THUMBNAILS.items():
         assert (DOCS / name).read_bytes() == stored_figure(*place), f"{name}: run: make figures"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
+from samples import config_in
 
 from utils.evaluate.audit import audit
 from utils.explain.matching import Match
@@ -24,7 +25,6 @@ from utils.imshow import (
     show_similarity_matrix,
     show_what_if,
 )
-from utils.system.settings import Config
 
 
 @pytest.fixture(autouse=True)
@@ -140,10 +140,8 @@ def test_maps_of_padded_images_lie_on_the_images(wide):
             assert np.abs(there.min(1) - np.maximum(first, 0)).max() <= 1
             assert np.abs(there.max(1) - np.minimum(last, np.array(image.size[::-1]) - 1)).max() <= 1
     outside = show_explanation((wide, tall), hot_spot((1, 6), (5, 2)), boxes=PADDED).axes
-    assert (
-        not changed(outside[1].images[0].get_array(), wide).any()
-        and not changed(outside[4].images[0].get_array(), tall).any()
-    )
+    for axis, image in ((outside[1], wide), (outside[4], tall)):
+        assert not changed(axis.images[0].get_array(), image).any()
 
 
 def test_regions_of_padded_images_lie_on_the_images(wide):
@@ -151,16 +149,11 @@ def test_regions_of_padded_images_lie_on_the_images(wide):
     regions = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
     regions[0, 0, 1:4, 6:] = True  # row 1 is blank: rows 2 and 3 are the upper half
     regions[0, 1, 6:] = True  # blank
-    what_if = WhatIf(
-        0.8, np.zeros((2, 2)), np.zeros((2, 2)), regions, np.zeros((2, 2), dtype=bool), (PADDED[0], PADDED[0])
-    )
+    nothing = np.zeros((2, 2))
+    what_if = WhatIf(0.8, nothing, nothing, regions, nothing.astype(bool), (PADDED[0], PADDED[0]))
     shown = [changed(axis.images[0].get_array(), wide) for axis in show_what_if((wide, wide), what_if).axes[:2]]
-    assert (
-        shown[0][:20, 60:].mean() > 0.95
-        and not shown[0][20:].any()
-        and not shown[0][:, :60].any()
-        and not shown[1].any()
-    )
+    assert shown[0][:20, 60:].mean() > 0.95
+    assert not shown[0][20:].any() and not shown[0][:, :60].any() and not shown[1].any()
 
 
 def test_weak_evidence_is_drawn_weaker_than_the_pairs_strongest(wide):
@@ -232,8 +225,7 @@ def test_near_duplicates_stand_in_a_row_with_their_conflicts(colour_folder):
     for source, copies in (("red/0", ["red/1", "red/2"]), ("red/5", ["blue/5"]), ("blue/7", ["blue/8"])):
         for copy in copies:
             (colour_folder / f"{copy}.png").write_bytes((colour_folder / f"{source}.png").read_bytes())
-    places = dict.fromkeys(("data_path", "checkpoints_path", "outputs_path"), colour_folder)
-    config = Config(dataset="Colours", **places, hyperparameters={"verbose": False})
+    config = config_in(colour_folder)
     assert show_near_duplicates(replace(audit(config), groups=()), config) is None
     figure = show_near_duplicates(audit(config), config)
     titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]

@@ -1,7 +1,5 @@
 """Installing: conda and pip install the same packages, everywhere; nothing of the user is in git."""
 
-import shutil
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,31 +28,3 @@ def test_files_of_the_set_up_are_plain_ascii_with_unix_line_ends(name):
 def test_this_environment_meets_the_requirements():
     required = [Requirement(line) for line in LINES]
     assert [str(one) for one in required if not one.specifier.contains(version(one.name), prereleases=True)] == []
-
-
-def git(*arguments):
-    if not shutil.which("git") or not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-
-
-def test_no_images_or_results_are_in_git():
-    tracked = git("ls-files", "Data", "checkpoints", "outputs").stdout.split("\n")
-    own = [name for name in tracked if name and not name.startswith("checkpoints/shipped/")]
-    assert {Path(name).name for name in own} == {"README.md", ".gitkeep"}
-
-
-@pytest.mark.parametrize(
-    "path, ignored",
-    [
-        ("Data/Mine/rose/1.jpg", True),
-        ("Data/data_for_compare/1.jpg", True),
-        ("checkpoints/Mine/model.pth", True),
-        ("checkpoints/shipped/Synthetic/model.pth", False),
-        ("outputs/Mine/metrics.json", True),
-        ("Data/README.md", False),
-        ("config.yml", False),
-    ],
-)
-def test_git_ignores_what_belongs_to_the_user(path, ignored):
-    assert git("check-ignore", "--quiet", "--no-index", path).returncode == (0 if ignored else 1)

@@ -1,7 +1,5 @@
 """Reads `config.yml`, checks it and resolves it for one dataset."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

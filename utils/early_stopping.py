@@ -1,7 +1,5 @@
 """Decides when to stop training, and which epoch to keep."""
 
-from __future__ import annotations
-
 import math
 
 import pandas as pd

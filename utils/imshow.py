@@ -1,7 +1,5 @@
 """Figures made of images: samples, pairs, explanations on the original images, and who resembles whom."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

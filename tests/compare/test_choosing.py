@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from samples import config_in
 
 from utils.compare.choosing import (
     choose_pair,
@@ -12,7 +13,6 @@ from utils.compare.choosing import (
     pair_folder,
 )
 from utils.system.errors import DataError
-from utils.system.settings import Config
 
 
 @pytest.fixture
@@ -30,15 +30,7 @@ def touch(path):
 @pytest.fixture
 def config(tmp_path):
     """A trained dataset of three classes with 1, 3 and 2 test images."""
-    data = tmp_path / "Data" / "Shapes"
-    settings = Config(
-        dataset="Shapes",
-        data_path=data,
-        checkpoints_path=tmp_path / "checkpoints",
-        outputs_path=tmp_path / "outputs",
-        compare_path=tmp_path / "Data" / "data_for_compare",
-    )
-    settings.checkpoints_path.mkdir()
+    settings = config_in(tmp_path, compare_path=tmp_path / "Data" / "data_for_compare")
     test = ["b/1.png", "a/0.png", "b/2.png", "c/9.png", "b/3.png", "c/sub/8.png"]
     rows = [("a/train.png", "a", "train"), *((file, file[0], "test") for file in test)]
     pd.DataFrame(rows, columns=["file", "label", "split"]).to_csv(settings.checkpoints_path / "split.csv", index=False)

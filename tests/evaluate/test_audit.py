@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from samples import config_in
 
 from utils.evaluate.audit import audit, is_conflicting, report
 from utils.system.errors import DataError
-from utils.system.settings import Config
 
 
 def picture(seed, size=(60, 40)):
@@ -15,15 +15,7 @@ def picture(seed, size=(60, 40)):
 
 
 def config_for(folder, **settings):
-    settings = {
-        "dataset": "Mine",
-        "image": {"size": (40, 60)},
-        "test_size": 0.2,
-        "valid_size": 0.25,
-    } | settings  # 20 images: 4 and 4
-    return Config(
-        data_path=folder, checkpoints_path=folder, outputs_path=folder, hyperparameters={"verbose": False}, **settings
-    )
+    return config_in(folder, **{"image": {"size": (40, 60)}, "test_size": 0.2, "valid_size": 0.25} | settings)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from samples import config_in
 from scipy.spatial import distance as scipy_distance
 from torch import nn
 
@@ -19,7 +20,6 @@ from utils.images.pairs import Pairs, evaluation_pairs
 from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
-from utils.system.settings import Config
 
 TRAINING_FREE = ["perceptual hash", "colour histogram", "pixels at 32 px", "untrained backbone"]
 
@@ -36,15 +36,7 @@ def images():
 
 
 def config(tmp_path, **settings):
-    options = {"batch_size": 4, "verbose": False}
-    return Config(
-        dataset="d",
-        data_path=tmp_path,
-        checkpoints_path=tmp_path,
-        outputs_path=tmp_path,
-        hyperparameters=options,
-        **settings,
-    )
+    return config_in(tmp_path, hyperparameters={"batch_size": 4, "verbose": False}, **settings)
 
 
 # ------------------------------------------------------------------------------------------- distances

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from samples import break_file, make_files
+from samples import break_file, config_in, make_files
 from sklearn import metrics
 
 from utils.dataset import load_split
@@ -25,7 +25,6 @@ from utils.images.frame import Frame
 from utils.images.pairs import Pairs
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
-from utils.system.settings import Config
 
 
 def test_the_surest_decisions_and_the_worst_mistakes():
@@ -127,11 +126,6 @@ def test_pair_distances_by_hand():
     )
 
 
-def config_of(folder, **settings):
-    places = {"data_path": folder, "checkpoints_path": folder / "c", "outputs_path": folder / "o"}
-    return Config(dataset="d", **places, **{"hyperparameters": {"verbose": False}} | settings)
-
-
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -155,7 +149,7 @@ def test_a_split_is_measured_in_the_networks_frame(model, tmp_path):
         Image.new("RGB", (10, 20), "white").save(tmp_path / file)
     model.frame, model.info = Frame((16, 24), "pad", (0, 0, 0)), {"config": {"seed": 3}}
     table = pd.DataFrame({"file": files, "label": list("aabb"), "split": "test"})
-    images = measure_split(model, table, "test", config_of(tmp_path)).images[range(4)]
+    images = measure_split(model, table, "test", config_in(tmp_path)).images[range(4)]
     assert (images[..., 8:16] == 255).all() and not images[..., :8].any() and not images[..., 16:].any()
 
 
@@ -165,7 +159,7 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
     for file, label, _ in rows:
         (tmp_path / label).mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(tmp_path / file)
-    config = config_of(tmp_path, hyperparameters={"batch_size": 4, "verbose": False})
+    config = config_in(tmp_path, hyperparameters={"batch_size": 4, "verbose": False})
     model.info, model.margin = {"config": {"seed": 3}}, 0.002
     seen = []
     model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
@@ -192,7 +186,7 @@ def lost_after_training(tmp_path, lost, **settings):
     """A test split of two classes of three images, some of which are gone or broken now: what is left of it."""
     files = [f"{label}/{i}.png" for label in "ab" for i in range(3)]
     make_files(tmp_path, files)
-    config = config_of(tmp_path, **settings)
+    config = config_in(tmp_path, **settings)
     table = pd.DataFrame({"file": ["x/1.png", *files], "label": list("xaaabbb"), "split": ["train"] + 6 * ["test"]})
     net = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
     net.info = {"config": {"seed": 3}}
@@ -216,7 +210,7 @@ def test_many_lost_images_are_still_one_line(tmp_path, capsys):
     here, gone = ["a/1.png", "a/2.png", "b/1.png"], [f"a/gone{i}.png" for i in range(5)]
     make_files(tmp_path, here)
     table = pd.DataFrame({"file": gone + here, "label": ["a"] * 5 + list("aab"), "split": "test"})
-    assert load_split(table, "test", config_of(tmp_path), Frame((16, 16)))[1].file.tolist() == here
+    assert load_split(table, "test", config_in(tmp_path), Frame((16, 16)))[1].file.tolist() == here
     told = capsys.readouterr().out
     assert told.endswith(
         "5 of 8 images gone or unreadable, left out: a/gone0.png, a/gone1.png, a/gone2.png and 2 more\n"

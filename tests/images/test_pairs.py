@@ -83,14 +83,11 @@ def test_small_batches_hold_a_similar_pair(labels, batch_size):
 
 
 def test_image_batches_depend_on_the_generator_alone():
-    first, again, other = (
-        np.concatenate(image_batches([0, 1] * 20, 8, generator(seed))).tolist() for seed in (1, 1, 2)
-    )
+    batches = (image_batches([0, 1] * 20, 8, generator(seed)) for seed in (1, 1, 2))
+    first, again, other = (np.concatenate(one).tolist() for one in batches)
     assert first == again != other
-    partners = {frozenset(first[i : i + 2]) for i in range(0, 40, 2)} & {
-        frozenset(other[i : i + 2]) for i in range(0, 40, 2)
-    }
-    assert len(partners) < 10  # the couples themselves are drawn again
+    couples = [{frozenset(one[i : i + 2]) for i in range(0, 40, 2)} for one in (first, other)]
+    assert len(couples[0] & couples[1]) < 10  # the couples themselves are drawn again
 
 
 @pytest.mark.parametrize("count, most, chosen", [(10, 4, [0, 3, 6, 9]), (3, 60, [0, 1, 2]), (5, 2, [0, 4])])

@@ -14,11 +14,8 @@ from utils.images.synthetic import CLASSES, SEED, SYNTHETIC, ensure_synthetic, i
 @pytest.fixture(scope="module")
 def scenes():
     """48 scenes of every class with their masks, as arrays, in the classes' order."""
-    drawn = [
-        scene(label, np.random.default_rng([SEED, label, index]), intruder_class(label, index))
-        for label in range(5)
-        for index in range(48)
-    ]
+    places = ((label, index) for label in range(5) for index in range(48))
+    drawn = (scene(k, np.random.default_rng([SEED, k, index]), intruder_class(k, index)) for k, index in places)
     return [(np.asarray(image), np.asarray(mask)) for image, mask, _ in drawn]
 
 
@@ -29,11 +26,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def contents(folder):
-    return {
-        path.relative_to(folder.parent).as_posix(): path.read_bytes()
-        for path in folder.parent.rglob("*")
-        if path.is_file()
-    }
+    files = (path for path in folder.parent.rglob("*") if path.is_file())
+    return {path.relative_to(folder.parent).as_posix(): path.read_bytes() for path in files}
 
 
 # ----------------------------------------------------------------------------------------------- files
@@ -41,11 +35,7 @@ def contents(folder):
 
 def test_five_classes_with_a_mask_for_every_image_outside_their_folders(folder):
     ensure_synthetic(folder, verbose=False)
-    names = {
-        f"{name}/{name}_{index:03d}.png"
-        for name in ("checks", "dots", "rings", "spokes", "stripes")
-        for index in range(3)
-    }
+    names = {f"{name}/{name}_00{k}.png" for name in ("checks", "dots", "rings", "spokes", "stripes") for k in range(3)}
     files = {f"{root}/{name}" for root in ("Synthetic", "Synthetic_masks") for name in names}
     intruders = {f"Synthetic_masks/{name}/{name}_000_intruder.png" for name in CLASSES}
     assert set(contents(folder)) == files | intruders
@@ -106,9 +96,7 @@ def test_the_disc_lies_anywhere(scenes):
 
 def test_the_class_changes_the_picture_inside_the_mask_only():
     for seed in range(5):
-        pictures, masks, _ = zip(
-            *(scene(label, np.random.default_rng(seed)) for label in range(len(CLASSES))), strict=True
-        )
+        pictures, masks, _ = zip(*(scene(label, np.random.default_rng(seed)) for label in range(len(CLASSES))))
         disc = np.asarray(masks[0]) > 0
         assert all(np.array_equal(mask, masks[0]) for mask in masks)
         stack = np.array([np.asarray(picture, int) for picture in pictures])

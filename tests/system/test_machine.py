@@ -5,18 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from samples import config_in
 
 from utils.system import machine
 from utils.system.errors import ConfigError
 from utils.system.machine import bfloat16_pays, choose_device, keep_freed_memory
-from utils.system.settings import Config
 
 
 @pytest.fixture
 def config(tmp_path):
-    return lambda **settings: Config(
-        dataset="Any", data_path=tmp_path, checkpoints_path=tmp_path, outputs_path=tmp_path, **settings
-    )
+    return lambda **settings: config_in(tmp_path, **settings)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """In a notebook: choose two images by thumbnail or upload, and see their score, maps and "what if" at once."""
 
-from __future__ import annotations
-
 import io
 import re
 import tempfile
@@ -27,15 +25,6 @@ from utils.system.files import replacing
 
 MOST = 40  # thumbnails shown
 SIDE = 72  # pixels, of a thumbnail
-
-
-def show_chooser(model: SiameseNetwork, paths: Sequence[Path]) -> Chooser:
-    """Show a `Chooser` below the notebook's cell."""
-    chooser = Chooser(model, paths)
-    # Where no notebook is running, as on a page of GitHub, the words stand for the widget.
-    words = {"text/plain": "Two images can be chosen here while the notebook is running."}
-    display(chooser.box._repr_mimebundle_() | words, raw=True)
-    return chooser
 
 
 class Chooser:
@@ -126,6 +115,15 @@ class Chooser:
                 self.choose(path, self.chosen.index(None) if None in self.chosen else 1)
         if problems:
             self._show(*problems)
+
+
+def show_chooser(model: SiameseNetwork, paths: Sequence[Path]) -> Chooser:
+    """Show a `Chooser` below the notebook's cell."""
+    chooser = Chooser(model, paths)
+    # Where no notebook is running, as on a page of GitHub, the words stand for the widget.
+    words = {"text/plain": "Two images can be chosen here while the notebook is running."}
+    display(chooser.box._repr_mimebundle_() | words, raw=True)
+    return chooser
 
 
 def _tag(data: io.BytesIO, style: str) -> str:

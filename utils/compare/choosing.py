@@ -1,7 +1,5 @@
 """Which images are compared, what they are called, and where their figures go."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

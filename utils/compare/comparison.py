@@ -1,7 +1,5 @@
 """Images compared with each other: each is embedded once, and its regions are measured when it is first explained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

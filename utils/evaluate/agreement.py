@@ -1,7 +1,5 @@
 """Compares the sums of maps over cells with the effects that are measured when these cells are removed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Distances of pairs by methods that need no training, to compare the trained network with."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import imagehash

@@ -1,7 +1,5 @@
 """Chooses the threshold on validation pairs, and turns distances into probabilities of "same class"."""
 
-from __future__ import annotations
-
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_curve

@@ -1,7 +1,5 @@
 """Tests whether maps are true of the network: by blurring, deletion and insertion curves, and random weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Scores how well maps find the deciding object, by ground-truth masks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tests maps by mosaics: of the four images in one, only one can make a pair similar, so the right answer is known."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Scores of retrieval: each image of a split is a query for its class among all the others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

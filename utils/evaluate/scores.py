@@ -1,7 +1,5 @@
 """Scores of a trained network: each image is embedded once, and the distances of pairs give all scores."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """Embeddings of an image with regions occluded. In a backbone's earlier blocks only what changes is computed again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

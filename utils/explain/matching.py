@@ -1,7 +1,5 @@
 """Which part of one image matches which part of the other: the strongest interactions of a pair's regions."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

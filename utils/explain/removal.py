@@ -4,8 +4,6 @@ An intervention changes one image of a pair and leaves the other as it is. To re
 of a similar pair would leave two images that are alike again, and hide the effect.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

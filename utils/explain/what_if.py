@@ -1,7 +1,5 @@
 """A map put to the test: its strongest region is removed from one image, and the pair is compared again."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,37 +10,6 @@ from utils.images.frame import Box
 from utils.Siamese import SiameseNetwork
 
 MAPS = ("factual", "counterfactual")
-
-
-def what_if(
-    model: SiameseNetwork, images: torch.Tensor, maps: torch.Tensor, empty: torch.Tensor, boxes: tuple[Box, Box]
-) -> WhatIf:
-    """Remove the strongest tenth of each map of a pair, one at a time, in three ways, and compare the pair again.
-
-    Args:
-        images: the pair, preprocessed, shape (2, 3, H, W).
-        maps: factual and counterfactual, shape (2, 2, H, W): image; map. `empty`, (2, 2), tells which are.
-        boxes: the part of the network's frame that each image fills.
-    """
-    interventions = Interventions(model, images[:1], images[1:])
-    regions, before = strongest_region(maps), interventions.margins_before
-
-    def margins(removal=None) -> torch.Tensor:
-        """Of the decision, shape (2, 2), after removing one region of one image."""
-        return torch.stack([interventions.margins_after(regions[None, :, k], removal)[0] for k in (0, 1)], dim=1)
-
-    blurred = margins()
-    similarity = (1 - model.threshold - interventions.sign * values for values in (before, blurred))
-    original, after = (values.cpu() for values in similarity)
-    return WhatIf(
-        float(original),
-        after.numpy(),
-        (blurred - before).cpu().numpy(),
-        regions,
-        empty.cpu().numpy(),
-        boxes,
-        {name: (margins(removal) - before).cpu().numpy() for name, removal in OTHER_REMOVALS.items()},
-    )
 
 
 @dataclass(frozen=True)
@@ -84,6 +51,37 @@ class WhatIf:
             return line + "so do not trust this map"
         failed = [removal for removal, changes in self.others.items() if expected * changes[image, column] <= 0]
         return line + "as it should" + (f"; but not if it is {' or '.join(failed)}" if failed else "")
+
+
+def what_if(
+    model: SiameseNetwork, images: torch.Tensor, maps: torch.Tensor, empty: torch.Tensor, boxes: tuple[Box, Box]
+) -> WhatIf:
+    """Remove the strongest tenth of each map of a pair, one at a time, in three ways, and compare the pair again.
+
+    Args:
+        images: the pair, preprocessed, shape (2, 3, H, W).
+        maps: factual and counterfactual, shape (2, 2, H, W): image; map. `empty`, (2, 2), tells which are.
+        boxes: the part of the network's frame that each image fills.
+    """
+    interventions = Interventions(model, images[:1], images[1:])
+    regions, before = strongest_region(maps), interventions.margins_before
+
+    def margins(removal=None) -> torch.Tensor:
+        """Of the decision, shape (2, 2), after removing one region of one image."""
+        return torch.stack([interventions.margins_after(regions[None, :, k], removal)[0] for k in (0, 1)], dim=1)
+
+    blurred = margins()
+    similarity = (1 - model.threshold - interventions.sign * values for values in (before, blurred))
+    original, after = (values.cpu() for values in similarity)
+    return WhatIf(
+        float(original),
+        after.numpy(),
+        (blurred - before).cpu().numpy(),
+        regions,
+        empty.cpu().numpy(),
+        boxes,
+        {name: (margins(removal) - before).cpu().numpy() for name, removal in OTHER_REMOVALS.items()},
+    )
 
 
 def _two_numbers(before: float, after: float) -> str:

@@ -1,7 +1,5 @@
 """Draw on an image: its map, the outline of a region, matching regions, a few words."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Figures made of numbers: class counts, learning curves, and how a network scores on pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

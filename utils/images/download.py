@@ -4,8 +4,6 @@ One zip archive holds all three sets; it is kept in `Data/.downloads`. A set app
 is complete, so an interrupted run can be repeated.
 """
 
-from __future__ import annotations
-
 import http.client
 import shutil
 import ssl

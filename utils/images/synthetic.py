@@ -8,8 +8,6 @@ against "similar" when the partner is of the scene's class, and against "dissimi
 intruder's: the right answer for a counterfactual explanation.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Errors that a user can correct: each message is one line, with what is wrong and what to do."""
 
-from __future__ import annotations
-
 
 class UserError(Exception):
     """The user can correct this; the message says how."""

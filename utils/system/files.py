@@ -1,7 +1,5 @@
 """Files that are written completely or not at all; hashes of paths; text for a terminal."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

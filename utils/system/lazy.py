@@ -3,8 +3,6 @@
 So a notebook imports from a room in one line, and a command that draws nothing loads no plotting library.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run needs of its machine: random numbers that repeat, a device, a number format and memory."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

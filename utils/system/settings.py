@@ -3,8 +3,6 @@
 The key names are those of the paper's public implementation, so that its users' files load unchanged.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
