@@ -143,7 +143,7 @@ def planted(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
 
 def near_duplicates(count: int) -> str:
     bits, (first, second) = planted(count, np.random.default_rng(0))
-    prints = [Fingerprint(k.to_bytes(8, "big"), row, (1, 1)) for k, row in enumerate(bits)]
+    prints = [Fingerprint(k.to_bytes(8, "big"), row[None].repeat(2, axis=0), (1, 1)) for k, row in enumerate(bits)]
     start = time.perf_counter()
     groups = near_duplicate_groups(prints)
     took = time.perf_counter() - start

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.images.reading import SUFFIXES
+from utils.images.reading import SUFFIXES as READ_SUFFIXES
 from utils.system.settings import Config
 
 
@@ -16,6 +16,7 @@ def on_disk(name):
     return name.encode(encoding, "ignore").decode(encoding)
 
 
+SUFFIXES = READ_SUFFIXES & Image.registered_extensions().keys()  # those that can be written, too
 NEEDS_EMOJI = pytest.mark.skipif(not on_disk("\N{BLOSSOM}"), reason="no file can have this name under this locale")
 
 

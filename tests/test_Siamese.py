@@ -262,12 +262,12 @@ def test_a_checkpoint_with_what_earlier_versions_kept_beside_loads(tmp_path):
 
 def test_a_checkpoint_knows_its_fit_and_one_from_before_there_was_a_choice_stretches(tmp_path):
     SiameseNetwork("Conv4", image_size=(16, 24), fit="pad", mean=(0.1, 0.2, 0.3)).save(tmp_path / "model.pth")
-    assert SiameseNetwork.load(tmp_path / "model.pth").frame == ((16, 24), "pad", (0.1, 0.2, 0.3))
+    assert SiameseNetwork.load(tmp_path / "model.pth").frame == ((16, 24), "pad", (0.1, 0.2, 0.3), None)
     checkpoint = torch.load(tmp_path / "model.pth", weights_only=True)
     del checkpoint["architecture"]["fit"], checkpoint["architecture"]["normalize_embeddings"]
     torch.save(checkpoint, tmp_path / "model.pth")
     old = SiameseNetwork.load(tmp_path / "model.pth")
-    assert old.frame == ((16, 24), "stretch", (0.1, 0.2, 0.3)) and not old.normalize_embeddings
+    assert old.frame == ((16, 24), "stretch", (0.1, 0.2, 0.3), None) and not old.normalize_embeddings
 
 
 @pytest.mark.parametrize("margin", [2.0, 3.0])

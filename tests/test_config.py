@@ -157,11 +157,16 @@ def test_a_dataset_may_be_called_by_a_number(load):
     assert (load(text).dataset, load(text).seed, load(text, "2019").seed, load(text, 2019).seed) == ("2018", 5, 6, 6)
 
 
-@pytest.mark.parametrize("name", ["0625", "2018_01", "1.10", "No", "2024-01-05", "2023-13-45", "1e3"])
+@pytest.mark.parametrize("name", ["0625", "2018_01", "1.10", "No", "2024-01-05", "2023-13-45", "1e3", "null", "~"])
 def test_the_name_of_a_dataset_is_taken_as_written(load, name):
     for text in (f"dataset: {name}\nseed: 5", f"datasets: {{{name}: {{seed: 5}}}}", f"seed: 5\ndata_path: Data/{name}"):
         config = load(text, name)
         assert (config.dataset, config.data_path, config.seed) == (name, Path("Data") / name, 5)
+
+
+def test_a_name_that_is_left_empty_is_none_and_null_elsewhere_is_no_value(load):
+    config = load("dataset:\ndata_path: Data/Cars\ngroup_pattern: null\nweights: ~")
+    assert (config.dataset, config.group_pattern, config.weights) == ("Cars", None, None)
 
 
 def test_without_blocks_any_dataset_name_is_a_folder_under_data(load):

@@ -56,8 +56,12 @@ def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
     config = config_for(tmp_path, group_pattern=r"^([a-z]+_\d+)_")
     table, _ = scan(tmp_path)
     groups, notes = groups_of(table, config)
-    by_hand = [file if "other" in file else file.rsplit("_", 1)[0] for file in table.file]  # the class is part of it
-    assert not notes and [by_hand.index(key) for key in by_hand] == groups.tolist()
+    by_hand = [file if "other" in file else file[2:].rsplit("_", 1)[0] for file in table.file]  # whatever the class
+    assert [by_hand.index(key) for key in by_hand] == groups.tolist()
+    assert notes == [
+        "group_pattern: 12 groups of several classes (oslo_0, oslo_1, oslo_2 and 9 more), which stay in one split, too"
+        "; if these are different things in each class, give them different names"
+    ]
     for seed in range(20):
         table, _ = prepare_split(config.model_copy(update={"seed": seed}))
         assert (table.groupby(by_hand).split.nunique() == 1).all()
@@ -75,6 +79,15 @@ def test_a_pattern_links_near_duplicates(tmp_path):
     linked = table.file.str.startswith("a/n").to_numpy()
     assert len(set(groups[linked])) == 1 and len(set(groups)) == 1 + 18
     assert notes[0].startswith("1 group of near-duplicate images (2 files)")
+
+
+@pytest.mark.parametrize("pattern", [r"(patient_\d+)", r"(patient_\d+)/", r"^(patient_\d+)", r"^(\d)\.", r"(\d)"])
+def test_a_pattern_is_searched_below_the_class_folder_then_in_the_name(tmp_path, pattern):
+    make_files(tmp_path, [f"{label}/patient_{p}/{i}.png" for label in "ab" for p in range(3) for i in range(4, 6)])
+    groups, notes = groups_of(scan(tmp_path)[0], config_for(tmp_path, group_pattern=pattern))
+    by_name = pattern.startswith(r"^(\d)")  # matches no path
+    assert groups.tolist() == ([0, 1] * 6 if by_name else [0, 0, 2, 2, 4, 4] * 2)
+    assert notes[0].startswith(f"group_pattern: {2 if by_name else 3} groups of several classes")
 
 
 def test_files_in_which_a_pattern_captures_nothing_stand_alone(tmp_path):
@@ -121,6 +134,94 @@ def test_splits_that_make_no_pairs_are_an_error(tmp_path, counts, split):
     make_files(tmp_path, [f"{label}/{i}.png" for label, count in counts.items() for i in range(count)])
     with pytest.raises(DataError, match=f"too few images for the {split} split"):
         prepare_split(config_for(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "count, classes, advice",
+    [
+        (6, 3, "set test_size: 0.4 and valid_size: 0.4, or add images"),  # 2 of 6 to test, 2 of the other 4 to validate
+        (4, 3, "add images, or put whole classes into folders for each split, train/, valid/ and test/"),
+    ],
+)
+def test_advice_for_small_classes_leads_somewhere(tmp_path, count, classes, advice):
+    make_files(tmp_path, [f"{label}/{i}.png" for label in range(classes) for i in range(count)])
+    config = config_for(tmp_path, test_size=0.1, valid_size=0.1)
+    with pytest.raises(DataError) as caught:
+        prepare_split(config)
+    assert str(caught.value).endswith(f"needs two classes, one of them with two images; {advice}")
+    if advice.startswith("set"):
+        prepare_split(config.model_copy(update={"test_size": 0.4, "valid_size": 0.4}))
+
+
+def test_of_hundreds_of_small_classes_three_are_named(tmp_path):
+    make_files(tmp_path, [f"{label}/{i}.png" for label in range(300) for i in range(1 + (label < 3) * 20)])
+    assert max(map(len, prepare_split(config_for(tmp_path))[1])) < 200
+
+
+# ----------------------------------------------------------------------------- a set that is divided already
+
+
+def given_files(*folders, count=3):
+    return [f"{folder}/{label}/{i}.png" for folder in folders for label in "ab" for i in range(count)]
+
+
+def test_given_splits_are_kept(tmp_path):
+    make_files(tmp_path, given_files("Training", "val", "test") + ["labels.csv", "extra/1.png", "test/9.png"])
+    table, notes = prepare_split(config_for(tmp_path))
+    given = {"Training": "train", "val": "valid", "test": "test"}
+    assert [tuple(row) for row in table.itertuples(index=False)] == [
+        (file, file.split("/")[1], given[file.split("/")[0]]) for file in sorted(given_files(*given))
+    ]
+    beside = "a folder beside those of the splits (Training, test, val); move it into one if it is a class"
+    assert sorted(notes) == sorted(
+        [
+            f"extra: {beside}",
+            "labels.csv: not inside a class folder; move it into one if it is an image",
+            "test/9.png: not inside a class folder; move it into one if it is an image",
+            f"{tmp_path}: divided already, the splits are those of its folders",
+        ]
+    )
+
+
+@pytest.mark.parametrize("folders, drawn", [(("train", "test"), "valid"), (("train", "valid"), "test")])
+def test_a_split_that_is_missing_is_drawn_from_train(tmp_path, folders, drawn):
+    make_files(tmp_path, given_files(*folders, count=12))
+    table, notes = prepare_split(config_for(tmp_path))
+    assert (table.split[table.file.str.startswith(folders[1])] == folders[1]).all()
+    counts = table[table.file.str.startswith("train")].groupby(["label", "split"]).size()
+    assert counts.to_dict() == {
+        (label, split): {"train": 9, drawn: 3}[split] for label in "ab" for split in ("train", drawn)
+    }
+    assert notes == [
+        f"{tmp_path}: divided already, the splits are those of its folders; {drawn} is missing, and drawn from train"
+    ]
+
+
+def test_duplicates_across_given_splits_are_named(tmp_path):
+    make_files(tmp_path, given_files("train", "valid", "test"))
+    (tmp_path / "test/a/0.png").write_bytes((tmp_path / "train/a/1.png").read_bytes())
+    table, notes = prepare_split(config_for(tmp_path))
+    assert dict(zip(table.file, table.split))["test/a/0.png"] == "test"
+    assert notes[1:] == [
+        "1 group of images that belong together in several splits (test/a/0.png, train/a/1.png): scores will flatter"
+    ]
+
+
+def test_classes_of_two_images_can_be_divided_as_a_whole(tmp_path):
+    classes = {"train": "abc", "valid": "de", "test": "fg"}
+    make_files(tmp_path, [f"{split}/{label}/{i}.png" for split in classes for label in classes[split] for i in (1, 2)])
+    table, _ = prepare_split(config_for(tmp_path))
+    assert table.groupby("split").label.unique().map("".join).to_dict() == classes
+
+
+@pytest.mark.parametrize(
+    "files",
+    [["train/a/1.png", "test/a/1.png"], ["train/1.png", "test/1.png"], ["train/a/1.png", "train/b/1.png", "car/1.png"]],
+)
+def test_classes_called_train_and_test_are_classes(tmp_path, files):
+    make_files(tmp_path, files)
+    table, _ = scan(tmp_path)
+    assert "split" not in table and set(table.label) == {file.split("/")[0] for file in files}
 
 
 CLASSES = [f"{label}/{i:02d}.png" for label in "ab" for i in range(12)]
@@ -243,8 +344,7 @@ def test_a_folder_of_identical_images_is_an_error(tmp_path):
         prepare_split(config_for(tmp_path))
     assert str(caught.value) == (
         f"{tmp_path}: too few images for the valid split, which needs two classes, one of them with two images "
-        "(24 of 24 images belong together, as near duplicates or by group_pattern); "
-        "add images that differ or change test_size and valid_size"
+        "(24 of 24 images belong together, as near duplicates or by group_pattern); add images that differ"
     )
 
 

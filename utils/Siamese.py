@@ -89,6 +89,7 @@ class SiameseNetwork(nn.Module):
         std: their standard deviations, likewise.
         fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.images.frame.Frame`.
         normalize_embeddings: whether embeddings are scaled to one length.
+        levels: the values that become black and white in images of more than 8 bits; `None`: those of each image.
 
     Raises:
         ModelError: unknown backbone, weights that cannot be downloaded, read or matched, an image size that the
@@ -109,6 +110,7 @@ class SiameseNetwork(nn.Module):
         std: tuple[float, float, float] = IMAGENET_STD,
         fit: str = "stretch",
         normalize_embeddings: bool = False,
+        levels: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if pooling not in ("auto", "gem", "avg"):
@@ -117,7 +119,7 @@ class SiameseNetwork(nn.Module):
             raise ValueError(f"fit must be 'stretch' or 'pad', got {fit!r}")
         self.normalize_embeddings = normalize_embeddings
         self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
-        self.frame = Frame(self.image_size, fit, tuple(mean))
+        self.frame = Frame(self.image_size, fit, tuple(mean), levels)
         if isinstance(backbone_model, nn.Module):
             self.backbone, backbone_model = nn.Sequential(WholeNetwork(backbone_model)), ENCODER
         else:
@@ -141,6 +143,7 @@ class SiameseNetwork(nn.Module):
             std=tuple(std),
             fit=fit,
             normalize_embeddings=normalize_embeddings,
+            levels=levels,
         )
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -310,8 +313,12 @@ def similarity_matrix(model: SiameseNetwork, embeddings: torch.Tensor) -> np.nda
     return (1 - model.dissimilarity(distance)).cpu().numpy()
 
 
-def build_model(config: Config) -> SiameseNetwork:
-    """Build the untrained network that a configuration describes; random weights depend on its seed only."""
+def build_model(config: Config, levels: tuple[float, float] | None = None) -> SiameseNetwork:
+    """Build the untrained network that a configuration describes; random weights depend on its seed only.
+
+    Args:
+        levels: as in `SiameseNetwork`; for training, those of its images.
+    """
     with seeded(config.seed):
         return SiameseNetwork(
             config.backbone_model,
@@ -326,6 +333,7 @@ def build_model(config: Config) -> SiameseNetwork:
             config.image.normalization.std,
             config.image.fit,
             config.normalize_embeddings,
+            levels,
         )
 
 

@@ -50,8 +50,8 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
 class _Loader(yaml.SafeLoader):
     """Reads YAML with three differences: values are text, of which pydantic makes numbers, as YAML reads a name such as
-    0625 as 405, and No as False; a key written twice is an error, where YAML drops the first one; and so is an escape
-    in double quotes, which turns a part of a Windows path into a line end."""
+    0625 as 405, and No as False, and null only as no value, not as a name; a key written twice is an error, where YAML
+    drops the first one; and so is an escape in double quotes, which turns a part of a Windows path into a line end."""
 
     yaml_implicit_resolvers = {
         letter: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
@@ -61,7 +61,10 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, _ in node.value:
+        for key, value in node.value:
+            for name in [key, value] if key.value == "dataset" else [key]:
+                if name.tag.endswith(":null") and name.value:
+                    name.tag = "tag:yaml.org,2002:str"
             if str(key.value) in seen:
                 raise yaml.composer.ComposerError(problem=f"{key.value}: written twice", problem_mark=key.start_mark)
             seen.add(str(key.value))

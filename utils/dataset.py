@@ -10,8 +10,9 @@ import pandas as pd
 
 from utils.images.cache import read_fingerprints, read_images
 from utils.images.duplicates import Fingerprint, join, near_duplicate_groups
-from utils.images.folder import check_two_classes, doubtful_folders, first_names, scan
+from utils.images.folder import SPLITS, check_two_classes, doubtful_folders, first_names, scan
 from utils.images.frame import Frame
+from utils.images.looks import notes_on_looks
 from utils.images.splitting import split_images
 from utils.images.stored import StoredImages
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
@@ -19,51 +20,42 @@ from utils.system.errors import DataError
 from utils.system.files import counted
 from utils.system.settings import Config
 
-SPLITS = ("train", "valid", "test")
-
 
 def group_images(
     table: pd.DataFrame, fingerprints: Sequence[Fingerprint], config: Config
 ) -> tuple[np.ndarray, list[str]]:
-    """Group the images that must stay in one split: near duplicates, whatever their classes, and files of a class that
-    agree in the part of their names that `group_pattern` captures.
-
-    Args:
-        table: N rows with `file` and `label`.
-        fingerprints: of these files.
-
-    Returns:
-        The number of its group for every image, shape (N,); and notes for the user.
-    """
-    notes = []
-    groups = np.arange(len(table))
+    """Group the images of a table that must stay in one split, whatever their classes: near duplicates, and files that
+    agree in what `group_pattern` captures of their paths; returns each one's group, (N,), and notes for the user."""
+    notes, groups = [], np.arange(len(table))
     if config.dataset != SYNTHETIC:  # the built-in scenes are drawn one by one: none is a duplicate
         groups = near_duplicate_groups(fingerprints, config.hyperparameters.verbose)
         sizes = np.bincount(groups)
-        if (duplicates := sizes[sizes > 1]).size:
+        if (duplicates := sizes[sizes > 1]).size and "split" not in table:
             notes.append(
                 f"{counted(len(duplicates), 'group')} of near-duplicate images ({duplicates.sum()} files): each stays "
                 f"in one split; python -m utils audit {config.dataset} lists them"
             )
     if config.group_pattern is not None:
-        captured = table.file.str.rpartition("/")[2].str.extract(config.group_pattern, expand=False)
-        positions = pd.Series(np.arange(len(table)), table.index)
-        firsts = positions.groupby([table.label, captured]).transform("min")  # NaN where nothing is captured
+        places = table.file.str.split("/", n=1 + ("split" in table)).str[-1], table.file.str.rpartition("/")[2]
+        in_path, in_name = (place.str.extract(config.group_pattern, expand=False) for place in places)
+        captured, positions = in_path.fillna(in_name), pd.Series(np.arange(len(table)), table.index)
+        firsts = positions.groupby(captured).transform("min")  # NaN where nothing is captured
         groups = join(groups, positions.to_numpy(), firsts.fillna(positions).to_numpy(int))
         if captured.isna().all():
             notes.append(
                 f"group_pattern: {config.group_pattern!r} is in no file name, so it groups nothing; "
                 "correct it in config.yml"
             )
+        if crossing := captured[table.label.groupby(captured).transform("nunique") > 1].unique().tolist():
+            notes.append(
+                f"group_pattern: {counted(len(crossing), 'group')} of several classes ({first_names(crossing)}), which "
+                "stay in one split, too; if these are different things in each class, give them different names"
+            )
     return groups, notes
 
 
 def prepare_folder(config: Config) -> None:
-    """Draw the missing images of the built-in dataset, if the configuration is for it.
-
-    Raises:
-        DataError: its folder holds another dataset.
-    """
+    """Draw the missing images of the built-in dataset, if the configuration is for it and its folder holds no other."""
     if config.dataset == SYNTHETIC:
         if others := {path.name for path in config.data_path.glob("*") if path.is_dir()} - set(CLASSES):
             raise DataError(
@@ -74,39 +66,57 @@ def prepare_folder(config: Config) -> None:
 
 
 def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
-    """Divide the images that can be read into training, validation and test; groups of images stay in one split.
-
-    Files that the cache lacks are read, and the built-in dataset is drawn first.
+    """Divide the images that can be read into training, validation and test; groups of images stay in one split. Where
+    folders of splits are given, these are the splits, and a missing one is drawn from training.
 
     Returns:
-        Table `file`, `label`, `split`; and notes for the user, a line each: unreadable images, skipped files, doubtful
-        folders, near duplicates, classes too small to test.
+        Table `file`, `label`, `split`; and notes for the user, a line each.
 
     Raises:
         DataError: too few images or, under `on_bad_image: error`, images that cannot be read, a line each.
     """
     prepare_folder(config)
     found, skipped = scan(config.data_path)
-    table, fingerprints, bad = read_fingerprints(config, found)
+    table, fingerprints, bad, levels = read_fingerprints(config, found)
     notes = notes_on_bad_images(bad, len(found), config) + skipped
     check_two_classes(table, config.data_path, bad)
     notes += doubtful_folders(table, config.data_path)
+    notes += notes_on_looks(table.file, [known.looks for known in fingerprints], levels)
     groups, grouped = group_images(table, fingerprints, config)
-    notes += grouped + notes_on_large_groups(table, groups)
-    table = split_images(table, config.test_size, config.valid_size, config.seed, groups)
-    largest = np.bincount(groups).max()
-    together = f"{largest} of {len(table)} images belong together, as near duplicates or by group_pattern"
+    if "split" in table:
+        table, more = _with_given_splits(table, groups, config)
+    else:
+        more = notes_on_large_groups(table, groups)
+        table = split_images(table, config.test_size, config.valid_size, config.seed, groups)
+    notes += grouped + more
     for name in SPLITS:
-        notes += check_split(table, name, config, together if largest > 1 else "", bad)
+        notes += check_split(table, name, config, None if "split" in found else groups, bad)
     return table, notes
 
 
-def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]:
-    """List the unreadable ones of `count` images under a line with their number; an empty list if there are none.
+def _with_given_splits(table: pd.DataFrame, groups: np.ndarray, config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """Keep the splits that the folders give, and draw those that are missing from training; returns notes, too."""
+    missing, train = [name for name in SPLITS if name not in set(table.split)], table.split == "train"
+    shares = (config.test_size * ("test" in missing), config.valid_size * ("valid" in missing))
+    drawn = split_images(table[train], *shares, config.seed, groups[train])
+    table = table.assign(split=drawn.split.reindex(table.index).fillna(table.split))
+    notes = [f"{config.data_path}: divided already, the splits are those of its folders"]
+    notes[0] += f"; {' and '.join(missing)} is missing, and drawn from train" if missing else ""
+    if parted := groups_across(table, groups, "split"):
+        number, names = counted(len(parted), "group"), first_names(parted[0])
+        notes.append(f"{number} of images that belong together in several splits ({names}): scores will flatter")
+    return table, notes
 
-    Raises:
-        DataError: there are unreadable images, and `on_bad_image` is `error`.
-    """
+
+def groups_across(table: pd.DataFrame, groups: np.ndarray, column: str) -> tuple[tuple[str, ...], ...]:
+    """List the files of each group whose images differ in a column, such as `label` or `split`."""
+    across = (table[column].groupby(groups).transform("nunique") > 1).to_numpy()
+    return tuple((*files,) for _, files in table.file[across].groupby(groups[across]))
+
+
+def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]:
+    """List the unreadable ones of `count` images under a line with their number, or raise that as a DataError if
+    `on_bad_image` is `error`."""
     if not bad:
         return []
     number = f"{len(bad)} of {count} images cannot be read"
@@ -131,37 +141,45 @@ def notes_on_large_groups(table: pd.DataFrame, groups: np.ndarray) -> list[str]:
 
 
 def check_split(
-    table: pd.DataFrame, name: str, config: Config, together: str = "", bad: Sequence[str] = ()
+    table: pd.DataFrame, name: str, config: Config, groups: np.ndarray | None = None, bad: Sequence[str] = ()
 ) -> list[str]:
-    """Check that pairs can be made in a split.
+    """Check that pairs can be made in a split; returns a note if none can start from some classes.
 
     Args:
-        together: which images stay in one split, for the error's text.
-        bad: the images that cannot be read, a line each, for the error's text.
-
-    Returns:
-        A note, if classes with a single image have no anchors.
+        groups: of the images that stay in one split, shape (N,), and lines on the `bad` ones, for the error's text.
 
     Raises:
         DataError: there can be no similar or no dissimilar pair.
     """
     counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
-    if (counts >= 2).sum() == 0 or (counts >= 1).sum() < 2:
-        advice = f"add images{' that differ' if together else ''} or change test_size and valid_size"
-        problem = (
-            f"{config.data_path}: too few images for the {name} split, which needs two classes, one of them with two "
-            f"images{f' ({together})' if together else ''}; {advice}"
-        )
-        raise DataError("\n".join([problem, *bad]))
+    if not _makes_pairs(table, name):
+        advice = "; add images" if groups is None else _advice(table, groups, config)
+        problem = f"too few images for the {name} split, which needs two classes, one of them with two images"
+        raise DataError("\n".join([f"{config.data_path}: {problem}{advice}", *bad]))
     if small := counts[counts < 2].index.tolist():
-        return [f"{name}: fewer than 2 images of {', '.join(small)}, so no pairs start from them; add images of them"]
+        return [f"{name}: fewer than 2 images of {first_names(small)}, so no pairs start from them; add images of them"]
     return []
 
 
-def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[StoredImages, pd.DataFrame]:
-    """Load the images of one split, uint8 (N, 3, H, W), and their rows of the table, in its order.
+def _makes_pairs(table: pd.DataFrame, name: str) -> bool:
+    counts = table.label[table.split == name].value_counts()
+    return len(counts) > 1 and counts.iloc[0] > 1
 
-    Files that have gone or become unreadable since the folder was scanned are left out; a printed line names them.
+
+def _advice(table: pd.DataFrame, groups: np.ndarray, config: Config) -> str:
+    for share in np.arange(0.15, 0.51, 0.05).round(2):
+        tried = split_images(table, share, share, config.seed, groups)
+        if all(_makes_pairs(tried, name) for name in SPLITS):
+            return f"; set test_size: {share:g} and valid_size: {share:g}, or add images"
+    if (largest := np.bincount(groups).max()) > 1:
+        together = f"{largest} of {len(table)} images belong together, as near duplicates or by group_pattern"
+        return f" ({together}); add images that differ"
+    return "; add images, or put whole classes into folders for each split, train/, valid/ and test/"
+
+
+def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[StoredImages, pd.DataFrame]:
+    """Load the images of one split, uint8 (N, 3, H, W), and their rows of the table, in its order; a printed line names
+    files that cannot be read any more.
 
     Raises:
         DataError: there are such files, and `on_bad_image` is `error`, or too few images are left.

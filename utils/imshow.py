@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image, ImageFilter
 
-from utils.evaluate.audit import Audit, is_conflicting
+from utils.evaluate.audit import Audit
 from utils.explain.matching import Match
 from utils.explain.removal import BLUR_SIGMA
 from utils.explain.what_if import MAPS, WhatIf
@@ -55,14 +55,14 @@ def show_images(images: Sequence[Image.Image], titles: Sequence[str]) -> Figure:
 def show_near_duplicates(audit: Audit, config: Config, most: int = 6) -> Figure | None:
     """Show the first `most` groups of near duplicates, a row each, with at most five images of a group; `None` if there
     are none. Titles of a group with conflicting labels are red and say so."""
-    groups = [group[:MOST_DUPLICATES] for group in audit.groups[:most]]
+    groups = audit.groups[:most]
     if not groups:
         return None
-    figure, axes = _panels(len(groups), max(map(len, groups)), 2.4, 2.2)
+    figure, axes = _panels(len(groups), min(MOST_DUPLICATES, max(map(len, groups))), 2.4, 2.2)
     for row, group in zip(axes, groups):
-        note, colour = (" (conflicting)", "firebrick") if is_conflicting(group) else ("", "black")
+        note, colour = (" (conflicting)", "firebrick") if group in audit.conflicting else ("", "black")
         for axis, file in zip(row, group):
-            label, name = file.split("/", 1)
+            label, _, name = file.rpartition("/")
             axis.imshow(shrink(read_image(config.data_path / file), 256))
             axis.set_title(f"{label}{note}\n{short(name)}", fontsize=8, color=colour)
     return figure

@@ -223,7 +223,7 @@ def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(mo
 
 def test_of_chosen_pairs_only_their_own_images_are_read_each_once(model, paths, monkeypatch):
     opened, read = [], comparison.read_image
-    monkeypatch.setattr(comparison, "read_image", lambda path: opened.append(path) or read(path))
+    monkeypatch.setattr(comparison, "read_image", lambda path, levels: opened.append(path) or read(path))
     pairs = Pairs(np.array([4, 0, 2, 1]), np.array([2, 3, 1, 3]), np.array([0, 1, 0, 1]))
     found = explained_pairs(model, paths, pairs, [2, 0])
     assert opened == [paths[i] for i in (1, 2, 4)]

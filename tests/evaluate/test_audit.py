@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from samples import config_in
 
-from utils.evaluate.audit import audit, is_conflicting, report
+from utils.evaluate.audit import audit, report
 from utils.system.errors import DataError
 
 
@@ -48,8 +48,8 @@ def test_everything_is_found_once(dirty):
     assert found.unreadable[1] == (
         "b/06.png: not a readable image (its content is not an image's); delete or replace it"
     )
-    assert found.skipped == ("b/notes.txt: not named as an image; save it as JPEG or PNG if it is one",)
-    assert found.doubtful == ()
+    assert found.skipped == ["b/notes.txt: not named as an image; save it as JPEG or PNG if it is one"]
+    assert found.doubtful == []
     assert found.copies == (("b/03.png", "few/03.png"), ("a/00.png", "a/01.png"))
     assert found.groups == (
         ("b/03.png", "few/03.png"),
@@ -57,7 +57,7 @@ def test_everything_is_found_once(dirty):
         ("a/00.png", "a/01.png"),
     )
     assert found.conflicting == found.groups[:1]
-    assert found.small == ("few",)  # 7: round(1.4) to test
+    assert found.small == ["few"]  # 7: round(1.4) to test
     assert len(found.sizes) == 20 + 18 + 7
 
 
@@ -65,9 +65,9 @@ def test_the_table_counts_and_advises(dirty):
     table = audit(config_for(dirty)).table()
     assert table.columns.tolist() == ["finding", "number", "what to do"]
     # The last two: a/06 and a/07 are smaller, a/07 is stretched twice.
-    assert table.number.tolist() == [2, 1, 2, 3, 1, 1, 2, 1]
-    assert table["what to do"][5] == "add images: few"
-    assert "shorter sides 20 to 80 pixels" in table.finding[6] and "width / height 1.50 to 3.00" in table.finding[7]
+    assert table.number.tolist() == [2, 1, 0, 2, 3, 1, 0, 1, 2, 1]
+    assert table["what to do"][7] == "add images: few"
+    assert "shorter sides 20 to 80 pixels" in table.finding[8] and "width / height 1.50 to 3.00" in table.finding[9]
 
 
 def test_padding_stretches_nothing_and_enlarges_less(dirty):
@@ -76,10 +76,10 @@ def test_padding_stretches_nothing_and_enlarges_less(dirty):
             audit(config_for(dirty, image={"size": size, "fit": fit})).table().number.tolist()
             for fit in ("stretch", "pad")
         )
-        assert stretched[:6] == padded[:6] == [2, 1, 2, 3, 1, 1]
+        assert stretched[:8] == padded[:8] == [2, 1, 0, 2, 3, 1, 0, 1]
         # at 40 x 40 pixels all but a/07 (3 to 1) are stretched 1.5 times at most; padded, only a/06 (30 x 20) is
         # enlarged
-        assert (stretched[6:], padded[6:]) == (([2, 1], [1, 0]))
+        assert (stretched[8:], padded[8:]) == (([2, 1], [1, 0]))
 
 
 def test_a_clean_folder_asks_for_nothing(colour_folder):
@@ -92,7 +92,7 @@ def test_the_report_names_the_files_conflicts_before_other_duplicates(dirty):
     (dirty / "c").mkdir()
     found = audit(config_for(dirty))
     table, *lists = report(found).split("\n\n")
-    assert len(table.splitlines()) == 8 and lists == [
+    assert len(table.splitlines()) == 10 and lists == [
         "Unreadable:\n  " + "\n  ".join(found.unreadable),
         "Skipped:\n  b/notes.txt: not named as an image; save it as JPEG or PNG if it is one",
         "Doubtful folders and names:\n  c: a class folder without a readable image; add images or delete it",
@@ -102,8 +102,25 @@ def test_the_report_names_the_files_conflicts_before_other_duplicates(dirty):
     ]
 
 
-def test_labels_conflict_across_class_folders_only():
-    assert is_conflicting(("a/1.png", "b/1.png")) and not is_conflicting(("a/1.png", "a/b/1.png"))
+def test_duplicates_across_given_splits_are_found_and_what_can_hardly_be_seen(tmp_path):
+    folder = tmp_path / "Data"
+    for seed, file in enumerate(
+        f"{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in "01"
+    ):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(folder / file)
+    picture(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "test/a/1.png")  # of train/a/0.png
+    picture(2).resize((90, 60)).save(folder / "train/b/1.png")  # of train/b/0.png
+    Image.new("RGB", (60, 40), "white").save(folder / "test/b/0.png")
+    found = audit(config_for(folder))
+    assert found.parted == (("test/a/1.png", "train/a/0.png"),) and not found.conflicting
+    assert found.groups == (found.parted[0], ("train/b/0.png", "train/b/1.png"))
+    assert found.looks == ["1 image with (nearly) nothing to see; delete or replace them: test/b/0.png"]
+    assert report(found).split("\n\n")[1:] == [
+        "Findings about what can be seen:\n  " + found.looks[0],
+        "In several of the given splits:\n  test/a/1.png  train/a/0.png",
+        "Near duplicates:\n  train/b/0.png  train/b/1.png",
+    ]
 
 
 def test_a_folder_of_nothing_readable_is_named(dirty):

@@ -106,8 +106,8 @@ def test_images_and_fingerprints_are_those_of_the_files(config):
         assert torch.equal(pixels_of(config), decoded(config))
         for known, seen in zip(fingerprints_of(config)[1], wanted, strict=True):
             assert known.content == seen.content and known.size == seen.size
-            assert np.array_equal(known.bits, seen.bits) and (known.bits is None) == (seen.bits is None)
-    assert wanted[0].size == (200, 300) and wanted[1].bits is None
+            assert np.array_equal(known.bits, seen.bits) and known[3:] == seen[3:]
+    assert wanted[0].size == (200, 300) and len(wanted[0].bits) > 1 and len(wanted[1].bits) == 0
 
 
 def test_a_subset_comes_in_the_order_that_was_asked_for(config):
@@ -248,7 +248,7 @@ def test_what_cannot_be_read_is_named_and_left_out_before_and_after_it_was_cache
         names.append(stored(config)[0])
         assert torch.equal(images[range(10)], decoded(config, left)) and [*problems] == [FILES[2], FILES[11]]
         assert problems[FILES[2]].startswith(reason)
-        table, known, bad = fingerprints_of(config)
+        table, known, bad, _ = fingerprints_of(config)
         assert table.file.tolist() == left and len(known) == 10 and bad[1].startswith(f"{FILES[11]}: {reason}")
     assert names[0] == names[1]  # it is not made again for them
     noise(seed=5).save(config.data_path / FILES[2])  # mended
@@ -256,8 +256,8 @@ def test_what_cannot_be_read_is_named_and_left_out_before_and_after_it_was_cache
 
 
 def test_a_file_that_changes_while_it_is_decoded_is_decoded_again(config, monkeypatch):
-    def change(path):
-        image = read_image(path)
+    def change(path, levels):
+        image = read_image(path, levels)
         if path.name == "0.png":
             noise(seed=7).save(path)
         return image
@@ -266,6 +266,20 @@ def test_a_file_that_changes_while_it_is_decoded_is_decoded_again(config, monkey
         patch.setattr(decoding, "read_image", change)
         fingerprints_of(config)
     assert torch.equal(pixels_of(config), decoded(config))
+
+
+def test_images_of_more_than_8_bits_are_decoded_by_the_range_of_their_set(config):
+    levels = lambda files: read_fingerprints(config, pd.DataFrame({"file": files}))[3]  # noqa: E731
+    assert levels(FILES) is None
+    for file, white in zip(FILES[:2], (300, 4000)):
+        Image.fromarray(np.array([[0, white]], np.uint16)).save(config.data_path / file)
+    assert levels(FILES) == (0, 4095) and levels(FILES[:1]) == (0, 511) and levels(FILES[2:]) is None
+    frame = FRAME._replace(levels=(0, 4095))
+    assert [image.max().item() for image in pixels_of(config, FILES[:2], frame)] == [19, 249]  # 255 * 300 / 4095
+    assert torch.equal(pixels_of(config, FILES[2:], frame), pixels_of(config, FILES[2:]))
+    known = fingerprints_of(config)[1]
+    assert [image.values for image in known[:3]] == ["0.0 300.0", "0.0 4000.0", ""]
+    assert [image.looks for image in known[:3]] == ["deep dark", "deep", ""]  # beside each other
 
 
 # --------------------------------------------------------------------------------- kills, other runs, damage

@@ -18,7 +18,7 @@ def test_each_file_is_decoded_once_in_order(tmp_path, monkeypatch, num_workers):
     for i, path in enumerate(paths):
         Image.new("RGB", (5, 4), (i, 2 * i, 3 * i)).save(path)
     monkeypatch.setattr(decoding, "CHUNK_BYTES", 7 * 18)
-    monkeypatch.setattr(decoding, "read_image", lambda path: opened.append(path) or read_image(path))
+    monkeypatch.setattr(decoding, "read_image", lambda path, levels: opened.append(path) or read_image(path))
     images = np.stack([image for image, _ in decode(paths[::-1], Frame((2, 3)), num_workers, verbose=False)])
     assert images.shape == (30, 3, 2, 3) and images.dtype == np.uint8
     assert images[:, :, 1, 2].tolist() == [[i, 2 * i, 3 * i] for i in reversed(range(30))]

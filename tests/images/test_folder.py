@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from samples import NEEDS_EMOJI, break_file, make_files, noise
+from samples import NEEDS_EMOJI, SUFFIXES, break_file, make_files, noise
 
 from utils.images.cache import read_fingerprints
 from utils.images.folder import check_two_classes, doubtful_folders, scan
-from utils.images.reading import SUFFIXES
 from utils.system.errors import DataError
 from utils.system.settings import Config
 
@@ -90,7 +89,10 @@ def test_a_missing_class_is_explained_by_what_was_skipped(tmp_path):
         scan(tmp_path)
     first, *skipped = str(caught.value).splitlines()
     assert first.startswith(f"{tmp_path}: 1 class folder(s) with images; at least 2 are needed")
-    assert skipped == [f"{i}.png: not inside a class folder; move it into one if it is an image" for i in range(5)]
+    assert skipped == [
+        "0.png, 1.png, 2.png and 6 more: not inside a class folder; move it into one if it is an image",
+        "b/1.txt: not named as an image; save it as JPEG or PNG if it is one",
+    ]
 
 
 def test_classes_one_folder_too_deep_are_recognised(tmp_path):
@@ -130,9 +132,7 @@ def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", deny)
     table, skipped = scan(tmp_path)
     assert table.file.tolist() == ["a/1.png", "b/1.png"]
-    assert skipped == [
-        f"{name}: a folder that cannot be listed; change its access rights" for name in ("a/deep", "locked")
-    ]
+    assert skipped == ["a/deep, locked: a folder that cannot be listed; change its access rights"]
 
 
 def test_a_data_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
@@ -158,6 +158,14 @@ def test_a_name_that_is_no_text_is_named_as_far_as_it_is(tmp_path):
     except (OSError, UnicodeError):
         pytest.skip("such names cannot be made here")
     assert scan(tmp_path)[1] == ["a/caf?.png: a name that is not valid text; rename it"]
+
+
+def test_hundreds_of_other_files_are_a_line_for_each_suffix(tmp_path):
+    make_files(tmp_path, ["a/1.png", "b/1.png", *(f"a/{i}.{kind}" for i in range(300) for kind in ("txt", "json"))])
+    assert scan(tmp_path)[1] == [
+        f"a/0.{kind}, a/1.{kind}, a/10.{kind} and 297 more: not named as an image; save it as JPEG or PNG if it is one"
+        for kind in ("json", "txt")
+    ]
 
 
 # ------------------------------------------------------------------- what is read, and what is left out
@@ -204,7 +212,7 @@ def readable(found, folder, fit="stretch"):
     """A table without the files that cannot be read, and a line for each of these."""
     places = dict.fromkeys(["data_path", "checkpoints_path", "outputs_path"], folder)
     config = Config(dataset="Mine", image={"size": (16, 24), "fit": fit}, hyperparameters={"verbose": False}, **places)
-    table, fingerprints, bad = read_fingerprints(config, found)
+    table, fingerprints, bad, _ = read_fingerprints(config, found)
     assert len(fingerprints) == len(table)
     return table, bad
 
@@ -260,6 +268,23 @@ def test_names_that_differ_only_in_case_are_named(tmp_path):
         "Cat and cat: two classes whose names differ only in case; rename or merge them",
         "a/x.JPG and a/x.jpg: names that differ only in case; rename all but one, "
         "because Windows and macOS would keep one of these files",
+    ]
+
+
+@pytest.mark.parametrize("names", [("caf\u00e9", "cafe\u0301"), ("caf\u00e9", "caf\u00e9 ")])
+@pytest.mark.parametrize("root", ["", "train/"])
+def test_class_folders_whose_names_look_alike_are_one_class_and_named(tmp_path, names, root):
+    make_files(
+        tmp_path, [f"{root}{name}/{i}.png" for i, name in enumerate([*names, "tea"])] + ["test/tea/1.png"] * bool(root)
+    )
+    if len(list((tmp_path / root).iterdir())) < 3:
+        pytest.skip("this file system takes them for one")
+    table, _ = scan(tmp_path)
+    assert sorted(set(table.label)) == ["caf\u00e9", "tea"] and (table.label == "caf\u00e9").sum() == 2
+    assert all((tmp_path / file).is_file() for file in table.file)
+    spelt = " and ".join(repr(name) for name in sorted(names, key="{}/".format))
+    assert doubtful_folders(table, tmp_path) == [
+        f"{spelt}: one class, as their names look the same; put them into one folder"
     ]
 
 

@@ -1,12 +1,14 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from samples import break_file, noise
+from PIL.PngImagePlugin import PngInfo
+from samples import SUFFIXES, break_file, noise
 
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import SUFFIXES, read_image, shrink
+from utils.images.reading import KINDS, read_image, shrink
 from utils.system.errors import DataError
 
 
@@ -62,7 +64,7 @@ def palette_image(transparency):
         (two_by_one("CMYK", (0, 255, 255, 0), (0, 0, 0, 0)), "tif", [RED, WHITE]),
         (Image.fromarray(np.array([[0, 65535]], np.uint16)), "png", [(0,) * 3, WHITE]),
         (Image.fromarray(np.array([[128 * 256, 1000]], np.uint16)), "tif", [(128,) * 3, (3,) * 3]),
-        (Image.fromarray(np.array([[128 * 256, 70000]], np.int32)), "tif", [(128,) * 3, WHITE]),
+        (Image.fromarray(np.array([[128 * 256, 65535]], np.int32)), "tif", [(128,) * 3, WHITE]),
     ],
 )
 def test_an_image_of_every_mode_becomes_rgb_on_white(tmp_path, image, suffix, expected):
@@ -110,7 +112,7 @@ def test_every_promised_format_is_read(tmp_path, suffix):
 
 def test_a_file_that_goes_meanwhile_costs_one_image(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"nothing")
-    monkeypatch.setattr(Path, "stat", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(Path, "open", lambda path, mode: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(DataError, match=r"a\.png: not a readable image \(cannot identify.*\); delete or replace it"):
         read_image(tmp_path / "a.png")
 
@@ -127,16 +129,67 @@ def test_an_image_that_is_gone_is_named(tmp_path):
     assert str(caught.value).startswith(str(tmp_path / "gone.png"))
 
 
-def test_a_portable_greymap_of_sixteen_bits_keeps_its_greys(tmp_path):
-    greys = np.arange(0, 65536, 4096, dtype=">u2")
-    (tmp_path / "a.pgm").write_bytes(b"P5\n16 1\n65535\n" + greys.tobytes())  # to Pillow of 32 bits
-    assert np.abs(np.asarray(read_image(tmp_path / "a.pgm"))[0] - (greys / 256)[:, None]).max() <= 1
+@pytest.mark.parametrize("mode, light, dark", [("RGBA", (255, 250, 240), (0, 40, 90)), ("LA", (250,), (20,))])
+@pytest.mark.parametrize("opacity", [255, 60])
+def test_a_drawing_is_laid_on_a_ground_that_shows_it(tmp_path, mode, light, dark, opacity):
+    for ink, ground in ((light, 0), (dark, 255)):
+        image = Image.new(mode, (9, 9), (*ink, 0))
+        image.paste((*ink, opacity), (2, 2, 6, 6))
+        image.save(tmp_path / "a.png")
+        seen = np.asarray(read_image(tmp_path / "a.png").convert("L"), int)
+        assert seen[0, 0] == ground and abs(seen[3, 3] - ground) > opacity / 2
 
 
-def test_fractions_are_an_error_and_not_read_as_black(tmp_path):
-    Image.fromarray(np.linspace(0, 1, 60, dtype=np.float32).reshape(6, 10)).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match=r"a.tif: not a readable image \(its pixels are floating.*8 or 16 bits"):
-        read_image(tmp_path / "a.tif")
+LEAD = b"\0\0\0\x18ftyp"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (LEAD + b"heic\0\0", "a HEIC image; install what reads it (pip install pillow-heif), or save it as JPEG"),
+        (LEAD + b"avif\0\0", "an AVIF image; install what reads it (pip install --upgrade pillow), or save it as JPEG"),
+        (b"\xff\x0a\xfa\x1f", "a JPEG XL image; save it as JPEG or PNG"),
+        (b"\0\0\0\x0cJXL \r\n", "a JPEG XL image; save it as JPEG or PNG"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a Git LFS pointer, not the image; fetch the images: git lfs pull",
+        ),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>", "a saved web page, not the image; download the image itself"),
+        (b"<html><head>", "a saved web page, not the image; download the image itself"),
+        (b"\0" * 128 + b"DICM", "a DICOM file; export it as PNG or TIFF of 16 bits"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_a_way_out(tmp_path, content, words):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_image(tmp_path / "a.jpg")
+    assert str(caught.value) == f"{tmp_path / 'a.jpg'}: {words}" and words in KINDS.values()
+
+
+@pytest.mark.parametrize("options", [{"icc_profile": b"\0" * 2_000_000}, {}])
+def test_metadata_of_megabytes_cost_no_image(tmp_path, options):
+    info = PngInfo()
+    for k in range(80):  # 80 MB
+        info.add_text(f"workflow {k}", "{}" * 500_000, zip=True)
+    noise().save(tmp_path / "a.png", pnginfo=info, **options)
+    assert np.array_equal(read_image(tmp_path / "a.png"), noise())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: not a file; delete it"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix, pages", [("gif", True), ("tif", True), ("png", True), ("webp", True), ("jpg", False)])
+def test_further_pages_are_noted_and_the_preview_of_a_photograph_is_not(tmp_path, suffix, pages):
+    noise().save(
+        tmp_path / f"a.{suffix}", save_all=True, append_images=[noise(seed=1)], format="MPO" * (not pages) or None
+    )
+    assert read_image(tmp_path / f"a.{suffix}").info.get("pages", False) == pages
+    noise().save(tmp_path / f"one.{suffix}")
+    assert not read_image(tmp_path / f"one.{suffix}").info.get("pages")
 
 
 def test_training_and_figures_see_the_same_way_up(tmp_path):

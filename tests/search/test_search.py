@@ -113,7 +113,7 @@ def test_a_hit_is_explained_from_the_index_alone_as_explain_does(model, folder, 
     one = model.preprocess(read_image(folder.parent / "query.png"))[None]
     expected = {file: explain(model, one, model.preprocess(read_image(folder / file))[None]) for file in FILES}
     passes, opened = count_passes(model), []
-    monkeypatch.setattr(querying, "read_image", lambda path: opened.append(path) or read_image(path))
+    monkeypatch.setattr(querying, "read_image", lambda path, levels: opened.append(path) or read_image(path))
     found = find(model, path, folder.parent / "query.png")
     # Neither the network nor the decoder sees a hit again.
     assert sum(passes) == PASSES and opened == [folder.parent / "query.png"] and len(found.hits) == 7

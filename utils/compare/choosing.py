@@ -80,7 +80,7 @@ def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | 
         raise DataError("image1 and image2: give both, or neither for an example")
     if image1 is None:
         examples = example_images(config)
-        classes = [path.relative_to(config.data_path).parts[0] for path in examples]
+        classes = [path.parent for path in examples]
         start = next((i for i in range(1, len(classes)) if classes[i - 1] == classes[i]), 1)
         return tuple(examples[start - 1 : start + 1])
     for name, path in (("image1", image1), ("image2", image2)):

@@ -42,7 +42,7 @@ class Comparison:
         self.images, self.boxes, batch, self.unreadable = [], [], [], {}
         for path in tqdm(paths, desc="Reading images", disable=len(paths) < 50):
             try:
-                image = read_image(path)
+                image = read_image(path, model.frame.levels)
             except DataError as error:
                 self.unreadable[path] = str(error)
                 continue

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from utils.dataset import prepare_folder
+from utils.dataset import groups_across, prepare_folder
 from utils.images.cache import read_fingerprints
 from utils.images.duplicates import copy_groups, near_duplicate_groups
-from utils.images.folder import doubtful_folders, scan
+from utils.images.folder import doubtful_folders, first_names, scan
 from utils.images.frame import Frame
+from utils.images.looks import notes_on_looks
 from utils.images.splitting import split_sizes
 from utils.system.errors import DataError
 from utils.system.settings import Config
@@ -19,34 +20,36 @@ from utils.system.settings import Config
 MAX_STRETCH = 1.5  # ratio of aspect ratios; fitting an image into `image.size` then changes shapes visibly
 
 
+Lines = list[str]
+Groups = tuple[tuple[str, ...], ...]  # of files
+
+
 @dataclass(frozen=True)
 class Audit:
-    """The findings about one dataset; files are relative to its folder, so each begins with its class.
+    """The findings about one dataset: lines that say what is wrong and what to do, and groups of files.
 
     Attributes:
-        unreadable: image files that cannot be read, a line each with the reason and what to do.
-        skipped: other files that are left out, likewise.
-        doubtful: probable mistakes in the class folders, likewise.
-        copies: groups of files of the same content.
-        groups: groups of near duplicates, including copies; those with conflicting labels first, then the largest.
+        skipped: other files than images, a line for each suffix and reason.
+        looks: what can hardly be seen, and images of more than 8 bits.
+        groups: near duplicates, copies included; those with conflicting labels first, then the largest.
+        conflicting: those of several classes.
+        parted: those in several splits, of a set that is divided already.
         small: classes too small for two validation and two test images.
         sizes: width and height of the readable images in pixels, int (N, 2).
         frame: how the configuration fits them into the network's input.
     """
 
-    unreadable: tuple[str, ...]
-    skipped: tuple[str, ...]
-    doubtful: tuple[str, ...]
-    copies: tuple[tuple[str, ...], ...]
-    groups: tuple[tuple[str, ...], ...]
-    small: tuple[str, ...]
+    unreadable: Lines
+    skipped: Lines
+    doubtful: Lines
+    looks: Lines
+    copies: Groups
+    groups: Groups
+    conflicting: Groups
+    parted: Groups
+    small: Lines
     sizes: np.ndarray
     frame: Frame
-
-    @property
-    def conflicting(self) -> tuple[tuple[str, ...], ...]:
-        """The groups whose images are in different classes."""
-        return tuple(group for group in self.groups if is_conflicting(group))
 
     def table(self) -> pd.DataFrame:
         """Sum up: a row for each check, with `finding`, `number` and `what to do`."""
@@ -56,33 +59,25 @@ class Audit:
         shorter, spread = self.sizes.min(axis=1), f"{ratios.min():.2f} to {ratios.max():.2f}"
         enlarged = f"images smaller than image.size (shorter sides {shorter.min()} to {shorter.max()} pixels)"
         stretched = f"images stretched more than {MAX_STRETCH} times (width / height {spread})"
-        numbers = {
-            "unreadable images": len(self.unreadable),
-            "other files that are skipped": len(self.skipped),
-            "groups of identical files": len(self.copies),
-            "groups of near duplicates, identical files included": len(self.groups),
-            "of these, groups with conflicting labels": len(self.conflicting),
-            "classes too small to validate and test": len(self.small),
-            enlarged: int((self.sizes < fitted).any(axis=1).sum()),
-            stretched: int((np.maximum(stretch, 1 / stretch) > MAX_STRETCH).sum()),
-        }
-        advice = (
-            "delete or replace them",
-            "images among them: into a class folder, as JPEG or PNG",
-            "keep one of each",
-            "delete what you do not need; each stays in one split",
-            "look at them; keep the image in its right class",
-            f"add images: {', '.join(self.small)}",
-            "reduce image.size if they are many",
-            "give image.size the ratio of most images, or set image.fit: pad",
-        )
-        to_do = [what if number else "nothing" for number, what in zip(numbers.values(), advice)]
-        return pd.DataFrame({"finding": list(numbers), "number": list(numbers.values()), "what to do": to_do})
-
-
-def is_conflicting(group: tuple[str, ...]) -> bool:
-    """Tell whether the files of a group are in different class folders."""
-    return len({file.split("/")[0] for file in group}) > 1
+        are_enlarged, are_stretched = (self.sizes < fitted).any(axis=1), np.maximum(stretch, 1 / stretch) > MAX_STRETCH
+        rows = [
+            ("unreadable images", len(self.unreadable), "delete or replace them"),
+            (
+                "kinds of other files that are skipped",
+                len(self.skipped),
+                "move images into a class folder, as JPEG or PNG",
+            ),
+            ("findings about what can be seen in images", len(self.looks), "see below"),
+            ("groups of identical files", len(self.copies), "keep one of each"),
+            ("groups of near duplicates, identical files included", len(self.groups), "delete what you do not need"),
+            ("of these, groups with conflicting labels", len(self.conflicting), "keep the image in its right class"),
+            ("of these, groups in several of the given splits", len(self.parted), "delete them from train"),
+            ("classes too small to validate and test", len(self.small), f"add images: {first_names(self.small)}"),
+            (enlarged, int(are_enlarged.sum()), "reduce image.size if they are many"),
+            (stretched, int(are_stretched.sum()), "give image.size the ratio of most images, or set image.fit: pad"),
+        ]
+        rows = [(finding, number, advice if number else "nothing") for finding, number, advice in rows]
+        return pd.DataFrame(rows, columns=["finding", "number", "what to do"])
 
 
 def audit(config: Config) -> Audit:
@@ -93,27 +88,32 @@ def audit(config: Config) -> Audit:
     """
     prepare_folder(config)
     table, skipped = scan(config.data_path)
-    readable, known, unreadable = read_fingerprints(config, table)
+    readable, known, unreadable, levels = read_fingerprints(config, table)
     if not known:
         raise DataError(f"{config.data_path}: none of its {len(table)} images can be read; copy them again")
     counts = readable.label.value_counts(sort=False)
     splits = {label: split_sizes(count, config.test_size, config.valid_size) for label, count in counts.items()}
+    groups = near_duplicate_groups(known, config.hyperparameters.verbose)
     return Audit(
-        unreadable=tuple(unreadable),
-        skipped=tuple(skipped),
-        doubtful=tuple(doubtful_folders(readable, config.data_path)),
-        copies=_named(copy_groups(known), readable.file),
-        groups=_named(near_duplicate_groups(known, config.hyperparameters.verbose), readable.file),
-        small=tuple(label for label, sizes in splits.items() if min(sizes.values()) < 2),
+        unreadable=unreadable,
+        skipped=skipped,
+        doubtful=doubtful_folders(readable, config.data_path),
+        looks=notes_on_looks(readable.file, [fingerprint.looks for fingerprint in known], levels),
+        copies=_named(copy_groups(known), readable),
+        groups=_named(groups, readable),
+        conflicting=groups_across(readable, groups, "label"),
+        parted=groups_across(readable, groups, "split") if "split" in readable else (),
+        small=[label for label, sizes in splits.items() if min(sizes.values()) < 2],
         sizes=np.array([fingerprint.size for fingerprint in known]),
         frame=Frame(config.image.size, config.image.fit),
     )
 
 
-def _named(groups: np.ndarray, files: pd.Series) -> tuple[tuple[str, ...], ...]:
-    """List the groups of two and more images by their file names."""
-    members = [tuple(part) for _, part in files.groupby(groups) if len(part) > 1]
-    return tuple(sorted(members, key=lambda group: (not is_conflicting(group), -len(group), group)))
+def _named(groups: np.ndarray, table: pd.DataFrame) -> Groups:
+    """List the files of groups of two and more images; first those of several classes, then the largest."""
+    several = np.bincount(groups)[groups] > 1
+    found = [(rows.label.nunique(), len(rows), (*rows.file,)) for _, rows in table[several].groupby(groups[several])]
+    return tuple(files for _, _, files in sorted(found, key=lambda group: (group[0] < 2, -group[1], group[2])))
 
 
 def report(found: Audit) -> str:
@@ -121,16 +121,19 @@ def report(found: Audit) -> str:
     table = found.table()
     width = table.finding.str.len().max()
     lines = [f"{finding:{width}}  {number:6}  {advice}" for finding, number, advice in table.itertuples(index=False)]
-    parts = ["\n".join(lines)]
     lists = {
-        "Unreadable": [(note,) for note in found.unreadable],
-        "Skipped": [(note,) for note in found.skipped],
-        "Doubtful folders and names": [(note,) for note in found.doubtful],
+        "Unreadable": found.unreadable,
+        "Skipped": found.skipped,
+        "Doubtful folders and names": found.doubtful,
+        "Findings about what can be seen": found.looks,
         "Identical files": found.copies,
         "Conflicting labels": found.conflicting,
-        "Near duplicates": [group for group in found.groups if not is_conflicting(group)],
+        "In several of the given splits": found.parted,
+        "Near duplicates": [group for group in found.groups if group not in {*found.conflicting, *found.parted}],
     }
-    for title, groups in lists.items():
-        if groups:
-            parts.append(f"{title}:\n" + "\n".join("  " + "  ".join(group) for group in groups))
+    parts = ["\n".join(lines)]
+    for title, entries in lists.items():
+        if entries:
+            rows = (entry if isinstance(entry, str) else "  ".join(entry) for entry in entries)
+            parts.append(f"{title}:" + "".join(f"\n  {row}" for row in rows))
     return "\n\n".join(parts)

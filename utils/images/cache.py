@@ -1,9 +1,8 @@
 """A cache on disk of decoded images and their fingerprints, so that each file is decoded once.
 
-For each frame there is a file of pixels, one image after the other, and a table that names the file of each image.
-Where files are new or have changed, a new pixel file is written under another name, with unchanged images copied, and
-its table replaces the old one when it is complete. So neither a kill nor two runs at once leave half a cache, and a
-pixel file that is mapped into memory never changes.
+For each frame there is a file of pixels and a table that names the file of each image. Where files are new or have
+changed, both are written under another name, and the table replaces the old one. So neither a kill nor two runs at once
+leave half a cache, and a pixel file that is mapped into memory never changes.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from contextlib import suppress
 from typing import BinaryIO
 from uuid import uuid4
 
-import imagehash
 import numpy as np
 import pandas as pd
 import PIL
 
 from utils.images.decoding import decode
-from utils.images.duplicates import Fingerprint
+from utils.images.depth import range_of
+from utils.images.duplicates import HASH_SIDE, Fingerprint
 from utils.images.frame import Frame, mean_colour
 from utils.images.stored import StoredImages
 from utils.images.synthetic import SYNTHETIC
@@ -34,44 +33,42 @@ from utils.system.files import counted, file_state
 from utils.system.settings import Config
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that no folder of images takes it for a class
-VERSION = f"2, Pillow {PIL.__version__}, imagehash {imagehash.__version__}"  # of the table's contents
+VERSION = f"3, Pillow {PIL.__version__}"  # of the table's contents
 # Of the table: name -> type.
 COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": int, "height": int}
+COLUMNS |= {"looks": str, "values": str}
 # All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and unreadable files, file -> what is wrong.
 Found = tuple[np.ndarray, pd.DataFrame, dict[str, str]]
 
 
-def read_fingerprints(config: Config, table: pd.DataFrame) -> tuple[pd.DataFrame, list[Fingerprint], list[str]]:
-    """Read the fingerprints of the files of a table, from the cache where they are there; these files are not opened.
-
-    Args:
-        table: N rows with `file`, relative to `data_path`.
+def read_fingerprints(
+    config: Config, table: pd.DataFrame
+) -> tuple[pd.DataFrame, list[Fingerprint], list[str], tuple[float, float] | None]:
+    """Read the fingerprints of the files of a table, `file` relative to `data_path`, from the cache if they are there.
 
     Returns:
-        The rows of the files that can be read as images; their fingerprints; and a line for each other file, with what
-        is wrong and what to do.
+        The rows of the files that can be read; their fingerprints; a line for each other file; and the `range_of` the
+        values of all images of more than 8 bits, so that their brightness compares, or `None`.
     """
     frame = Frame(config.image.size, config.image.fit, config.image.normalization.mean)
     _, rows, problems = ImageCache(config, frame).find(table.file)
+    values = " ".join(rows["values"].loc[[*{*table.file} - {*problems}]].unique()).split()
+    levels = range_of(min(map(float, values)), max(map(float, values))) if values else None
+    if levels:
+        _, rows, problems = ImageCache(config, frame._replace(levels=levels)).find(table.file)
     readable = table[~table.file.isin(problems)].reset_index(drop=True)
     known = [_fingerprint(*row[2:]) for row in rows.loc[readable.file].itertuples(index=False)]
-    return readable, known, [f"{file}: {problem}" for file, problem in problems.items()]
+    return readable, known, [f"{file}: {problem}" for file, problem in problems.items()], levels
 
 
-def _fingerprint(content: str, bits: str, width: int, height: int) -> Fingerprint:
-    unpacked = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8)).view(bool) if bits else None
-    return Fingerprint(bytes.fromhex(content), unpacked, (width, height))
+def _fingerprint(content: str, bits: str, width: int, height: int, *rest: str) -> Fingerprint:
+    unpacked = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8)).view(bool).reshape(-1, HASH_SIDE**2)
+    return Fingerprint(bytes.fromhex(content), unpacked, (width, height), *rest)
 
 
 def read_images(config: Config, files: Sequence[str], frame: Frame) -> tuple[StoredImages, dict[str, str]]:
-    """Read images, fitted into a frame, as a view of the cache on disk.
-
-    Args:
-        files: relative to `data_path`; those that are in the cache are not opened.
-
-    Returns:
-        The images that can be read, in their order; and the other files, file -> what is wrong.
-    """
+    """Read images, fitted into a frame, as a view of the cache on disk: those that can be read, in their order; and the
+    other files, file -> what is wrong."""
     pixels, rows, problems = ImageCache(config, frame).find(files)
     slots = rows.index.get_indexer([file for file in files if file not in problems])
     return StoredImages(pixels, slots, rows.checksum.to_numpy()[slots]), problems
@@ -84,7 +81,8 @@ class ImageCache:
         self.config, self.frame = config, frame
         self.folder, self.shape = config.outputs_path / FOLDER, (3, *frame.size)
         filled = mean_colour(frame.mean) if frame.fit == "pad" else None
-        digits = hashlib.sha256(repr((config.data_path.as_posix(), filled)).encode()).hexdigest()[:8]
+        made_of = config.data_path.as_posix(), filled, *(frame.levels or ())
+        digits = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
         self.name = f"{frame.size[0]}x{frame.size[1]}-{frame.fit}-{digits}"
         self.table = self.folder / f"{self.name}.csv"
 
@@ -158,10 +156,10 @@ class ImageCache:
             if isinstance(found, str):
                 problems[file] = found
                 continue
-            image, (content, bits, size) = found
+            image, (content, bits, size, looks, values) = found
             out.write(image)
-            packed = "" if bits is None else np.packbits(bits).tobytes().hex()
-            rows.append((file, states[file], zlib.crc32(image), content.hex(), packed, *size))
+            packed = np.packbits(bits).tobytes().hex()
+            rows.append((file, states[file], zlib.crc32(image), content.hex(), packed, *size, looks, values))
         return pd.DataFrame(rows, columns=["file", *COLUMNS]).set_index("file"), problems
 
     def _check_room(self, new: int, copied: int) -> None:

@@ -28,14 +28,8 @@ def decode(
     verbose: bool = True,
     describe: Callable[[Path, Image.Image], Any] = fingerprint_of,
 ) -> Iterator[Decoded | str]:
-    """Read image files in `num_workers` threads and fit them into a frame.
-
-    Args:
-        describe: what else to keep of a file and its image, called in the threads.
-
-    Yields:
-        For each path: pixels, uint8 (3, H, W), and its description; or what is wrong with the file and what to do.
-    """
+    """Read image files in `num_workers` threads; yields for each its pixels in the frame, uint8 (3, H, W), and what
+    `describe` tells of the file and its image, or what is wrong with it and what to do."""
     step = max(1, CHUNK_BYTES // (3 * frame.size[0] * frame.size[1]))
     with (
         ThreadPoolExecutor(max(1, num_workers)) as pool,
@@ -49,7 +43,7 @@ def decode(
 
 def _decode(path: Path, frame: Frame, describe: Callable[[Path, Image.Image], Any]) -> Decoded | str:
     try:
-        image = read_image(path)
+        image = read_image(path, frame.levels)
         return to_uint8(image, frame).numpy(), describe(path, image)
     except DataError as error:
         return str(error).removeprefix(f"{path}: ")

@@ -1,4 +1,4 @@
-"""Finds near duplicates: copies of a file, and the same picture saved again, resized or recoloured.
+"""Finds near duplicates: copies of a file, and the same picture saved again, resized, recoloured, mirrored or turned.
 
 A network that has been trained on one of them knows the other, so both must be in one split.
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from pathlib import Path
 from typing import NamedTuple
 
-import imagehash
 import numpy as np
 from PIL import Image
+from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
+from utils.images.looks import FLAT_STD, SIDE, looks_of
 from utils.images.reading import what_is_wrong
 from utils.system.errors import DataError
 
@@ -26,62 +27,78 @@ HASH_SIDE = 16
 # Bits in which hashes of near duplicates may differ: in the paper's three sets, all pairs up to here are duplicates,
 # and from 44 on not all.
 MAX_BITS = 40
-FLAT_STD = 2.0  # grey levels; an image of a lower standard deviation is flat, and its hash would depend on noise only
+UNSURE = 0.1  # of a picture's usual coefficient; by less, none of its directions stands out
 CHUNK_HASHES = 2048  # hashes that are compared with as many others at a time: a matrix of 16 MB
 
 
 class Fingerprint(NamedTuple):
-    """What identifies an image: `content`, a digest of its file; `bits`, its perceptual hash, bool (256,), None for a
-    flat image; `size`: width, height in pixels."""
+    """A digest of a file; of its image the `hashes_of`, (P, 256), width and height, `looks_of` and, as text, the lowest
+    and highest value of more than 8 bits."""
 
     content: bytes
-    bits: np.ndarray | None
+    bits: np.ndarray
     size: tuple[int, int]
+    looks: str = ""
+    values: str = ""
 
 
 def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
-    """Compute the fingerprint of a file that was read as `image`.
-
-    Raises:
-        DataError: its content cannot be read again.
-    """
+    """Compute the fingerprint of a file that was read as `image`."""
     try:
         content = hashlib.sha256(path.read_bytes()).digest()
     except OSError as error:
         raise DataError(f"{path}: {what_is_wrong(path, error)}") from None
-    grey = image.convert("L")
-    is_flat = np.std(grey.resize((4 * HASH_SIDE, 4 * HASH_SIDE))) < FLAT_STD
-    return Fingerprint(content, None if is_flat else imagehash.phash(grey, HASH_SIDE).hash.ravel(), image.size)
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), float)
+    values = " ".join(map(str, image.info.get("values", ())))
+    return Fingerprint(content, hashes_of(grey), image.size, looks_of(image, grey), values)
+
+
+def hashes_of(grey: np.ndarray) -> np.ndarray:
+    """Compute the perceptual hash of an image (SIDE, SIDE) as it lies, and then in a pose that does not depend on how
+    it was mirrored and turned by right angles: bool (P, 256), none for a flat image.
+
+    A hash tells which of the lowest frequencies exceed their median (`phash` of the library imagehash). Mirroring
+    changes the sign of every second row or column, turning swaps rows and columns. In the pose, the first frequencies
+    of both are positive, that along rows the larger one. Where that is not clear, there are hashes of all it may be.
+    """
+    if grey.std() < FLAT_STD:  # a hash would depend on noise only
+        return np.empty((0, HASH_SIDE**2), bool)
+    waves, order = dctn(grey)[:HASH_SIDE, :HASH_SIDE], np.arange(HASH_SIDE)
+    across, down = waves[0, 1], waves[1, 0]
+    unsure, poses = UNSURE * np.sqrt(np.square(waves.ravel()[1:]).mean()), [waves]
+    values = (across, down, abs(across) - abs(down))
+    for right, below, wide in product(*((1, -1) if abs(value) < unsure else (np.sign(value),) for value in values)):
+        pose = waves * right**order * (below**order)[:, None]
+        poses.append(pose if wide > 0 else pose.T)
+    return np.stack([(pose > np.median(pose)).ravel() for pose in poses])
 
 
 def near_duplicate_groups(fingerprints: Sequence[Fingerprint], verbose: bool = False) -> np.ndarray:
     """Group images that have the same content, or hashes that differ in at most `MAX_BITS` bits, also through others.
 
-    If one group has more than half of all images, the hash cannot tell these pictures apart (drawings of the same
-    outline, for instance), and only copies count as duplicates.
-
-    Args:
-        fingerprints: of each image, N.
-        verbose: show a progress bar if this takes more than two seconds: all pairs are compared.
+    First images are compared as they lie, then in their poses. Where one group would get more than half of all images,
+    hashes cannot tell these pictures apart (drawings of the same outline, for instance), and do not count.
 
     Returns:
-        For every image the position of its group's first image, int (N,): its own position if it is alone.
+        For every image the position of its group's first image, int (N,).
     """
-    groups = copies = copy_groups(fingerprints)
-    hashed = np.array([i for i, known in enumerate(fingerprints) if known.bits is not None])
-    if len(hashed) == 0:
-        return copies
-    bits = np.stack([fingerprints[i].bits for i in hashed])
-    chunks = list(combinations_with_replacement(range(0, len(bits), CHUNK_HASHES), 2))
-    for row, column in tqdm(chunks, desc="Comparing images", delay=2, disable=not verbose):
-        one, other = (bits[start : start + CHUNK_HASHES] * np.float32(2) - 1 for start in (row, column))
-        # The product of two vectors of signs is the number of bits that agree less that of those that differ.
-        close = np.flatnonzero(one @ other.T >= bits.shape[1] - 2 * MAX_BITS)
-        first, second = hashed[row + close // len(other)], hashed[column + close % len(other)]
-        new = groups[first] != groups[second]
-        if new.any():
-            groups = join(groups, first[new], second[new])
-    return copies if np.bincount(groups).max() > max(len(fingerprints) / 2, np.bincount(copies).max()) else groups
+    groups = copy_groups(fingerprints)
+    for hashes in (slice(1), slice(1, None)):  # as the images lie; in their poses
+        linked, parts = groups, [known.bits[hashes] for known in fingerprints]
+        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        bits = np.concatenate(parts) if parts else np.empty((0, 0))
+        chunks = list(combinations_with_replacement(range(0, len(bits), CHUNK_HASHES), 2))
+        for row, column in tqdm(chunks, desc="Comparing images", delay=2, disable=not verbose):
+            one, other = (bits[start : start + CHUNK_HASHES] * np.float32(2) - 1 for start in (row, column))
+            # The product of two vectors of signs is the number of bits that agree less that of those that differ.
+            close = np.flatnonzero(one @ other.T >= bits.shape[1] - 2 * MAX_BITS)
+            first, second = owners[row + close // len(other)], owners[column + close % len(other)]
+            new = linked[first] != linked[second]
+            if new.any():
+                linked = join(linked, first[new], second[new])
+        if len(linked) and np.bincount(linked).max() <= max(len(linked) / 2, np.bincount(groups).max()):
+            groups = linked
+    return groups
 
 
 def copy_groups(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
@@ -91,11 +108,7 @@ def copy_groups(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
 
 
 def join(groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Merge groups, numbered as in `near_duplicate_groups`, shape (N,), that hold linked images.
-
-    Args:
-        first, second: positions of the two images of each link, shape (E,).
-    """
+    """Merge groups, numbered as in `near_duplicate_groups`, that hold images whose positions are linked, (E,) each."""
     linked, ends = np.unique([groups[first], groups[second]], return_inverse=True)
     links = coo_array((np.ones(len(first), bool), ends.reshape(2, -1)), shape=(len(linked), len(linked)))
     component = connected_components(links, directed=False)[1]

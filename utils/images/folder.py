@@ -1,8 +1,10 @@
-"""Lists a folder of images, one sub-folder per class, and tells what is wrong with files and folders in it."""
+"""Lists a folder of images, one sub-folder per class, or per split with its classes inside, and tells what is wrong."""
 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,14 +13,26 @@ import pandas as pd
 from utils.images.reading import SUFFIXES, is_named_as_image
 from utils.system.errors import DataError
 
+SPLITS = ("train", "valid", "test")
+SPLIT_FOLDER = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images))?", re.IGNORECASE)
+
+
+def given_splits(data_path: Path) -> dict[str, str]:
+    """Find the folders of a set that is divided already, name -> split; none if there is no folder for training with
+    class folders in it, or none beside it for another split."""
+    named = {entry: SPLIT_FOLDER.fullmatch(entry.name) for entry in sorted(_entries(data_path)) if os.path.isdir(entry)}
+    found = {entry: match[1].lower().replace("val", "valid") for entry, match in named.items() if match}
+    classes = [path for entry in found if found[entry] == "train" for path in _entries(entry) if os.path.isdir(path)]
+    divided = len(classes) > 1 and len(set(found.values())) > 1
+    return {entry.name: split for entry, split in found.items()} if divided else {}
+
 
 def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
     """List the image files of a folder with one sub-folder per class; opens none of them.
 
     Returns:
-        A table `file` (path relative to `data_path`, with forward slashes), `label` (the class folder's name),
-        sorted by file; and a line for each skipped file, with the reason and what to do. Hidden files, and those in
-        hidden folders, are not mentioned.
+        A table, sorted: `file` (path relative to `data_path`, with forward slashes), `label` (its class folder) and, of
+        a set that is divided already, `split`; and a line for skipped files of each suffix. Hidden files do not count.
 
     Raises:
         DataError: no such folder, or fewer than two classes with images.
@@ -27,26 +41,26 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise DataError(
             f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
         )
-    rows, skipped = [], []
-    for path, reason in sorted(_all_entries(data_path), key=lambda entry: entry[0].as_posix()):  # alike on every system
+    rows, others, given = [], {}, given_splits(data_path)
+    entries = _all_entries(data_path, given)
+    for path, reason in sorted(entries, key=lambda entry: entry[0].as_posix()):  # alike on every system
         name = path.relative_to(data_path)
         if any(part.startswith(".") for part in name.parts):
             continue
         if reason:
-            skipped.append(f"{printable(name.as_posix())}: {reason}")
+            others.setdefault((name.suffix, reason), []).append(printable(name.as_posix()))
         else:
-            rows.append((name.as_posix(), name.parts[0]))
-    table = pd.DataFrame(rows, columns=["file", "label"])
+            rows.append((name.as_posix(), class_name(name.parts[bool(given)]), given.get(name.parts[0])))
+    table = pd.DataFrame(rows, columns=["file", "label", "split"])
+    table = table if given else table.drop(columns="split")
+    skipped = [f"{first_names(names)}: {reason}" for (_, reason), names in others.items()]
     check_two_classes(table, data_path, skipped[:5])  # there may be thousands beside the class folders
     return table, skipped
 
 
 def images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
-    """Yield the image files of a folder and its sub-folders, in no order, without hidden ones.
-
-    Args:
-        problems: gets a line for each folder that cannot be listed.
-    """
+    """Yield the image files of a folder and its sub-folders, without hidden ones; `problems` gets a line for each that
+    cannot be listed."""
     for place, folders, files in os.walk(
         folder, onerror=lambda error: problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
     ):
@@ -54,17 +68,29 @@ def images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
         yield from (path for path in (Path(place, name) for name in files) if is_named_as_image(path))
 
 
-# `os.path` rather than `Path`: where access is denied, its functions return False instead of raising.
-def _all_entries(data_path: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield all files, and the folders that are not searched, each with the reason why it is skipped; None for a file,
-    or a link to nowhere, that is named as an image."""
+def class_name(folder: str) -> str:
+    """Name the class of a folder: without spaces at its ends, and with accents as parts of letters, as most systems do
+    and macOS did not."""
+    return unicodedata.normalize("NFC", folder).strip() or folder
+
+
+def _entries(folder: Path) -> list[Path]:
     try:
-        entries = list(data_path.iterdir())
+        return list(folder.iterdir())
     except OSError as error:
-        raise DataError(f"{data_path}: cannot be listed ({error.strerror}); change its access rights") from None
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); change its access rights") from None
+
+
+# `os.path` rather than `Path`: where access is denied, its functions return False instead of raising.
+def _all_entries(data_path: Path, given: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
+    """Yield all files, and the folders that are not searched, each with the reason why it is skipped, None for images;
+    `given` are the folders of the splits."""
     denied: list[OSError] = []
-    for entry in entries:
-        if os.path.islink(entry) and not os.path.exists(entry):  # a class, perhaps, on a disk that is not there
+    entries = [inner for name in given for inner in _entries(data_path / name)]
+    for entry in entries + [entry for entry in _entries(data_path) if entry.name not in given]:
+        if given and entry.parent == data_path and os.path.isdir(entry):
+            yield entry, f"a folder beside those of the splits ({', '.join(given)}); move it into one if it is a class"
+        elif os.path.islink(entry) and not os.path.exists(entry):  # a class, perhaps, on a disk that is not there
             yield entry, "a link to nowhere or to itself; delete or correct it"
         elif not os.path.isdir(entry):
             yield entry, "not inside a class folder; move it into one if it is an image"
@@ -113,39 +139,39 @@ def check_two_classes(table: pd.DataFrame, data_path: Path, left_out: Sequence[s
     raise DataError("\n".join([f"{data_path}: {len(classes)} class folder(s) with images; {hint}", *left_out]))
 
 
-def sub_folders(files: pd.Series) -> list[str]:
-    """List the names of the folders with images inside the class folders of `files`."""
-    return sorted({parts[1] for parts in files.str.split("/") if len(parts) > 2})
+def sub_folders(files: pd.Series, depth: int = 1) -> list[str]:
+    """List the names of the folders with images inside the class folders of `files`; these are `depth` folders deep."""
+    return sorted({parts[depth] for parts in files.str.split("/") if len(parts) > depth + 1})
 
 
 def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
     """List probable mistakes in the folders of a table of readable images, a line each with what to do: empty class
-    folders, classes inside a class, names that differ only in case."""
+    folders, classes inside a class, names that differ only in case or in what cannot be seen."""
+    given = given_splits(data_path)
+    parts, depth = table.file.str.split("/"), 1 + bool(given)
     folders = {
-        entry.name
-        for entry in data_path.iterdir()
+        entry.relative_to(data_path).as_posix()
+        for root in (given or [""])
+        for entry in (data_path / root).iterdir()
         if os.path.isdir(entry) and os.access(entry, os.R_OK) and not _links_to_parent(entry)  # `scan` names the others
+        if not entry.name.startswith(".")
     }
-    empty = sorted(name for name in folders - set(table.label) if not name.startswith("."))
+    empty = sorted(folders - set(parts.str[:depth].str.join("/")))
     notes = [f"{name}: a class folder without a readable image; add images or delete it" for name in empty]
     for label, files in table.groupby("label").file:
-        if inner := sub_folders(files):
+        if inner := sub_folders(files, depth):
             notes.append(
                 f"{label}: images in its sub-folders {first_names(inner)} count as {label}; "
                 f"if they are classes of their own, move them to {data_path.as_posix()}/"
             )
-    classes = pd.Series(table.label.unique())
-    notes += [
-        f"{' and '.join(alike)}: two classes whose names differ only in case; rename or merge them"
-        for _, alike in classes.groupby(classes.str.casefold())
-        if len(alike) > 1
-    ]
-    notes += [
-        f"{' and '.join(alike)}: names that differ only in case; rename all but one, "
-        "because Windows and macOS would keep one of these files"
-        for _, alike in table.file.groupby([table.label, table.file.str.casefold()])
-        if len(alike) > 1
-    ]
+    classes, spelt = (pd.Series(names.unique()) for names in (table.label, parts.str[depth - 1]))
+    in_case, keeps = "differ only in case; rename", "because Windows and macOS would keep one of these files"
+    for names, keys, text in (
+        (spelt.map(repr), spelt.map(class_name), "one class, as their names look the same; put them into one folder"),
+        (classes, classes.str.casefold(), f"two classes whose names {in_case} or merge them"),
+        (table.file, [table.label, table.file.str.casefold()], f"names that {in_case} all but one, {keeps}"),
+    ):
+        notes += [f"{' and '.join(alike)}: {text}" for _, alike in names.groupby(keys) if len(alike) > 1]
     return notes
 
 

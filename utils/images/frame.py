@@ -39,12 +39,14 @@ class Frame(NamedTuple):
     """How every image is fitted into the network's input size.
 
     `size` is (height, width) in pixels. `fit` is `stretch`, which gives up the aspect ratio, as in the paper, or `pad`,
-    which keeps it and fills the rest with the colour of the normalisation's `mean`.
+    which keeps it and fills the rest with the colour of the normalisation's `mean`. `levels` are the values that become
+    black and white in images of more than 8 bits, see `to_rgb`.
     """
 
     size: tuple[int, int]
     fit: str = "stretch"
     mean: tuple[float, float, float] = Normalization().mean
+    levels: tuple[float, float] | None = None
 
     def box(self, image_size: tuple[int, int]) -> Box:
         """Compute the part of the frame that an image of (width, height) pixels fills: all of it or, if padded, a box
@@ -64,7 +66,7 @@ def mean_colour(mean: Sequence[float]) -> list[int]:
 
 def to_uint8(image: Image.Image, frame: Frame) -> torch.Tensor:
     """Fit an image into a frame; returns uint8 of shape (3, H, W)."""
-    image = to_rgb(image)
+    image = to_rgb(image, frame.levels)
     box = frame.box(image.size)
     pixels = np.empty((*frame.size, 3), dtype=np.uint8)
     pixels[:] = mean_colour(frame.mean)

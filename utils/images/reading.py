@@ -1,19 +1,40 @@
-"""Reads an image file as an upright RGB image."""
+"""Reads an image file as an upright RGB image of 8 bits a channel, whatever is stored."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from utils.images.depth import deep_values, in_8_bits
 from utils.system.errors import DataError
+
+with suppress(ImportError):  # not required, but where it is installed, HEIC is read
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes; Pillow takes sound files for bombs
 
 # `.jfif` and `.jpe` are JPEG too: some browsers on Windows save the first.
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+SUFFIXES |= {".heic", ".heif", ".avif"}
+# How files begin that are not what they are called, or that no decoder reads -> what they are, and what to do.
+KINDS = {
+    b"....ftyp(hei|hev|mif1|msf1)": "a HEIC image; install what reads it (pip install pillow-heif), or save it as JPEG",
+    b"....ftypavi": "an AVIF image; install what reads it (pip install --upgrade pillow), or save it as JPEG",
+    b"\xff\x0a|....JXL ": "a JPEG XL image; save it as JPEG or PNG",
+    b"version https://git-lfs": "a Git LFS pointer, not the image; fetch the images: git lfs pull",
+    rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)": "a saved web page, not the image; download the image itself",
+    b".{128}DICM": "a DICOM file; export it as PNG or TIFF of 16 bits",
+    rb"II\*\0|MM\0\*": "a TIFF of a kind that is not read; save it as PNG, or with 1 or 3 bands of 8 or 16 bits",
+}
+ORIENTATION = 0x0112  # of EXIF
+LIGHT = 191  # grey level, three quarters of white, above which a drawing would hardly show on white
 
 
 def is_named_as_image(path: Path) -> bool:
@@ -21,15 +42,20 @@ def is_named_as_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read one image file as upright RGB.
+def read_image(path: Path, levels: tuple[float, float] | None = None) -> Image.Image:
+    """Read one image file as upright RGB, of several pages the first; `levels` as in `to_rgb`.
 
     Raises:
         DataError: the file cannot be read as an image; the message has its path, what is wrong and what to do.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise OSError
         with Image.open(path) as image:
-            return to_rgb(image)
+            rgb = to_rgb(image, levels)
+            with suppress(Exception):  # of a second page; MPO is a photograph with its preview
+                rgb.info["pages"] = image.format != "MPO" and image.is_animated
+            return rgb
     except Exception as error:  # on damaged files, decoders raise errors of all types
         raise DataError(f"{path}: {what_is_wrong(path, error)}") from None
 
@@ -42,6 +68,8 @@ def what_is_wrong(path: Path, error: Exception) -> str:
         return "no such image; check the path, or train again if the data have moved"
     if os.path.isdir(path):
         return "a folder; name an image"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "not a file; delete it"
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return "a link that leads to itself; delete it"
     if isinstance(error, PermissionError):
@@ -52,24 +80,31 @@ def what_is_wrong(path: Path, error: Exception) -> str:
         return f"over {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which is not read; save it smaller"
     if isinstance(error, UnidentifiedImageError):  # whose own message only repeats the path
         with suppress(OSError):  # the file may have gone meanwhile
-            error = "its content is not an image's" if path.stat().st_size else "the file is empty"
+            with path.open("rb") as file:
+                start = file.read(256)
+            for kind, what in KINDS.items():
+                if re.match(kind, start, re.DOTALL | re.IGNORECASE):
+                    return what
+            error = "its content is not an image's" if start else "the file is empty"
     return f"not a readable image ({' '.join(str(error).split()) or type(error).__name__}); delete or replace it"
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a PIL image of any mode to upright RGB, with transparency on white and 16 bits per pixel scaled to 8.
+def to_rgb(image: Image.Image, levels: tuple[float, float] | None = None) -> Image.Image:
+    """Convert a PIL image of any mode to upright RGB; transparency is laid on white, light drawings on black. `levels`
+    are the values that become black and white in images of more than 8 bits, see `in_8_bits`.
 
     Raises:
-        ValueError: pixels are floating-point numbers, whose range is unknown, or of a mode that Pillow cannot convert.
+        ValueError: pixels are not numbers, or of a mode that Pillow cannot convert.
     """
+    if (values := deep_values(image)) is not None:
+        turned, image = image.getexif().get(ORIENTATION, 1), in_8_bits(values, levels)
+        image.getexif()[ORIENTATION] = turned
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers: save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits, in some formats as 32: Pillow's conversion would clip at 255, to white
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        opacity = np.asarray(image.getchannel("A"), np.float32)
+        is_light = (np.asarray(image.convert("L")) * opacity).sum() > LIGHT * opacity.sum()
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black" if is_light else "white"), image)
     return image.convert("RGB")
 
 

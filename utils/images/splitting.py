@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from heapq import heapify, heappop, heappush
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,12 @@ def split_sizes(count: int, test_size: float, valid_size: float) -> dict[str, in
 def split_images(
     table: pd.DataFrame, test_size: float, valid_size: float, seed: int, groups: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """Assign every image to a split, in a new column `split`.
-
-    In every class, the share `test_size` of the images is for testing, and `valid_size` of the rest for validation (as
-    in the paper), rounded; of a very small class, that may be none.
+    """Assign every image to a split, in a new column `split`: in every class, the share `test_size` is for testing, and
+    `valid_size` of the rest for validation (as in the paper), rounded.
 
     Args:
-        groups: for every image the number of its group, shape (N,); all images of a group come into one split, so the
-            shares are met as nearly as whole groups allow. `None`: every image is a group of its own.
+        groups: for every image the number of its group, shape (N,); each stays in one split, so the shares are met as
+            nearly as whole groups allow. `None`: every image is a group of its own.
     """
     rng = np.random.default_rng(seed)
     groups = np.arange(len(table)) if groups is None else groups
@@ -33,8 +31,8 @@ def split_images(
     for group, label in zip(groups, table.label):
         members.setdefault(group, Counter())[label] += 1
     shares, order = {"test": Counter(), "valid": Counter()}, []
-    for label, rows in table.groupby("label", sort=True).groups.items():
-        order.extend(groups[table.index.get_indexer(rng.permutation(rows.to_numpy()))])
+    for label, rows in sorted(table.groupby("label").indices.items()):
+        order.extend(groups[rng.permutation(rows)])
         for name, count in split_sizes(len(rows), test_size, valid_size).items():
             shares[name][label] = count
     missing = {name: Counter(counts) for name, counts in shares.items()}
@@ -59,29 +57,16 @@ def _add_larger_groups(
     split_of: dict[int, str], members: dict[int, Counter], shares: dict[str, Counter], missing: dict[str, Counter]
 ) -> None:
     """Where images are still missing, move groups from training that exceed what is missing but bring the split at
-    least as near to its share, the best first; never the last images of a class.
-
-    A group's improvement only falls as others are moved. So the queue finds the best one without computing all again.
-    """
+    least as near to its share, the smallest first; never the last images of a class."""
     training: Counter = Counter()
     for group, name in split_of.items():
         if name == "train":
             training.update(members[group])
-    for name, left in missing.items():
-        queue = [
-            (-_improvement(size, left), position, group)
-            for position, (group, size) in enumerate(members.items())
-            if size.total() > 1 and split_of[group] == "train" and all(shares[name][label] for label in size)
-        ]
-        heapify(queue)
-        while queue:
-            before, position, group = heappop(queue)
-            size, improvement = members[group], _improvement(members[group], left)
-            if improvement < 0 or any(training[label] <= count for label, count in size.items()):
-                continue
-            if improvement < -before:
-                heappush(queue, (-improvement, position, group))
-                continue
+    larger = sorted((group for group, size in members.items() if size.total() > 1), key=lambda g: members[g].total())
+    for (name, left), group in product(missing.items(), larger):
+        size = members[group]
+        worse = not all(shares[name][label] for label in size) or _improvement(size, left) < 0
+        if split_of[group] == "train" and not worse and all(training[label] > size[label] for label in size):
             split_of[group] = name
             left.subtract(size)
             training.subtract(size)

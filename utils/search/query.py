@@ -81,7 +81,7 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
         DataError: the query cannot be read.
         SearchError: the index is empty or damaged.
     """
-    image = read_image(query)
+    image = read_image(query, model.frame.levels)
     effects = region_effects(model, model.preprocess(image)[None])
     nearest = index.nearest(effects.embeddings[0].cpu().numpy(), count + 1)
     nearest = [(d, entry) for d, entry in nearest if (index.folder / entry.state.file).resolve() != query.resolve()]
@@ -115,7 +115,7 @@ def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry])
             if file_state(index.folder / entry.state.file) != entry.state.state:
                 raise FileNotFoundError
             if entry.delta is None:
-                images[k] = model.preprocess(read_image(index.folder / entry.state.file))
+                images[k] = model.preprocess(read_image(index.folder / entry.state.file, model.frame.levels))
         except DataError as error:
             results[k] = str(error)
         except OSError:

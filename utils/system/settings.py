@@ -166,8 +166,9 @@ class Config(Section):
     valid_size: Fraction = 0.1
     """share of the rest for validation"""
     group_pattern: str | None = None
-    """regular expression with one `( )` group, searched in the file names: files of a class that agree in it, such as
-    views of one object, stay in one split"""
+    """regular expression with one `( )` group, searched in the path below the class folder, as `patient_7/left.png`,
+    and otherwise in the file name: files that agree in it, such as views of one object, stay in one split, also across
+    classes"""
     on_bad_image: Literal["skip", "error"] = "skip"
     """images that cannot be read, each named with the reason: `skip` trains without them, `error` stops before the
     first epoch"""
@@ -203,9 +204,7 @@ class Config(Section):
         except re.error as error:
             raise ValueError(f"should be a regular expression, but is not a valid one ({error})") from None
         if not captures:
-            raise ValueError(
-                "should have one pair of brackets ( ) around the part of the file name that images of one group share"
-            )
+            raise ValueError("should have one pair of brackets ( ) around the part of the path that a group shares")
         return pattern
 
     @property

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from utils.dataset import prepare_split
 from utils.early_stopping import EarlyStopping
+from utils.images.cache import read_fingerprints
 from utils.Siamese import build_model
 from utils.system.errors import TrainingError
 from utils.system.machine import choose_device, is_out_of_memory, keep_freed_memory
@@ -96,7 +97,7 @@ class Trainer:
     ) -> None:
         self.processes = processes or Processes()
         self.device = choose_device(config)
-        self.model = build_model(config).to(self.device)
+        self.model = build_model(config, read_fingerprints(config, table)[3]).to(self.device)
         self.data = TrainingData(config, table, self.model.frame)
         if self.data.fingerprints != self.processes.from_first(self.data.fingerprints):
             other = f"process {self.processes.rank} has other images than the first"
