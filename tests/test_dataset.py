@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from samples import break_file, make_files, near_duplicates_in, noise
 
-from utils.dataset import group_images, load_split, notes_on_large_groups, prepare_split, read_split
+from utils.dataset import group_images, load_split, prepare_split, read_split
 from utils.images.cache import read_fingerprints
 from utils.images.folder import scan
 from utils.images.frame import Frame, to_uint8
@@ -346,29 +346,6 @@ def test_a_folder_of_identical_images_is_an_error(tmp_path):
         f"{tmp_path}: too few images for the valid split, which needs two classes, one of them with two images "
         "(24 of 24 images belong together, as near duplicates or by group_pattern); add images that differ"
     )
-
-
-@pytest.mark.parametrize("size", [12, 8])
-def test_a_class_of_near_duplicates_is_named(tmp_path, size):
-    make_files(tmp_path, [*CLASSES, *(f"c/{i:02d}.png" for i in range(12))])
-    picture = noise(12, 16, seed=99)
-    for index in range(size):
-        picture.resize((64 + 4 * index, 48 + 3 * index), Image.Resampling.BICUBIC).save(tmp_path / f"c/{index:02d}.png")
-    table, notes = prepare_split(config_for(tmp_path))
-    assert table.split[table.file < f"c/{size:02d}.png"][table.label == "c"].nunique() == 1
-    assert (
-        f"c: {size} of its 12 images belong together, as near duplicates or by group_pattern, and stay in one split; "
-        "add images that differ, or this class is hardly tested"
-    ) in notes
-
-
-@pytest.mark.parametrize(
-    "size, count, noted", [(6, 12, False), (7, 12, True), (2, 2, False), (2, 3, False), (3, 3, True)]
-)
-def test_a_class_is_named_of_which_more_than_half_and_more_than_two_belong_together(size, count, noted):
-    groups = np.array([0] * size + list(range(size, count)) + [100, 101])
-    notes = notes_on_large_groups(pd.DataFrame({"label": ["a"] * count + ["b"] * 2}), groups)
-    assert [note.split(" images")[0] for note in notes] == [f"a: {size} of its {count}"] * noted
 
 
 def test_a_class_inside_a_class_and_an_empty_one_are_named(tmp_path):

@@ -314,11 +314,7 @@ def similarity_matrix(model: SiameseNetwork, embeddings: torch.Tensor) -> np.nda
 
 
 def build_model(config: Config, levels: tuple[float, float] | None = None) -> SiameseNetwork:
-    """Build the untrained network that a configuration describes; random weights depend on its seed only.
-
-    Args:
-        levels: as in `SiameseNetwork`; for training, those of its images.
-    """
+    """Build the untrained network that a configuration describes; random weights depend on its seed only."""
     with seeded(config.seed):
         return SiameseNetwork(
             config.backbone_model,

@@ -83,14 +83,14 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
     notes += doubtful_folders(table, config.data_path)
     notes += notes_on_looks(table.file, [known.looks for known in fingerprints], levels)
     groups, grouped = group_images(table, fingerprints, config)
+    notes += grouped
     if "split" in table:
-        table, more = _with_given_splits(table, groups, config)
+        table, given = _with_given_splits(table, groups, config)
+        notes, groups = notes + given, None  # other shares would not help
     else:
-        more = notes_on_large_groups(table, groups)
         table = split_images(table, config.test_size, config.valid_size, config.seed, groups)
-    notes += grouped + more
     for name in SPLITS:
-        notes += check_split(table, name, config, None if "split" in found else groups, bad)
+        notes += check_split(table, name, config, groups, bad)
     return table, notes
 
 
@@ -100,8 +100,8 @@ def _with_given_splits(table: pd.DataFrame, groups: np.ndarray, config: Config) 
     shares = (config.test_size * ("test" in missing), config.valid_size * ("valid" in missing))
     drawn = split_images(table[train], *shares, config.seed, groups[train])
     table = table.assign(split=drawn.split.reindex(table.index).fillna(table.split))
-    notes = [f"{config.data_path}: divided already, the splits are those of its folders"]
-    notes[0] += f"; {' and '.join(missing)} is missing, and drawn from train" if missing else ""
+    from_train = f"; {' and '.join(missing)} is missing, and drawn from train" if missing else ""
+    notes = [f"{config.data_path}: divided already, the splits are those of its folders{from_train}"]
     if parted := groups_across(table, groups, "split"):
         number, names = counted(len(parted), "group"), first_names(parted[0])
         notes.append(f"{number} of images that belong together in several splits ({names}): scores will flatter")
@@ -124,20 +124,6 @@ def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]
         advice = "mend or delete them, or set on_bad_image: skip to go on without them"
         raise DataError("\n".join([f"{config.data_path}: {number}; {advice}", *bad]))
     return [f"{number}: left out (on_bad_image: skip)", *bad]
-
-
-def notes_on_large_groups(table: pd.DataFrame, groups: np.ndarray) -> list[str]:
-    """Write a line for each class in which one group has more than half of the images, and more than two: as a group
-    stays in one split, the class's shares cannot be met."""
-    notes = []
-    for label, members in pd.Series(groups, table.index).groupby(table.label):
-        largest = members.value_counts().max()
-        if largest > max(2, len(members) / 2):
-            notes.append(
-                f"{label}: {largest} of its {len(members)} images belong together, as near duplicates or by "
-                "group_pattern, and stay in one split; add images that differ, or this class is hardly tested"
-            )
-    return notes
 
 
 def check_split(

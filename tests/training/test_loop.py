@@ -95,12 +95,12 @@ def test_training_pads_as_its_checkpoint_does(config):
 def test_a_network_keeps_the_range_of_values_of_its_images(config):
     settings = config(image={"size": (16, 16)})
     for path in settings.data_path.glob("*/*.png"):
-        Image.fromarray(np.asarray(Image.open(path).convert("L"), np.uint16) * 11).save(path)  # 12 bits
+        Image.fromarray(np.asarray(Image.open(path).convert("L"), np.uint16) * 9).save(path)  # 11 bits
     trainer = started(settings)
     trainer.results.history.append(trainer.run_epoch(1, tqdm(disable=True)))
     trainer.keep()
     model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
-    assert model.frame.levels == (0, 4095)
+    assert model.frame.levels == (0, 2047)
     first = trainer.data.table[trainer.data.table.split == "train"].file.iloc[0]
     with Image.open(settings.data_path / first) as image:
         assert torch.equal(model.preprocess(image), model.normalize(trainer.data.images["train"][0]))

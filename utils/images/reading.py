@@ -66,10 +66,8 @@ def what_is_wrong(path: Path, error: Exception) -> str:
         if path.is_symlink():
             return "a link to nowhere; delete it, or bring back the file that it leads to"
         return "no such image; check the path, or train again if the data have moved"
-    if os.path.isdir(path):
-        return "a folder; name an image"
     if os.path.exists(path) and not os.path.isfile(path):
-        return "not a file; delete it"
+        return "a folder; name an image" if os.path.isdir(path) else "not a file; delete it"
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return "a link that leads to itself; delete it"
     if isinstance(error, PermissionError):
