@@ -20,8 +20,11 @@ from benchmarks.common import about_computer, best_seconds, seconds
 from benchmarks.peers import saliency
 from utils.explain.occlusion import region_effects
 from utils.Grad_CAM import explain, explain_effects
+from utils.networks.backbones import TimmNetwork
 from utils.Siamese import SiameseNetwork
 from utils.system.machine import keep_freed_memory
+
+BACKBONES = ("EfficientNetLite0", "MobileNet", "ResNet50", "vit_tiny_patch16_224", "vit_small_patch16_224")
 
 
 class DistanceToPartner(nn.Module):
@@ -69,7 +72,12 @@ def captum_maps(model: SiameseNetwork) -> Callable:
 def grad_cam_maps(model: SiameseNetwork) -> Callable:
     """pytorch-grad-cam's GradCAM, likewise; it returns positive parts, so each sign is a run of its own."""
     wrapped = DistanceToPartner(model)
-    method = GradCAM(model=wrapped, target_layers=[model.backbone[-1]])
+    last = model.backbone[-1]
+    if isinstance(last, TimmNetwork):  # of a vision transformer
+        options = {"reshape_transform": lambda tokens: last.as_map(tokens, model.image_size)}
+        method = GradCAM(model=wrapped, target_layers=[last.model.blocks[-1].norm1], **options)
+    else:
+        method = GradCAM(model=wrapped, target_layers=[last])
 
     def run(batch1, batch2):
         both = torch.cat([batch1, batch2])
@@ -119,17 +127,17 @@ def occlusion_costs(backbone: str, many: int) -> None:
     hook.remove()
     for name, run in runs.items():
         took = best_seconds(run)
-        print(f"{backbone:<18} {name:<20} {counts[name]:>10} {took:>8.2f} {1000 * took / counts[name]:>8.1f}")
+        print(f"{backbone:<22} {name:<20} {counts[name]:>10} {took:>8.2f} {1000 * took / counts[name]:>8.1f}")
     effects = region_effects(model, torch.cat([one, two]))
     further = best_seconds(lambda: effects.maps([0], [1]))
     drawn = best_seconds(lambda: explain_effects(model, effects, [0], [1], (224, 224)))
-    print(f"{backbone:<18} a further pair: {1000 * further:.2f} ms, drawn at 224 px {1000 * drawn:.2f} ms")
+    print(f"{backbone:<22} a further pair: {1000 * further:.2f} ms, drawn at 224 px {1000 * drawn:.2f} ms")
     images, pairs = torch.randn(many, 3, 224, 224), torch.combinations(torch.arange(many))
     start = time.perf_counter()
     effects = region_effects(model, images)
     measured = time.perf_counter() - start
     mapped = seconds(lambda: [effects.maps(*part.T) for part in pairs.split(64)])
-    print(f"{backbone:<18} all {len(pairs)} pairs of {many} images: {measured:.1f} s for the images, {mapped:.1f} more")
+    print(f"{backbone:<22} all {len(pairs)} pairs of {many} images: {measured:.1f} s for the images, {mapped:.1f} more")
 
 
 def gradient_costs(backbone: str, count: int) -> None:
@@ -138,30 +146,29 @@ def gradient_costs(backbone: str, count: int) -> None:
     model = SiameseNetwork(backbone).eval()
     both = torch.randn(2 * count, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     pairs = both.split(count)
-    captum, grad_cam = captum_maps(model), grad_cam_maps(model)
-    runs = (
-        lambda: explain(model, *pairs, "distance"),
-        lambda: public_procedure(model, *pairs),
-        lambda: captum(*pairs),
-        lambda: grad_cam(*pairs),
-    )
+    grad_cam = grad_cam_maps(model)
+    runs = {"distance": lambda: explain(model, *pairs, "distance"), "grad-cam": lambda: grad_cam(*pairs)}
+    if not isinstance(model.backbone[-1], TimmNetwork):  # those of feature maps
+        captum = captum_maps(model)
+        runs |= {"public": lambda: public_procedure(model, *pairs), "captum": lambda: captum(*pairs)}
     unit = best_seconds(torch.no_grad()(lambda: model.backbone(both)))
-    multiples = (f"{best_seconds(run) / unit:>8.2f}x" for run in runs)
-    print(f"{backbone:<10} {count:>5} {1000 * unit:>10.1f}", *multiples, flush=True)
+    multiples = (f"{name} {best_seconds(run) / unit:.2f}x" for name, run in runs.items())
+    print(f"{backbone:<22} {count:>5} {1000 * unit:>10.1f} ", *multiples, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="names of backbones")
     parser.add_argument("--images", type=int, default=100, help="of which all pairs are explained")
     arguments = parser.parse_args()
     keep_freed_memory()  # for all alike
     print(f"both images of a pair, 224 x 224 pixels; {about_computer()}")
-    print(f"{'backbone':<10} {'pairs':>5} {'forward ms':>10}  distance    public    captum  grad-cam")
-    for backbone in ("MobileNet", "ResNet50"):
+    print(f"{'backbone':<22} {'pairs':>5} {'forward ms':>10}  multiples of it")
+    for backbone in arguments.backbones:
         for count in (1, 8):
             gradient_costs(backbone, count)
-    print(f"\n{'backbone':<18} {'one pair':<20} {'embeddings':>10} {'seconds':>8} {'ms each':>8}")
-    for backbone in ("EfficientNetLite0", "ResNet50"):
+    print(f"\n{'backbone':<22} {'one pair':<20} {'embeddings':>10} {'seconds':>8} {'ms each':>8}")
+    for backbone in arguments.backbones:
         occlusion_costs(backbone, arguments.images)
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.photographs Data/Flowers Data/AirBnB Data/Skin_cancer
 
-Each folder has a sub-folder of images for each class. Of each: AUC of all pairs and recall@1; how often two random crops
-(half of the area) of one photograph are similar, and two photographs of different folders; how well maps predict what
-happens when cells are removed; the size of a page of 50 photographs, and what its 64 dimensions lose.
+Each folder has a sub-folder of images for each class. Of each: AUC of all pairs and recall@1; how often two random
+crops (half of the area) of one photograph are similar, and two photographs of different folders; how well maps predict
+what happens when cells are removed; the size of a page of 50 photographs, and what its 64 dimensions lose.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from utils.compare import Comparison
 from utils.compare.report import DIMENSIONS, page
 from utils.evaluate.agreement import agreement_table
 from utils.evaluate.retrieval import retrieval_scores
+from utils.explain.occlusion import correlation, effect_on_distance, in_few_dimensions
 from utils.explain.removal import embed_in_parts
 from utils.Grad_CAM import explain_pairs
 from utils.images.reading import is_named_as_image, read_image
@@ -58,25 +59,18 @@ def print_agreement(model, batch: torch.Tensor, count: int, rng: np.random.Gener
 
 
 def print_page(model, paths: list[Path]) -> None:
-    """The size of a page, and how well its shorter embeddings predict the effects of all regions, and of two at once."""
+    """The size of a page, and how well its few dimensions predict the effects of one region, and of two at once."""
     compared = Comparison(model, paths)
     print(f"page of {len(paths)} photographs: {len(page(compared, '').encode()) / 1e6:.2f} MB")
     whole = compared.effects_of(*range(len(paths)))
-    few, kept = in_few_dimensions(whole, DIMENSIONS), {1: [], 2: []}
-    for i in range(len(paths)):
-        j = (i + 1) % len(paths)
-        for together, scores in kept.items():
-            one, other = (
-                effect_on_distance(
-                    (e.delta[[i]] + (e.delta[[i]].roll(7, 1) if together == 2 else 0)),
-                    e.embeddings[[i]] - e.embeddings[[j]],
-                )
-                for e in (whole, few)
-            )
-            scores.append(float(correlation(one, other)))
-    print(
-        f"  in {DIMENSIONS} dimensions, correlation of effects: one region {min(kept[1]):.4f}, two {min(kept[2]):.4f}"
-    )
+    kept = whole, in_few_dimensions(whole, DIMENSIONS)
+    for title, others in (("one region", 0), ("two regions", 1)):
+        scores = []
+        for i in range(len(paths)):
+            changes = (e.delta[[i]] + others * e.delta[[i]].roll(7, 1) for e in kept)
+            differences = (e.embeddings[[i]] - e.embeddings[[i - 1]] for e in kept)
+            scores.append(float(correlation(*map(effect_on_distance, changes, differences))))
+        print(f"  in {DIMENSIONS} dimensions, correlation of effects of {title}: at least {min(scores):.4f}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,9 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     if len(embeddings) > 1:
         ends = [rng.choice(len(embeddings), 2, replace=False) for _ in range(1000)]
         one, two = (torch.stack([embeddings[k][rng.integers(len(embeddings[k]))] for k in side]) for side in zip(*ends))
-        print(
-            f"of 1,000 pairs across folders, similar: {model.is_similar(embedding_distance(one, two)).float().mean():.3f}"
-        )
+        similar = model.is_similar(embedding_distance(one, two)).float().mean()
+        print(f"of 1,000 pairs across folders, similar: {similar:.3f}")
     print_page(model, paths[:IN_PAGE])
 
 
