@@ -1,7 +1,5 @@
 """What the benchmarks share: settings from the command line, a trained network's test images, the time of a call."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform

@@ -6,8 +6,6 @@ A seed draws the split, so every seed tests other images. Seconds are those of e
 is measured after it.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 

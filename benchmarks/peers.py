@@ -7,8 +7,6 @@ On similar test pairs only, as xaitk-saliency clips what speaks for "dissimilar"
 region as ours do, in which a blurred copy shows; SBSM's windows are a quarter of the sides.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path

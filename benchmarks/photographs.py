@@ -7,8 +7,6 @@ crops (half of the area) of one photograph are similar, and two photographs of d
 what happens when cells are removed; the size of a page of 50 photographs, and what its 64 dimensions lose.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

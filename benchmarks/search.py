@@ -7,8 +7,6 @@
 Embeddings and hashes are random. Of hashes, one in a thousand gets a twin, which differs in as many bits as a twin may.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import tempfile

@@ -9,8 +9,6 @@ whenever it is needed; two forward passes in float32; average pooling, 2 numbers
 validation pairs, ours after every epoch, the other every `--every` seconds; judging the other is not counted.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

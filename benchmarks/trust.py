@@ -8,8 +8,6 @@ Grad-CAM's variants by layer and weights; how far effects add up; checks; areas 
 mosaics.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

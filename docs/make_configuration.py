@@ -3,8 +3,6 @@
 python -m docs.make_configuration
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin

@@ -4,8 +4,6 @@ they are stored.
 make figures, or, with scikit-image installed, python -m docs.make_figures
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import tempfile

@@ -8,7 +8,7 @@ from utils.compare.comparison import Comparison, describe, explained_pairs
 from utils.explain import occlusion
 from utils.explain.matching import strongest_matches
 from utils.explain.occlusion import WINDOWS, RegionEffects, region_effects
-from utils.explain.removal import Interventions, blur
+from utils.explain.removal import OTHER_REMOVALS, Interventions, blur
 from utils.Grad_CAM import Explanation, explain
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
@@ -52,9 +52,8 @@ def test_a_pair_is_explained_as_explain_does(model, paths):
     for i, j in [(0, 3), (4, 1), (2, 2)]:
         expected, found = explain(model, batch[[i]], batch[[j]]), compared.explain(i, j)
         for name in Explanation.__dataclass_fields__:
-            assert torch.allclose(
-                getattr(found, name).float(), getattr(expected, name).float(), rtol=1e-3, atol=1e-4
-            ), name
+            one, other = getattr(found, name).float(), getattr(expected, name).float()
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-4), name
         assert compared.similarity[i, j] == pytest.approx(expected.similarity.item(), abs=1e-4)
 
 
@@ -161,23 +160,14 @@ def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
 
 def test_what_if_removes_regions_in_other_ways_too(model, paths):
     compared = Comparison(model, paths)
-    result = compared.what_if(0, 1)
-    before = Interventions(model, compared.batch[[0]], compared.batch[[1]]).margins_before
-    side = torch.where(compared.explain(0, 1).is_similar, -1.0, 1.0)
-    for name, change in result.others.items():
+    result, pair = compared.what_if(0, 1), (compared.batch[[0]], compared.batch[[1]])
+    interventions = Interventions(model, *pair)
+    assert [*result.others] == [*OTHER_REMOVALS]
+    for name, removal in OTHER_REMOVALS.items():
         for image, column in np.ndindex(2, 2):
-            pair = [compared.batch[0].clone(), compared.batch[1].clone()]
-            for c in range(3):
-                plane = pair[image][c].clone()
-                shifted = torch.cat([plane[8:], plane[:8]])
-                shifted = torch.cat([shifted[:, 12:], shifted[:, :12]], dim=1)
-                instead = plane.mean() if "mean colour" in name else shifted
-                pair[image][c] = torch.where(result.regions[image, column], instead, plane)
-            with torch.no_grad():
-                distance = (model.embed(pair[0][None]) - model.embed(pair[1][None])).norm()
-            expected = side * (distance / model.margin - model.threshold) - before
-            assert change[image, column] == pytest.approx(float(expected), abs=1e-3)
-    assert len(result.others) == 2
+            changed = torch.where(result.regions[image, column], removal(pair[image]), pair[image])
+            expected = interventions.margins_with(changed, image) - interventions.margins_before
+            assert result.others[name][image, column] == pytest.approx(expected.item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
