@@ -1,0 +1,219 @@
+"""What a network relies on: groups of regions that recur are taken away from all images at once, and all images are
+compared again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binomtest, wilcoxon
+from sklearn.metrics import balanced_accuracy_score
+from tqdm.auto import tqdm
+
+from utils.evaluate.retrieval import retrieval_scores
+from utils.evaluate.scores import embed_images
+from utils.explain.concepts import PLACES, Groups, boxes_at, find_groups
+from utils.explain.removal import OTHER_REMOVALS, blur
+from utils.images.stored import StoredImages
+from utils.Siamese import SiameseNetwork, eval_mode
+from utils.system.errors import DataError
+
+MEASURED = 200  # images, at most, whose regions are occluded one by one
+FEWEST = 5  # images in which a group recurs
+ONE_CLASS = 0.75  # share of a suspect's images in one class
+BY_CHANCE = 0.01  # probability below which something is no chance
+ALMOST, FEW = 1.3, 0.2  # an image with a look so many radii away has almost the group's; if few have, it is distinct
+AT_BORDER = 0.03  # of the image's longer side
+BATCH_SIZE = 32
+BOX = ["top", "bottom", "left", "right"]
+FILLS = {"blurred": blur, "mean colour": OTHER_REMOVALS["filled with the mean colour"]}
+
+
+@dataclass(frozen=True)
+class Reliance:
+    """Groups of regions, suspects and the strongest first, and what happens without them.
+
+    Attributes:
+        table: a row for each group, numbered from 1, see `measure_reliance`.
+        regions: a row for each region: `image` (position), `group`, `top`, `bottom`, `left`, `right` in pixels of the
+            frame, and its `effect`, see `effects_of`.
+        embeddings, without: of all images, (N, D), and with each group blurred, (G, N, D).
+        groups: what finds the groups in other images; `numbers` are theirs in the table.
+    """
+
+    table: pd.DataFrame
+    regions: pd.DataFrame
+    embeddings: torch.Tensor
+    without: torch.Tensor
+    groups: Groups
+    numbers: dict[int, int]
+
+
+def measure_reliance(
+    model: SiameseNetwork, images: StoredImages, labels: Sequence[str], seed: int, verbose: bool = True
+) -> Reliance:
+    """Find what recurs in uint8 images (N, 3, H, W) of classes (N,), take each group away from all of them, and compare
+    all with each other.
+
+    Returns:
+        In the `table` are the number of `regions` and of `images`; the `share` of all that groups change; the most
+        frequent `class`, its share of these images, `purity`, and of all images, `usual`; the share of regions `at the
+        border`; `AUC`, `accuracy` (balanced) and `recall@1` of all images `before`, and with the group `blurred` or
+        filled with the `mean colour`, or as many regions at random places blurred (`random`); the `cost`, AUC at random
+        less AUC without the group, in 95 % of resamples of images `low` to `high`, and the group's rank by it
+        `rank low` to `rank high`; whether the group is `relied` on, and a `suspect`; and the `finding`, in words.
+
+    Raises:
+        DataError: one class, too few images, or nothing that recurs.
+    """
+    labels, images = np.asarray(labels), images[np.arange(len(images))]
+    if len(set(labels)) < 2 or len(labels) < 2 * FEWEST:
+        raise DataError(
+            f"evidence: {len(labels)} test images of {len(set(labels))} class(es), but it needs {2 * FEWEST} images of "
+            "2 classes; add images, or raise test_size, and train again"
+        )
+    few = np.unique(np.linspace(0, len(labels) - 1, MEASURED).round().astype(int))
+    groups = find_groups(model, images[few], verbose)
+    regions, nearest = groups.find(images)
+    recurring = regions.groupby("group").image.nunique()
+    regions = regions[regions.group.isin(recurring.index[recurring >= FEWEST])].reset_index(drop=True)
+    if regions.empty:
+        raise DataError(f"evidence: nothing recurs in {FEWEST} of {len(labels)} images; add images and train again")
+    rng, random = np.random.default_rng(seed), regions.copy()
+    random[BOX] = boxes_at(torch.from_numpy(rng.integers(PLACES**2, size=len(random))), model.image_size).numpy()
+    before, rows, without, effects = embed_images(model, images, BATCH_SIZE), {}, {}, {}
+    drawn, costs = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 200), {}
+    for k, members in tqdm(regions.groupby("group"), desc="Taking groups away", disable=not verbose):
+        ways = {"random": (random.loc[members.index], blur)} | {name: (members, fill) for name, fill in FILLS.items()}
+        changed = {way: embeddings_without(model, images, before, *how) for way, how in ways.items()}
+        chosen, without[k] = members.image.unique(), changed["blurred"]
+        effects[k], by_chance = (effects_of(before, changed[way], labels) for way in ("blurred", "random"))
+        costs[k] = np.subtract(*(aucs(changed[way], labels, drawn) for way in ("random", "blurred")))
+        almost = int(((nearest[:, k] > 1) & (nearest[:, k] < ALMOST)).sum())
+        rows[k] = _row(model, members, labels, (effects[k] - by_chance)[chosen], costs[k], almost) | {
+            f"{score} {way}": value
+            for way, z in ({"before": before} | changed).items()
+            for score, value in _scores(model, z, labels).items()
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table["cost"] = table["AUC random"] - table["AUC blurred"]
+    ranks = (-np.stack([*costs.values()])).argsort(0).argsort(0) + 1
+    table["rank low"], table["rank high"] = np.quantile(ranks, [0.025, 0.975], axis=1, method="nearest")
+    moved = pd.Series({k: float((before - z).norm(dim=1).sum()) for k, z in without.items()})
+    table["share"] = (1 - groups.rest) * moved / max(moved.sum(), 1e-12)
+    table["finding"] = table.apply(_finding, axis=1)
+    table = table.sort_values(["suspect", "relied", "cost"], ascending=False, kind="stable")
+    numbers = {k: number for number, k in enumerate(table.index, start=1)}
+    size = regions.groupby(["group", "image"]).image.transform("size")
+    regions["effect"] = [effects[k][i] for k, i in zip(regions.group, regions.image)] / size
+    regions["group"] = regions.group.map(numbers)
+    regions = regions.sort_values(["group", "image"], kind="stable").reset_index(drop=True)
+    return Reliance(table.rename(numbers), regions, before, torch.stack([*map(without.get, numbers)]), groups, numbers)
+
+
+@torch.no_grad()
+def embeddings_without(
+    model: SiameseNetwork,
+    images: torch.Tensor,
+    embeddings: torch.Tensor,
+    regions: pd.DataFrame,
+    fill: Callable[[torch.Tensor], torch.Tensor] = blur,
+) -> torch.Tensor:
+    """Embeddings (N, D) of uint8 images (N, 3, H, W) with all `regions` replaced by what `fill` makes of their images;
+    the others' stay as in `embeddings`."""
+    result = embeddings.clone()
+    boxes = dict(iter(regions.groupby("image")))
+    with eval_mode(model):
+        for positions in torch.tensor([*boxes]).split(BATCH_SIZE):
+            batch = model.normalize(images[positions])
+            inside = torch.zeros_like(batch[:, :1], dtype=torch.bool)
+            for mask, position in zip(inside, positions.tolist()):
+                for top, bottom, left, right in boxes[position][BOX].to_numpy():
+                    mask[:, top:bottom, left:right] = True
+            result[positions] = model.embed(torch.where(inside, fill(batch), batch)).float().cpu()
+    return result
+
+
+def effects_of(before: torch.Tensor, after: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    """How much nearer to its own class than to others each image was before, in mean squared distance, (N,): the other
+    images stay as they are."""
+    same = torch.from_numpy(labels[:, None] == labels).to(before)
+    other, own = 1 - same, same - torch.eye(len(same))
+    towards = [weights @ before / weights.sum(1, keepdim=True).clamp(min=1) for weights in (own, other)]
+    return 2 * ((before - after) * (towards[0] - towards[1])).sum(1).numpy()
+
+
+def aucs(embeddings: torch.Tensor, labels: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """The AUC of all pairs in each of R resamples, (R,), in which images are `drawn` so many times, (R, N)."""
+    first, second = np.triu_indices(len(labels), 1)
+    distance = (embeddings[first] - embeddings[second]).norm(dim=1).numpy()
+    order = np.argsort(distance, kind="stable")
+    first, second = first[order], second[order]
+    other, found = labels[first] != labels[second], []
+    for times in drawn.astype(np.float32):
+        pairs = times[first] * times[second]
+        similar, dissimilar = np.where(other, 0, pairs).cumsum(dtype=float), np.where(other, pairs, 0)
+        found.append((dissimilar * similar).sum() / (similar[-1] * dissimilar.sum()))
+    return np.array(found)
+
+
+def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
+    first, second = np.triu_indices(len(labels), 1)
+    other = labels[first] != labels[second]
+    called = ~model.is_similar((embeddings[first] - embeddings[second]).norm(dim=1)).numpy()
+    return {
+        "AUC": float(aucs(embeddings, labels, np.ones((1, len(labels))))[0]),
+        "accuracy": float(balanced_accuracy_score(other, called)),
+        "recall@1": float(retrieval_scores(embeddings, labels).loc["all", "recall@1"]),
+    }
+
+
+def _row(
+    model: SiameseNetwork, members: pd.DataFrame, labels: np.ndarray, gain: np.ndarray, cost: np.ndarray, almost: int
+) -> dict:
+    """What a group is, and whether it is relied on.
+
+    Args:
+        gain: of its images, by how much its effect exceeds that of random regions.
+        cost: in resamples.
+        almost: images that have almost its look.
+    """
+    counts = pd.Series(labels[members.image.unique()]).value_counts()
+    images, most, usual = int(counts.sum()), int(counts.iloc[0]), float((labels == counts.index[0]).mean())
+    (height, width), (low, high) = model.image_size, np.quantile(cost, [0.025, 0.975])
+    edge = np.min([members.top, height - members.bottom, members.left, width - members.right], axis=0)
+    relied = bool(low > 0 or (gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE))
+    one_class = most >= ONE_CLASS * images and binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
+    return {
+        "regions": len(members),
+        "images": images,
+        "class": counts.index[0],
+        "purity": most / images,
+        "usual": usual,
+        "at the border": float((edge <= AT_BORDER * max(model.image_size)).mean()),
+        "almost": almost,
+        "low": float(low),
+        "high": float(high),
+        "relied": relied,
+        "suspect": bool(relied and one_class and almost <= FEW * images),
+    }
+
+
+def _finding(row: pd.Series) -> str:
+    """Say what was measured of a group."""
+    costs = (
+        f"AUC {row['AUC before']:.3f}; {row['AUC blurred']:.3f} with it blurred, {row['AUC random']:.3f} with as many "
+        "regions blurred at random places"
+    )
+    if not row.relied:
+        return f"seen, but not relied on: {costs}"
+    if not row.suspect:
+        return costs
+    return (
+        f"suspect: {row.purity:.0%} of its {row.images} images are {row['class']} ({row.usual:.0%} of all are), "
+        f"{row.almost} other images have anything like it, {row['at the border']:.0%} of its regions lie at the "
+        f"border. {costs}. Look at it: is it what makes an image {row['class']}?"
+    )
