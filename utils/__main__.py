@@ -41,6 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for command, text in (
         ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),
         ("train", "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"),
+        ("evidence", "find what a dataset's network relies on everywhere; writes evidence.html and .csv in outputs/NAME/"),
         ("export", "write a dataset's trained network as outputs/NAME/model.onnx, for programs without PyTorch"),
     ):
         parsed = _add(commands, command, text)
@@ -127,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(report(audit(load_config(options.config, options.name))))
         elif options.command == "export":
             _export(load_config(options.config, options.name))
+        elif options.command == "evidence":
+            _evidence(load_config(options.config, options.name))
         elif options.command == "search":
             _search(options, load_config(options.config, options.dataset))
         elif options.command == "report":
@@ -148,6 +151,15 @@ def _train(config: Config) -> None:
     if (os.environ.get("RANK") or "0") == "0":  # the first of several processes
         kept = SiameseNetwork.load(path).info["epoch"]
         print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
+
+
+def _evidence(config: Config) -> None:
+    from utils.compare.evidence import write_evidence
+
+    reliance, paths = write_evidence(config)
+    for number, finding in reliance.table.finding.items():
+        print(f"group {number}: {finding}")
+    print(*paths, sep="\n")
 
 
 def _export(config: Config) -> None:

@@ -48,17 +48,20 @@ def centred_gaussian(image_size: tuple[int, int]) -> torch.Tensor:
     return y[:, None] * x
 
 
-def load_masks(data_path: Path, files: Sequence[str], frame: Frame, ending: str = "") -> torch.Tensor | None:
+def load_masks(
+    data_path: Path, files: Sequence[str], frame: Frame, ending: str = "", folder: Path | None = None
+) -> torch.Tensor | None:
     """Load the masks of images, white on the object, and fit them into the network's frame like the images.
 
     Args:
         files: as in `split.csv`.
         ending: of the mask's file name, before `.png`; `_intruder` for the second object of synthetic scenes.
+        folder: of the masks; `None`: `<data_path>_masks`.
 
     Returns:
         bool of shape (N, H, W), false outside an image, and everywhere if it has no mask; `None` if no image has one.
     """
-    folder = data_path.with_name(f"{data_path.name}_masks")
+    folder = folder or data_path.with_name(f"{data_path.name}_masks")
     paths = [(folder / file).with_name(f"{Path(file).stem}{ending}.png") for file in files]
     masks = torch.zeros(len(paths), *frame.size, dtype=torch.bool)
     for mask, path in zip(masks, paths):

@@ -21,7 +21,8 @@ from utils.images.stored import StoredImages
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.errors import DataError
 
-MEASURED = 200  # images, at most, whose regions are occluded one by one
+COMPARED = 400  # images, at most, that are compared with each other
+MEASURED = 200  # of these, at most, whose regions are occluded one by one
 FEWEST = 5  # images in which a group recurs
 ONE_CLASS = 0.75  # share of a suspect's images in one class
 BY_CHANCE = 0.01  # probability below which something is no chance
@@ -40,12 +41,14 @@ class Reliance:
         table: a row for each group, numbered from 1, see `measure_reliance`.
         regions: a row for each region: `image` (position), `group`, `top`, `bottom`, `left`, `right` in pixels of the
             frame, and its `effect`, see `effects_of`.
-        embeddings, without: of all images, (N, D), and with each group blurred, (G, N, D).
+        chosen: positions of the N images that are compared, evenly spaced if there are more than `COMPARED`.
+        embeddings, without: of these, (N, D), and with each group blurred, (G, N, D).
         groups: what finds the groups in other images; `numbers` are theirs in the table.
     """
 
     table: pd.DataFrame
     regions: pd.DataFrame
+    chosen: np.ndarray
     embeddings: torch.Tensor
     without: torch.Tensor
     groups: Groups
@@ -69,14 +72,14 @@ def measure_reliance(
     Raises:
         DataError: one class, too few images, or nothing that recurs.
     """
-    labels, images = np.asarray(labels), images[np.arange(len(images))]
+    compared = _evenly(len(images), COMPARED)
+    labels, images = np.asarray(labels)[compared], images[compared]
     if len(set(labels)) < 2 or len(labels) < 2 * FEWEST:
         raise DataError(
             f"evidence: {len(labels)} test images of {len(set(labels))} class(es), but it needs {2 * FEWEST} images of "
             "2 classes; add images, or raise test_size, and train again"
         )
-    few = np.unique(np.linspace(0, len(labels) - 1, MEASURED).round().astype(int))
-    groups = find_groups(model, images[few], verbose)
+    groups = find_groups(model, images[_evenly(len(labels), MEASURED)], verbose)
     regions, nearest = groups.find(images)
     recurring = regions.groupby("group").image.nunique()
     regions = regions[regions.group.isin(recurring.index[recurring >= FEWEST])].reset_index(drop=True)
@@ -90,7 +93,9 @@ def measure_reliance(
         ways = {"random": (random.loc[members.index], blur)} | {name: (members, fill) for name, fill in FILLS.items()}
         changed = {way: embeddings_without(model, images, before, *how) for way, how in ways.items()}
         chosen, without[k] = members.image.unique(), changed["blurred"]
-        effects[k], by_chance = (effects_of(before, changed[way], labels) for way in ("blurred", "random"))
+        effects[k], by_chance = (
+            effects_of(before, changed[way], labels, before, labels) for way in ("blurred", "random")
+        )
         costs[k] = np.subtract(*(aucs(changed[way], labels, drawn) for way in ("random", "blurred")))
         almost = int(((nearest[:, k] > 1) & (nearest[:, k] < ALMOST)).sum())
         rows[k] = _row(model, members, labels, (effects[k] - by_chance)[chosen], costs[k], almost) | {
@@ -111,7 +116,14 @@ def measure_reliance(
     regions["effect"] = [effects[k][i] for k, i in zip(regions.group, regions.image)] / size
     regions["group"] = regions.group.map(numbers)
     regions = regions.sort_values(["group", "image"], kind="stable").reset_index(drop=True)
-    return Reliance(table.rename(numbers), regions, before, torch.stack([*map(without.get, numbers)]), groups, numbers)
+    regions["image"] = compared[regions.image]
+    without = torch.stack([*map(without.get, numbers)])
+    return Reliance(table.rename(numbers), regions, compared, before, without, groups, numbers)
+
+
+def _evenly(count: int, most: int) -> np.ndarray:
+    """Positions of at most so many of `count` images, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
 @torch.no_grad()
@@ -137,13 +149,18 @@ def embeddings_without(
     return result
 
 
-def effects_of(before: torch.Tensor, after: torch.Tensor, labels: np.ndarray) -> np.ndarray:
-    """How much nearer to its own class than to others each image was before, in mean squared distance, (N,): the other
-    images stay as they are."""
-    same = torch.from_numpy(labels[:, None] == labels).to(before)
-    other, own = 1 - same, same - torch.eye(len(same))
-    towards = [weights @ before / weights.sum(1, keepdim=True).clamp(min=1) for weights in (own, other)]
-    return 2 * ((before - after) * (towards[0] - towards[1])).sum(1).numpy()
+def effects_of(
+    before: torch.Tensor, after: torch.Tensor, labels: np.ndarray, others: torch.Tensor, classes: np.ndarray
+) -> np.ndarray:
+    """How much nearer to its own class than to others each image was before, in mean squared distance, (N,).
+
+    Args:
+        before, after: embeddings of images of classes `labels`, (N, D).
+        others: embeddings (M, D) of the images of `classes` with which they are compared, untouched.
+    """
+    same = torch.from_numpy(labels[:, None] == classes).to(before)
+    own, other = (weights @ others / weights.sum(1, keepdim=True).clamp(min=1) for weights in (same, 1 - same))
+    return 2 * ((before - after) * (own - other)).sum(1).numpy()
 
 
 def aucs(embeddings: torch.Tensor, labels: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -60,6 +60,9 @@ class ImageOptions(Section):
     """probability that a box of an image is covered by the same box of another image, which does not change its class;
     in training, but not while the head is trained alone. Maps then agree better with what happens; much more than 0.2
     costs accuracy"""
+    cover: Path | None = None
+    """regions that training does not see, as other images cover them: the `evidence.csv` of `python -m utils evidence`,
+    or a folder of masks as `Data/<name>_masks`"""
     brightness: NotNegative = 0.0
     """strength of random changes in training, as in torchvision's ColorJitter"""
     contrast: NotNegative = 0.0
@@ -68,6 +71,14 @@ class ImageOptions(Section):
     """as `brightness`"""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """as `brightness`"""
+
+    @field_validator("cover")
+    @classmethod
+    def _cover_exists(cls, path: Path | None) -> Path | None:
+        path = path and Path(os.path.expanduser(path))
+        if path is not None and not os.path.exists(path):
+            raise ValueError("should be a file or a folder of masks, but there is none")
+        return path
 
 
 class Hyperparameters(Section):

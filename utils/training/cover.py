@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from utils.evaluate.localisation import load_masks
-from utils.evaluate.places import in_frame
+from utils.images.places import in_frame
 from utils.images.frame import Frame
 from utils.images.stored import StoredImages
 from utils.system.errors import DataError

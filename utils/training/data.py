@@ -10,6 +10,7 @@ from utils.dataset import load_split
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
 from utils.system.settings import Config
+from utils.training.cover import covered
 
 Batch = np.ndarray | Pairs  # positions of images, all of which are compared with each other; or pairs of positions
 
@@ -30,6 +31,9 @@ class TrainingData:
         self.table = table[(table.split == "test") | table.index.isin(kept)]
         classes = sorted(set(self.table.label))
         self.images = {split: images for split, (images, _) in loaded.items()}
+        if config.image.cover:
+            files = loaded["train"][1].file.tolist()
+            self.images["train"] = covered(config, self.images["train"], files, table.file, frame)
         self.labels = {split: torch.tensor(np.searchsorted(classes, rows.label)) for split, (_, rows) in loaded.items()}
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
         sums = {}  # of the pixels of each file; test images have none
