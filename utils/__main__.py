@@ -41,7 +41,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for command, text in (
         ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),
         ("train", "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"),
-        ("evidence", "find what a dataset's network relies on everywhere; writes evidence.html and .csv in outputs/NAME/"),
+        (
+            "evidence",
+            "find what a dataset's network relies on everywhere; a page and a CSV go to outputs/NAME/",
+        ),
         ("export", "write a dataset's trained network as outputs/NAME/model.onnx, for programs without PyTorch"),
     ):
         parsed = _add(commands, command, text)

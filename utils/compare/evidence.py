@@ -11,9 +11,9 @@ from PIL import Image
 
 from utils.compare.report import PAGE, _in_steps, _packed, _picture
 from utils.dataset import load_split, read_split
-from utils.evaluate.reliance import BOX, Reliance, effects_of, embeddings_without, measure_reliance
+from utils.evaluate.reliance import Reliance, effects_of, embeddings_without, measure_reliance
 from utils.evaluate.scores import embed_images
-from utils.images.places import in_originals
+from utils.images.places import BOX, in_originals
 from utils.images.reading import read_image
 from utils.Siamese import SiameseNetwork, load_trained
 from utils.system.files import replacing, write_whole
@@ -21,13 +21,14 @@ from utils.system.settings import Config
 
 CROPS, THUMBNAILS = 12, 100  # of a group; of images on the page
 COLUMNS = ["group", "file", *BOX, "effect", "suspect"]
+WAYS = ("before", "blurred", "mean colour", "random")  # of the scores in the table
 
 
 def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
     """Measure what the configuration's network relies on in its test images; write `evidence.csv` and `evidence.html`.
 
-    The CSV lists the regions of all groups in the test images and, so that training can do without them, those of the
-    suspects in the other images; columns `COLUMNS`, in pixels of the original images.
+    The CSV has the regions of all groups in the test images and, for training without them, those of suspects in the
+    other images, in pixels of the originals: `COLUMNS`.
 
     Raises:
         DataError: one class, too few images, or nothing that recurs.
@@ -36,46 +37,36 @@ def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
     split = read_split(config.trained_path / "split.csv")
     images, rows = load_split(split, "test", config, model.frame)
     reliance = measure_reliance(model, images, rows.label, config.seed, config.hyperparameters.verbose)
-    tested = original_regions(config, model, reliance, rows.file.tolist())
-    labels = rows.label.to_numpy()[reliance.chosen]
-    found = [tested, *(_in_other_images(config, model, reliance, split, name, labels) for name in ("train", "valid"))]
-    regions = pd.concat(found).sort_values(["group", "file"], kind="stable")[COLUMNS]
+    tested = original_regions(config, model, reliance, rows.file)
+    suspects, labels = reliance.table.index[reliance.table.suspect], rows.label.to_numpy()[reliance.chosen]
+    parts = [tested]
+    for name in ("train", "valid") if len(suspects) else ():
+        images, others = load_split(split, name, config, model.frame)
+        found = reliance.groups.find(images)[0]
+        found = found.assign(group=found.group.map(reliance.numbers), file=others.file.to_numpy()[found.image])
+        found, before = found[found.group.isin(suspects)].assign(suspect=True), embed_images(model, images)
+        for _, members in found.groupby("group"):
+            after = embeddings_without(model, images, before, members)
+            effect = effects_of(before, after, others.label.to_numpy(), reliance.embeddings, labels)[members.image]
+            found.loc[members.index, "effect"] = effect / members.groupby("image").image.transform("size")
+        parts.append(in_originals(config, found, model.frame))
     paths = [config.outputs_path / f"evidence.{ending}" for ending in ("csv", "html")]
     with replacing(paths[0]) as file:
-        regions.to_csv(file, index=False, float_format="%.6g")
+        table = pd.concat(parts).sort_values(["group", "file"], kind="stable")[COLUMNS]
+        table.to_csv(file, index=False, float_format="%.6g")
     write_whole(paths[1], _page(config, model, reliance, rows, tested, note))
     return reliance, paths
 
 
-def original_regions(config: Config, model: SiameseNetwork, reliance: Reliance, files: list[str]) -> pd.DataFrame:
+def original_regions(config: Config, model: SiameseNetwork, reliance: Reliance, files: pd.Series) -> pd.DataFrame:
     """The regions of groups in the test images `files`, in pixels of the originals: `COLUMNS`, and `image`."""
-    regions = reliance.regions.assign(file=np.asarray(files)[reliance.regions.image])
+    regions = reliance.regions.assign(file=files.to_numpy()[reliance.regions.image])
     regions["suspect"] = reliance.table.suspect.reindex(regions.group).to_numpy()
     return in_originals(config, regions, model.frame)
 
 
-def _in_other_images(
-    config: Config, model: SiameseNetwork, reliance: Reliance, split: pd.DataFrame, name: str, labels: np.ndarray
-) -> pd.DataFrame:
-    """The regions of suspects in the images of another split, found by their look; then their effect is measured."""
-    suspects = reliance.table.index[reliance.table.suspect]
-    if not len(suspects):
-        return pd.DataFrame(columns=COLUMNS)
-    images, rows = load_split(split, name, config, model.frame)
-    found, _ = reliance.groups.find(images)
-    found["group"] = found.group.map(reliance.numbers)
-    found = found[found.group.isin(suspects)].assign(suspect=True, effect=0.0)
-    before, own = embed_images(model, images), rows.label.to_numpy()
-    for _, members in found.groupby("group"):
-        after = embeddings_without(model, images, before, members)
-        effects = effects_of(before, after, own, reliance.embeddings, labels)[members.image]
-        found.loc[members.index, "effect"] = effects / members.groupby("image").image.transform("size")
-    found["file"] = rows.file.to_numpy()[found.image]
-    return in_originals(config, found, model.frame)
-
-
 def crops_of(config: Config, regions: pd.DataFrame, group: int) -> list[tuple[str, Image.Image]]:
-    """The strongest regions of a group, cut out of the originals, one an image: (file, crop) of at most `CROPS`."""
+    """Cut the strongest regions of a group, at most `CROPS`, one an image, out of the originals: (file, crop)."""
     members = regions[regions.group == group].sort_values("effect", ascending=False, kind="stable")
     return [
         (row.file, read_image(config.data_path / row.file).crop((row.left, row.top, row.right, row.bottom)))
@@ -86,39 +77,33 @@ def crops_of(config: Config, regions: pd.DataFrame, group: int) -> list[tuple[st
 def _page(
     config: Config, model: SiameseNetwork, reliance: Reliance, rows: pd.DataFrame, regions: pd.DataFrame, note: str
 ) -> str:
-    """Make the page, as HTML."""
-    shown = reliance.chosen[np.unique(np.linspace(0, len(reliance.chosen) - 1, THUMBNAILS).round().astype(int))]
-    height, width = model.image_size
-    shares = reliance.regions.assign(**{side: reliance.regions[side] / height for side in BOX[:2]})
-    shares = shares.assign(**{side: reliance.regions[side] / width for side in BOX[2:]})
-    classes = sorted(set(rows.label))
+    chosen, files, classes = reliance.chosen, rows.file.to_numpy(), sorted(set(rows.label))
+    sizes = np.repeat(model.image_size, 2)  # height, height, width, width
+    places = reliance.regions[["group", "image"]].join((reliance.regions[BOX] / sizes).round(3))
     data = {
         "title": f"What does the network of {config.dataset} rely on?",
         "note": f"{note}. {reliance.groups.rest:.0%} of the strong regions are in no group.",
         "margin": model.margin,
-        "threshold": model.threshold,
-        "radius": float(reliance.embeddings[0].norm()) if model.normalize_embeddings else 0,
+        "length": float(reliance.embeddings[0].norm()) if model.normalize_embeddings else 0,
         "classes": classes,
-        "labels": [classes.index(label) for label in rows.label.to_numpy()[reliance.chosen]],
+        "labels": np.searchsorted(classes, rows.label.to_numpy()[chosen]).tolist(),
         "z": _packed(reliance.embeddings.numpy(), "<f4"),
         "groups": [
-            row.to_dict()
-            | {
-                "number": int(number),
+            {
+                **row[["finding", "regions", "images", "share"]].to_dict(),
+                "number": number,
                 "delta": _in_steps((reliance.embeddings - without).double().numpy()),
-                "places": shares.loc[shares.group == number, BOX].head(200).round(3).to_numpy().tolist(),
+                "places": places.loc[places.group == number, BOX].head(200).to_numpy().tolist(),
                 "crops": [(file, _picture(crop, 96)) for file, crop in crops_of(config, regions, number)],
+                "scores": [[row[f"{s} {way}"] for s in ("AUC", "accuracy", "recall@1")] for way in WAYS],
             }
             for (number, row), without in zip(reliance.table.iterrows(), reliance.without)
         ],
         "images": [
-            {
-                "name": rows.file.iloc[i],
-                "picture": _picture(read_image(config.data_path / rows.file.iloc[i]), 96),
-                "regions": shares.loc[shares.image == i, ["group", *BOX]].round(3).to_numpy().tolist(),
-            }
-            for i in shown
+            (files[i], _picture(read_image(config.data_path / files[i]), 96), part[["group", *BOX]].to_numpy().tolist())
+            for i in chosen[:: -(-len(chosen) // THUMBNAILS)]
+            for part in [places[places.image == i]]
         ],
     }
-    text = json.dumps(data, default=lambda value: value.item()).replace("<", "\\u003c")
+    text = json.dumps(data).replace("<", "\\u003c")
     return (PAGE / "evidence.html").read_text(encoding="utf-8").replace("{{data}}", text)

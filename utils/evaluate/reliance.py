@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import binomtest, wilcoxon
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tqdm.auto import tqdm
 
 from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import embed_images
 from utils.explain.concepts import PLACES, Groups, boxes_at, find_groups
 from utils.explain.removal import OTHER_REMOVALS, blur
+from utils.images.places import BOX
 from utils.images.stored import StoredImages
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.errors import DataError
@@ -29,7 +30,6 @@ BY_CHANCE = 0.01  # probability below which something is no chance
 ALMOST, FEW = 1.3, 0.2  # an image with a look so many radii away has almost the group's; if few have, it is distinct
 AT_BORDER = 0.03  # of the image's longer side
 BATCH_SIZE = 32
-BOX = ["top", "bottom", "left", "right"]
 FILLS = {"blurred": blur, "mean colour": OTHER_REMOVALS["filled with the mean colour"]}
 
 
@@ -39,8 +39,8 @@ class Reliance:
 
     Attributes:
         table: a row for each group, numbered from 1, see `measure_reliance`.
-        regions: a row for each region: `image` (position), `group`, `top`, `bottom`, `left`, `right` in pixels of the
-            frame, and its `effect`, see `effects_of`.
+        regions: a row for each region: `image`, `group`, `top`, `bottom`, `left`, `right` in pixels of the frame, and
+            `effect`, its share of what the group does in this image, see `effects_of`.
         chosen: positions of the N images that are compared, evenly spaced if there are more than `COMPARED`.
         embeddings, without: of these, (N, D), and with each group blurred, (G, N, D).
         groups: what finds the groups in other images; `numbers` are theirs in the table.
@@ -64,10 +64,11 @@ def measure_reliance(
     Returns:
         In the `table` are the number of `regions` and of `images`; the `share` of all that groups change; the most
         frequent `class`, its share of these images, `purity`, and of all images, `usual`; the share of regions `at the
-        border`; `AUC`, `accuracy` (balanced) and `recall@1` of all images `before`, and with the group `blurred` or
-        filled with the `mean colour`, or as many regions at random places blurred (`random`); the `cost`, AUC at random
-        less AUC without the group, in 95 % of resamples of images `low` to `high`, and the group's rank by it
-        `rank low` to `rank high`; whether the group is `relied` on, and a `suspect`; and the `finding`, in words.
+        border`; how many other images have `almost` its look; `AUC`, `accuracy` (balanced) and `recall@1` of all images
+        `before`, and with the group `blurred` or filled with the `mean colour`, or as many regions at random places
+        blurred (`random`); the `cost`, AUC at random less AUC without the group, in 95 % of resamples of images `low`
+        to `high`, and the group's rank by it `rank low` to `rank high`; whether the group is `relied` on, and a
+        `suspect`; and the `finding`, in words.
 
     Raises:
         DataError: one class, too few images, or nothing that recurs.
@@ -81,24 +82,22 @@ def measure_reliance(
         )
     groups = find_groups(model, images[_evenly(len(labels), MEASURED)], verbose)
     regions, nearest = groups.find(images)
-    recurring = regions.groupby("group").image.nunique()
-    regions = regions[regions.group.isin(recurring.index[recurring >= FEWEST])].reset_index(drop=True)
+    regions = regions[regions.groupby("group").image.transform("nunique") >= FEWEST].reset_index(drop=True)
     if regions.empty:
         raise DataError(f"evidence: nothing recurs in {FEWEST} of {len(labels)} images; add images and train again")
     rng, random = np.random.default_rng(seed), regions.copy()
     random[BOX] = boxes_at(torch.from_numpy(rng.integers(PLACES**2, size=len(random))), model.image_size).numpy()
-    before, rows, without, effects = embed_images(model, images, BATCH_SIZE), {}, {}, {}
-    drawn, costs = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 200), {}
+    drawn = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 200)
+    before, rows, without, costs = embed_images(model, images, BATCH_SIZE), {}, {}, {}
     for k, members in tqdm(regions.groupby("group"), desc="Taking groups away", disable=not verbose):
         ways = {"random": (random.loc[members.index], blur)} | {name: (members, fill) for name, fill in FILLS.items()}
         changed = {way: embeddings_without(model, images, before, *how) for way, how in ways.items()}
-        chosen, without[k] = members.image.unique(), changed["blurred"]
-        effects[k], by_chance = (
-            effects_of(before, changed[way], labels, before, labels) for way in ("blurred", "random")
-        )
-        costs[k] = np.subtract(*(aucs(changed[way], labels, drawn) for way in ("random", "blurred")))
+        effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("blurred", "random"))
+        regions.loc[members.index, "effect"] = effect[members.image] / members.groupby("image").image.transform("size")
+        without[k], costs[k] = changed["blurred"], np.subtract(*(aucs(changed[w], labels, drawn) for w in [*ways][:2]))
         almost = int(((nearest[:, k] > 1) & (nearest[:, k] < ALMOST)).sum())
-        rows[k] = _row(model, members, labels, (effects[k] - by_chance)[chosen], costs[k], almost) | {
+        gain = (effect - by_chance)[members.image.unique()]
+        rows[k] = _facts(members, labels, gain, costs[k], almost, model.image_size) | {
             f"{score} {way}": value
             for way, z in ({"before": before} | changed).items()
             for score, value in _scores(model, z, labels).items()
@@ -112,12 +111,9 @@ def measure_reliance(
     table["finding"] = table.apply(_finding, axis=1)
     table = table.sort_values(["suspect", "relied", "cost"], ascending=False, kind="stable")
     numbers = {k: number for number, k in enumerate(table.index, start=1)}
-    size = regions.groupby(["group", "image"]).image.transform("size")
-    regions["effect"] = [effects[k][i] for k, i in zip(regions.group, regions.image)] / size
-    regions["group"] = regions.group.map(numbers)
+    regions = regions.assign(group=regions.group.map(numbers), image=compared[regions.image])
     regions = regions.sort_values(["group", "image"], kind="stable").reset_index(drop=True)
-    regions["image"] = compared[regions.image]
-    without = torch.stack([*map(without.get, numbers)])
+    without = torch.stack([without[k] for k in numbers])
     return Reliance(table.rename(numbers), regions, compared, before, without, groups, numbers)
 
 
@@ -129,21 +125,20 @@ def _evenly(count: int, most: int) -> np.ndarray:
 @torch.no_grad()
 def embeddings_without(
     model: SiameseNetwork,
-    images: torch.Tensor,
+    images: StoredImages | torch.Tensor,
     embeddings: torch.Tensor,
     regions: pd.DataFrame,
     fill: Callable[[torch.Tensor], torch.Tensor] = blur,
 ) -> torch.Tensor:
     """Embeddings (N, D) of uint8 images (N, 3, H, W) with all `regions` replaced by what `fill` makes of their images;
     the others' stay as in `embeddings`."""
-    result = embeddings.clone()
-    boxes = dict(iter(regions.groupby("image")))
+    result, boxes = embeddings.clone(), {image: part[BOX].to_numpy() for image, part in regions.groupby("image")}
     with eval_mode(model):
-        for positions in torch.tensor([*boxes]).split(BATCH_SIZE):
+        for positions in np.array_split([*boxes], -(-len(boxes) // BATCH_SIZE)):
             batch = model.normalize(images[positions])
             inside = torch.zeros_like(batch[:, :1], dtype=torch.bool)
-            for mask, position in zip(inside, positions.tolist()):
-                for top, bottom, left, right in boxes[position][BOX].to_numpy():
+            for mask, position in zip(inside, positions):
+                for top, bottom, left, right in boxes[position]:
                     mask[:, top:bottom, left:right] = True
             result[positions] = model.embed(torch.where(inside, fill(batch), batch)).float().cpu()
     return result
@@ -156,7 +151,7 @@ def effects_of(
 
     Args:
         before, after: embeddings of images of classes `labels`, (N, D).
-        others: embeddings (M, D) of the images of `classes` with which they are compared, untouched.
+        others: embeddings (M, D) of the images of `classes` with which they are compared.
     """
     same = torch.from_numpy(labels[:, None] == classes).to(before)
     own, other = (weights @ others / weights.sum(1, keepdim=True).clamp(min=1) for weights in (same, 1 - same))
@@ -165,11 +160,9 @@ def effects_of(
 
 def aucs(embeddings: torch.Tensor, labels: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """The AUC of all pairs in each of R resamples, (R,), in which images are `drawn` so many times, (R, N)."""
-    first, second = np.triu_indices(len(labels), 1)
-    distance = (embeddings[first] - embeddings[second]).norm(dim=1).numpy()
-    order = np.argsort(distance, kind="stable")
-    first, second = first[order], second[order]
-    other, found = labels[first] != labels[second], []
+    other, distance, first, second = _pairs(embeddings, labels)
+    order, found = np.argsort(distance, kind="stable"), []
+    other, first, second = other[order], first[order], second[order]
     for times in drawn.astype(np.float32):
         pairs = times[first] * times[second]
         similar, dissimilar = np.where(other, 0, pairs).cumsum(dtype=float), np.where(other, pairs, 0)
@@ -177,46 +170,34 @@ def aucs(embeddings: torch.Tensor, labels: np.ndarray, drawn: np.ndarray) -> np.
     return np.array(found)
 
 
-def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
+def _pairs(embeddings: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """All pairs: whether of two classes, the distance, and the positions of both images."""
     first, second = np.triu_indices(len(labels), 1)
-    other = labels[first] != labels[second]
-    called = ~model.is_similar((embeddings[first] - embeddings[second]).norm(dim=1)).numpy()
-    return {
-        "AUC": float(aucs(embeddings, labels, np.ones((1, len(labels))))[0]),
-        "accuracy": float(balanced_accuracy_score(other, called)),
-        "recall@1": float(retrieval_scores(embeddings, labels).loc["all", "recall@1"]),
-    }
+    return labels[first] != labels[second], torch.pdist(embeddings).numpy(), first, second
 
 
-def _row(
-    model: SiameseNetwork, members: pd.DataFrame, labels: np.ndarray, gain: np.ndarray, cost: np.ndarray, almost: int
+def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
+    other, distance, *_ = _pairs(embeddings, labels)
+    called = ~model.is_similar(torch.from_numpy(distance)).numpy()
+    found = float(retrieval_scores(embeddings, labels).loc["all", "recall@1"])
+    accuracy = float(balanced_accuracy_score(other, called))
+    return {"AUC": float(roc_auc_score(other, distance)), "accuracy": accuracy, "recall@1": found}
+
+
+def _facts(
+    members: pd.DataFrame, labels: np.ndarray, gain: np.ndarray, cost: np.ndarray, almost: int, size: tuple[int, int]
 ) -> dict:
-    """What a group is, and whether it is relied on.
-
-    Args:
-        gain: of its images, by how much its effect exceeds that of random regions.
-        cost: in resamples.
-        almost: images that have almost its look.
-    """
-    counts = pd.Series(labels[members.image.unique()]).value_counts()
+    """What a group is: the first columns of the table. `gain` is by how much the effect on each of its images exceeds
+    that of random regions; `cost` is of resamples."""
+    counts, (low, high) = pd.Series(labels[members.image.unique()]).value_counts(), np.quantile(cost, [0.025, 0.975])
     images, most, usual = int(counts.sum()), int(counts.iloc[0]), float((labels == counts.index[0]).mean())
-    (height, width), (low, high) = model.image_size, np.quantile(cost, [0.025, 0.975])
-    edge = np.min([members.top, height - members.bottom, members.left, width - members.right], axis=0)
+    edge = np.min([members.top, size[0] - members.bottom, members.left, size[1] - members.right], axis=0)
     relied = bool(low > 0 or (gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE))
     one_class = most >= ONE_CLASS * images and binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
-    return {
-        "regions": len(members),
-        "images": images,
-        "class": counts.index[0],
-        "purity": most / images,
-        "usual": usual,
-        "at the border": float((edge <= AT_BORDER * max(model.image_size)).mean()),
-        "almost": almost,
-        "low": float(low),
-        "high": float(high),
-        "relied": relied,
-        "suspect": bool(relied and one_class and almost <= FEW * images),
-    }
+    facts = {"regions": len(members), "images": images, "class": counts.index[0], "purity": most / images}
+    facts |= {"usual": usual, "at the border": float((edge <= AT_BORDER * max(size)).mean()), "almost": almost}
+    suspect = bool(relied and one_class and almost <= FEW * images)
+    return facts | {"low": float(low), "high": float(high), "relied": relied, "suspect": suspect}
 
 
 def _finding(row: pd.Series) -> str:
@@ -225,12 +206,10 @@ def _finding(row: pd.Series) -> str:
         f"AUC {row['AUC before']:.3f}; {row['AUC blurred']:.3f} with it blurred, {row['AUC random']:.3f} with as many "
         "regions blurred at random places"
     )
-    if not row.relied:
-        return f"seen, but not relied on: {costs}"
     if not row.suspect:
-        return costs
+        return costs if row.relied else f"seen, but not relied on: {costs}"
     return (
         f"suspect: {row.purity:.0%} of its {row.images} images are {row['class']} ({row.usual:.0%} of all are), "
-        f"{row.almost} other images have anything like it, {row['at the border']:.0%} of its regions lie at the "
-        f"border. {costs}. Look at it: is it what makes an image {row['class']}?"
+        f"{row.almost} other images have almost its look, {row['at the border']:.0%} of its regions lie at the border. "
+        f"{costs}. Look at it: should it tell {row['class']} from the others?"
     )

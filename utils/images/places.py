@@ -1,8 +1,6 @@
-"""Regions in pixels of original images, and in pixels of the network's frame."""
+"""Regions of images in pixels of the originals, and in pixels of the network's frame."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,48 +10,44 @@ from utils.images.frame import Frame
 from utils.system.errors import DataError
 from utils.system.settings import Config
 
-SIDES = (("top", "height"), ("bottom", "height"), ("left", "width"), ("right", "width"))
+BOX = ["top", "bottom", "left", "right"]
 
 
-def _with_boxes(config: Config, regions: pd.DataFrame, frame: Frame) -> pd.DataFrame:
-    """Add the size of each region's image, and the part of the frame that it fills: `y`, `x`, `down`, `across`."""
-    files = regions.file.drop_duplicates().tolist()
-    _, rows, _ = ImageCache(config, frame).find(files)
-    sizes = rows.reindex(files)[["width", "height"]]
-    boxes = [frame.box((width, height)) for width, height in sizes.fillna(1).astype(int).to_numpy()]
-    sizes[["y", "x", "down", "across"]] = [(box.top, box.left, box.height, box.width) for box in boxes]
-    return regions.join(sizes, on="file")
+def _scales(config: Config, files: pd.Series, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each file and side of a `BOX`, (M, 4): the frame's pixel of the image's first, the frame's pixels for one of
+    the image, and the image's pixels."""
+    _, rows, _ = ImageCache(config, frame).find(files.unique())
+    sizes = rows.reindex(files)[["width", "height"]].fillna(1).to_numpy(int)
+    boxes = [frame.box(tuple(size)) for size in sizes]
+    start = np.array([(box.top, box.top, box.left, box.left) for box in boxes]).reshape(-1, 4)
+    filled = np.array([(box.height, box.height, box.width, box.width) for box in boxes]).reshape(-1, 4)
+    limit = sizes[:, [1, 1, 0, 0]]
+    return start, filled / limit, limit
 
 
 def in_originals(config: Config, regions: pd.DataFrame, frame: Frame) -> pd.DataFrame:
-    """Convert `top`, `bottom`, `left`, `right` from pixels of the frame to those of the images `file`; what lies in the
-    frame's padding is left out."""
-    placed, found = _with_boxes(config, regions, frame), regions.copy()
-    for side, size in SIDES:
-        start, length = ("y", "down") if size == "height" else ("x", "across")
-        share = ((placed[side] - placed[start]) / placed[length]).clip(0, 1)
-        found[side] = (share * placed[size]).round().fillna(0).astype(int)
+    """Convert the `BOX` of each row from pixels of the frame to those of its `file`; without what lies in padding."""
+    start, scale, limit = _scales(config, regions.file, frame)
+    found = regions.assign(
+        **dict(zip(BOX, ((regions[BOX] - start) / scale).clip(0, limit).round().astype(int).T.values))
+    )
     return found[(found.top < found.bottom) & (found.left < found.right)]
 
 
-def in_frame(config: Config, regions: pd.DataFrame, frame: Frame, source: Path) -> pd.DataFrame:
-    """Convert them back; pixels of the frame that a region covers in part are its own.
+def in_frame(config: Config, regions: pd.DataFrame, frame: Frame, source: object) -> np.ndarray:
+    """Convert the `BOX` of each row to pixels of the frame, those that it touches, (M, 4).
 
     Raises:
-        DataError: a region is empty or not inside its image; `source` is the file that says so.
+        DataError: a box is empty, or not inside of its image; `source` says where it was read.
     """
-    placed = _with_boxes(config, regions, frame)
-    outside = (placed.top < 0) | (placed.left < 0) | (placed.top >= placed.bottom) | (placed.left >= placed.right)
-    outside |= (placed.bottom > placed.height) | (placed.right > placed.width)
-    if outside.any():
-        row = placed[outside].iloc[0]
+    start, scale, limit = _scales(config, regions.file, frame)
+    box = regions[BOX].to_numpy()
+    wrong = ((box < 0) | (box > limit)).any(1) | (box[:, 0] >= box[:, 1]) | (box[:, 2] >= box[:, 3])
+    if wrong.any():
+        at = int(wrong.argmax())
         raise DataError(
-            f"{source}: {row.file}: the region {row.top}, {row.bottom}, {row.left}, {row.right} (top, bottom, left, "
-            f"right) does not lie in the image of {row.width:.0f} x {row.height:.0f} pixels; correct the file"
+            f"{source}: {regions.file.iloc[at]}: {', '.join(map(str, box[at]))} (top, bottom, left, right) lies not "
+            f"in an image of {limit[at, 2]} x {limit[at, 0]} pixels; correct it"
         )
-    found = regions.copy()
-    for side, size in SIDES:
-        start, length = ("y", "down") if size == "height" else ("x", "across")
-        whole = np.floor if side in ("top", "left") else np.ceil
-        found[side] = whole(placed[start] + placed[side] / placed[size] * placed[length]).fillna(0).astype(int)
-    return found
+    exact = start + box * scale
+    return np.where([True, False, True, False], np.floor(exact + 1e-6), np.ceil(exact - 1e-6)).astype(int)

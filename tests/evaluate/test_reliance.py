@@ -1,0 +1,70 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from planted import SeesRed, patch_measurements, planted_images
+from sklearn.metrics import roc_auc_score
+
+from utils.evaluate.reliance import aucs, effects_of, embeddings_without, measure_reliance
+from utils.images.places import BOX
+from utils.system.errors import DataError
+
+LABELS = np.array(["a", "a", "b", "b", "b"])
+Z = torch.tensor([[0.0, 0], [1, 0], [4, 0], [5, 1], [2.2, 0.5]])
+
+
+def test_a_planted_square_is_the_first_suspect_and_removing_it_costs_what_it_gave(monkeypatch):
+    patch_measurements(monkeypatch)
+    images, labels, corners = planted_images(80, 0.9)
+    found = measure_reliance(SeesRed(), images, labels, seed=0, verbose=False)
+    first = found.table.loc[1]
+    planted = {i for i, corner in enumerate(corners) if corner}
+    members = found.regions[found.regions.group == 1]
+    assert first.suspect and first.relied and first["class"] == "b" and first.purity == 1 and first.almost == 0
+    assert set(members.image) == planted and (members.effect > 0).all()
+    assert first["AUC before"] > 0.85 and first["AUC blurred"] < 0.6 < first["AUC random"]
+    assert "suspect: 100% of its" in first.finding and f"{first['AUC blurred']:.3f} with it blurred" in first.finding
+    assert not found.table.suspect[1:].any() and found.table.share.sum() <= 1
+    assert found.without.shape == (len(found.table), 80, 2)
+    again = measure_reliance(SeesRed(), images, labels, seed=0, verbose=False)
+    pd.testing.assert_frame_equal(found.table, again.table)
+
+
+def test_nothing_planted_is_no_suspect(monkeypatch):
+    patch_measurements(monkeypatch)
+    images, labels, _ = planted_images(40, 0)
+    table = measure_reliance(SeesRed(), images, labels, seed=0, verbose=False).table
+    assert not table.suspect.any() and table.finding.str.startswith("seen, but not relied on").any()
+
+
+@pytest.mark.parametrize("count, label", [(8, None), (20, "a")])
+def test_too_little_to_say_anything_is_an_error(count, label):
+    images, labels, _ = planted_images(count, 1)
+    with pytest.raises(DataError, match=f"evidence: {count} test images of {1 if label else 2} class"):
+        measure_reliance(SeesRed(), images, [label] * count if label else labels, seed=0, verbose=False)
+
+
+def test_only_images_with_regions_are_embedded_again():
+    model, (images, *_) = SeesRed(), planted_images(4, 1)
+    before = torch.full((4, 2), 7.0)
+    regions = pd.DataFrame([(1, 0, 64, 0, 64), (3, 0, 64, 0, 64)], columns=["image", *BOX])
+    after = embeddings_without(model, images, before, regions, torch.zeros_like)
+    assert torch.equal(after[::2], before[::2]) and not after[1::2].any()
+
+
+def test_an_effect_is_the_change_of_the_mean_squared_distances():
+    after = Z + torch.tensor([[0.5, 0.2]])
+    found = effects_of(Z, after, LABELS, Z, LABELS)
+    for i, value in enumerate(found):
+        distances = [((z - Z) ** 2).sum(1).numpy() for z in (Z[i], after[i])]
+        gaps = [d[LABELS != LABELS[i]].mean() - d[LABELS == LABELS[i]].mean() for d in distances]
+        assert value == pytest.approx(gaps[0] - gaps[1], abs=1e-5)
+
+
+def test_the_auc_of_a_resample_is_that_of_its_repeated_images():
+    drawn = np.array([[1, 1, 1, 1, 1], [2, 1, 0, 1, 1]])
+    for value, times in zip(aucs(Z, LABELS, drawn), drawn):
+        i, j = np.triu_indices(5, 1)
+        weights = times[i] * times[j]
+        expected = roc_auc_score(LABELS[i] != LABELS[j], (Z[i] - Z[j]).norm(dim=1), sample_weight=weights)
+        assert value == pytest.approx(expected)

@@ -1,0 +1,92 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from samples import colour_config, make_files
+
+from utils.images.frame import Frame
+from utils.images.stored import StoredImages
+from utils.system.errors import DataError
+from utils.system.settings import ImageOptions
+from utils.training.cover import CoveredImages, covered
+
+FILES = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
+
+
+def stored(count=4, size=(8, 12)):
+    """Image i is all of value 10 i, but for a marked column of 255."""
+    pixels = np.repeat(np.arange(count, dtype=np.uint8) * 10, 3 * size[0] * size[1]).reshape(count, 3, *size)
+    return StoredImages(pixels, np.arange(count), np.zeros(count, int))
+
+
+def test_regions_show_another_image_and_no_other_pixel_changes():
+    masks = np.zeros((4, 8, 12), bool)
+    masks[1, 2:5, 3:9] = True
+    found = CoveredImages(stored(), masks, seed=0)
+    images = found[np.arange(4)]
+    for i, image in enumerate(images):  # the others have no region: they get that of image 1, so all look alike
+        assert (image[:, ~torch.from_numpy(masks[1])] == 10 * i).all()
+    assert len({int(image[0, 3, 4]) for image in images}) > 1 and (images[:, 0, 3, 4] % 10 == 0).all()
+    assert torch.equal(found[np.array([1, 3])], images[[1, 3]]) and len(found) == 4
+    assert torch.equal(stored()[[1]], torch.full((1, 3, 8, 12), 10, dtype=torch.uint8))  # the file stays
+
+
+def test_what_covers_a_region_is_no_such_region_itself():
+    images, masks = stored(6), np.zeros((6, 8, 12), bool)
+    masks[:, 3:5, 3:5] = True
+    images.pixels[:, :, 3:5, 3:5] = 255
+    assert (CoveredImages(images, masks, seed=1)[np.arange(6)] < 255).all()
+
+
+@pytest.fixture
+def config(tmp_path):
+    make_files(tmp_path / "data", FILES)  # 10 x 6 pixels
+    return lambda cover: colour_config(tmp_path / "data", tmp_path, image={"size": (16, 16), "cover": cover})
+
+
+def marked(config, path):
+    images = covered(config(path), stored(2, (16, 16)), FILES[:2], FILES, Frame((16, 16)))
+    return [images._mask(i).nonzero() for i in (0, 1)]
+
+
+def test_a_csv_of_pixels_of_the_originals(config, tmp_path):
+    path = tmp_path / "evidence.csv"
+    rows = [(1, "a/1.png", 0, 3, 5, 10, True), (2, "a/2.png", 0, 6, 0, 10, False), (1, "b/3.png", 0, 1, 0, 1, True)]
+    table = pd.DataFrame(rows, columns=["group", "file", "top", "bottom", "left", "right", "suspect"])
+    table.to_csv(path, index=False)
+    (rows, columns), other = marked(config, path)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 7, 8, 15) and not other[0].size
+    table.assign(group=2).to_csv(path, index=False)  # one group: the user has chosen it
+    assert marked(config, path)[1][0].size == 16 * 16
+
+
+def test_a_folder_of_masks(config, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "m/a").mkdir(parents=True)
+    Image.fromarray(np.repeat(np.array([[0], [255]], np.uint8), 10, 1)).resize((10, 6), 0).save(tmp_path / "m/a/2.png")
+    (none, _), (rows, _) = marked(config, tmp_path / "m")
+    assert not none.size and set(rows) == set(range(8, 16))
+
+
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        ("1,a/9.png,0,3,5,10", "a/9.png is no image of this dataset's split"),
+        ("1,a/1.png,0,3,5,11", "a/1.png: 0, 3, 5, 11 .* lies not in an image of 10 x 6 pixels"),
+        ("1,a/1.png,3,3,5,10", "a/1.png: 3, 3, 5, 10"),
+        ("1,a/1.png,x,3,5,10", "needs the columns file, top"),
+        ("1,b/3.png,0,3,5,10", "holds no region of a training image"),
+        ("1,a/1.png,0,3,5,10,False\n2,a/2.png,0,3,5,10,False", "has no suspect"),
+    ],
+)
+def test_a_wrong_file_is_a_line(config, tmp_path, line, problem):
+    header = "group,file,top,bottom,left,right" + ",suspect" * line.endswith("False")
+    (tmp_path / "c.csv").write_text(f"{header}\n{line}\n")
+    with pytest.raises(DataError, match=f"image.cover: .*{problem}"):
+        marked(config, tmp_path / "c.csv")
+
+
+def test_a_missing_file_is_an_error_of_the_configuration():
+    with pytest.raises(ValueError, match="should be a file or a folder of masks"):
+        ImageOptions(cover="nowhere.csv")
