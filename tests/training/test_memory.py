@@ -95,11 +95,11 @@ def interrupted_with_smaller_batches(monkeypatch, settings):
         return train(settings)
 
 
-def test_other_batch_sizes_of_the_configuration_start_from_the_beginning(config, memory, monkeypatch, capsys):
+def test_a_run_does_not_go_on_with_another_batch_size_of_the_configuration(config, memory, monkeypatch, capsys):
     memory(4)
     interrupted(monkeypatch, config({"batch_size": 4}), 2)
     train(config({"batch_size": 8}))
-    assert "from the beginning, as hyperparameters.batch_size changed" in capsys.readouterr().out
+    assert "does not go on, as hyperparameters.batch_size changed" in capsys.readouterr().out
 
 
 def test_epochs_of_the_head_stay_as_many_when_fine_tuning_needs_smaller_batches(config, tmp_path, memory, capsys):
@@ -125,7 +125,7 @@ def test_where_no_batch_with_pairs_fits_the_keys_are_named(config, memory, pairs
     assert str(caught.value) == (
         f"out of memory; reduce hyperparameters.batch_size ({smallest}) or image.size [16, 16]"
     )
-    assert not config().checkpoints_path.exists()
+    assert not (config().checkpoints_path / "last.pth").exists()
 
 
 def test_a_card_gives_back_what_did_not_fit_before_it_tries_again(config, memory, monkeypatch):

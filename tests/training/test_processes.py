@@ -142,7 +142,7 @@ def test_processes_that_would_each_train_a_network_of_their_own_are_an_error(con
     monkeypatch.setenv(variable, "4")
     with pytest.raises(TrainingError, match=f"{variable}=4: each .* torchrun .*unset it to train in one process$"):
         train(config)
-    assert not config.checkpoints_path.exists()
+    assert not (config.checkpoints_path / "last.pth").exists()
     for alone in ("1", ""):
         monkeypatch.setenv(variable, alone)
         with together(torch.device("cpu")) as processes:
@@ -208,7 +208,7 @@ def test_a_process_with_other_images_than_the_first_says_so(config, monkeypatch)
     monkeypatch.setattr(Processes, "from_first", lambda self, value: first)
     file = config.data_path / table.file[table.split == "train"].iloc[0]
     Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
-    with pytest.raises(TrainingError, match="process 1 has other images than the first; copy the data"):
+    with pytest.raises(TrainingError, match="process 1 has other images or weights than the first; copy them"):
         Trainer(config, table, Processes(1, 2))
 
 

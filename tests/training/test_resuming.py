@@ -1,3 +1,5 @@
+import re
+import shutil
 import signal
 
 import dying
@@ -9,6 +11,7 @@ from trainers import interrupted
 
 from utils.dataset import prepare_split
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import TrainingError
 from utils.training import results, train
 from utils.training.loop import Trainer
 from utils.training.phases import Phase
@@ -128,6 +131,12 @@ def test_after_a_finished_run_the_next_starts_from_the_beginning(alone, tmp_path
     assert "run" not in SiameseNetwork.load(again.checkpoints_path / "last.pth").info
 
 
+def told_to_go_on(config, table=None):
+    """What a trainer that is made says about a run that was stopped; the files that are there then."""
+    Trainer(config, prepare_split(config)[0] if table is None else table)
+    return sorted(path.name for path in config.checkpoints_path.glob("*.pth"))
+
+
 @pytest.mark.parametrize(
     "key, value, goes_on",
     [
@@ -135,17 +144,64 @@ def test_after_a_finished_run_the_next_starts_from_the_beginning(alone, tmp_path
         ("seed", 1, False),
         ("hyperparameters.num_workers", 1, True),
         ("on_bad_image", "error", True),
+        ("dataset", "other", True),
+        ("device", "auto", True),
+        ("cuda", False, True),
+        ("gpu", 1, True),
     ],
 )
-def test_a_changed_setting_starts_from_the_beginning_and_is_named(
-    alone, tmp_path, monkeypatch, capsys, key, value, goes_on
-):
+def test_a_run_goes_on_unless_a_setting_changes_its_result(alone, tmp_path, monkeypatch, capsys, key, value, goes_on):
+    """Otherwise the setting is named and the run is put aside, until its settings are back."""
     again = elsewhere(alone["random weights"], tmp_path)
     interrupted(monkeypatch, again, 3)
-    capsys.readouterr()
-    Trainer(changed(again, {key: value}), prepare_split(again)[0])
-    told = capsys.readouterr().out
-    assert ("goes on" in told) == goes_on and (f"beginning, as {key} changed" in told) != goes_on
+    before, _ = (again.checkpoints_path / "last.pth").read_bytes(), capsys.readouterr()
+    files, told = told_to_go_on(changed(again, {key: value})), capsys.readouterr().out
+    assert ("training goes on" in told) == goes_on and (f"does not go on, as {key} changed" in told) != goes_on
+    if not goes_on:
+        aside, *_ = files
+        assert re.fullmatch(r"last-\d{4}-\d\d-\d\d-\d{6}-\d{6}.pth", aside) and f"it is kept as {aside}," in told
+        interrupted(monkeypatch, changed(again, {key: value}), 2)  # it leaves a run of its own, which is put aside, too
+        assert (again.checkpoints_path / aside).read_bytes() == before and capsys.readouterr()
+        files, told = told_to_go_on(again), capsys.readouterr().out
+        assert len(files) == 3 and aside not in files and f"{aside}: a run that was stopped after epoch 2" in told
+    assert (again.checkpoints_path / "last.pth").read_bytes() == before
+
+
+def test_a_run_goes_on_where_the_project_and_its_images_have_moved(alone, tmp_path, monkeypatch, capsys):
+    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "weights.pth")
+    shutil.copytree(alone["random weights"].data_path, tmp_path / "images")
+    start = {"data_path": tmp_path / "images", "weights": tmp_path / "weights.pth", "hyperparameters.head_steps": 9}
+    start = changed(elsewhere(alone["random weights"], tmp_path), start)
+    interrupted(monkeypatch, start, 3)
+    for name in ("images", "again", "weights.pth"):
+        (tmp_path / name).rename(tmp_path / f"moved {name}")
+    keys = {"data_path": "images", "checkpoints_path": "again", "weights": "weights.pth"}
+    moved = changed(start, {key: tmp_path / f"moved {name}" for key, name in keys.items()})
+    moved = changed(moved, {"outputs_path": tmp_path / "outputs"})
+    told_to_go_on(moved)
+    assert "training goes on from there" in capsys.readouterr().out
+    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), moved.weights)  # other ones
+    told_to_go_on(moved)
+    assert "does not go on, as weights changed" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_read_is_put_aside(alone, tmp_path, capsys):
+    again = elsewhere(alone["random weights"], tmp_path)
+    again.checkpoints_path.mkdir(parents=True)
+    (again.checkpoints_path / "last.pth").write_bytes(b"cut off")
+    (file,) = told_to_go_on(again)
+    assert f"kept as {file}" in capsys.readouterr().out and (again.checkpoints_path / file).read_bytes() == b"cut off"
+
+
+@needs_sigkill
+def test_a_second_run_says_that_another_is_training_here_and_stops(alone, tmp_path, monkeypatch):
+    again = elsewhere(alone["random weights"], tmp_path)
+    with results.alone_in(again.checkpoints_path), pytest.raises(TrainingError, match="another run is training here"):
+        monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("it trained"))
+        train(again)
+    assert exit_code(dying.training, again, "step", 6) == KILLED
+    with results.alone_in(again.checkpoints_path):  # what was killed keeps nobody out
+        pass
 
 
 @pytest.mark.parametrize("change", ["pixels", "label", "new"])
@@ -164,11 +220,11 @@ def test_a_changed_image_starts_from_the_beginning_and_is_named(alone, tmp_path,
     else:
         file = table.file[row]
         table = table.drop(row)
-    Trainer(again, table)
+    told_to_go_on(again, table)
     if change == "pixels":
         image.write_bytes(before)
     name = file if change == "new" else table.file[row]
-    assert f"starts from the beginning, as {name} changed" in capsys.readouterr().out
+    assert f"does not go on, as {name} changed" in capsys.readouterr().out
 
 
 def test_a_missing_image_has_no_fingerprint(alone, tmp_path):

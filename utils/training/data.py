@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import numpy as np
 import pandas as pd
 import torch
@@ -40,6 +42,12 @@ class TrainingData:
         for split, images in self.images.items():
             sums |= zip(self.table.file[self.table.split == split], images.checksums.tolist())
         self.fingerprints = {row.file: [row.label, row.split, sums.get(row.file)] for row in self.table.itertuples()}
+        if config.weights:
+            self.fingerprints["weights"] = [crc32(config.weights.read_bytes())]
+
+    def steps(self, config: Config) -> int:
+        """Steps of an epoch."""
+        return len(self.batches(config, np.random.default_rng(0)))
 
     def batches(self, config: Config, rng: np.random.Generator) -> list[Batch]:
         """Draw the batches of one epoch, of images or of pairs as `training_pairs` says."""

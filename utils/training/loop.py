@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from utils.training.augmentation import ImageLoader
 from utils.training.data import Batch, TrainingData, images_of
 from utils.training.phases import FineTuning, HeadAlone
 from utils.training.processes import Processes, together
-from utils.training.results import Results, unfinished
+from utils.training.results import Results, alone_in, unfinished
 
 
 def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -55,26 +56,29 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
         ConfigError: a setting that this machine cannot fulfil.
         DataError: images that cannot be read or split.
         ModelError: the backbone, or its weights, cannot be loaded.
-        TrainingError: the loss is not finite, memory is too small, or processes do not fit together.
+        TrainingError: another run trains in this folder, the loss is not finite, memory is too small, or processes do
+            not fit together.
     """
     keep_freed_memory()
-    device, batch_size = choose_device(config), config.hyperparameters.batch_size
+    device, smaller = choose_device(config), None
     cards = [device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(cards), together(device) as processes:
-        if not processes.first:  # one progress bar
+    with torch.random.fork_rng(cards), together(device) as processes, ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(alone_in(config.checkpoints_path))
+        else:  # one progress bar
             config = with_options(config, verbose=False)
         if table is None:
             table, notes = processes.from_first(prepare_split(config) if processes.first else None)
             for note in notes:
                 print(note)
         while True:
-            trainer = Trainer(config, table, processes, batch_size)
+            trainer = Trainer(config, table, processes, smaller)
             try:
                 return trainer.run()
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            batch_size = trainer.smaller_batches()
+            smaller = trainer.smaller_batches()
             del trainer
             torch.cuda.empty_cache()
 
@@ -95,31 +99,26 @@ class Trainer:
     def __init__(
         self, config: Config, table: pd.DataFrame, processes: Processes | None = None, batch_size: int | None = None
     ) -> None:
-        self.processes = processes or Processes()
-        self.device = choose_device(config)
-        self.model = build_model(config, read_fingerprints(config, table)[3]).to(self.device)
+        self.settings, self.processes = config.model_dump(mode="json"), processes or Processes()
+        self.model = build_model(config, read_fingerprints(config, table)[3]).to(choose_device(config))
         self.data = TrainingData(config, table, self.model.frame)
         if self.data.fingerprints != self.processes.from_first(self.data.fingerprints):
-            other = f"process {self.processes.rank} has other images than the first"
-            raise TrainingError(f"{other}; copy the data to every machine, or share them")
+            other = f"process {self.processes.rank} has other images or weights than the first"
+            raise TrainingError(f"{other}; copy them to every machine, or share them")
         stopped = unfinished(config, self.data.fingerprints) if self.processes.first else None
         self.stopped = self.processes.from_first(stopped)
-        self.configured_batch_size = config.hyperparameters.batch_size
-        batch_size = batch_size or self.configured_batch_size
-        if self.stopped:  # memory may have run out before it was stopped
-            batch_size = min(batch_size, self.stopped["info"]["config"]["hyperparameters"]["batch_size"])
-        self.config = with_options(config, batch_size=batch_size)
-        self.options = self.config.hyperparameters
-        self.steps = len(self.data.batches(self.config, np.random.default_rng(0)))  # steps of an epoch
-        self.head_epochs = math.ceil(config.head_steps / self.steps)
-        if self.stopped:  # its epochs may have had fewer steps, of larger batches
-            self.head_epochs = self.stopped["info"]["run"]["head_epochs"]
-        self.epochs = self.head_epochs + self.options.epochs
+        # Smaller batches make an epoch longer; the epochs stay as many.
+        self.head_epochs = math.ceil(config.head_steps / self.data.steps(config))
+        self.epochs = self.head_epochs + config.hyperparameters.epochs
+        used = self.stopped["info"]["config"] if self.stopped else self.settings  # memory may have run out before
+        size = min(batch_size or config.hyperparameters.batch_size, used["hyperparameters"]["batch_size"])
+        self.config = config = with_options(config, batch_size=size)
+        self.options, self.steps = config.hyperparameters, self.data.steps(config)
         self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta)
-        images, workers, pinned = self.data.images["train"], self.options.num_workers, self.device.type == "cuda"
-        self.loader = ImageLoader(images, config.image, config.seed, workers, pinned)
+        workers, pinned = self.options.num_workers, self.model.mean.device.type == "cuda"
+        self.loader = ImageLoader(self.data.images["train"], config.image, config.seed, workers, pinned)
         last = self.epochs if config.LRScheduler.name == "OneCycle" else None
-        self.results = Results(self.config, self.data.table, self.head_epochs or 1, last)
+        self.results = Results(config, self.data.table, self.head_epochs or 1, last)
 
     def run(self) -> pd.DataFrame:
         """Train for all epochs that are left; returns the history."""
@@ -160,7 +159,7 @@ class Trainer:
         """Start the phase of this epoch: the head alone, or fine-tuning."""
         phase = HeadAlone if epoch <= self.head_epochs else FineTuning
         parts = self.config, self.model, self.data, self.loader, self.processes
-        self.phase = phase(*parts, steps=self.steps, head_epochs=self.head_epochs)
+        self.phase = phase(*parts, self.steps, self.head_epochs)
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
         """Train for one epoch and validate the network; returns a row of the history.
@@ -240,8 +239,7 @@ class Trainer:
         """What `restore` needs beside the `Results` and the network's weights, as plain values and tensors."""
         return {
             "data": self.data.fingerprints,
-            "configured_batch_size": self.configured_batch_size,
-            "head_epochs": self.head_epochs,
+            "settings": self.settings,
             "phase": self.phase.state(),
             "stopping": vars(self.stopping),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
 
@@ -73,29 +74,28 @@ def early_blocks(model: SiameseNetwork) -> int:
     return next((i for i, shape in enumerate(model.block_shapes()) if shape[2] <= -(-height // 16)), 0)
 
 
+@dataclass
 class Phase:
     """What both phases share: the loss, validation, and what a stopped run has to restore.
 
-    Args:
+    Attributes:
         loader: makes randomly changed training images.
         steps: steps of an epoch.
         head_epochs: epochs in which the head alone is trained.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        model: SiameseNetwork,
-        data: TrainingData,
-        loader: ImageLoader,
-        processes: Processes,
-        steps: int,
-        head_epochs: int,
-    ) -> None:
-        self.config, self.options, self.model, self.data = config, config.hyperparameters, model, data
-        self.loader, self.processes, self.device = loader, processes, model.mean.device
-        self.contrastive = ContrastiveLoss(config.margin)
-        self.optimizer, self.scheduler = self.begin(steps, head_epochs)
+    config: Config
+    model: SiameseNetwork
+    data: TrainingData
+    loader: ImageLoader
+    processes: Processes
+    steps: int
+    head_epochs: int
+
+    def __post_init__(self) -> None:
+        self.options, self.device = self.config.hyperparameters, self.model.mean.device
+        self.contrastive = ContrastiveLoss(self.config.margin)
+        self.optimizer, self.scheduler = self.begin()
 
     def loss(self, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
         """The contrastive loss of a batch. Embeddings (B, D) are in the order of `images_of(batch)`."""
@@ -146,10 +146,10 @@ class HeadAlone(Phase):
 
     title, key = ", head alone", "head_steps"
 
-    def begin(self, steps: int, head_epochs: int) -> tuple[Optimizer, OneCycleLR]:
+    def begin(self) -> tuple[Optimizer, OneCycleLR]:
         self.features = {split: self.features_of(split) for split in ("train", "valid")}
-        optimizer = make_optimizer(self.model.head, self.config, HEAD_RATE)
-        return optimizer, OneCycleLR(optimizer, HEAD_RATE, total_steps=head_epochs * steps, cycle_momentum=False)
+        optimizer, total = make_optimizer(self.model.head, self.config, HEAD_RATE), self.head_epochs * self.steps
+        return optimizer, OneCycleLR(optimizer, HEAD_RATE, total_steps=total, cycle_momentum=False)
 
     def features_of(self, split: str) -> torch.Tensor:
         """Pooled features (views, N, C) of a split: of the images and, for training, of random changes of them."""
@@ -187,7 +187,7 @@ class FineTuning(Phase):
 
     title, key = "", "learning_rate"
 
-    def begin(self, steps: int, head_epochs: int) -> tuple[Optimizer, OneCycleLR | ReduceLROnPlateau]:
+    def begin(self) -> tuple[Optimizer, OneCycleLR | ReduceLROnPlateau]:
         self.model.train()
         self.frozen, rate, schedule = 0, self.options.learning_rate, self.config.LRScheduler
         if self.config.transfer:
@@ -200,7 +200,7 @@ class FineTuning(Phase):
                     module.eval()
         optimizer = make_optimizer(self.model, self.config, rate)
         if schedule.name == "OneCycle":
-            total = self.options.epochs * steps
+            total = self.options.epochs * self.steps
             return optimizer, OneCycleLR(optimizer, rate, total_steps=total, cycle_momentum=False)
         options = {"factor": schedule.factor, "patience": schedule.patience, "min_lr": schedule.min_lr}
         return optimizer, ReduceLROnPlateau(optimizer, mode="max", **options)

@@ -3,49 +3,86 @@ stopped run goes on from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from utils.early_stopping import best_epoch
 from utils.Siamese import SiameseNetwork
+from utils.system.errors import TrainingError
 from utils.system.files import replacing, write_whole
 from utils.system.settings import Config
 from utils.training.model_card import write_model_card
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
-# Settings that do not change the result; images that `on_bad_image` leaves out change the fingerprints.
-IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "on_bad_image"}
-IGNORED |= {"cache_gigabytes", "outputs_path", "compare_path"}
+# Settings that do not change the result, or by rounding alone. Other images, or weights, have other fingerprints.
+IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "device", "cuda", "gpu"}
+IGNORED |= {"dataset", "data_path", "checkpoints_path", "outputs_path", "compare_path", "weights"}
+IGNORED |= {"on_bad_image", "cache_gigabytes"}
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder of results. When this process ends, however it ends, the system lets them in.
+
+    Raises:
+        TrainingError: another run is training there, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / ".lock", mode=0o666).acquire(timeout=0)  # 666: another user may be the next
+    except Timeout:
+        advice = "wait until it ends, or set another checkpoints_path"
+        raise TrainingError(f"{folder}: another run is training here; {advice}") from None
+    except OSError as error:
+        advice = "change its access rights, or set another checkpoints_path"
+        raise TrainingError(f"{folder}: cannot be written to ({error.strerror}); {advice}") from None
+    with held:
+        yield
 
 
 def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
-    """Load the checkpoint `last.pth` of a stopped run; `None` if there is none, or if settings or images have changed.
+    """Find the run of these settings and images that was stopped: its checkpoint, `last.pth`; `None` if there is none.
 
-    Prints whether the run goes on. Its batches may be smaller than configured, if memory ran out.
+    A `last.pth` of another stopped run is put aside, as `last-<date>.pth`. That run is found again once its settings
+    are back. Prints what it does.
 
     Args:
         data: the fingerprints of today's images, as in `TrainingData`.
     """
-    path = config.checkpoints_path / "last.pth"
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        run = checkpoint["info"]["run"]
-        batch_size = run["configured_batch_size"]
-    except Exception:  # there is no file, the run has finished, or an earlier version wrote it
-        return None
-    settings = [checkpoint["info"]["config"], config.model_dump(mode="json")]
-    before, now = (pd.json_normalize(each).to_dict("records")[0] for each in settings)  # keys such as image.size
-    before["hyperparameters.batch_size"] = batch_size
-    changed = [key for key in {**now, **before} if before.get(key) != now.get(key) and key not in IGNORED]
-    changed = changed or [f for f in {**data, **run["data"]} if run["data"].get(f) != data.get(f)]
-    if changed:
-        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        print(f"{path}: a run that was stopped; training starts from the beginning, as {changed[0]}{others} changed")
-        return None
-    print(f"{path}: a run that was stopped after epoch {len(run['history'])}; training goes on from there")
-    return checkpoint
+    last = config.checkpoints_path / "last.pth"
+    for path in [last, *sorted(last.parent.glob("last-*.pth"), reverse=True)]:
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if not (run := checkpoint["info"].get("run")):  # it has finished
+                continue
+            settings = [run["settings"], config.model_dump(mode="json")]
+            before, now = (pd.json_normalize(each).to_dict("records")[0] for each in settings)  # keys as image.size
+            changed = [key for key in {**now, **before} if before.get(key) != now.get(key) and key not in IGNORED]
+            changed = changed or [file for file in {**data, **run["data"]} if run["data"].get(file) != data.get(file)]
+        except FileNotFoundError:
+            continue
+        except Exception:  # it is damaged, or an earlier version wrote it
+            changed = ["the version of this project"]
+        if not changed:
+            path.replace(last)
+            print(f"{path}: a run that was stopped after epoch {len(run['history'])}; training goes on from there")
+            return checkpoint
+        if path == last:
+            written = datetime.fromtimestamp(path.stat().st_mtime)
+            aside = path.replace(path.with_name(f"last-{written:%Y-%m-%d-%H%M%S-%f}.pth"))
+            others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            print(
+                f"{path}: a run that was stopped does not go on, as {changed[0]}{others} changed; "
+                f"it is kept as {aside.name}, and goes on when you put that back"
+            )
+    return None
 
 
 class Results:
@@ -54,8 +91,7 @@ class Results:
 
     Args:
         table: the split, of the images that could be read: `file`, `label`, `split`.
-        first: the first epoch that may be the best, as in `best_epoch`.
-        last: the epoch that is the best once it is reached, as in `best_epoch`.
+        first, last: as in `best_epoch`.
     """
 
     def __init__(self, config: Config, table: pd.DataFrame, first: int, last: int | None) -> None:
@@ -81,40 +117,36 @@ class Results:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             self.best = {"epoch": len(self.history), "calibrated_threshold": threshold, "state_dict": state}
         # First, because `restore` makes the other files from it.
-        self.save("last.pth", model, threshold, run=run | {"history": self.history, "best": self.best})
-        self.save_history()
-        if best:
-            self.save_best(model)
-        self.written = len(self.history)
+        run = run | {"history": self.history, "best": self.best}
+        model.save(self.folder / "last.pth", **self.info(threshold), run=run)
+        self.write(model if best else None)
 
     def restore(self, model: SiameseNetwork, run: dict[str, Any], write: bool) -> None:
         """Go back to where a run was stopped.
 
         Its files are written again: it may have been killed between two of them, or another run has replaced them.
         """
-        self.history, self.best, self.written = run["history"], run["best"], len(run["history"])
+        self.history, self.best = run["history"], run["best"]
         if write:
             model.load_state_dict(self.best["state_dict"])
-            self.save_history()
-            self.save_best(model)
+            self.write(model)
 
-    def save_history(self) -> None:
+    def write(self, best: SiameseNetwork | None) -> None:
+        """Write the history and, if there is a new one, the best network with all that belongs to it."""
         with replacing(self.folder / "history.csv") as file:
             self.frame().to_csv(file, index=False)
-
-    def save_best(self, model: SiameseNetwork) -> None:
-        # No network meets another one's test images, wherever a kill comes: a split that changes goes first.
-        path, split = self.folder / "split.csv", self.table.to_csv(index=False, lineterminator="\n")
-        if path.is_file() and path.read_bytes() != split.encode():
-            path.unlink()
-        self.save("model.pth", model, self.best["calibrated_threshold"])
-        write_whole(path, split)
-        with replacing(self.folder / "config.yml") as file:
-            self.config.save(file)
-        write_model_card(self.config, self.info(self.best["calibrated_threshold"]), self.table, self.frame())
-
-    def save(self, name: str, model: SiameseNetwork, threshold: float, **info: Any) -> None:
-        model.save(self.folder / name, **self.info(threshold), **info)
+        if best is not None:
+            # No network meets another one's test images, wherever a kill comes: a split that changes goes first.
+            path, split = self.folder / "split.csv", self.table.to_csv(index=False, lineterminator="\n")
+            if path.is_file() and path.read_bytes() != split.encode():
+                path.unlink()
+            info = self.info(self.best["calibrated_threshold"])
+            best.save(self.folder / "model.pth", **info)
+            write_whole(path, split)
+            with replacing(self.folder / "config.yml") as file:
+                self.config.save(file)
+            write_model_card(self.config, info, self.table, self.frame())
+        self.written = len(self.history)
 
     def info(self, threshold: float) -> dict[str, Any]:
         """The plain values that are saved beside the weights."""
