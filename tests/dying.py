@@ -133,7 +133,7 @@ def indexing(checkpoint, folder, path):
         with transaction(self, mode):
             yield
             done.append(mode)
-            if len(done) == 4:  # listed, two batches
+            if len(done) == 5:  # listed, removed, two batches
                 os.kill(os.getpid(), KILL)
 
     store.Index._transaction, build.EMBEDDED_AT_ONCE = dying, 2

@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -270,10 +271,36 @@ def test_it_works_in_modes_that_a_program_has_chosen(model, method, context):
     assert torch.equal(found.raw, expected.raw) and torch.equal(found.similarity, expected.similarity)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_another_precision_is_a_line(model, dtype):
+def test_another_precision_gives_the_same_or_a_line(model, method, dtype):
+    one, two = (batch.half().float() for batch in batches())  # so that half precision holds them
+    expected = explain(model, one, two, method)
+    found = [explain(model, one.to(dtype), two, method), explain(model, one.to(dtype), two.to(dtype), method)]
+    torch.set_default_dtype(dtype)
+    try:
+        found.append(explain(model, one, two, method))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(e.raw, expected.raw) and e.factual.dtype == torch.float32 for e in found)
+    with pytest.raises(ValueError, match="images of torch.uint8; prepare them by model.preprocess"):
+        explain(model, one.byte(), two.byte(), method)
+    model.backbone.to(dtype)
     with pytest.raises(ModelError, match=f"^explain: the network is in {dtype}; use model.float()"):
-        explain(model.to(dtype), *(batch.to(dtype) for batch in batches()))
+        explain(model, one, two, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_threads_explain_one_after_the_other_and_leave_a_network_in_training_as_it_was(model, method):
+    images = [batch[:1] for batch in batches()]
+    expected = explain(model, *images, method)
+    model.train()
+    modes, statistics = [m.training for m in model.modules()], [b.clone() for b in model.buffers()]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: explain(model, *images, method), range(12)))
+    assert all(torch.equal(one.raw, expected.raw) for one in found)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), statistics))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -48,6 +50,15 @@ def test_every_heading_has_a_chinese_caption(notebook):
     lines = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.split("\n")]
     captions = [below for line, below in zip(lines, lines[1:]) if re.match("#+ ", line)]
     assert len(captions) > 5 and all(re.fullmatch(r"\*.*[\u4e00-\u9fff].*\*", caption) for caption in captions)
+
+
+def test_in_another_folder_it_says_where_to_run_it(notebook, tmp_path):
+    (tmp_path / "utils.py").touch()  # another project's
+    imports = next(cell.source for cell in notebook.cells if "import load_config" in cell.source)
+    done = subprocess.run([sys.executable, "-c", imports], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and re.fullmatch(
+        "No module named .*; run this notebook in the project.*\n", done.stderr
+    )
 
 
 def test_papermill_finds_the_parameters(notebook):

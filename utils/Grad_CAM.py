@@ -93,16 +93,18 @@ def explain_pairs(
         method: see `explain`.
 
     Raises:
-        ValueError: unknown method.
+        ValueError: unknown method, or images that are not preprocessed.
         ModelError: a network in another precision than float32.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     model = getattr(model, "module", model)  # that of a DataParallel
-    if model.mean.dtype != torch.float32:
-        raise ModelError(f"explain: the network is in {model.mean.dtype}; use model.float() and images in float32")
+    if other := {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
+        raise ModelError(f"explain: the network is in {other.pop()}; use model.float()")
+    if not batch.is_floating_point():
+        raise ValueError(f"images of {batch.dtype}; prepare them by model.preprocess or model.normalize")
     used, first, second = used_images(first, second)
-    batch, size = batch[used].to(model.mean.device), tuple(batch.shape[2:])
+    batch, size = batch[used].to(model.mean), tuple(batch.shape[2:])
     with torch.autocast(batch.device.type, enabled=False):  # the caller's would round the effects of regions
         if method == "occlusion":
             return explain_effects(model, region_effects(model, batch), first, second, size)
@@ -136,8 +138,8 @@ def grad_cam(
     gradient, activations = model.as_map(gradient), model.as_map(activations.detach())
     evidence = (gradient.mean((2, 3), keepdim=True) * activations).sum(1)
     distance = embedding_distance(z1, z2)
-    sign = torch.where(model.is_similar(distance), 1.0, -1.0)[:, None, None, None]
-    raw = sign * torch.stack(evidence.chunk(2), dim=1)
+    sign = 2 * model.is_similar(distance).to(distance) - 1
+    raw = sign[:, None, None, None] * torch.stack(evidence.chunk(2), dim=1)
     return _explanation(model, distance, raw, torch.stack([raw, -raw], dim=2), image_size)
 
 
@@ -155,7 +157,7 @@ def explain_effects(
         image_size: height and width in pixels at which maps are drawn.
     """
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
-    sign = torch.where(model.is_similar(distance), 1.0, -1.0)
+    sign = 2 * model.is_similar(distance).to(distance) - 1
     raw = sign[:, None, None, None] * effects.maps(first, second)
     of_image = raw.abs().amax((2, 3), keepdim=True)
     of_pair = of_image.amax(1, keepdim=True)  # for evidence against the decision, which is rare and claims more

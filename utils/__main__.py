@@ -48,7 +48,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ("export", "write a dataset's trained network as outputs/NAME/model.onnx, for programs without PyTorch"),
     ):
         parsed = _add(commands, command, text)
-        parsed.add_argument("name", nargs="?", help="the dataset; without it, the one that the configuration names")
+        text = "the dataset; without it, the one that the configuration names"
+        parsed.add_argument("dataset", nargs="?", metavar="name", help=text)
         _add_config(parsed)
     _add_search(commands)
     text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
@@ -125,20 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from utils.images.download import download_public
 
             download_public(options.name)
-        elif options.command == "audit":
-            from utils.evaluate.audit import audit, report
-
-            print(report(audit(load_config(options.config, options.name))))
-        elif options.command == "export":
-            _export(load_config(options.config, options.name))
-        elif options.command == "evidence":
-            _evidence(load_config(options.config, options.name))
-        elif options.command == "search":
-            _search(options, load_config(options.config, options.dataset))
-        elif options.command == "report":
-            _report(options, load_config(options.config, options.dataset))
         else:
-            _train(load_config(options.config, options.name))
+            own = {"audit": _audit, "train": _train, "export": _export, "evidence": _evidence, "search": _search}
+            (own | {"report": _report})[options.command](options, load_config(options.config, options.dataset))
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -146,7 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)  # as shells count an interrupt
 
 
-def _train(config: Config) -> None:
+def _audit(options: argparse.Namespace, config: Config) -> None:
+    from utils.evaluate.audit import audit, report
+
+    print(report(audit(config)))
+
+
+def _train(options: argparse.Namespace, config: Config) -> None:
     from utils.Siamese import SiameseNetwork
     from utils.training import train
 
@@ -156,7 +152,7 @@ def _train(config: Config) -> None:
         print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
 
 
-def _evidence(config: Config) -> None:
+def _evidence(options: argparse.Namespace, config: Config) -> None:
     from utils.compare.evidence import write_evidence
 
     reliance, paths = write_evidence(config)
@@ -165,7 +161,7 @@ def _evidence(config: Config) -> None:
     print(*paths, sep="\n")
 
 
-def _export(config: Config) -> None:
+def _export(options: argparse.Namespace, config: Config) -> None:
     from utils.networks.export import export_onnx
     from utils.Siamese import SiameseNetwork
 

@@ -173,10 +173,10 @@ def test_what_if_removes_regions_in_other_ways_too(model, paths):
 @pytest.mark.parametrize(
     ("similarity", "sentence"),
     [
-        (0.75, "a and b are similar: similarity 0.750, dissimilarity 0.250, which is below the threshold of 0.4."),
+        (0.75, "a and b are similar: similarity 0.750, above the threshold of 0.6."),
         (
             0.5,
-            "a and b are dissimilar: similarity 0.500, dissimilarity 0.500, which is not below the threshold of 0.4.",
+            "a and b are dissimilar: similarity 0.500, not above the threshold of 0.6.",
         ),
     ],
 )

@@ -142,7 +142,7 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     printed = capsys.readouterr()
     written = next((trained / "outputs" / "Mine" / "pairs").glob("*/report.html"))  # two images are left
     assert printed.out.endswith(
-        f"model.pth: trained on a, b; similar below a dissimilarity of 0.5\n{written.relative_to(trained)}\n"
+        f"model.pth: trained on a, b; similar above a similarity of 0.5\n{written.relative_to(trained)}\n"
     )
     (line,) = [line for line in printed.err.splitlines() if "left out" in line]
     assert "00.jpg: not a readable image" in line
@@ -179,7 +179,7 @@ def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatc
     monkeypatch.chdir(trained)
     for output, written in (("page.html", "page.html"), (".", "report.html")):
         command_line.main(["report", "00.jpg", "01.jpg", "--output", output])
-        note = "Mine: trained on c, d; similar below a dissimilarity of 0.5"
+        note = "Mine: trained on c, d; similar above a similarity of 0.5"
         assert capsys.readouterr().out == f"{note}\n{written}\n"
         held = contents((trained / written).read_text(encoding="utf-8"))
         assert held["network"] == note
@@ -193,7 +193,7 @@ def test_a_checkpoint_decides_at_the_configured_threshold_and_may_lack_what_trai
     photographs(trained, 2)
     monkeypatch.chdir(trained)
     command_line.main(["report", "00.jpg", "01.jpg", "--checkpoint", "bare.pth", "--output", "page.html"])
-    assert "does not name; similar below a dissimilarity of 0.1\n" in capsys.readouterr().out
+    assert "does not name; similar above a similarity of 0.9\n" in capsys.readouterr().out
     assert contents((trained / "page.html").read_text(encoding="utf-8"))["threshold"] == 0.1
 
 

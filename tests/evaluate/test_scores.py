@@ -59,7 +59,7 @@ def test_the_table_of_scores_has_each_with_its_interval():
     pairs = Pairs(np.array([0, 1, 2, 0, 1, 2]), np.zeros(6, int), np.array([0, 0, 0, 1, 1, 1]))
     split = SplitDistances(None, None, None, pairs, np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]), None)
     table = score_table(split, {"configured": 0.5, "low": 0.25}, seed=0)
-    assert list(table.index) == ["configured, 0.500", "low, 0.250"]
+    assert list(table.index) == ["configured, 0.500", "low, 0.750"]
     assert list(table.columns) == ["accuracy", "balanced accuracy", "F1", "AUC", "average precision"]
     for threshold, row, accuracy in ((0.5, table.iloc[0], 4 / 6), (0.25, table.iloc[1], 5 / 6)):
         low, high = bootstrap_intervals(split.dissimilarity, pairs, threshold, seed=0)["accuracy"]

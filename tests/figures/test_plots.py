@@ -82,9 +82,11 @@ def test_confusion_shows_the_counts_truth_by_decision():
 
 
 def test_histogram_counts_every_pair_also_beyond_the_margin():
-    axis = plot_distances(DISSIMILARITY, LABEL, {"configured": 0.5}).axes[0]
+    axis = plot_distances(DISSIMILARITY, LABEL, {"configured": 0.3}).axes[0]
     assert [sum(bar.get_height() for bar in bars) for bars in axis.containers] == [3, 3]
-    assert "configured: 0.50" in legend(axis)
+    assert "configured: 0.70" in legend(axis) and axis.lines[0].get_xdata()[0] == 0.7  # above it, pairs are similar
+    ends = [[bar.get_x() for bar in bars if bar.get_height()] for bars in axis.containers]
+    assert min(ends[0]) > min(ends[1]) and max(ends[0]) > max(ends[1])
 
 
 def test_legends_cover_no_data_and_pairs_are_not_halved():
@@ -111,15 +113,20 @@ def test_reliability_shows_the_share_of_one_class_among_pairs_of_like_estimate()
     }
     upper, lower = plot_reliability(estimates, np.array([1, 1, 0, 0, 1, 0])).axes
     _, similarity, probability = upper.lines
-    assert similarity.get_xdata() == pytest.approx([0.4 / 3, 0.75, 1.0]) and similarity.get_ydata() == pytest.approx(
-        [1 / 3, 1 / 2, 1]
-    )
-    assert probability.get_xdata() == pytest.approx([0, 2.7 / 5]) and probability.get_ydata() == pytest.approx(
-        [0, 3 / 5]
-    )
+    assert similarity.get_xdata() == pytest.approx([0.4 / 3, 2.5 / 3])  # two bins of three
+    assert probability.get_xdata() == pytest.approx([1.03 / 3, 1.67 / 3])
+    assert all(line.get_ydata() == pytest.approx([1 / 3, 2 / 3]) for line in (similarity, probability))
     brier = (0.11**2 + 0.13**2 + 0.84**2 + 0.28**2 + 0.78**2 + 0) / 6
     assert legend(upper)[0] == f"similarity: Brier {brier:.3f}" and len(legend(upper)) == 2
     assert max(lower.patches[0].get_xy()[:, 1]) == 3 and max(lower.patches[1].get_xy()[:, 1]) == 5
+
+
+@pytest.mark.parametrize("pairs, bins", [(60, 3), (1000, 10)])
+def test_bins_of_reliability_hold_equally_many_pairs(pairs, bins):
+    values = np.random.default_rng(0).beta(0.1, 0.1, pairs)  # nearly all near 0 and 1
+    line = plot_reliability({"similarity": values}, np.arange(pairs) % 2).axes[0].lines[1]
+    expected = [part.mean() for part in np.split(np.sort(values), bins)]
+    assert line.get_xdata() == pytest.approx(np.array(expected))
 
 
 def test_interventions_show_each_ranking_with_its_area():

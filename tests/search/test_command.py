@@ -14,6 +14,7 @@ from utils import __main__ as command_line
 from utils.search import build as building
 from utils.search import figure as drawing
 from utils.search import store
+from utils.search.figure import show_hits
 
 LONG = "x" * 5000  # longer than a file's name may be
 INFO = {"classes": ["a", "b"], "config": {}, "calibrated_threshold": 0.5}  # what training leaves
@@ -103,15 +104,16 @@ def test_of_several_indexes_the_one_that_was_built_last_is_searched(place, capsy
     assert f"searched: {place / 'photos'}, which was indexed last" in capsys.readouterr().out
 
 
-def test_a_figure_has_twenty_rows_at_most(place, capsys, monkeypatch):
+def test_the_table_comes_first_and_a_figure_has_twenty_rows_at_most(place, capsys, monkeypatch):
     make_files(place / "many", [f"{i}.png" for i in range(21)])
     search("build", "many")
     capsys.readouterr()
-    rows = []
+    rows, table = [], []
+    monkeypatch.setattr(drawing, "show_hits", lambda found: table.append(capsys.readouterr().out) or show_hits(found))
     monkeypatch.setattr(drawing, "save_figure", lambda figure, path: rows.append(len(figure.axes) / 6))
     search("query", "query.png", "--hits", "30")
-    lines = capsys.readouterr().out.splitlines()
-    assert rows == [20] and lines[-1].endswith(" (the first 20)") and lines[-2].split()[0] == "21"
+    assert rows == [20] and table[0].splitlines()[-1].split()[0] == "21"  # before the figure is drawn
+    assert capsys.readouterr().out.endswith(" (the first 20)\n")
 
 
 @pytest.mark.parametrize(

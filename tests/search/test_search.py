@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import dying
 import numpy as np
@@ -171,6 +172,80 @@ def test_a_hit_that_has_gone_or_changed_is_named_and_not_explained(model, folder
     assert build(model, folder, path).embedded == 1
 
 
+def test_images_that_cannot_be_looked_for_stay_in_the_index_with_a_line(model, folder, path, monkeypatch):
+    build(model, folder, path, explain=True)
+    walk, (place, away) = os.walk, (folder / "0", folder.parent / "away")
+
+    def refused(top, onerror):
+        for folder_, folders, files in walk(top):
+            if Path(folder_) == place:
+                onerror(PermissionError(13, "denied", folder_))
+            else:
+                yield folder_, folders, files
+
+    stay = "0: nothing is found in it now; the index keeps 3 images of it until it is deleted"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "walk", refused)
+        report = build(model, folder, path)
+    assert (report.images, report.gone) == (7, 0)
+    assert str(report).startswith(f"left out:\n0: a folder that cannot be listed; change its access rights\n{stay}\n")
+    place.rename(away)
+    place.mkdir()  # a drive that is not mounted
+    assert build(model, folder, path).notes == [stay] and len(files_in(model, path)) == 7
+    place.rmdir()
+    report = build(model, folder, path)
+    assert report.notes == ["0: gone, with 3 images"] and (report.images, report.gone) == (4, 3)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_to_folders_are_named_and_those_to_a_file_that_is_not_there_now_stay(model, folder, path):
+    away = noise(seed=9), folder.parent / "away.png"
+    away[0].save(away[1])
+    (folder / "0" / "link.png").symlink_to(away[1])
+    (folder / "linked").symlink_to(folder / "0")
+    linked = "linked: a link to a folder, which is not followed; put the folder itself there"
+    assert build(model, folder, path).problems == [linked]
+    away[1].unlink()
+    report = build(model, folder, path)
+    assert report.images == 8 and report.gone == 0 and not report.notes
+    assert sorted(line.split(";")[0] for line in report.problems) == [
+        "0/link.png: a link to nowhere",
+        linked.split(";")[0],
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_to_the_query_take_no_places(model, folder, path):
+    query = folder / "0" / "0.png"
+    for number in range(9):
+        (folder / f"{number}.png").symlink_to(query)
+        os.link(query, folder / f"hard {number}.png")
+    build(model, folder, path)
+    for count in (1, 5, 9):
+        files = find(model, path, query, count).table().file.tolist()
+        assert len(files) == min(count, 6) and set(files) <= set(FILES[1:])
+
+
+def test_a_folder_that_was_moved_is_a_line(model, folder, path):
+    build(model, folder, path)
+    folder.rename(folder.parent / "moved")
+    with pytest.raises(SearchError, match="photos: the indexed folder is not there now; bring it back, or run"):
+        find(model, path, folder.parent / "query.png")
+
+
+def test_embeddings_of_another_length_are_a_line(model, folder, path):
+    build(model, folder, path)
+    with Index(path, model) as index:
+        for z in (np.zeros(4), np.zeros(6), np.zeros((1, 5))):
+            with pytest.raises(SearchError, match="holds embeddings of 5 numbers, and was asked for"):
+                index.nearest(z, 3)
+        for length in (4, 6):  # numpy would fill up the one, and cut the other
+            index.db.execute("UPDATE images SET embedding = ? WHERE id = 3", (bytes(4 * length),))
+            with pytest.raises(SearchError, match="0/2.png: an embedding of the wrong length.*build again"):
+                index.nearest(np.zeros(5), 3)
+            index._loaded = None
+
+
 def test_only_new_and_changed_files_are_embedded_and_deleted_ones_go(model, folder, path):
     passes = count_passes(model)
     build(model, folder, path, explain=True)
@@ -180,18 +255,18 @@ def test_only_new_and_changed_files_are_embedded_and_deleted_ones_go(model, fold
     assert sum(passes) == 0
     make_files(folder, ["new/8.png"])
     noise(seed=77).resize((30, 30)).save(folder / "0" / "0.png")
-    (folder / "2" / "6.png").unlink()
+    (folder / "1" / "5.png").unlink()
     report = build(model, folder, path, explain=True)
     assert sum(passes) == 2 * (1 + PASSES)
     assert (report.images, report.embedded, report.gone) == (7, 2, 1)
-    assert files_in(model, path) == [*FILES[:6], "new/8.png"]
+    assert files_in(model, path) == [*FILES[:5], FILES[6], "new/8.png"]
 
 
 def test_unreadable_files_are_named_and_left_out(model, folder, path):
     (folder / "0" / "1.png").write_text("no image")
     report = build(model, folder, path)
     assert report.problems == ["0/1.png: not a readable image (its content is not an image's); delete or replace it"]
-    assert "1 image cannot be read: left out" in str(report) and report.images == 6
+    assert str(report).startswith("left out:\n0/1.png") and report.images == 6
     noise().save(folder / "0" / "1.png")
     assert build(model, folder, path).embedded == 1
 

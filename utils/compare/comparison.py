@@ -128,10 +128,8 @@ def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, 
 
 
 def describe(explanation: Explanation, names: tuple[str, str], threshold: float) -> str:
-    """Describe the decision on a pair in one sentence."""
+    """Describe the decision on a pair in one sentence; the threshold is the network's, of the dissimilarity."""
     similarity = float(explanation.similarity[0])
-    verdict, relation = ("similar", "below") if explanation.is_similar[0] else ("dissimilar", "not below")
-    return (
-        f"{names[0]} and {names[1]} are {verdict}: similarity {similarity:.3f}, "
-        f"dissimilarity {1 - similarity:.3f}, which is {relation} the threshold of {threshold:g}."
-    )
+    verdict, relation = ("similar", "above") if explanation.is_similar[0] else ("dissimilar", "not above")
+    decided = f"similarity {similarity:.3f}, {relation} the threshold of {1 - threshold:g}"
+    return f"{names[0]} and {names[1]} are {verdict}: {decided}."

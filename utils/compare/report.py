@@ -69,7 +69,7 @@ def write_report(
         model.threshold = config.threshold
         classes = ", ".join(model.info.get("classes", ["images that its file does not name"]))
         note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {classes}"
-    note += f"; similar below a dissimilarity of {model.threshold:g}"
+    note += f"; similar above a similarity of {1 - model.threshold:g}"
     compared = Comparison(model, paths, skip_unreadable=True)
     pair = len(compared.paths) == 2
     folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"
@@ -80,13 +80,14 @@ def write_report(
 
 
 def _images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """List the images to compare, each once; and what is wrong with folders that cannot be listed, a line each."""
-    found, problems = {}, []
+    """List the images to compare, each once; and what is wrong with folders that cannot be searched, a line each."""
+    found, problems = {}, {}
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder; give two images, or a folder of images")
         inside = islice(images_below(path, problems), MOST + 1)  # nobody waits for a walk through a whole disk
         found |= dict.fromkeys(sorted(inside) if os.path.isdir(path) else [path])
+    lines = [f"{path}: {reason}" for path, reason in problems.items()]
     given = ", ".join(map(str, paths[:3]))
     if len(found) > MOST:
         raise DataError(
@@ -94,8 +95,8 @@ def _images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         )
     if len(found) < 2:
         line = f"{given}: {counted(len(found), 'image')}; give two or more, or a folder of them"
-        raise DataError("\n".join([line, *problems]))
-    return list(found), problems
+        raise DataError("\n".join([line, *lines]))
+    return list(found), lines
 
 
 def page(compared: Comparison, network: str = "") -> str:

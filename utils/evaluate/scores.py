@@ -110,13 +110,14 @@ def score_table(split: SplitDistances, thresholds: dict[str, float], seed: int) 
         thresholds: name -> threshold of the dissimilarity.
 
     Returns:
-        A row per threshold, a column per score; entries such as "0.912 (0.880-0.941)".
+        A row per threshold, with that of the similarity in its name, a column per score; entries such as
+        "0.912 (0.880-0.941)".
     """
     rows = {}
     for name, threshold in thresholds.items():
         scores = vars(score_pairs(split.dissimilarity, split.pairs.label, threshold))
         intervals = bootstrap_intervals(split.dissimilarity, split.pairs, threshold, seed)
-        rows[f"{name}, {threshold:.3f}"] = {
+        rows[f"{name}, {1 - threshold:.3f}"] = {
             score: f"{scores[score]:.3f} ({low:.3f}-{high:.3f})" for score, (low, high) in intervals.items()
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename(columns={"auc": "AUC", "f1": "F1"})

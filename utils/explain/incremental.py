@@ -54,7 +54,7 @@ def local_stages(model: SiameseNetwork) -> list[Stage]:
     Convolutions do; squeeze-and-excitation, with which the list ends, carries it everywhere. On a GPU there are none,
     as many small copies cost more there than they save.
     """
-    given, stages = torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE), []
+    given, stages = model.mean.new_zeros(1, 3, PROBE_SIDE, PROBE_SIDE), []
     with eval_mode(model):
         for block in model.backbone if model.mean.device.type == "cpu" else ():
             if isinstance(block, WholeNetwork):
@@ -108,7 +108,7 @@ class IncrementalEmbedder:
     def embeddings(self, fill: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         """Embeddings (R, D) of the image with one region after the other (R, 4), top, bottom, left and right in pixels,
         replaced by `fill`, an image (3, H, W) such as the blurred one."""
-        result = torch.empty(len(regions), len(self.embedding), device=self.embedding.device)
+        result = self.embedding.new_empty(len(regions), len(self.embedding))
         sizes = regions[:, 1::2] - regions[:, ::2]
         for size in sizes.unique(dim=0):  # what goes through a stage at once is of one size
             for chosen in (sizes == size).all(1).nonzero()[:, 0].split(BATCH_SIZE):

@@ -31,7 +31,8 @@ class Interventions:
         self.images = batch1.to(model.mean.device), batch2.to(model.mean.device)
         self.blurred = tuple(blur(batch) for batch in self.images)
         self.embeddings = tuple(embed_in_parts(model, batch, batch_size) for batch in self.images)
-        self.sign = torch.where(model.is_similar(embedding_distance(*self.embeddings)), -1.0, 1.0)
+        distance = embedding_distance(*self.embeddings)
+        self.sign = 1 - 2 * model.is_similar(distance).to(distance)
         self.margins_before = self._margins(*self.embeddings)
 
     def margins_after(

@@ -22,6 +22,7 @@ from utils.images.pairs import PAIR_LABELS
 
 COLOURS = sns.color_palette("colorblind")
 MOST_MARKERS = 60  # epochs up to which a learning curve has a marker for each
+FULL_BIN = 20  # pairs, fewer of which show little but chance
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1)}  # a legend off the data
 
 
@@ -73,14 +74,15 @@ def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure
 
 
 def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dict[str, float]) -> Figure:
-    """Plot histograms of D / margin (P,), not clipped, for similar (0) and dissimilar (1) pairs; thresholds by name."""
+    """Plot histograms of the similarity, 1 - D / margin (P,), for similar (0) and dissimilar (1) pairs, and thresholds."""
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
-    bins = np.linspace(0, max(1.0, dissimilarity.max()), 41)
+    similarity = 1 - dissimilarity
+    bins = np.linspace(min(0.0, similarity.min()), 1, 41)
     for value, name in enumerate(PAIR_LABELS):
-        axis.hist(dissimilarity[label == value], bins, alpha=0.6, color=COLOURS[value], label=f"{name} pairs")
+        axis.hist(similarity[label == value], bins, alpha=0.6, color=COLOURS[value], label=f"{name} pairs")
     for (name, value), style in zip(thresholds.items(), ("-", "--")):
-        axis.axvline(value, color="black", lw=1, ls=style, label=f"{name}: {value:.2f}")
-    axis.set(xlabel="distance / margin (the margin itself is 1)", ylabel="pairs")
+        axis.axvline(1 - value, color="black", lw=1, ls=style, label=f"{name}: {1 - value:.2f}")
+    axis.set(xlabel="similarity (below 0: farther apart than the margin)", ylabel="pairs")
     axis.yaxis.get_major_locator().set_params(integer=True)
     return _with_legends(figure, **ABOVE, ncols=2)
 
@@ -102,13 +104,14 @@ def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
 
 def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Figure:
     """Plot a reliability diagram: the share of pairs of one class among those with about the same estimate of "same
-    class" (P,), in [0, 1]; a reliable one follows the diagonal. Below it is the number of pairs."""
+    class" (P,), in [0, 1], in up to ten bins of equally many pairs; a reliable one follows the diagonal. Below it is
+    the number of pairs."""
     shape = {"figsize": (4.2, 4.4), "height_ratios": (3, 1)}
     figure, (upper, lower) = plt.subplots(2, 1, layout="constrained", sharex=True, **shape)
     upper.plot([0, 1], [0, 1], color="grey", lw=1, ls=":")
-    brier = brier_scores(estimates, label)
+    brier, bins = brier_scores(estimates, label), int(np.clip(len(label) // FULL_BIN, 2, 10))
     for (name, values), style, colour in zip(estimates.items(), ("o-", "s--"), COLOURS):
-        share, mean = calibration_curve(label == 0, values, n_bins=10)
+        share, mean = calibration_curve(label == 0, values, n_bins=bins, strategy="quantile")
         upper.plot(mean, share, style, ms=4, color=colour, label=f"{name}: Brier {brier[name]:.3f}")
         lower.hist(values, np.linspace(0, 1, 11), histtype="step", lw=1.5, ls=style[1:], color=colour)
     upper.set(ylabel="pairs of one class (share)")

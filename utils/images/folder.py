@@ -13,6 +13,8 @@ import pandas as pd
 from utils.images.reading import SUFFIXES, is_named_as_image
 from utils.system.errors import DataError
 
+NOT_LISTED = "a folder that cannot be listed; change its access rights"
+LINKED = "a link to a folder, which is not followed; put the folder itself there"
 SPLITS = ("train", "valid", "test")
 SPLIT_FOLDER = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images))?", re.IGNORECASE)
 
@@ -58,13 +60,13 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
     return table, skipped
 
 
-def images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
-    """Yield the image files of a folder and its sub-folders, without hidden ones; `problems` gets a line for each that
-    cannot be listed."""
-    for place, folders, files in os.walk(
-        folder, onerror=lambda error: problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
-    ):
+def images_below(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
+    """Yield the image files of a folder and its sub-folders, without hidden ones; `problems` gets what is wrong with
+    each folder that cannot be listed, or is a link."""
+    note = problems.setdefault
+    for place, folders, files in os.walk(folder, onerror=lambda error: note(Path(error.filename), NOT_LISTED)):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        problems.update((path, LINKED) for path in (Path(place, name) for name in folders) if os.path.islink(path))
         yield from (path for path in (Path(place, name) for name in files) if is_named_as_image(path))
 
 
@@ -102,8 +104,8 @@ def _all_entries(data_path: Path, given: Sequence[str]) -> Iterator[tuple[Path, 
                     yield path, _why_skipped(path)
                 for path in (Path(folder, name) for name in folders):
                     if os.path.islink(path):
-                        yield path, "a link to a folder, which is not followed; put the folder itself there"
-    yield from ((Path(error.filename), "a folder that cannot be listed; change its access rights") for error in denied)
+                        yield path, LINKED
+    yield from ((Path(error.filename), NOT_LISTED) for error in denied)
 
 
 def _links_to_parent(entry: Path) -> bool:

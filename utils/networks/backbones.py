@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 
 import timm
 import torch
@@ -34,6 +35,7 @@ PACKAGED = {
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
 NESTED = ("state_dict", "model_state_dict", "model", "teacher")  # where programs keep weights in their files
 FROZEN_SHARE = 2 / 3  # of a whole network's layers, the first ones, in fine-tuning
+ONE_THREAD = RLock()
 
 
 def brief(error: Exception) -> str:
@@ -43,14 +45,18 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; afterwards, also after an exception, each module has its former mode again."""
-    changed = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.training = True
+    """Put a model into eval mode; afterwards, also after an exception, each module has its former mode again.
+
+    One thread at a time: another one would find the modes of this one, and restore them too early.
+    """
+    with ONE_THREAD:
+        changed = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in changed:
+                module.training = True
 
 
 @contextmanager

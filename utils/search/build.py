@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -40,14 +41,16 @@ class Report:
     unexplained: int = 0  # of these, images whose regions are not measured
     embedded: int = 0  # new or changed images
     gone: int = 0  # images whose files are no longer there
-    problems: list[str] = field(default_factory=list)  # a line for each file left out
+    problems: list[str] = field(default_factory=list)  # a line for each file or folder left out
+    notes: list[str] = field(default_factory=list)  # a line for each folder whose images were not found any more
     emptied: bool = False  # because it was made by another network
     stopped: bool = False  # by the user
 
     def __str__(self) -> str:
         lines = ["the index was of another network or version: built from the start"] if self.emptied else []
         if self.problems:
-            lines += [f"{counted(len(self.problems), 'image')} cannot be read: left out", *self.problems]
+            lines += ["left out:", *self.problems]
+        lines += self.notes
         changes = f"new or changed: {self.embedded}, gone: {self.gone}"
         lines.append(f"{self.folder}: {counted(self.images, 'image')} in the index; {changes}")
         if self.stopped:
@@ -79,10 +82,14 @@ def build_index(
         SearchError: the index is damaged or cannot be written.
     """
     report = Report(folder)
-    found = images_in(folder, report.problems)
+    found, problems = images_in(folder)
     with Index(path, model, folder) as index:
-        report.emptied = index.emptied
-        missing, report.gone = index.keep_only(found)
+        report.emptied, known = index.emptied, index.states()
+        lost = {state.file for state in known} - {state.file for state in found}
+        staying, report.notes = may_come_back(folder, lost, problems)
+        index.remove(state for state in known - found if state.file not in staying)
+        missing, report.gone = sorted(found - known), len(lost - staying)
+        report.problems = [f"{name}: {what}" for name, what in problems.items()]
         batches = partial(_batches, folder, model.frame, num_workers, verbose, report.problems)
         try:
             for states, pixels, sizes in batches("Embedding", missing, EMBEDDED_AT_ONCE):
@@ -117,11 +124,11 @@ def _batches(
             yield states, torch.from_numpy(np.stack(pixels)), sizes
 
 
-def images_in(folder: Path, problems: list[str]) -> list[FileState]:
-    """List the files of a folder and its sub-folders that are named as images, sorted; hidden ones are skipped.
+def images_in(folder: Path) -> tuple[set[FileState], dict[str, str]]:
+    """List the files of a folder and its sub-folders that are named as images; hidden ones are skipped.
 
-    Args:
-        problems: gets a line for what cannot be listed or named.
+    Returns:
+        The files; and what is wrong with each file or folder that cannot be listed or named, by its path in `folder`.
 
     Raises:
         DataError: no such folder, or no image in it.
@@ -130,18 +137,40 @@ def images_in(folder: Path, problems: list[str]) -> list[FileState]:
         raise DataError(f"{folder}: no such folder; name the folder of images to search")
     if printable(full := str(folder.resolve())) != full:
         raise DataError(f"{folder}: a path that is not valid text; rename the folder")
-    found = []
-    for path in images_below(folder, problems):
+    found, wrong = set(), {}
+    for path in images_below(folder, wrong):
         file = path.relative_to(folder).as_posix()
         try:
-            found.append(FileState(file, file_state(path)))
-            if printable(file) != file:
-                problems.append(f"{printable(found.pop().file)}: a name that is not valid text; rename it")
+            if printable(file) == file:
+                found.add(FileState(file, file_state(path)))
+            else:
+                wrong[path] = "a name that is not valid text; rename it"
         except OSError as error:
-            problems.append(f"{file}: {what_is_wrong(path, error)}")
+            wrong[path] = what_is_wrong(path, error)
+    problems = {printable(path.relative_to(folder).as_posix()): what for path, what in wrong.items()}
     if not found:
-        raise DataError("\n".join([f"{folder}: no image in it or its sub-folders; name another folder", *problems]))
-    return sorted(found)
+        lines = [f"{name}: {what}" for name, what in problems.items()]
+        raise DataError("\n".join([f"{folder}: no image in it or its sub-folders; name another folder", *lines]))
+    return found, problems
+
+
+def may_come_back(folder: Path, lost: Iterable[str], problems: dict[str, str]) -> tuple[set[str], list[str]]:
+    """Tell which of the indexed files that were not found may come back: those that cannot be looked for, and those in
+    a folder that is empty, as a drive is that is not mounted.
+
+    Returns:
+        These files; and a line for each folder that they are in, and for each folder that is gone.
+    """
+    staying, places = set(), Counter()
+    for file in sorted(lost):
+        inside = (*map(str, reversed(PurePosixPath(file).parents[:-1])), file)
+        place = next(x for x in inside if x in problems or not os.path.isdir(folder / x) or not os.listdir(folder / x))
+        if place in problems or os.path.isdir(folder / place):
+            staying.add(file)
+        places[place, file in staying] += place != file  # which has a line of its own, or is counted
+    stays, gone = "nothing is found in it now; the index keeps {} of it until it is deleted", "gone, with {}"
+    lines = {place: (stays if stay else gone).format(counted(n, "image")) for (place, stay), n in places.items() if n}
+    return staying, [f"{place}: {line}" for place, line in lines.items()]
 
 
 def build_and_report(config: Config, folder: Path, explain: bool = False) -> None:

@@ -75,10 +75,8 @@ def query_and_report(config: Config, image: Path, folder: Path | None = None, co
         if folder is None:
             print(f"searched: {index.folder}, which was indexed last; --folder chooses another")
         found = search(model, index, image, count)
-    path = place_of(config, image, ".png")
-    figure = show_hits(found)
+    print("\n".join([found.table().to_string(index=False), *(hit.problem for hit in found.hits if hit.problem)]))
+    path, figure = place_of(config, image, ".png"), show_hits(found)
     save_figure(figure, path)
     plt.close(figure)
-    first = f" (the first {MOST_ROWS})" if len(found.hits) > MOST_ROWS else ""
-    problems = [hit.problem for hit in found.hits if hit.problem]
-    print("\n".join([found.table().to_string(index=False), *problems, f"why: {path}{first}"]))
+    print(f"why: {path}" + f" (the first {MOST_ROWS})" * (len(found.hits) > MOST_ROWS))

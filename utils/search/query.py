@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from utils.explain.matching import Match, matching_regions
 from utils.explain.occlusion import effects_of_regions, joined, region_effects
@@ -27,27 +27,16 @@ from utils.system.settings import Config
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that a query found.
+    """An image that a query found."""
 
-    Attributes:
-        path: its file.
-        image_size: its width and height in pixels.
-        box: the part of the network's frame that it fills.
-        similarity: to the query, in [0, 1].
-        is_similar: the decision.
-        explanation: of the pair, image 1 being the query; None if it could not be measured.
-        matches: regions of the query and of this image that match, the strongest first.
-        problem: why it is not explained, and what to do.
-    """
-
-    path: Path
-    image_size: tuple[int, int]
-    box: Box
-    similarity: float
-    is_similar: bool
-    explanation: Explanation | None = None
-    matches: list[Match] = field(default_factory=list)
-    problem: str | None = None
+    path: Path  # its file
+    image_size: tuple[int, int]  # width and height in pixels
+    box: Box  # the part of the network's frame that it fills
+    similarity: float  # to the query, in [0, 1]
+    is_similar: bool  # the decision
+    explanation: Explanation | None = None  # of the pair, image 1 being the query; None if it could not be measured
+    matches: list[Match] = field(default_factory=list)  # regions that the two have in common, the strongest first
+    problem: str | None = None  # why it is not explained, and what to do
 
 
 @dataclass(frozen=True)
@@ -81,20 +70,28 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
         DataError: the query cannot be read.
         SearchError: the index is empty or damaged.
     """
+    if not os.path.isdir(index.folder):
+        advice = "bring it back, or run python -m utils search build FOLDER where it is"
+        raise SearchError(f"{index.folder}: the indexed folder is not there now; {advice}")
     image = read_image(query, model.frame.levels)
-    effects = region_effects(model, model.preprocess(image)[None])
-    nearest = index.nearest(effects.embeddings[0].cpu().numpy(), count + 1)
-    nearest = [(d, entry) for d, entry in nearest if (index.folder / entry.state.file).resolve() != query.resolve()]
+    effects, asked = region_effects(model, model.preprocess(image)[None]), count + 1
+    while True:
+        found = index.nearest(effects.embeddings[0].cpu().numpy(), asked)
+        nearest = [(d, entry) for d, entry in found if not _is_same(index.folder / entry.state.file, query)][:count]
+        if len(nearest) == count or len(found) < asked:
+            break
+        asked *= 2  # links to the query took places
     if not nearest:
         raise SearchError(f"{index.path}: no other image in it; run python -m utils search build {index.folder} again")
-    hits, box, size, nearest = [], model.frame.box(image.size), model.image_size, nearest[:count]
-    known = known_effects(model, index, [entry for _, entry in nearest])
-    for (distance, entry), delta in zip(nearest, known):
+    hits, box, size = [], model.frame.box(image.size), model.image_size
+    for distance, entry in tqdm(nearest, "Explaining", unit="hit", delay=2):
         hit_box, distance = model.frame.box(entry.image_size), torch.tensor(distance)
         similarity, decision = 1 - float(model.dissimilarity(distance)), bool(model.is_similar(distance))
         hit = [index.folder / entry.state.file, entry.image_size, hit_box, similarity, decision]
-        if isinstance(delta, str):
-            hits.append(Hit(*hit, problem=delta))
+        try:
+            delta = effects_of_hit(model, index, entry)
+        except DataError as error:
+            hits.append(Hit(*hit, problem=str(error)))
             continue
         z, delta = (torch.tensor(x[None].astype(np.float32)).to(model.mean.device) for x in (entry.embedding, delta))
         both = joined([effects, effects_of_regions(z, delta, size)])
@@ -103,30 +100,31 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
     return Found(query, index.folder, box, hits)
 
 
-def known_effects(model: SiameseNetwork, index: Index, entries: Sequence[Entry]) -> list[np.ndarray | str]:
-    """The effects (R, D) of each image's regions, or a line that tells why they cannot be measured.
+def _is_same(path: Path, query: Path) -> bool:
+    """Tell whether a file is the query, or a link to it."""
+    with suppress(OSError):
+        return os.path.samefile(path, query)
+    return False
 
-    Effects that the index lacks are measured and written to it.
+
+def effects_of_hit(model: SiameseNetwork, index: Index, entry: Entry) -> np.ndarray:
+    """The effects (R, D) of an image's regions. Those that the index lacks are measured and written to it.
+
+    Raises:
+        DataError: its file has gone or changed, or cannot be read.
     """
-    results: list[np.ndarray | str | None] = [entry.delta for entry in entries]
-    images: dict[int, torch.Tensor] = {}
-    for k, entry in enumerate(entries):
-        try:
-            if file_state(index.folder / entry.state.file) != entry.state.state:
-                raise FileNotFoundError
-            if entry.delta is None:
-                images[k] = model.preprocess(read_image(index.folder / entry.state.file, model.frame.levels))
-        except DataError as error:
-            results[k] = str(error)
-        except OSError:
-            results[k] = f"{entry.state.file}: gone or changed; run python -m utils search build {index.folder} again"
-    if images:
-        measured = region_effects(model, torch.stack(list(images.values()))).delta
-        for k, delta in zip(images, measured):
-            results[k] = delta.cpu().numpy()
-        with suppress(SearchError):  # an index that cannot be written to now serves all the same
-            index.add_effects([entries[k].id for k in images], measured)
-    return results
+    path, state = index.folder / entry.state.file, None
+    with suppress(OSError):
+        state = file_state(path)
+    if state != entry.state.state:
+        again = f"run python -m utils search build {index.folder} again"
+        raise DataError(f"{entry.state.file}: gone or changed; {again}")
+    if entry.delta is not None:
+        return entry.delta
+    delta = region_effects(model, model.preprocess(read_image(path, model.frame.levels))[None], verbose=False).delta
+    with suppress(SearchError):  # an index that cannot be written to now serves all the same
+        index.add_effects([entry.id], delta)
+    return delta[0].cpu().numpy()
 
 
 def find_index(config: Config, folder: Path | None = None) -> tuple[Path, SiameseNetwork, str]:

@@ -152,18 +152,16 @@ class Index(AbstractContextManager):
             raise SearchError(f"{self.path}: of another network, or of another version of this project; {again}")
         return Path(about["folder"])
 
-    def keep_only(self, found: Iterable[FileState]) -> tuple[list[FileState], int]:
-        """Remove images whose files are not among those `found`, or have changed.
+    def states(self) -> set[FileState]:
+        """The files whose images are in the index."""
+        with self._transaction("DEFERRED"):
+            return set(map(FileState._make, self.db.execute("SELECT file, state FROM images")))
 
-        Returns:
-            The files that the index lacks now, sorted; and how many images were removed because their file is gone.
-        """
-        found = set(found)
+    def remove(self, states: Iterable[FileState]) -> None:
+        """Remove images, all or none."""
         with self._transaction("IMMEDIATE"):
-            known = set(self.db.execute("SELECT file, state FROM images"))
-            self.db.executemany("DELETE FROM images WHERE (file, state) = (?, ?)", known - found)
+            self.db.executemany("DELETE FROM images WHERE (file, state) = (?, ?)", states)
         self._loaded = None
-        return sorted(found - known), len({file for file, _ in known} - {file for file, _ in found})
 
     def add(self, states: Sequence[FileState], image_sizes: Sequence[tuple[int, int]], embeddings: np.ndarray) -> None:
         """Add images, all or none: embeddings (N, D), and widths and heights in pixels.
@@ -200,6 +198,8 @@ class Index(AbstractContextManager):
         Exact to the rounding of float32: a matrix product finds more candidates than are wanted, and their distances
         are then computed from differences. Embeddings stay in memory until the file changes.
         """
+        if np.shape(z) != (self.dim,):
+            raise SearchError(f"{self.path}: holds embeddings of {self.dim} numbers, and was asked for {np.shape(z)}")
         with self._transaction("DEFERRED"):
             self._load()
             scores = self._squares - 2 * (self._embeddings @ np.asarray(z, dtype=np.float32))
@@ -220,6 +220,9 @@ class Index(AbstractContextManager):
         ((state,),) = self.db.execute("PRAGMA data_version")  # another number after a commit of another connection
         if state == self._loaded:
             return
+        other = self.db.execute("SELECT file FROM images WHERE length(embedding) != ?", (4 * self.dim,)).fetchone()
+        if other:
+            raise ValueError(f"{other[0]}: an embedding of the wrong length")
         # One row after the other: a list of all rows wakes the garbage collector, which takes as long again.
         rows = self.db.execute("SELECT id, embedding FROM images ORDER BY id")
         table = np.fromiter(rows, [("id", np.int64), ("embedding", f"V{4 * self.dim}")], len(self))

@@ -167,7 +167,7 @@ class Config(Section):
     margin: Positive = 2.0
     """distance from which on a dissimilar pair adds nothing to the loss"""
     threshold: Fraction = 0.5
-    """similar below this dissimilarity, distance / margin"""
+    """of the dissimilarity, distance / margin: a pair is similar if its similarity lies above one minus this"""
     training_pairs: Literal["batch", "sampled"] = "batch"
     """`batch`: all pairs inside a batch; `sampled`: two pairs per image, redrawn in every epoch"""
     number_of_iterations: Count = 1

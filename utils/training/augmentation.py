@@ -1,4 +1,5 @@
-"""Augmentation: random changes of each training image, made by worker processes while the network computes.
+"""Augmentation: random changes of each training image, made by worker processes while the network computes; and random
+boxes, blurred to teach the network that effects add up.
 
 The random numbers of an image follow from the seed, the epoch and its place in the epoch. So they are the same for any
 number of workers and of processes, and after a run was killed.
@@ -14,11 +15,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from utils.explain.removal import blur
 from utils.images.frame import mean_colour
 from utils.images.stored import StoredImages
 from utils.system.settings import ImageOptions
 
 MIN_PIXELS = 20e6  # of all training images; for fewer, worker processes cost more time than they save
+SIDES = (0.2, 0.7)  # smallest and largest sides of a box that is blurred, as shares of the image's sides
 
 
 class Request(NamedTuple):
@@ -42,10 +45,8 @@ def cut_mix(image: torch.Tensor, other: torch.Tensor, probability: float) -> tor
     box = v2.RandomErasing().make_params([image])
     if box["v"] is None:  # no box was found that fits
         return image
-    inside = ..., slice(box["i"], box["i"] + box["h"]), slice(box["j"], box["j"] + box["w"])
-    covered = image.clone()
-    covered[inside] = other[inside]
-    return covered
+    box["v"] = other[..., box["i"] : box["i"] + box["h"], box["j"] : box["j"] + box["w"]]
+    return v2.functional.erase(image, **box)
 
 
 def random_changes(options: ImageOptions, progress: float = 0.0) -> list[v2.Transform]:
@@ -57,19 +58,14 @@ def random_changes(options: ImageOptions, progress: float = 0.0) -> list[v2.Tran
         progress: a box is erased with `progress` times the configured probability.
     """
     blank, (height, width) = mean_colour(options.normalization.mean), options.size
-    jitter = (options.brightness, options.contrast, options.saturation, options.hue)
-    changes: list[v2.Transform] = []
-    if options.HorizontalFlip:
-        changes.append(v2.RandomHorizontalFlip(options.HorizontalFlip))
-    if options.VerticalFlip:
-        changes.append(v2.RandomVerticalFlip(options.VerticalFlip))
+    flips = (v2.RandomHorizontalFlip, options.HorizontalFlip), (v2.RandomVerticalFlip, options.VerticalFlip)
+    changes: list[v2.Transform] = [flip(probability) for flip, probability in flips if probability]
     if options.RandomRotationDegrees:
-        bilinear = v2.InterpolationMode.BILINEAR
-        changes.append(v2.RandomRotation(options.RandomRotationDegrees, interpolation=bilinear, fill=blank))
+        changes.append(v2.RandomRotation(options.RandomRotationDegrees, v2.InterpolationMode.BILINEAR, fill=blank))
     if options.RandomResizedCrop < 1:
         ratio = (3 / 4 * width / height, 4 / 3 * width / height)
         changes.append(v2.RandomResizedCrop(options.size, (options.RandomResizedCrop, 1), ratio))
-    if any(jitter):
+    if any(jitter := (options.brightness, options.contrast, options.saturation, options.hue)):
         changes.append(v2.ColorJitter(*jitter))
     if options.RandomErasing * progress:
         changes.append(v2.RandomErasing(options.RandomErasing * progress, value=blank))
@@ -124,3 +120,34 @@ class ImageLoader:
         """The images of each request, in their order."""
         self.requests[:] = requests
         return iter(self.loader)
+
+
+def halved_boxes(count: int, image_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Draw a box in each of N images and cut it in two at a random place: (N, 2, 4).
+
+    Boxes are top, bottom, left and right in pixels; bottom and right are excluded.
+    """
+    length = np.maximum(2, (rng.uniform(*SIDES, (count, 2)) * image_size).round().astype(int))
+    start = rng.integers(image_size - length + 1)
+    box, image, axis = np.stack([start, start + length], axis=2), np.arange(count), rng.integers(2, size=count)
+    halves = np.stack([box, box], axis=1)  # image; half; rows or columns; start or end
+    cut = rng.integers(box[image, axis, 0] + 1, box[image, axis, 1])
+    halves[image, 0, axis, 1] = halves[image, 1, axis, 0] = cut
+    return halves.reshape(count, 2, 4)
+
+
+def occlude_halves(batch: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
+    """Blur the first half of each image's box, the second half, and both.
+
+    Args:
+        batch: preprocessed images (N, 3, H, W).
+        boxes: from `halved_boxes`, (N, 2, 4).
+
+    Returns:
+        (3N, 3, H, W): all images with the first half blurred, then with the second, then with both.
+    """
+    blurred, occluded = blur(batch), torch.stack([batch] * 3)
+    for image, halves in enumerate(boxes):
+        for half, (top, bottom, left, right) in enumerate(halves.tolist()):
+            occluded[[half, 2], image, :, top:bottom, left:right] = blurred[image, :, top:bottom, left:right]
+    return occluded.flatten(0, 1).contiguous(memory_format=torch.channels_last)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
@@ -34,12 +33,11 @@ from utils.training.results import Results, alone_in, unfinished
 
 
 def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Train a network and write it to `config.checkpoints_path`.
+    """Train a network and write it to `config.checkpoints_path`, with the files that `Results` names.
 
-    The files are `model.pth` (best epoch), its model card `README.md`, `last.pth`, `history.csv`, `config.yml` and
-    `split.csv`. With `OneCycle`, the best epoch of a finished run is the last, where the learning rate has come down.
-    Otherwise it is the one with the highest validation AUC and, among equals, the lowest validation loss. Of the epochs
-    that train the head alone, only the last can be the best.
+    With `OneCycle`, the best epoch of a finished run is the last, where the learning rate has come down. Otherwise it
+    is the one with the highest validation AUC and, among equals, the lowest validation loss. Of the epochs that train
+    the head alone, only the last can be the best.
 
     A stopped run goes on after its last finished epoch, and the result is the same, unless settings or images changed.
     After an interrupt (Ctrl-C, the notebook's stop button), the best network so far is ready for use. If memory runs
@@ -62,10 +60,12 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     keep_freed_memory()
     device, smaller = choose_device(config), None
     cards = [device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(cards), together(device) as processes, ExitStack() as stack:
-        if processes.first:
-            stack.enter_context(alone_in(config.checkpoints_path))
-        else:  # one progress bar
+    with (
+        torch.random.fork_rng(cards),
+        together(device) as processes,
+        alone_in(config.checkpoints_path) if processes.first else nullcontext(),
+    ):
+        if not processes.first:  # one progress bar
             config = with_options(config, verbose=False)
         if table is None:
             table, notes = processes.from_first(prepare_split(config) if processes.first else None)
@@ -124,35 +124,29 @@ class Trainer:
         """Train for all epochs that are left; returns the history."""
         if self.stopped:
             self.restore(self.stopped)
-        else:
-            self.start(1)
-        history, interrupted = self.results.history, False
-        done, total, quiet = len(history), self.epochs * self.steps, not self.options.verbose
-        with tqdm(desc="Training", total=total, initial=done * self.steps, disable=quiet) as bar:
-            try:
+        history, total, quiet = self.results.history, self.epochs * self.steps, not self.options.verbose
+        done = len(history)
+        try:
+            with tqdm(desc="Training", total=total, initial=done * self.steps, disable=quiet) as bar:
                 for epoch in range(done + 1, self.epochs + 1):
                     if self.stopping.should_stop:
                         break
-                    if done + 1 < epoch == self.head_epochs + 1:
+                    if epoch in (1, self.head_epochs + 1):
                         self.start(epoch)
-                    row = self.run_epoch(epoch, bar)
+                    history.append(self.run_epoch(epoch, bar))
                     if epoch > self.head_epochs:  # early stopping is for fine-tuning only
-                        self.stopping.step(row["valid_auc"])
-                    history.append(row)
+                        self.stopping.step(history[-1]["valid_auc"])
                     self.keep()
-            except KeyboardInterrupt:
-                if not history:
-                    raise
-                if self.results.written < len(history):  # the interrupt came between the files of a finished epoch
-                    self.keep()
-                interrupted = True
-        if interrupted and self.processes.first:
-            print(
-                f"{self.results.folder}: stopped after epoch {len(history)} of {self.epochs}, "
-                "the best network so far is ready; train again to go on from there"
-            )
-        elif self.processes.first:
-            self.results.close()
+        except KeyboardInterrupt:
+            if not history:
+                raise
+            if self.results.written < len(history):  # the interrupt came between the files of a finished epoch
+                self.keep()
+            epochs = f"stopped after epoch {len(history)} of {self.epochs}, the best network so far is ready"
+            print(f"{self.results.folder}: {epochs}; train again to go on from there")
+        else:
+            if self.processes.first:
+                self.results.close()
         return self.results.frame()
 
     def start(self, epoch: int) -> None:
@@ -178,10 +172,8 @@ class Trainer:
             losses.append(self.step(batch, inputs))
             bar.update()
         train_loss = float(np.average(losses, weights=[len(images) for images in positions]))
-        for module in self.model.modules():
-            if isinstance(module, _BatchNorm) and module.training:
-                for statistic in module.buffers():  # each process has those of its own images
-                    statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
+        for statistic in self.model.buffers():  # each process has those of its own images
+            statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
         valid, self.threshold = self.processes.from_first(self.phase.validate())
         if not isinstance(self.phase.scheduler, OneCycleLR):
             self.phase.scheduler.step(valid["valid_auc"])
@@ -221,28 +213,19 @@ class Trainer:
             TrainingError: batches of half the size would be too small to hold pairs.
         """
         size, images = self.options.batch_size, list(self.config.image.size)
-        half = size // 2
-        if half < (2 if self.config.training_pairs == "sampled" else 4):
+        if size // 2 < (2 if self.config.training_pairs == "sampled" else 4):
             raise TrainingError(f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {images}")
         print(
-            f"out of memory with hyperparameters.batch_size {size}; training goes on with {half}, "
+            f"out of memory with hyperparameters.batch_size {size}; training goes on with {size // 2}, "
             f"from the last finished epoch; reduce image.size {images} for larger batches"
         )
-        return half
+        return size // 2
 
     def keep(self) -> None:
-        """Write the files of a finished epoch."""
+        """Write the files of a finished epoch; one of them holds what `restore` needs, as plain values and tensors."""
         if self.processes.first:
-            self.results.keep(self.model, self.threshold, self.state())
-
-    def state(self) -> dict[str, Any]:
-        """What `restore` needs beside the `Results` and the network's weights, as plain values and tensors."""
-        return {
-            "data": self.data.fingerprints,
-            "settings": self.settings,
-            "phase": self.phase.state(),
-            "stopping": vars(self.stopping),
-        }
+            run = {"data": self.data.fingerprints, "settings": self.settings, "stopping": vars(self.stopping)}
+            self.results.keep(self.model, self.threshold, run | {"phase": self.phase.state()})
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Go back to the last finished epoch of a stopped run."""
@@ -251,8 +234,6 @@ class Trainer:
         self.model.load_state_dict(checkpoint["state_dict"])
         vars(self.stopping).update(run["stopping"])
         done = len(run["history"])
-        if done < self.epochs:
-            self.start(done + 1)
-            if done != self.head_epochs:  # otherwise the phase of this epoch has not begun
-                first = 0 if done < self.head_epochs else self.head_epochs
-                self.phase.restore(run["phase"], (done - first) * self.steps)
+        if done not in (self.head_epochs, self.epochs):  # the next epoch begins no phase
+            self.start(done)
+            self.phase.restore(run["phase"], self.steps * (done - self.head_epochs * (done > self.head_epochs)))

@@ -19,8 +19,6 @@ CARD = "README.md"
 TEMPLATE = Path(__file__).with_suffix(".md")
 MOST_CLASSES = 50  # rows of the table of classes
 FEW = 100  # scores on fewer images than these are rough
-CHANGES = ("HorizontalFlip", "VerticalFlip", "RandomRotationDegrees", "RandomErasing", "CutMix")
-CHANGES += ("brightness", "contrast", "saturation", "hue")
 
 
 def write_model_card(
@@ -40,31 +38,21 @@ def model_card(
         info: what is saved beside the network: `config`, `calibrated_threshold` and `epoch`, the epoch that was kept.
         table: the split: `file`, `label`, `split`.
         history: a row per epoch, as training leaves it.
-        test: scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: the card says where they
-            come from.
+        test: scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: not measured yet.
     """
-    config = Config(**info["config"])
-    options, image = config.hyperparameters, config.image
-    splits = table.split.value_counts()
-    named = [(splits.get(split, 0), f"{name} image") for split, name in (("valid", "validation"), ("test", "test"))]
-    steps = [f"{counted(config.head_steps, 'step')} of the head alone"] * bool(config.head_steps)
-    steps += [f"up to {counted(options.epochs, 'epoch')}"] * bool(options.epochs)
-    changes = [f"{key} {getattr(image, key):g}" for key in CHANGES if getattr(image, key)]
-    changes += [f"RandomResizedCrop {image.RandomResizedCrop:g}"] * (image.RandomResizedCrop < 1)
+    config, splits = Config(**info["config"]), table.split.value_counts()
+    few = [(splits.get(split, 0), f"{name} image") for split, name in (("valid", "validation"), ("test", "test"))]
     environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["plain"] = plain
+    environment.filters |= {"plain": plain, "counted": counted}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         info=info,
         config=config,
-        options=options,
-        rough=" and ".join(counted(number, name) for number, name in named if number < FEW),
-        smallest=table.label.value_counts().min(),
-        largest=table.label.value_counts().max(),
+        options=config.hyperparameters,
+        rough=" and ".join(counted(number, name) for number, name in few if number < FEW),
+        sizes=table.label.value_counts(),
         classes=_classes(table),
-        steps=", then ".join(steps),
-        changes=changes,
-        seconds=history.seconds.sum(),
-        epochs=counted(len(history), "epoch"),
+        # Numbers are the random changes; 0 switches them off, of the crop 1.
+        changes=[f"{k} {v:g}" for k, v in config.image if isinstance(v, float) and v != (k == "RandomResizedCrop")],
         history=history,
         kept=history.iloc[info["epoch"] - 1],
         test=test,

@@ -29,12 +29,12 @@ from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_
 from utils.system.errors import TrainingError
 from utils.system.machine import bfloat16_pays
 from utils.system.settings import Config
-from utils.training.additivity import CHOSEN, halved_boxes, occlude_halves
-from utils.training.augmentation import ImageLoader, Request
+from utils.training.augmentation import ImageLoader, Request, halved_boxes, occlude_halves
 from utils.training.data import Batch, TrainingData, images_of
 from utils.training.processes import Processes
 
 HEAD_RATE = 1e-3  # peak learning rate of the head alone
+CHOSEN = 1 / 8  # share of a batch's images in which a box is blurred, so that the effects of its halves add up
 VIEWS = 4  # features of each training image: of the image itself, and of three random changes of it
 
 
@@ -76,21 +76,15 @@ def early_blocks(model: SiameseNetwork) -> int:
 
 @dataclass
 class Phase:
-    """What both phases share: the loss, validation, and what a stopped run has to restore.
-
-    Attributes:
-        loader: makes randomly changed training images.
-        steps: steps of an epoch.
-        head_epochs: epochs in which the head alone is trained.
-    """
+    """What both phases share: the loss, validation, and what a stopped run has to restore."""
 
     config: Config
     model: SiameseNetwork
     data: TrainingData
-    loader: ImageLoader
+    loader: ImageLoader  # makes randomly changed training images
     processes: Processes
-    steps: int
-    head_epochs: int
+    steps: int  # of an epoch
+    head_epochs: int  # in which the head alone is trained
 
     def __post_init__(self) -> None:
         self.options, self.device = self.config.hyperparameters, self.model.mean.device
@@ -236,8 +230,7 @@ class FineTuning(Phase):
         if not len(chosen):
             return self.embed_batch(batch), 0.0
         rows = self.embed_batch(torch.cat([batch, occlude_halves(batch[chosen], boxes)]))
-        embeddings, occluded = rows.split([len(batch), 3 * len(chosen)])
-        first, second, both = occluded.chunk(3)
+        embeddings, first, second, both = rows.split([len(batch), *[len(chosen)] * 3])
         interaction = embeddings[chosen] - first - second + both  # delta_AB - delta_A - delta_B
         return embeddings, self.options.additivity * interaction.square().sum() / count
 

@@ -3,8 +3,7 @@ stopped run goes on from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ IGNORED |= {"dataset", "data_path", "checkpoints_path", "outputs_path", "compare
 IGNORED |= {"on_bad_image", "cache_gigabytes"}
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> AbstractContextManager:
     """Keep other runs out of a folder of results. When this process ends, however it ends, the system lets them in.
 
     Raises:
@@ -36,15 +34,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / ".lock", mode=0o666).acquire(timeout=0)  # 666: another user may be the next
+        return FileLock(folder / ".lock", mode=0o666).acquire(timeout=0)  # 666: another user may be the next
     except Timeout:
         advice = "wait until it ends, or set another checkpoints_path"
         raise TrainingError(f"{folder}: another run is training here; {advice}") from None
     except OSError as error:
         advice = "change its access rights, or set another checkpoints_path"
         raise TrainingError(f"{folder}: cannot be written to ({error.strerror}); {advice}") from None
-    with held:
-        yield
 
 
 def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
@@ -108,9 +104,7 @@ class Results:
     def keep(self, model: SiameseNetwork, threshold: float, run: dict[str, Any]) -> None:
         """Write the files of a finished epoch; those of the best network only if this epoch is the best so far.
 
-        Args:
-            threshold: calibrated on the validation pairs.
-            run: the trainer's state; a stopped run goes on from it, the history and the best network.
+        A stopped run goes on from `run`, the trainer's state, the history and the best network.
         """
         best = best_epoch(self.frame(), self.first, self.last) == len(self.history)
         if best:
@@ -150,12 +144,8 @@ class Results:
 
     def info(self, threshold: float) -> dict[str, Any]:
         """The plain values that are saved beside the weights."""
-        return {
-            "config": self.config.model_dump(mode="json"),
-            "classes": sorted(set(self.table.label)),
-            "calibrated_threshold": threshold,
-            "epoch": self.best["epoch"],
-        }
+        config, classes = self.config.model_dump(mode="json"), sorted(set(self.table.label))
+        return {"config": config, "classes": classes, "calibrated_threshold": threshold, "epoch": self.best["epoch"]}
 
     def close(self) -> None:
         """Finish the run: its state is removed from `last.pth`, so the next run starts from the beginning."""
