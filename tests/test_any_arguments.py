@@ -64,7 +64,7 @@ def place(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(download.urllib.request, "urlopen", refuse)
         patch.setattr(training, "train", lambda config: pytest.fail("not in this test"))
-        patch.setattr(command_line, "_train", lambda config: print(f"training on {config.dataset}"))
+        patch.setattr(command_line, "_train", lambda options, config: print(f"training on {config.dataset}"))
         yield folder
 
 

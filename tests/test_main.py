@@ -82,7 +82,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
 
 def test_train_by_name_without_a_name_and_with_another_configuration(tmp_path, colour_folder, monkeypatch, capsys):
     trained = []
-    monkeypatch.setattr(command_line, "_train", trained.append)
+    monkeypatch.setattr(command_line, "_train", lambda options, config: trained.append(config))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yml").write_text("dataset: First\ndatasets: {First: {}, Colours: {}}")
     (tmp_path / "mine.yml").write_text("dataset: Mine\nseed: 7")

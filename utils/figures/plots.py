@@ -74,7 +74,7 @@ def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure
 
 
 def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dict[str, float]) -> Figure:
-    """Plot histograms of the similarity, 1 - D / margin (P,), for similar (0) and dissimilar (1) pairs, and thresholds."""
+    """Plot histograms of the similarity, not clipped, of similar (0) and dissimilar (1) pairs; thresholds by name."""
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     similarity = 1 - dissimilarity
     bins = np.linspace(min(0.0, similarity.min()), 1, 41)
