@@ -137,6 +137,8 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     folder.mkdir()
     photographs(folder, 3)
     break_file(folder / "00.jpg", 0.5)
+    if os.name != "nt":
+        (folder / "more").symlink_to(trained)
     monkeypatch.chdir(trained)
     command_line.main(["report", "images", "--checkpoint", "model.pth"])
     printed = capsys.readouterr()
@@ -144,8 +146,10 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     assert printed.out.endswith(
         f"model.pth: trained on a, b; similar above a similarity of 0.5\n{written.relative_to(trained)}\n"
     )
-    (line,) = [line for line in printed.err.splitlines() if "left out" in line]
+    *linked, line = [line for line in printed.err.splitlines() if "left out" in line]
     assert "00.jpg: not a readable image" in line
+    link = "left out: images/more: a link to a folder, which is not followed; put the folder itself there"
+    assert linked == [link] * (os.name != "nt")
     held = contents(written.read_text(encoding="utf-8"))
     assert [image["name"] for image in held["images"]] == ["01.jpg", "02.jpg"]
     assert [line.split(":")[0] for line in held["missing"]] == ["00.jpg"] and "trained on a, b" in held["network"]

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
@@ -36,14 +35,6 @@ from utils.training.processes import Processes
 HEAD_RATE = 1e-3  # peak learning rate of the head alone
 CHOSEN = 1 / 8  # share of a batch's images in which a box is blurred, so that the effects of its halves add up
 VIEWS = 4  # features of each training image: of the image itself, and of three random changes of it
-
-
-def make_optimizer(model: nn.Module, config: Config, rate: float) -> Optimizer:
-    """The configured optimizer, for the parameters that are not frozen."""
-    options = config.hyperparameters
-    momentum = {"momentum": options.momentum, "nesterov": options.nesterov} if options.optimizer == "SGD" else {}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return getattr(torch.optim, options.optimizer)(parameters, rate, weight_decay=options.weight_decay, **momentum)
 
 
 @torch.no_grad()
@@ -89,7 +80,16 @@ class Phase:
     def __post_init__(self) -> None:
         self.options, self.device = self.config.hyperparameters, self.model.mean.device
         self.contrastive = ContrastiveLoss(self.config.margin)
-        self.optimizer, self.scheduler = self.begin()
+        trained, rate, epochs = self.begin()
+        options, schedule = self.options, self.config.LRScheduler
+        parameters, decay = [p for p in trained.parameters() if p.requires_grad], {"weight_decay": options.weight_decay}
+        momentum = {"momentum": options.momentum, "nesterov": options.nesterov} if options.optimizer == "SGD" else {}
+        optimizer = getattr(torch.optim, options.optimizer)(parameters, rate, **decay, **momentum)
+        if isinstance(self, HeadAlone) or schedule.name == "OneCycle":
+            scheduler = OneCycleLR(optimizer, rate, total_steps=epochs * self.steps, cycle_momentum=False)
+        else:
+            scheduler = ReduceLROnPlateau(optimizer, "max", schedule.factor, schedule.patience, min_lr=schedule.min_lr)
+        self.optimizer, self.scheduler = optimizer, scheduler
 
     def loss(self, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
         """The contrastive loss of a batch. Embeddings (B, D) are in the order of `images_of(batch)`."""
@@ -140,10 +140,10 @@ class HeadAlone(Phase):
 
     title, key = ", head alone", "head_steps"
 
-    def begin(self) -> tuple[Optimizer, OneCycleLR]:
+    def begin(self) -> tuple[nn.Module, float, int]:
+        """Prepare the network; what is trained, its peak learning rate, and for how many epochs."""
         self.features = {split: self.features_of(split) for split in ("train", "valid")}
-        optimizer, total = make_optimizer(self.model.head, self.config, HEAD_RATE), self.head_epochs * self.steps
-        return optimizer, OneCycleLR(optimizer, HEAD_RATE, total_steps=total, cycle_momentum=False)
+        return self.model.head, HEAD_RATE, self.head_epochs
 
     def features_of(self, split: str) -> torch.Tensor:
         """Pooled features (views, N, C) of a split: of the images and, for training, of random changes of them."""
@@ -181,9 +181,9 @@ class FineTuning(Phase):
 
     title, key = "", "learning_rate"
 
-    def begin(self) -> tuple[Optimizer, OneCycleLR | ReduceLROnPlateau]:
+    def begin(self) -> tuple[nn.Module, float, int]:
         self.model.train()
-        self.frozen, rate, schedule = 0, self.options.learning_rate, self.config.LRScheduler
+        self.frozen = 0
         if self.config.transfer:
             self.frozen = early_blocks(self.model)
             self.model.backbone[: self.frozen].eval().requires_grad_(False)
@@ -192,12 +192,7 @@ class FineTuning(Phase):
             for module in self.model.backbone.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
-        optimizer = make_optimizer(self.model, self.config, rate)
-        if schedule.name == "OneCycle":
-            total = self.options.epochs * self.steps
-            return optimizer, OneCycleLR(optimizer, rate, total_steps=total, cycle_momentum=False)
-        options = {"factor": schedule.factor, "patience": schedule.patience, "min_lr": schedule.min_lr}
-        return optimizer, ReduceLROnPlateau(optimizer, mode="max", **options)
+        return self.model, self.options.learning_rate, self.options.epochs
 
     def inputs(
         self, batches: Sequence[np.ndarray], epoch: int, progress: float, rng: np.random.Generator
