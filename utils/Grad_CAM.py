@@ -1,7 +1,5 @@
 """Which regions of two images speak for the decision "similar" or "dissimilar", and which against it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The index of a folder, made and kept up to date: new, changed and deleted files."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """An index as a Parquet file, for databases of vectors that serve several machines."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from utils.search.query import find_index

@@ -1,7 +1,5 @@
 """The figure of a query: each hit beside it, what matches, and what speaks for and against the decision."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The images of a folder that are nearest to one image, and why."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ SQLite commits whole transactions or none, whenever it is killed, and lets sever
 does not do, exact search, is one matrix product (measured beside LanceDB and FAISS: `python -m benchmarks.search`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import sqlite3
 import time

@@ -5,8 +5,6 @@ The random numbers of an image follow from the seed, the epoch and its place in 
 number of workers and of processes, and after a run was killed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

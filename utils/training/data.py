@@ -1,7 +1,5 @@
 """The images that a run learns from and is validated on, and its batches."""
 
-from __future__ import annotations
-
 from zlib import crc32
 
 import numpy as np

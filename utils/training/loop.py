@@ -4,8 +4,6 @@ python -m utils train NAME
 torchrun --standalone --nproc_per_node=4 -m utils train NAME
 """
 
-from __future__ import annotations
-
 import math
 import time
 from contextlib import nullcontext

@@ -4,8 +4,6 @@ The text is in `model_card.md`. Its headings are those of Hugging Face's templat
 Cards for Model Reporting"), so that a checkpoint's folder can be shared as it is.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ The head is trained first, on features of the frozen backbone that are computed 
 blocks, too, at fixed batch statistics.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

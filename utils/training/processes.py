@@ -5,8 +5,6 @@ gradients by its own embeddings alone; their sum is the gradient of the batch. D
 the backward pass, where a process that runs out of memory would leave the others waiting for ever.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import signal

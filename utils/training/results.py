@@ -1,8 +1,6 @@
 """The files of a training run, written after every epoch, so that the best network so far is always on disk; and what a
 stopped run goes on from."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
