@@ -127,8 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             download_public(options.name)
         else:
-            own = {"audit": _audit, "train": _train, "export": _export, "evidence": _evidence, "search": _search}
-            (own | {"report": _report})[options.command](options, load_config(options.config, options.dataset))
+            steps = {"audit": _audit, "train": _train, "export": _export, "evidence": _evidence}
+            steps |= {"search": _search, "report": _report}
+            steps[options.command](options, load_config(options.config, options.dataset))
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
