@@ -376,9 +376,15 @@ def test_of_a_pair_beyond_the_margin_a_region_is_told_by_the_distance(browser, f
 def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(browser, files, pair):
     browser.open(files / "pair.html")
     effects = pair.effects_of(0)
-    z = effects.embeddings[0] - effects.delta[0, START] - effects.delta[0, START + PER_SIDE**2 - 1]  # opposite corners
-    found = browser.ask(f"[...embeddingWith(images[0], [{START}, {START + PER_SIDE**2 - 1}, {START}])]")
-    assert found == pytest.approx(z.tolist(), abs=1e-4)
+    z, delta, last = effects.embeddings[0], effects.delta[0], START + PER_SIDE**2 - 1  # in the opposite corner
+    (*_, right), (*_, left, far) = effects.regions[0, START : START + 2].tolist()  # of neighbours in a row
+    free = (far - right) / (far - left)
+    for regions, expected in (
+        ([START, last, START], delta[START] + delta[last]),
+        ([START, START + 1], delta[START] + free * delta[START + 1]),
+    ):
+        found = torch.tensor(browser.ask(f"[...embeddingWith(images[0], {regions})]"))
+        assert 0 < free < 1 and torch.allclose(z - found, expected, rtol=0.01, atol=0.01 * float(expected.abs().max()))
 
 
 @in_a_browser

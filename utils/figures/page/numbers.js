@@ -30,6 +30,7 @@ function dot(a, b, startA = 0, startB = 0, length = b.length) {
 }
 
 const deltaOf = (image, region) => image.delta.subarray(region * image.z.length, (region + 1) * image.z.length);
+const sidesOf = (image, region) => image.regions.subarray(4 * region, 4 * region + 4); // top, bottom, left, right
 const count = (image) => image.regions.length / 4;
 const subtract = (a, b) => a.map((value, k) => value - b[k]);
 // 1 - distance / margin: the similarity, but below 0 beyond the margin.
@@ -49,18 +50,6 @@ function effects(a, b) {
 // The interaction of a region of a with each region of b: 2 <delta, delta'>. Above 0 they match.
 function interactions(a, region, b) {
   return Float64Array.from({ length: count(b) }, (_, q) => 2 * dot(deltaOf(a, region), deltaOf(b, q)));
-}
-
-// The share of each of GRID positions, along a side of so many pixels, that lies between pixels `from` and `to`.
-function cover(from, to, pixels) {
-  const step = pixels / GRID;
-  return Float64Array.from({ length: GRID }, (_, g) =>
-    Math.max(0, Math.min(to, (g + 1) * step) - Math.max(from, g * step)) / step);
-}
-
-function covers(image, region) {
-  const [top, bottom, left, right] = image.regions.subarray(4 * region, 4 * region + 4);
-  return [cover(top, bottom, data.size[0]), cover(left, right, data.size[1])];
 }
 
 // Effects of an image's regions -> a map (GRID x GRID) whose sum over a region is about its effect: `regression` in
@@ -120,20 +109,19 @@ function strongestPositions(map) {
 }
 
 // The embedding of an image with regions occluded. One region's effect is as measured; those of several are added, each
-// in proportion to the part of its area that the regions before it leave free.
+// in proportion to the part of its pixels that the regions before it leave free.
 function embeddingWith(image, regions) {
-  const z = Float64Array.from(image.z), covered = new Float64Array(GRID * GRID);
-  for (const region of regions) {
-    const [rows, columns] = covers(image, region);
-    let area = 0, fresh = 0;
-    covered.forEach((before, p) => {
-      const here = rows[Math.floor(p / GRID)] * columns[p % GRID];
-      area += here;
-      fresh += Math.max(0, here - before);
-      covered[p] = Math.max(here, before);
-    });
-    deltaOf(image, region).forEach((value, k) => (z[k] -= (value * fresh) / area));
-  }
+  const z = Float64Array.from(image.z);
+  regions.forEach((region, number) => {
+    const [top, bottom, left, right] = sidesOf(image, region);
+    const before = regions.slice(0, number).map((other) => sidesOf(image, other));
+    let free = 0;
+    for (let y = top; y < bottom; y++) {
+      for (let x = left; x < right; x++) free += !before.some(([t, b, l, r]) => t <= y && y < b && l <= x && x < r);
+    }
+    const share = free / ((bottom - top) * (right - left));
+    deltaOf(image, region).forEach((value, k) => (z[k] -= share * value));
+  });
   return z;
 }
 
@@ -141,7 +129,7 @@ function embeddingWith(image, regions) {
 const PER_SIDE = data.perSide, FIRST_WINDOW = count(images[0]) - PER_SIDE ** 2;
 
 function middle(image, region) {
-  const [top, bottom, left, right] = image.regions.subarray(4 * region, 4 * region + 4);
+  const [top, bottom, left, right] = sidesOf(image, region);
   return [(top + bottom) / 2, (left + right) / 2];
 }
 

@@ -60,7 +60,7 @@ function paint(canvas, image, map, asLight) {
 
 // A region's place on its image, in shares of its sides.
 function place(image, region) {
-  const [top, bottom, left, right] = image.box, [t, b, l, r] = image.regions.subarray(4 * region, 4 * region + 4);
+  const [top, bottom, left, right] = image.box, [t, b, l, r] = sidesOf(image, region);
   const share = (value, from, to) => Math.min(Math.max((value - from) / (to - from), 0), 1);
   return [share(t, top, bottom), share(b, top, bottom), share(l, left, right), share(r, left, right)];
 }
