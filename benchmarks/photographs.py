@@ -24,7 +24,8 @@ from utils.explain.occlusion import correlation, effect_on_distance, in_few_dime
 from utils.explain.removal import embed_in_parts
 from utils.Grad_CAM import explain_pairs
 from utils.images.reading import is_named_as_image, read_image
-from utils.Siamese import embedding_distance, photographs_network
+from utils.models import photographs_network
+from utils.Siamese import embedding_distance
 
 CROPPED = 100  # images of each folder
 IN_PAGE = 50

@@ -18,7 +18,8 @@ from utils.compare.comparison import Comparison
 from utils.config import load_config
 from utils.explain.what_if import MAPS
 from utils.imshow import show_explanation
-from utils.Siamese import SiameseNetwork, load_trained
+from utils.models import load_trained
+from utils.Siamese import SiameseNetwork
 from utils.training import train
 
 DOCS = Path(__file__).parent

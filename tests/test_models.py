@@ -1,6 +1,6 @@
 import pytest
 
-from utils.Siamese import build_model, load_trained, starting_point
+from utils.models import build_model, load_trained, starting_point
 from utils.system.errors import ModelError
 from utils.system.settings import SHIPPED, Config
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from utils.__main__ import main
 from utils.explain.occlusion import RegionEffects, effect_on_distance, in_few_dimensions
+from utils.models import network_for, photographs_network
 from utils.networks.pooling import CentredPooling
-from utils.Siamese import embedding_distance, network_for, photographs_network
+from utils.Siamese import embedding_distance
 from utils.system.settings import Config
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def test_which_network_compares(tmp_path, dataset, inside, trained, words):
         device="cpu",
     )
     if trained:
-        from utils.Siamese import build_model
+        from utils.models import build_model
 
         config.checkpoints_path.mkdir()
         build_model(config).save(

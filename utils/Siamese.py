@@ -1,9 +1,7 @@
-"""The Siamese network and its contrastive loss; the network of a configuration, new or trained."""
+"""The Siamese network and its contrastive loss."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from PIL import Image
 from torch import nn
 
 from utils.images.frame import Frame, to_uint8
-from utils.images.synthetic import SYNTHETIC
 from utils.networks.backbones import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -25,14 +22,10 @@ from utils.networks.backbones import (
     suiting,
 )
 from utils.networks.checkpoints import checkpoint_of, write_checkpoint
-from utils.networks.pooling import AveragePooling, CentredPooling, GeM
+from utils.networks.pooling import AveragePooling, GeM
 from utils.system.errors import ModelError
-from utils.system.machine import choose_device, keep_freed_memory, seeded
-from utils.system.settings import Config
 
 ENCODER = "an encoder of one's own"
-# Of ImageNet features: a right angle is a similarity of 0, and half of a photograph is still similar to the other half.
-PHOTOGRAPHS_THRESHOLD = 0.7
 
 
 class ContrastiveLoss(nn.Module):
@@ -311,90 +304,3 @@ def similarity_matrix(model: SiameseNetwork, embeddings: torch.Tensor) -> np.nda
     """Similarity 1 - d of all images against all, shape (N, N), 1 on the diagonal."""
     distance = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     return (1 - model.dissimilarity(distance)).cpu().numpy()
-
-
-def build_model(config: Config, levels: tuple[float, float] | None = None) -> SiameseNetwork:
-    """Build the untrained network that a configuration describes; random weights depend on its seed only."""
-    with seeded(config.seed):
-        return SiameseNetwork(
-            config.backbone_model,
-            config.pretrained,
-            config.pooling,
-            config.embedding_dim,
-            config.image.size,
-            config.weights,
-            config.margin,
-            config.threshold,
-            config.image.normalization.mean,
-            config.image.normalization.std,
-            config.image.fit,
-            config.normalize_embeddings,
-            levels,
-        )
-
-
-def starting_point(config: Config) -> str:
-    """Describe the weights with which training starts, as a part of a sentence."""
-    if config.weights is not None:
-        return f"the weights in {config.weights}"
-    if config.pretrained:
-        return "ImageNet weights, which tell 1,000 kinds of things on photographs apart"
-    return "random weights, which know nothing: all is learnt from your images"
-
-
-def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
-    """Load the network in `config.trained_path`, on the configured device and with the configured threshold.
-
-    Returns:
-        The network, and a sentence that says which one it is.
-
-    Raises:
-        ConfigError, ModelError: each says what to fix.
-    """
-    keep_freed_memory()
-    path = config.trained_path / "model.pth"
-    model = SiameseNetwork.load(path, choose_device(config))
-    if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
-        raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
-    model.threshold = config.threshold
-    note = f"{config.dataset}: trained on {', '.join(model.info['classes'])}"
-    if config.trained_path != config.checkpoints_path:
-        note += ". You have not trained yet: this network comes with the project"
-    return model, note
-
-
-def photographs_network(device: torch.device) -> SiameseNetwork:
-    """Make a network that compares photographs by ImageNet features of the installed weights; nothing is trained.
-
-    The embedding is the mean of EfficientNet-Lite0's final map, centred and scaled to one length, so that
-    `d = sqrt(1 - cos)`.
-    """
-    model = SiameseNetwork(
-        "EfficientNetLite0",
-        pretrained=True,
-        pooling="avg",
-        embedding_dim=None,
-        threshold=PHOTOGRAPHS_THRESHOLD,
-        normalize_embeddings=True,
-    )
-    model.pooling = CentredPooling(model.backbone[-1])
-    return model.to(device).eval()
-
-
-def network_for(config: Config, images: Iterable[Path]) -> tuple[SiameseNetwork, str]:
-    """Load the network that compares these images, or the images in these folders: the configuration's trained network.
-
-    While nothing is trained, ImageNet features compare. The network of the built-in scenes serves these scenes only.
-
-    Returns:
-        The network, and a sentence that says which one it is.
-    """
-    inside = config.data_path.resolve()
-    scenes = all(path.resolve().is_relative_to(inside) for path in images)
-    trained = os.path.isfile(config.trained_path / "model.pth")
-    if trained and (scenes or config.dataset != SYNTHETIC):
-        return load_trained(config)
-    keep_freed_memory()
-    return photographs_network(choose_device(config)), (
-        "compared by ImageNet features of the installed weights; train on your images for your own notion of similar"
-    )

@@ -24,7 +24,7 @@ from utils.images.folder import scan
 from utils.images.frame import Frame, to_uint8
 from utils.images.reading import read_image
 from utils.images.stored import StoredImages
-from utils.Siamese import load_trained
+from utils.models import load_trained
 from utils.system.errors import UserError
 from utils.system.settings import Config
 from utils.training import train

@@ -26,7 +26,8 @@ from utils.explain.removal import REGION_SHARE
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
 from utils.images.folder import images_below
-from utils.Siamese import SiameseNetwork, network_for
+from utils.models import network_for
+from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
 from utils.system.files import counted, write_whole
 from utils.system.machine import choose_device

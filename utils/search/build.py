@@ -18,8 +18,9 @@ from utils.images.decoding import decode
 from utils.images.folder import images_below, printable
 from utils.images.frame import Frame
 from utils.images.reading import what_is_wrong
+from utils.models import network_for
 from utils.search.store import FileState, Index
-from utils.Siamese import SiameseNetwork, network_for
+from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
 from utils.system.files import counted, file_state, hash_of_paths
 from utils.system.settings import Config

@@ -15,9 +15,10 @@ from utils.explain.occlusion import effects_of_regions, joined, region_effects
 from utils.Grad_CAM import Explanation, explain_effects
 from utils.images.frame import Box
 from utils.images.reading import read_image
+from utils.models import network_for
 from utils.search.build import INDEX, place_of
 from utils.search.store import Entry, Index, about, built_last
-from utils.Siamese import SiameseNetwork, network_for
+from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError, SearchError
 from utils.system.files import file_state
 from utils.system.settings import Config

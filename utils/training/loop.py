@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from utils.dataset import prepare_split
 from utils.early_stopping import EarlyStopping
 from utils.images.cache import read_fingerprints
-from utils.Siamese import build_model
+from utils.models import build_model
 from utils.system.errors import TrainingError
 from utils.system.machine import choose_device, is_out_of_memory, keep_freed_memory
 from utils.system.settings import Config
