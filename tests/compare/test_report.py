@@ -115,7 +115,9 @@ def test_ten_photographs_take_less_than_a_megabyte(tmp_path):
 
 
 def test_nothing_is_loaded_and_no_text_becomes_markup():
-    sources = {name: (PAGE / name).read_text(encoding="utf-8") for name in (*SCRIPTS, "page.html", "page.css")}
+    sources = {
+        name: (PAGE / name).read_text(encoding="utf-8") for name in (*SCRIPTS, "page.html", "page.css", "evidence.html")
+    }
     assert set(sources) == {path.name for path in PAGE.iterdir()}
     for name, text in sources.items():
         for word in FORBIDDEN:

@@ -15,7 +15,8 @@ from utils.evaluate.reliance import Reliance, effects_of, embeddings_without, me
 from utils.evaluate.scores import embed_images
 from utils.images.places import BOX, in_originals
 from utils.images.reading import read_image
-from utils.Siamese import SiameseNetwork, load_trained
+from utils.models import load_trained
+from utils.Siamese import SiameseNetwork
 from utils.system.files import replacing, write_whole
 from utils.system.settings import Config
 
