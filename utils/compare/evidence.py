@@ -41,7 +41,7 @@ def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
     tested = original_regions(config, model, reliance, rows.file)
     suspects, labels = reliance.table.index[reliance.table.suspect], rows.label.to_numpy()[reliance.chosen]
     parts = [tested]
-    for name in ("train", "valid") if len(suspects) else ():
+    for name in sorted(set(split.split) - {"test"}) if len(suspects) else ():
         images, others = load_split(split, name, config, model.frame)
         found = reliance.groups.find(images)[0]
         found = found.assign(group=found.group.map(reliance.numbers), file=others.file.to_numpy()[found.image])

@@ -96,8 +96,7 @@ def measure_reliance(
         regions.loc[members.index, "effect"] = effect[members.image] / members.groupby("image").image.transform("size")
         without[k], costs[k] = changed["blurred"], np.subtract(*(aucs(changed[w], labels, drawn) for w in [*ways][:2]))
         almost = int(((nearest[:, k] > 1) & (nearest[:, k] < ALMOST)).sum())
-        gain = (effect - by_chance)[members.image.unique()]
-        rows[k] = _facts(members, labels, gain, costs[k], almost, model.image_size) | {
+        rows[k] = _facts(members, labels, effect - by_chance, costs[k], almost, model.image_size) | {
             f"{score} {way}": value
             for way, z in ({"before": before} | changed).items()
             for score, value in _scores(model, z, labels).items()
@@ -187,9 +186,11 @@ def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray)
 def _facts(
     members: pd.DataFrame, labels: np.ndarray, gain: np.ndarray, cost: np.ndarray, almost: int, size: tuple[int, int]
 ) -> dict:
-    """What a group is: the first columns of the table. `gain` is by how much the effect on each of its images exceeds
-    that of random regions; `cost` is of resamples."""
-    counts, (low, high) = pd.Series(labels[members.image.unique()]).value_counts(), np.quantile(cost, [0.025, 0.975])
+    """What a group is: the first columns of the table. `gain` (N,) is by how much its effect on each image exceeds that
+    of random regions; `cost` is of resamples."""
+    chosen, (low, high) = members.image.unique(), np.quantile(cost, [0.025, 0.975])
+    counts = pd.Series(labels[chosen]).value_counts()
+    gain = gain[chosen][labels[chosen] == counts.index[0]]  # it may pull images of other classes to this one
     images, most, usual = int(counts.sum()), int(counts.iloc[0]), float((labels == counts.index[0]).mean())
     edge = np.min([members.top, size[0] - members.bottom, members.left, size[1] - members.right], axis=0)
     relied = bool(low > 0 or (gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE))

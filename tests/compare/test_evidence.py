@@ -1,0 +1,76 @@
+import numpy as np
+import pandas as pd
+import pytest
+from browser import CHROMIUM, Browser
+from PIL import Image
+from planted import SeesRed, patch_measurements, planted_images
+from samples import colour_config
+
+from utils import __main__ as command_line
+from utils.compare import evidence
+from utils.system.errors import DataError
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch, capsys):
+    """The command on 60 test and 20 training images of 64 x 64 pixels, written twice as wide."""
+    patch_measurements(monkeypatch)
+    images, labels, corners = planted_images(80, 0.9)
+    files = [f"{label}/{i}.png" for i, label in enumerate(labels)]
+    for file, image in zip(files, images):
+        (tmp_path / "data" / file).parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture.resize((128, 64), Image.Resampling.NEAREST).save(tmp_path / "data" / file)
+    config = colour_config(tmp_path / "data", tmp_path, image={"size": (64, 64)}, hyperparameters={"verbose": False})
+    config.checkpoints_path.mkdir()
+    table = pd.DataFrame({"file": files, "label": labels, "split": ["test"] * 60 + ["train"] * 20})
+    table.to_csv(config.checkpoints_path / "split.csv", index=False)
+    monkeypatch.setattr(evidence, "load_trained", lambda config: (SeesRed(), "a network of red"))
+    command_line._evidence(config)
+    planted = {file: corner for file, corner in zip(files, corners) if corner}
+    return config.outputs_path, planted, capsys.readouterr().out
+
+
+def test_the_csv_has_the_planted_squares_of_all_splits_first(written):
+    folder, planted, told = written
+    table = pd.read_csv(folder / "evidence.csv")
+    assert [*table] == ["group", "file", "top", "bottom", "left", "right", "effect", "suspect"]
+    first = table[table.group == 1]
+    assert set(first.file) == set(planted) and first.suspect.all() and (first.effect > 0).all()
+    for row in first.itertuples():  # in pixels of the original, which is twice as wide
+        top, left = planted[row.file]
+        assert (row.top, row.bottom, row.left, row.right) == (top, top + 12, 2 * left, 2 * (left + 12))
+    tests = {file for file in planted if int(file.split("/")[1][:-4]) < 60}
+    assert (
+        set(table[~table.suspect].file) - tests
+        and table[~table.suspect].file.str.extract(r"(\d+)")[0].astype(int).max() < 60
+    )
+    assert told.startswith("group 1: suspect: 100% of its") and told.endswith(f"{folder / 'evidence.html'}\n")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_on_the_page_a_click_takes_a_group_away(written):
+    folder, planted, _ = written
+    with Browser() as browser:
+        browser.send("Page.navigate", url=(folder / "evidence.html").resolve().as_uri())
+        browser.wait('document.readyState === "complete" && document.querySelector("#auc").textContent !== ""')
+        before = browser.text("#auc")
+        assert before.startswith("With all groups: AUC 0.9") and browser.text("main h2").startswith("Group 1:")
+        crops = browser.ask(
+            '[...document.querySelectorAll("main h2:first-child ~ div")[0].children].slice(0, -1)'
+            ".map((figure) => figure.naturalWidth / figure.naturalHeight)"
+        )
+        assert len(crops) == 12 and np.allclose(crops, 2, atol=0.2)  # at their own aspect ratio
+        shown = 'document.querySelectorAll("#images i.lit").length'
+        assert browser.ask(shown) == 0
+        browser.mouse("main button", click=True)
+        assert browser.ask(shown) == sum(int(file.split("/")[1][:-4]) < 60 for file in planted)
+        browser.mouse("main button:nth-of-type(2)", click=True)
+        assert browser.text("#auc").startswith("Without group 1: AUC 0.5")
+        browser.mouse("main button:nth-of-type(2)", click=True)
+        assert browser.text("#auc") == before and not browser.problems
+
+
+def test_a_network_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(DataError if (tmp_path / "c").exists() else Exception, match="model.pth"):
+        evidence.write_evidence(colour_config(tmp_path, tmp_path))
