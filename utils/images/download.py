@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
 
 from utils.system.errors import DataError
-from utils.system.files import counted
+from utils.system.files import counted, replacing
 
 REPOSITORY = "https://github.com/ioannislivieris/Grad_CAM_Siamese"
 COMMIT = "ee2107a"
@@ -69,29 +69,25 @@ def _check_count(folder: Path, name: str, holds: str, advice: str) -> None:
 
 def _fetch(url: str, archive: Path, by_hand: str) -> None:
     """Download `url` to `archive`, which appears only when it is a complete zip file."""
-    partial = archive.with_suffix(".part")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
-            partial.open("wb") as file,
-            tqdm.wrapattr(file, "write", total=answer.length, desc=f"Downloading {url}") as out,
-        ):
-            shutil.copyfileobj(answer, out)
+    with replacing(archive) as partial:
+        try:
+            with (
+                urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
+                partial.open("wb") as file,
+                tqdm.wrapattr(file, "write", total=answer.length, desc=f"Downloading {url}") as out,
+            ):
+                shutil.copyfileobj(answer, out)
+        except urllib.error.HTTPError as error:
+            wait = "" if error.code == 404 else "wait some minutes and run this again, or "
+            raise DataError(f"HTTP {error.code} ({error.reason}) from {url}; {wait}{by_hand}") from error
+        except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            raise DataError(
+                f"the connection to {url} failed ({reason}); check the network and proxy settings and run this again, "
+                f"or {by_hand}"
+            ) from error
         if not zipfile.is_zipfile(partial):  # a transfer that was cut short raises nothing
             raise DataError(f"the download of {url} ended early; run this again, or {by_hand}")
-        partial.replace(archive)
-    except urllib.error.HTTPError as error:
-        wait = "" if error.code == 404 else "wait some minutes and run this again, or "
-        raise DataError(f"HTTP {error.code} ({error.reason}) from {url}; {wait}{by_hand}") from error
-    except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise DataError(
-            f"the connection to {url} failed ({reason}); check the network and proxy settings and run this again, or "
-            f"{by_hand}"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _unpack(archive: Path, name: str, folder: Path) -> Path:
