@@ -7,4 +7,5 @@ __getattr__ = lazy_getattr(
     choosing="choose_pair images_to_compare pair_folder",
     chooser="show_chooser",
     comparison="Comparison describe explained_pairs",
+    evidence="crops_of original_regions",
 )

@@ -10,6 +10,7 @@ __getattr__ = lazy_getattr(
     faithfulness="check_table compare_rankings randomisation_check",
     localisation="load_masks localisation_table",
     mosaics="make_mosaics mosaic_scores",
+    reliance="measure_reliance",
     retrieval="retrieval_scores",
     scores="bootstrap_intervals class_similarity extreme_pairs measure_split score_pairs score_table",
 )
