@@ -170,19 +170,27 @@ def test_a_run_goes_on_unless_a_setting_changes_its_result(alone, tmp_path, monk
 def test_a_run_goes_on_where_the_project_and_its_images_have_moved(alone, tmp_path, monkeypatch, capsys):
     torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "weights.pth")
     shutil.copytree(alone["random weights"].data_path, tmp_path / "images")
-    start = {"data_path": tmp_path / "images", "weights": tmp_path / "weights.pth", "hyperparameters.head_steps": 9}
-    start = changed(elsewhere(alone["random weights"], tmp_path), start)
+    keys = {"data_path": "images", "weights": "weights.pth", "image.cover": "cover.csv"}
+    table = prepare_split(alone["random weights"])[0]
+    cover = f"file,top,bottom,left,right\n{table.file[table.split == 'train'].iloc[0]},0,9,0,"
+    (tmp_path / "cover.csv").write_text(cover + "9")
+    start = changed(elsewhere(alone["random weights"], tmp_path), {"hyperparameters.head_steps": 9})
+    start = changed(start, {key: tmp_path / name for key, name in keys.items()})
     interrupted(monkeypatch, start, 3)
-    for name in ("images", "again", "weights.pth"):
+    keys["checkpoints_path"] = "again"
+    for name in keys.values():
         (tmp_path / name).rename(tmp_path / f"moved {name}")
-    keys = {"data_path": "images", "checkpoints_path": "again", "weights": "weights.pth"}
     moved = changed(start, {key: tmp_path / f"moved {name}" for key, name in keys.items()})
     moved = changed(moved, {"outputs_path": tmp_path / "outputs"})
-    told_to_go_on(moved)
-    assert "training goes on from there" in capsys.readouterr().out
-    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), moved.weights)  # other ones
-    told_to_go_on(moved)
-    assert "does not go on, as weights changed" in capsys.readouterr().out
+    for write, words in (
+        (lambda: None, "training goes on from there"),
+        (lambda: moved.image.cover.write_text(cover + "8"), "does not go on, as image.cover changed"),
+        (lambda: moved.image.cover.write_text(cover + "9"), "training goes on from there"),
+        (lambda: torch.save(SiameseNetwork("Conv4").backbone.state_dict(), moved.weights), "as weights changed"),
+    ):
+        write()
+        told_to_go_on(moved)
+        assert words in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_cannot_be_read_is_put_aside(alone, tmp_path, capsys):

@@ -42,6 +42,8 @@ class TrainingData:
         self.fingerprints = {row.file: [row.label, row.split, sums.get(row.file)] for row in self.table.itertuples()}
         if config.weights:
             self.fingerprints["weights"] = [crc32(config.weights.read_bytes())]
+        if config.image.cover:
+            self.fingerprints["image.cover"] = [crc32(self.images["train"].bits)]
 
     def steps(self, config: Config) -> int:
         """Steps of an epoch."""

@@ -18,9 +18,9 @@ from utils.system.settings import Config
 from utils.training.model_card import write_model_card
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
-# Settings that do not change the result, or by rounding alone. Other images, or weights, have other fingerprints.
+# Settings that do not change the result, or by rounding alone. Other images, weights or covers have other fingerprints.
 IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "device", "cuda", "gpu"}
-IGNORED |= {"dataset", "data_path", "checkpoints_path", "outputs_path", "compare_path", "weights"}
+IGNORED |= {"dataset", "data_path", "checkpoints_path", "outputs_path", "compare_path", "weights", "image.cover"}
 IGNORED |= {"on_bad_image", "cache_gigabytes"}
 
 
