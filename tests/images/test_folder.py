@@ -148,7 +148,7 @@ def test_a_data_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
 def test_a_pipe_that_is_named_as_an_image_is_not_waited_for(tmp_path):
     make_files(tmp_path, ["a/1.png", "b/1.png"])
     os.mkfifo(tmp_path / "a/pipe.png")
-    assert scan(tmp_path)[1] == ["a/pipe.png: not a file; delete it"]
+    assert readable(scan(tmp_path)[0], tmp_path)[1] == ["a/pipe.png: not a file; delete it"]
 
 
 def test_a_name_that_is_no_text_is_named_as_far_as_it_is(tmp_path):

@@ -175,6 +175,13 @@ def test_metadata_of_megabytes_cost_no_image(tmp_path, options):
     assert np.array_equal(read_image(tmp_path / "a.png"), noise())
 
 
+def test_heic_is_read_where_a_plugin_reads_it(tmp_path):
+    pytest.importorskip("pillow_heif")
+    image = noise(3, 4).resize((64, 48))
+    image.save(tmp_path / "a.heic", quality=95)
+    assert np.abs(np.asarray(read_image(tmp_path / "a.heic")).astype(int) - np.asarray(image)).mean() < 8
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")

@@ -103,7 +103,7 @@ def audit(config: Config) -> Audit:
         groups=_named(groups, readable),
         conflicting=groups_across(readable, groups, "label"),
         parted=groups_across(readable, groups, "split") if "split" in readable else (),
-        small=[label for label, sizes in splits.items() if min(sizes.values()) < 2],
+        small=[label for label, sizes in splits.items() if min(sizes.values()) < 2 and "split" not in readable],
         sizes=np.array([fingerprint.size for fingerprint in known]),
         frame=Frame(config.image.size, config.image.fit),
     )

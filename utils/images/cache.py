@@ -57,13 +57,11 @@ def read_fingerprints(
     if levels:
         _, rows, problems = ImageCache(config, frame._replace(levels=levels)).find(table.file)
     readable = table[~table.file.isin(problems)].reset_index(drop=True)
-    known = [_fingerprint(*row[2:]) for row in rows.loc[readable.file].itertuples(index=False)]
+    known = []
+    for _, _, content, bits, width, height, *rest in rows.loc[readable.file].itertuples(index=False):
+        hashes = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8)).view(bool).reshape(-1, HASH_SIDE**2)
+        known.append(Fingerprint(bytes.fromhex(content), hashes, (width, height), *rest))
     return readable, known, [f"{file}: {problem}" for file, problem in problems.items()], levels
-
-
-def _fingerprint(content: str, bits: str, width: int, height: int, *rest: str) -> Fingerprint:
-    unpacked = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8)).view(bool).reshape(-1, HASH_SIDE**2)
-    return Fingerprint(bytes.fromhex(content), unpacked, (width, height), *rest)
 
 
 def read_images(config: Config, files: Sequence[str], frame: Frame) -> tuple[StoredImages, dict[str, str]]:

@@ -13,11 +13,7 @@ WHITE_IS_ZERO, PLANES, UNSIGNED, SIGNED = 0, 2, 1, 2  # values of these
 
 
 def deep_values(image: Image.Image) -> np.ndarray | None:
-    """Read the values of an image of more than 8 bits, or signed ones: float32, (H, W) or (H, W, 3); `None` for others.
-
-    Raises:
-        ValueError: Pillow would read them wrongly, or they are not numbers.
-    """
+    """Read the values of an image of more than 8 bits, or signed ones: float32, (H, W) or (H, W, 3); of others `None`."""
     tags = getattr(image, "tag_v2", {})
     kind = {("L", SIGNED): np.int8, ("I", UNSIGNED): np.uint32}.get((image.mode, tags.get(SAMPLE, (UNSIGNED,))[0]))
     if image.mode == "RGB" and tags.get(BITS, (8,))[0] == 16 and tags.get(LAYOUT) == PLANES:
@@ -34,8 +30,8 @@ def deep_values(image: Image.Image) -> np.ndarray | None:
 
 
 def _lower_bytes(image: Image.Image) -> np.ndarray:
-    """Load an image of 16 bits a colour, and return its lower bytes, uint8 (H, W, 3). Pillow gives the upper ones, or,
-    if it is told that bytes are the other way round, the lower ones."""
+    """Load an image of 16 bits a colour, of which Pillow gives the upper bytes, and return the lower ones, uint8
+    (H, W, 3), which it gives if it is told that bytes are the other way round."""
     place = image.fp.tell()
     image.fp.seek(0)
     swapped = Image.open(io.BytesIO(image.fp.read()))

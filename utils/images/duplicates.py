@@ -54,19 +54,16 @@ def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
 
 
 def hashes_of(grey: np.ndarray) -> np.ndarray:
-    """Compute the perceptual hash of an image (SIDE, SIDE) as it lies, and then in a pose that does not depend on how
-    it was mirrored and turned by right angles: bool (P, 256), none for a flat image.
-
-    A hash tells which of the lowest frequencies exceed their median (`phash` of the library imagehash). Mirroring
-    changes the sign of every second row or column, turning swaps rows and columns. In the pose, the first frequencies
-    of both are positive, that along rows the larger one. Where that is not clear, there are hashes of all it may be.
-    """
+    """Compute the perceptual hash (`phash` of imagehash) of an image (SIDE, SIDE) as it lies, and then in the pose in
+    which the first frequencies along rows and columns are positive and the first of these the larger one, or in all that
+    may be this pose, so that mirroring and turning change nothing: bool (P, 256), none for a flat image."""
     if grey.std() < FLAT_STD:  # a hash would depend on noise only
         return np.empty((0, HASH_SIDE**2), bool)
     waves, order = dctn(grey)[:HASH_SIDE, :HASH_SIDE], np.arange(HASH_SIDE)
     across, down = waves[0, 1], waves[1, 0]
     unsure, poses = UNSURE * np.sqrt(np.square(waves.ravel()[1:]).mean()), [waves]
     values = (across, down, abs(across) - abs(down))
+    # Mirroring changes the sign of every second row or column, turning swaps rows and columns.
     for right, below, wide in product(*((1, -1) if abs(value) < unsure else (np.sign(value),) for value in values)):
         pose = waves * right**order * (below**order)[:, None]
         poses.append(pose if wide > 0 else pose.T)
@@ -74,13 +71,11 @@ def hashes_of(grey: np.ndarray) -> np.ndarray:
 
 
 def near_duplicate_groups(fingerprints: Sequence[Fingerprint], verbose: bool = False) -> np.ndarray:
-    """Group images that have the same content, or hashes that differ in at most `MAX_BITS` bits, also through others.
+    """Group images that have the same content, or hashes that differ in at most `MAX_BITS` bits, also through others:
+    for every image the position of its group's first image, int (N,).
 
     First images are compared as they lie, then in their poses. Where one group would get more than half of all images,
     hashes cannot tell these pictures apart (drawings of the same outline, for instance), and do not count.
-
-    Returns:
-        For every image the position of its group's first image, int (N,).
     """
     groups = copy_groups(fingerprints)
     for hashes in (slice(1), slice(1, None)):  # as the images lie; in their poses

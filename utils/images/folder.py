@@ -71,8 +71,7 @@ def images_below(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
 
 
 def class_name(folder: str) -> str:
-    """Name the class of a folder: without spaces at its ends, and with accents as parts of letters, as most systems do
-    and macOS did not."""
+    """Name the class of a folder: without spaces at its ends, and with accents as parts of letters."""
     return unicodedata.normalize("NFC", folder).strip() or folder
 
 
@@ -118,8 +117,6 @@ def _why_skipped(path: Path) -> str | None:
     """Tell why a file in a class folder is not listed as an image; None if it is."""
     if path.suffix.lower() not in SUFFIXES:
         return "not named as an image; save it as JPEG or PNG if it is one"
-    if os.path.exists(path) and not os.path.isfile(path):
-        return "not a file; delete it"
     if printable(path.name) != path.name:
         return "a name that is not valid text; rename it"  # it could not be written to split.csv
     return None

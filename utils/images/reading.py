@@ -89,11 +89,7 @@ def what_is_wrong(path: Path, error: Exception) -> str:
 
 def to_rgb(image: Image.Image, levels: tuple[float, float] | None = None) -> Image.Image:
     """Convert a PIL image of any mode to upright RGB; transparency is laid on white, light drawings on black. `levels`
-    are the values that become black and white in images of more than 8 bits, see `in_8_bits`.
-
-    Raises:
-        ValueError: pixels are not numbers, or of a mode that Pillow cannot convert.
-    """
+    are the values that become black and white in images of more than 8 bits, see `in_8_bits`."""
     if (values := deep_values(image)) is not None:
         turned, image = image.getexif().get(ORIENTATION, 1), in_8_bits(values, levels)
         image.getexif()[ORIENTATION] = turned
