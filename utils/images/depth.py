@@ -13,7 +13,7 @@ WHITE_IS_ZERO, PLANES, UNSIGNED, SIGNED = 0, 2, 1, 2  # values of these
 
 
 def deep_values(image: Image.Image) -> np.ndarray | None:
-    """Read the values of an image of more than 8 bits, or signed ones: float32, (H, W) or (H, W, 3); of others `None`."""
+    """Read the values of an image of more than 8 bits, or signed ones: float32, (H, W) or (H, W, 3); or `None`."""
     tags = getattr(image, "tag_v2", {})
     kind = {("L", SIGNED): np.int8, ("I", UNSIGNED): np.uint32}.get((image.mode, tags.get(SAMPLE, (UNSIGNED,))[0]))
     if image.mode == "RGB" and tags.get(BITS, (8,))[0] == 16 and tags.get(LAYOUT) == PLANES:

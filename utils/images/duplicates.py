@@ -55,8 +55,8 @@ def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
 
 def hashes_of(grey: np.ndarray) -> np.ndarray:
     """Compute the perceptual hash (`phash` of imagehash) of an image (SIDE, SIDE) as it lies, and then in the pose in
-    which the first frequencies along rows and columns are positive and the first of these the larger one, or in all that
-    may be this pose, so that mirroring and turning change nothing: bool (P, 256), none for a flat image."""
+    which the first frequencies along rows and columns are positive and the former is the larger one, or in all that may
+    be this pose, so that mirroring and turning change nothing: bool (P, 256), none for a flat image."""
     if grey.std() < FLAT_STD:  # a hash would depend on noise only
         return np.empty((0, HASH_SIDE**2), bool)
     waves, order = dctn(grey)[:HASH_SIDE, :HASH_SIDE], np.arange(HASH_SIDE)
