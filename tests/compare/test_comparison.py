@@ -186,6 +186,16 @@ def test_the_decision_in_a_sentence(similarity, sentence):
     assert describe(explanation, ("a", "b"), 0.4) == sentence
 
 
+@pytest.mark.parametrize("levels, white", [(None, 255), ((0, 4095), 64)])
+def test_deep_images_are_shown_over_the_networks_range_or_their_own_which_is_said(model, paths, capsys, levels, white):
+    Image.fromarray(np.full((16, 24), 1023, np.uint16)).save(paths[0])
+    model.frame = model.frame._replace(levels=levels)
+    compared = Comparison(model, paths)
+    assert np.asarray(compared.images[0]).max() == white
+    assert torch.equal(compared.batch[0], model.normalize(torch.full((3, 16, 24), white, dtype=torch.uint8)))
+    assert capsys.readouterr().out.startswith("images of more than 8 bits: each is shown over its own") == (not levels)
+
+
 def test_all_images_that_cannot_be_read_are_named_at_once(model, paths):
     paths[1].write_text("no image")
     paths[2].unlink()

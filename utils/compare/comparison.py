@@ -52,6 +52,8 @@ class Comparison:
             batch.append(model.preprocess(image))
         if self.unreadable and not (skip_unreadable and len(batch) > 1):  # all at once, not one a run
             raise DataError("\n".join(self.unreadable.values()))
+        if model.frame.levels is None and any("values" in image.info for image in self.images):
+            print("images of more than 8 bits: each is shown over its own range of values, as the network knows none")
         self.names = distinct_names(self.paths)
         self.batch = torch.stack(batch)
         self.embeddings = embed_in_parts(model, self.batch, 16)
