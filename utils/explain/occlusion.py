@@ -1,7 +1,5 @@
 """What happens to an embedding when a region of the image is occluded: measured once per image, for any partner."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,7 +41,7 @@ class RegionEffects:
     # that of the last one about its `|delta|^2`.
     density: torch.Tensor
 
-    def of(self, images: Sequence[int]) -> RegionEffects:
+    def of(self, images: Sequence[int]) -> "RegionEffects":
         """Select images by their positions."""
         return RegionEffects(*(values[list(images)] for values in vars(self).values()))
 

@@ -1,7 +1,5 @@
 """Pairs of images, similar and dissimilar, and the batches of an epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +17,7 @@ class Pairs(NamedTuple):
     second: np.ndarray
     label: np.ndarray
 
-    def at(self, positions: np.ndarray) -> Pairs:
+    def at(self, positions: np.ndarray) -> "Pairs":
         """Select the pairs at these positions."""
         return Pairs(*(column[positions] for column in self))
 

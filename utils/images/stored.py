@@ -1,7 +1,5 @@
 """Images that stay on disk until they are used."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,7 +16,7 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.slots)
 
-    def __getitem__(self, positions: int | slice | Sequence[int] | np.ndarray) -> StoredImages | torch.Tensor:
+    def __getitem__(self, positions: int | slice | Sequence[int] | np.ndarray) -> "StoredImages | torch.Tensor":
         """Take a slice, which stays on disk, or read the images at positions into a tensor."""
         if isinstance(positions, slice):
             return StoredImages(self.pixels, self.slots[positions], self.checksums[positions])
