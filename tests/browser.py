@@ -1,6 +1,5 @@
 """A page in a real Chromium without a window, used as a person would: with pointer, keys and fingers."""
 
-import base64
 import json
 import os
 import shutil
@@ -130,6 +129,3 @@ class Browser:
             code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
             self.send("Input.dispatchKeyEvent", type="keyDown", **code, **({"text": "\r"} if key == "Enter" else {}))
             self.send("Input.dispatchKeyEvent", type="keyUp", **code)
-
-    def screenshot(self, path):
-        Path(path).write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
