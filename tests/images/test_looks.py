@@ -67,4 +67,4 @@ def test_a_line_for_each_finding():
         "4 images with (nearly) nothing to see; delete or replace them: a/1.png, a/2.png, a/3.png and 1 more",
         "1 image with more pages or frames, of which the first is taken; save others as files of their own: a/2.png",
     ]
-    assert notes_on_looks(["a/1.png"], [""]) == []
+    assert notes_on_looks(["a/1.png"], [""], None) == []

@@ -20,7 +20,6 @@ from utils.system.settings import Config
 MAX_STRETCH = 1.5  # ratio of aspect ratios; fitting an image into `image.size` then changes shapes visibly
 
 
-Lines = list[str]
 Groups = tuple[tuple[str, ...], ...]  # of files
 
 
@@ -39,15 +38,15 @@ class Audit:
         frame: how the configuration fits them into the network's input.
     """
 
-    unreadable: Lines
-    skipped: Lines
-    doubtful: Lines
-    looks: Lines
+    unreadable: list[str]
+    skipped: list[str]
+    doubtful: list[str]
+    looks: list[str]
     copies: Groups
     groups: Groups
     conflicting: Groups
     parted: Groups
-    small: Lines
+    small: list[str]
     sizes: np.ndarray
     frame: Frame
 

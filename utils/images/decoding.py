@@ -18,8 +18,6 @@ from utils.system.errors import DataError
 
 CHUNK_BYTES = 32 * 2**20  # of pixels that are decoded ahead
 
-Decoded = tuple[np.ndarray, Any]
-
 
 def decode(
     paths: Sequence[Path],
@@ -27,7 +25,7 @@ def decode(
     num_workers: int = 0,
     verbose: bool = True,
     describe: Callable[[Path, Image.Image], Any] = fingerprint_of,
-) -> Iterator[Decoded | str]:
+) -> Iterator[tuple[np.ndarray, Any] | str]:
     """Read image files in `num_workers` threads; yields for each its pixels in the frame, uint8 (3, H, W), and what
     `describe` tells of the file and its image, or what is wrong with it and what to do."""
     step = max(1, CHUNK_BYTES // (3 * frame.size[0] * frame.size[1]))
@@ -41,7 +39,7 @@ def decode(
                 yield decoded
 
 
-def _decode(path: Path, frame: Frame, describe: Callable[[Path, Image.Image], Any]) -> Decoded | str:
+def _decode(path: Path, frame: Frame, describe: Callable[[Path, Image.Image], Any]) -> tuple[np.ndarray, Any] | str:
     try:
         image = read_image(path, frame.levels)
         return to_uint8(image, frame).numpy(), describe(path, image)

@@ -22,8 +22,8 @@ from utils.images.looks import FLAT_STD, SIDE, looks_of
 from utils.images.reading import what_is_wrong
 from utils.system.errors import DataError
 
-# A hash has HASH_SIDE^2 bits. The usual 8^2 take different skin lesions, each a blob in the middle, for the same.
-HASH_SIDE = 16
+# A hash has HASH_SIDE^2 bits, of which HALF rule out most pairs. The usual 8^2 take many skin lesions for the same.
+HASH_SIDE, HALF = 16, 128
 # Bits in which hashes of near duplicates may differ: in the paper's three sets, all pairs up to here are duplicates,
 # and from 44 on not all.
 MAX_BITS = 40
@@ -87,8 +87,7 @@ def near_duplicate_groups(fingerprints: Sequence[Fingerprint], verbose: bool = F
             one, other = (bits[start : start + CHUNK_HASHES] * np.float32(2) - 1 for start in (row, column))
             # The product of two vectors of signs is the number of bits that agree less that of those that differ. Most
             # pairs are too far apart already by half of them.
-            half = bits.shape[1] // 2
-            near = one[:, :half] @ other[:, :half].T >= half - 2 * MAX_BITS
+            near = one[:, :HALF] @ other[:, :HALF].T >= HALF - 2 * MAX_BITS
             rows, columns = near.any(axis=1).nonzero()[0], near.any(axis=0).nonzero()[0]
             close = (one[rows] @ other[columns].T >= bits.shape[1] - 2 * MAX_BITS).nonzero()
             first, second = owners[row + rows[close[0]]], owners[column + columns[close[1]]]

@@ -37,7 +37,7 @@ def looks_of(image: Image.Image, grey: np.ndarray) -> str:
     return " ".join(look for look in LOOKS if (found | {"pages": image.info.get("pages")})[look])
 
 
-def notes_on_looks(files: Sequence[str], looks: Sequence[str], levels: tuple[float, float] | None = None) -> list[str]:
+def notes_on_looks(files: Sequence[str], looks: Sequence[str], levels: tuple[float, float] | None) -> list[str]:
     """Write a line for each finding, with the number of images and the first names; `levels` as in `to_rgb`."""
     table = pd.Series(looks, list(files)).str.split().explode()
     found = {look: table.index[table == look].tolist() for look in LOOKS}
