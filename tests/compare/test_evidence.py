@@ -26,7 +26,7 @@ def written(tmp_path, monkeypatch, capsys):
     table = pd.DataFrame({"file": files, "label": labels, "split": ["test"] * 60 + ["train"] * 20})
     table.to_csv(config.checkpoints_path / "split.csv", index=False)
     monkeypatch.setattr(evidence, "load_trained", lambda config: (SeesRed(), "a network of red"))
-    command_line._evidence(config)
+    command_line._evidence(None, config)
     planted = {file: corner for file, corner in zip(files, corners) if corner}
     return config.outputs_path, planted, capsys.readouterr().out
 

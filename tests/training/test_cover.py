@@ -24,9 +24,10 @@ def test_regions_show_another_image_and_no_other_pixel_changes():
     masks[1, 2:5, 3:9] = True
     found = CoveredImages(stored(), masks, seed=0)
     images = found[np.arange(4)]
-    for i, image in enumerate(images):  # the others have no region: they get that of image 1, so all look alike
-        assert (image[:, ~torch.from_numpy(masks[1])] == 10 * i).all()
-    assert len({int(image[0, 3, 4]) for image in images}) > 1 and (images[:, 0, 3, 4] % 10 == 0).all()
+    for i, image in enumerate(images):
+        assert (image[:, ~torch.from_numpy(masks[i])] == 10 * i).all()
+    (shown,) = images[1][:, torch.from_numpy(masks[1])].unique().tolist()
+    assert shown in (0, 10, 20, 30)
     assert torch.equal(found[np.array([1, 3])], images[[1, 3]]) and len(found) == 4
     assert torch.equal(stored()[[1]], torch.full((1, 3, 8, 12), 10, dtype=torch.uint8))  # the file stays
 

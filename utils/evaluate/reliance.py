@@ -26,7 +26,7 @@ COMPARED = 400  # images, at most, that are compared with each other
 MEASURED = 200  # of these, at most, whose regions are occluded one by one
 FEWEST = 5  # images in which a group recurs
 ONE_CLASS = 0.75  # share of a suspect's images in one class
-BY_CHANCE = 0.01  # probability below which something is no chance
+BY_CHANCE = 0.05  # probability below which something is no chance
 ALMOST, FEW = 1.3, 0.2  # an image with a look so many radii away has almost the group's; if few have, it is distinct
 AT_BORDER = 0.03  # of the image's longer side
 BATCH_SIZE = 32
@@ -35,7 +35,7 @@ FILLS = {"blurred": blur, "mean colour": OTHER_REMOVALS["filled with the mean co
 
 @dataclass(frozen=True)
 class Reliance:
-    """Groups of regions, suspects and the strongest first, and what happens without them.
+    """Groups of regions, distinct ones and the strongest first, and what happens without them.
 
     Attributes:
         table: a row for each group, numbered from 1, see `measure_reliance`.
@@ -108,7 +108,7 @@ def measure_reliance(
     moved = pd.Series({k: float((before - z).norm(dim=1).sum()) for k, z in without.items()})
     table["share"] = (1 - groups.rest) * moved / max(moved.sum(), 1e-12)
     table["finding"] = table.apply(_finding, axis=1)
-    table = table.sort_values(["suspect", "relied", "cost"], ascending=False, kind="stable")
+    table = table.sort_values(["distinct", "relied", "cost"], ascending=False, kind="stable")
     numbers = {k: number for number, k in enumerate(table.index, start=1)}
     regions = regions.assign(group=regions.group.map(numbers), image=compared[regions.image])
     regions = regions.sort_values(["group", "image"], kind="stable").reset_index(drop=True)
@@ -193,12 +193,13 @@ def _facts(
     gain = gain[chosen][labels[chosen] == counts.index[0]]  # it may pull images of other classes to this one
     images, most, usual = int(counts.sum()), int(counts.iloc[0]), float((labels == counts.index[0]).mean())
     edge = np.min([members.top, size[0] - members.bottom, members.left, size[1] - members.right], axis=0)
-    relied = bool(low > 0 or (gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE))
+    relied = np.quantile(cost, BY_CHANCE) > 0 or gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE
     one_class = most >= ONE_CLASS * images and binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
     facts = {"regions": len(members), "images": images, "class": counts.index[0], "purity": most / images}
     facts |= {"usual": usual, "at the border": float((edge <= AT_BORDER * max(size)).mean()), "almost": almost}
-    suspect = bool(relied and one_class and almost <= FEW * images)
-    return facts | {"low": float(low), "high": float(high), "relied": relied, "suspect": suspect}
+    distinct = bool(one_class and almost <= FEW * images)
+    facts |= {"low": float(low), "high": float(high), "distinct": distinct, "relied": bool(relied)}
+    return facts | {"suspect": bool(distinct and relied)}
 
 
 def _finding(row: pd.Series) -> str:

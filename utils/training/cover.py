@@ -21,24 +21,21 @@ TRIES = 20  # draws of another image that shows none of its own regions where it
 
 class CoveredImages:
     """N stored images, used by length and positions, in which pixels of another image, shifted at random, lie over the
-    regions, as in CutMix (Yun et al., 2019).
-
-    An image without regions gets those of another one: else a cover would tell the class. `masks` of the regions are
-    bool (N, H, W); at least one image has some.
+    regions, as in CutMix (Yun et al., 2019). `masks` of the regions are bool (N, H, W).
     """
 
     def __init__(self, images: StoredImages, masks: np.ndarray, seed: int) -> None:
         self.images, self.seed, self.checksums, self.width = images, seed, images.checksums, masks.shape[2]
-        self.bits, self.marked = np.packbits(masks, axis=2), np.flatnonzero(masks.any((1, 2)))
+        self.bits, self.marked = np.packbits(masks, axis=2), masks.any((1, 2))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, positions: np.ndarray) -> torch.Tensor:
         images = self.images[positions]
-        for image, position in zip(images, np.asarray(positions).tolist()):
-            rng = np.random.default_rng([self.seed, position])
-            mask = self._mask(position if position in self.marked else rng.choice(self.marked))
+        for k in np.flatnonzero(self.marked[positions]):
+            image, position = images[k], int(positions[k])
+            rng, mask = np.random.default_rng([self.seed, position]), self._mask(position)
             for _ in range(TRIES):
                 other, shift = int(rng.integers(len(self))), [int(rng.integers(side)) for side in mask.shape]
                 if not (np.roll(self._mask(other), shift, (0, 1)) & mask).any():
