@@ -1,7 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from samples import colour_config, make_files
 
 from utils.images.frame import Frame
@@ -14,29 +13,21 @@ FILES = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
 
 
 def stored(count=4, size=(8, 12)):
-    """Image i is all of value 10 i, but for a marked column of 255."""
+    """Image i is all of value 10 i."""
     pixels = np.repeat(np.arange(count, dtype=np.uint8) * 10, 3 * size[0] * size[1]).reshape(count, 3, *size)
     return StoredImages(pixels, np.arange(count), np.zeros(count, int))
 
 
-def test_regions_show_another_image_and_no_other_pixel_changes():
-    masks = np.zeros((4, 8, 12), bool)
-    masks[1, 2:5, 3:9] = True
-    found = CoveredImages(stored(), masks, seed=0)
-    images = found[np.arange(4)]
-    for i, image in enumerate(images):
-        assert (image[:, ~torch.from_numpy(masks[i])] == 10 * i).all()
-    (shown,) = images[1][:, torch.from_numpy(masks[1])].unique().tolist()
-    assert shown in (0, 10, 20, 30)
-    assert torch.equal(found[np.array([1, 3])], images[[1, 3]]) and len(found) == 4
-    assert torch.equal(stored()[[1]], torch.full((1, 3, 8, 12), 10, dtype=torch.uint8))  # the file stays
-
-
-def test_what_covers_a_region_is_no_such_region_itself():
-    images, masks = stored(6), np.zeros((6, 8, 12), bool)
-    masks[:, 3:5, 3:5] = True
-    images.pixels[:, :, 3:5, 3:5] = 255
-    assert (CoveredImages(images, masks, seed=1)[np.arange(6)] < 255).all()
+def test_what_surrounds_a_region_is_mirrored_into_it_and_no_other_pixel_changes():
+    pixels = np.arange(2 * 3 * 8 * 12, dtype=np.uint16).astype(np.uint8).reshape(2, 3, 8, 12)
+    masks = np.zeros((2, 8, 12), bool)
+    masks[1, :, 3:9] = True
+    found = CoveredImages(StoredImages(pixels, np.arange(2), np.zeros(2, int)), masks)
+    plain, covered_one = found[np.arange(2)].numpy()
+    assert (plain == pixels[0]).all() and (covered_one[:, ~masks[1]] == pixels[1][:, ~masks[1]]).all()
+    # The edges are columns 2 and 9; column 3 shows 1, 4 shows 0, and 5, whose mirror image is outside, the edge.
+    assert (covered_one[:, :, 3:9] == pixels[1][:, :, [1, 0, 2, 9, 11, 10]]).all()
+    assert (found[np.array([1])].numpy() == covered_one).all() and len(found) == 2
 
 
 @pytest.fixture
@@ -47,7 +38,7 @@ def config(tmp_path):
 
 def marked(config, path):
     images = covered(config(path), stored(2, (16, 16)), FILES[:2], FILES, Frame((16, 16)))
-    return [images._mask(i).nonzero() for i in (0, 1)]
+    return [np.unpackbits(bits, axis=1, count=16).nonzero() for bits in images.bits]
 
 
 def test_a_csv_of_pixels_of_the_originals(config, tmp_path):
