@@ -2,7 +2,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from PIL import Image
 
-from utils.figures.evidence import show_groups
+from utils.figures.groups import show_groups
 
 
 def test_a_row_of_crops_and_a_bar_for_each_group():
