@@ -16,6 +16,8 @@ from utils.images.stored import StoredImages
 from utils.system.errors import DataError
 from utils.system.settings import Config
 
+MARGIN = 1 / 32  # of the frame's sides: a region's neighbours are covered, too, or its rim would be mirrored into it
+
 
 class CoveredImages:
     """N stored images, used by length and positions, in which what surrounds a region is mirrored into it, `masks`,
@@ -66,10 +68,10 @@ def covered(
         regions, source = read_regions(path), f"image.cover: {path}"
         if unknown := sorted(set(regions.file) - set(known)):
             raise DataError(f"{source}: {unknown[0]} is no image of this dataset's split; correct it")
-        place = {file: i for i, file in enumerate(files)}
+        place, (down, across) = {file: i for i, file in enumerate(files)}, (round(MARGIN * side) for side in frame.size)
         for file, (top, bottom, left, right) in zip(regions.file, in_frame(config, regions, frame, source)):
             if file in place:
-                masks[place[file], top:bottom, left:right] = True
+                masks[place[file], max(0, top - down) : bottom + down, max(0, left - across) : right + across] = True
     if not masks.any():
         raise DataError(f"image.cover: {path}: holds no region of a training image; correct it, or set cover: null")
     return CoveredImages(images, masks)
