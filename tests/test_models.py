@@ -36,6 +36,16 @@ def test_a_network_of_ones_own_is_preferred(tmp_path):
     assert (note, model.info["classes"]) == ("Synthetic: trained on a, b", ["a", "b"])
 
 
+def test_of_a_thousand_classes_the_first_are_named(tmp_path):
+    config, classes = config_of(tmp_path, dataset="Mine"), [f"c{i}" for i in range(1000)]
+    config.checkpoints_path.mkdir()
+    build_model(config).save(
+        config.checkpoints_path / "model.pth", classes=classes, config={}, calibrated_threshold=0.5
+    )
+    note = load_trained(config)[1]
+    assert note.endswith("c18, c19 and 980 more") and len(note) < 200
+
+
 def test_without_either_the_notebook_that_trains_is_named(tmp_path):
     with pytest.raises(ModelError, match="run 01_Train_Siamese_model.ipynb first"):
         load_trained(config_of(tmp_path, dataset="Mine"))

@@ -1,7 +1,5 @@
 """Divides the images of a folder into splits, and loads a split."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

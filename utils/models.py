@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from utils.images.folder import first_names
 from utils.images.synthetic import SYNTHETIC
 from utils.networks.pooling import CentredPooling
 from utils.Siamese import SiameseNetwork
@@ -15,6 +16,7 @@ from utils.system.settings import Config
 
 # Of ImageNet features: a right angle is a similarity of 0, and half of a photograph is still similar to the other half.
 PHOTOGRAPHS_THRESHOLD = 0.7
+MOST_CLASSES = 20  # named in the sentence that says which network it is
 
 
 def build_model(config: Config, levels: tuple[float, float] | None = None) -> SiameseNetwork:
@@ -61,7 +63,7 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
         raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
     model.threshold = config.threshold
-    note = f"{config.dataset}: trained on {', '.join(model.info['classes'])}"
+    note = f"{config.dataset}: trained on {first_names(model.info['classes'], MOST_CLASSES)}"
     if config.trained_path != config.checkpoints_path:
         note += ". You have not trained yet: this network comes with the project"
     return model, note

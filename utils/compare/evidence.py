@@ -1,7 +1,5 @@
 """The command `evidence`: what a network relies on, everywhere, as a CSV of regions and as a page."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The page (`utils/figures/page`) holds embeddings and the measured effects of reg
 reader's browser, what `Comparison` computes here.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -25,8 +23,8 @@ from utils.explain.occlusion import GRID, WINDOWS, in_few_dimensions, regression
 from utils.explain.removal import REGION_SHARE
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
-from utils.images.folder import images_below
-from utils.models import network_for
+from utils.images.folder import first_names, images_below
+from utils.models import MOST_CLASSES, network_for
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
 from utils.system.files import counted, write_whole
@@ -68,7 +66,7 @@ def write_report(
     else:
         model = SiameseNetwork.load(checkpoint, choose_device(config))
         model.threshold = config.threshold
-        classes = ", ".join(model.info.get("classes", ["images that its file does not name"]))
+        classes = first_names(model.info.get("classes", ["images that its file does not name"]), MOST_CLASSES)
         note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {classes}"
     note += f"; similar above a similarity of {1 - model.threshold:g}"
     compared = Comparison(model, paths, skip_unreadable=True)

@@ -1,7 +1,5 @@
 """Checks a folder of images before training: unreadable files, duplicates, conflicting labels, small classes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

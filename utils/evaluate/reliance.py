@@ -1,8 +1,6 @@
 """What a network relies on: groups of regions that recur are taken away from all images at once, and all images are
 compared again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

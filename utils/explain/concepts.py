@@ -4,8 +4,6 @@ CRAFT (Fel et al., 2023) groups crops by a classifier's activations, SpRAy (Lapu
 Here regions of large measured effect are grouped. What a group does is measured by `utils.evaluate.reliance`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

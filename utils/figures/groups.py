@@ -1,7 +1,5 @@
 """Figures of what a network relies on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt

@@ -5,8 +5,6 @@ changed, both are written under another name, and the table replaces the old one
 leave half a cache, and a pixel file that is mapped into memory never changes.
 """
 
-from __future__ import annotations
-
 import csv
 import errno
 import hashlib

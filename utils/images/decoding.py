@@ -1,7 +1,5 @@
 """Decodes image files to pixels, and describes them by their fingerprints or otherwise, in threads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

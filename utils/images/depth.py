@@ -1,7 +1,5 @@
 """Images of more than 8 bits: their values, and the range of values that is shown from black to white."""
 
-from __future__ import annotations
-
 import io
 from math import ceil, log2
 

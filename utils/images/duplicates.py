@@ -3,8 +3,6 @@
 A network that has been trained on one of them knows the other, so both must be in one split.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from itertools import combinations_with_replacement, product

@@ -1,7 +1,5 @@
 """Lists a folder of images, one sub-folder per class, or per split with its classes inside, and tells what is wrong."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata
@@ -174,6 +172,6 @@ def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
     return notes
 
 
-def first_names(names: Sequence[str]) -> str:
-    """Write the first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """Write the first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

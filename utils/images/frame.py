@@ -1,7 +1,5 @@
 """Fits images of any size into the frame that the network takes, as uint8 tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What is odd about images that can be read: there is nothing to see, half of it is missing, there are more pages."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

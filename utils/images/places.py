@@ -1,7 +1,5 @@
 """Regions of images in pixels of the originals, and in pixels of the network's frame."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

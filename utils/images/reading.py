@@ -1,7 +1,5 @@
 """Reads an image file as an upright RGB image of 8 bits a channel, whatever is stored."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

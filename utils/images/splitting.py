@@ -1,7 +1,5 @@
 """Divides a table of images into the splits: training, validation and test."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Backbones: timm's networks as feature extractors; where it can be, as a sequence of blocks."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

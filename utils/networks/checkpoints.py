@@ -1,7 +1,5 @@
 """A trained network as one file of plain tensors and values, which runs no code when it is read."""
 
-from __future__ import annotations
-
 import io
 import os
 import platform

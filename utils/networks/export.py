@@ -1,7 +1,5 @@
 """A trained network as an ONNX file, for programs without PyTorch."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

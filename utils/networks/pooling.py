@@ -1,7 +1,5 @@
 """Pooling: from a feature map to one vector of features, (N, C, h, w) -> (N, C)."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.distributions import Normal

@@ -1,7 +1,5 @@
 """Training that does not see some regions, such as a shortcut that `python -m utils evidence` found."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
