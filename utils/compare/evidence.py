@@ -41,7 +41,7 @@ def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
     parts = [tested]
     for name in sorted(set(split.split) - {"test"}) if len(suspects) else ():
         images, others = load_split(split, name, config, model.frame)
-        found = reliance.groups.find(images)[0]
+        found = reliance.groups.find(images, config.hyperparameters.verbose)[0]
         found = found.assign(group=found.group.map(reliance.numbers), file=others.file.to_numpy()[found.image])
         found, before = found[found.group.isin(suspects)].assign(suspect=True), embed_images(model, images)
         for _, members in found.groupby("group"):

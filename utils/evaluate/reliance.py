@@ -79,7 +79,7 @@ def measure_reliance(
             "2 classes; add images, or raise test_size, and train again"
         )
     groups = find_groups(model, images[_evenly(len(labels), MEASURED)], verbose)
-    regions, nearest = groups.find(images)
+    regions, nearest = groups.find(images, verbose)
     regions = regions[regions.groupby("group").image.transform("nunique") >= FEWEST].reset_index(drop=True)
     if regions.empty:
         raise DataError(f"evidence: nothing recurs in {FEWEST} of {len(labels)} images; add images and train again")

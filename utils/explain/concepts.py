@@ -45,7 +45,7 @@ class Groups:
     likeness: np.ndarray
     rest: float
 
-    def find(self, images: StoredImages | torch.Tensor) -> tuple[pd.DataFrame, np.ndarray]:
+    def find(self, images: StoredImages | torch.Tensor, verbose: bool = True) -> tuple[pd.DataFrame, np.ndarray]:
         """Look for all groups in uint8 images (N, 3, H, W).
 
         Returns:
@@ -53,7 +53,8 @@ class Groups:
             a group do not overlap. And how far each image's nearest look is from each group, in its radii, (N, G).
         """
         rows, nearest, first = [], [], 0
-        for features in features_of_places(images):
+        parts, total = features_of_places(images), -(-len(images) // BATCH_SIZE)
+        for features in tqdm(parts, desc="Looking for groups", total=total, disable=not verbose):
             looks = torch.from_numpy(self.projection.transform(features.flatten(0, 1).numpy())).float()
             distance = (torch.cdist(looks, self.centres) / self.radii).unflatten(0, features.shape[:2])
             nearest.append(distance.amin(1))
