@@ -1,5 +1,7 @@
 """The command line: `python -m utils COMMAND`. Everything else is done in the notebooks."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
