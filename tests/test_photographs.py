@@ -12,7 +12,7 @@ from torch import nn
 
 from utils.__main__ import main
 from utils.explain.occlusion import RegionEffects, effect_on_distance, in_few_dimensions
-from utils.models import network_for, photographs_network
+from utils.models import build_model, network_for, photographs_network
 from utils.networks.pooling import CentredPooling
 from utils.Siamese import embedding_distance
 from utils.system.settings import Config
@@ -71,8 +71,6 @@ def test_which_network_compares(tmp_path, dataset, inside, trained, words):
         device="cpu",
     )
     if trained:
-        from utils.models import build_model
-
         config.checkpoints_path.mkdir()
         build_model(config).save(
             config.checkpoints_path / "model.pth", classes=["a", "b"], config={}, calibrated_threshold=0.5

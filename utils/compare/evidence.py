@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from utils.compare.report import PAGE, _in_steps, _packed, _picture
+from utils.compare.report import PAGE, in_steps, packed, picture
 from utils.dataset import load_split, read_split
 from utils.evaluate.reliance import Reliance, effects_of, embeddings_without, measure_reliance
 from utils.evaluate.scores import embed_images
@@ -86,20 +86,20 @@ def _page(
         "length": float(reliance.embeddings[0].norm()) if model.normalize_embeddings else 0,
         "classes": classes,
         "labels": np.searchsorted(classes, rows.label.to_numpy()[chosen]).tolist(),
-        "z": _packed(reliance.embeddings.numpy(), "<f4"),
+        "z": packed(reliance.embeddings.numpy(), "<f4"),
         "groups": [
             {
                 **row[["finding", "regions", "images", "share"]].to_dict(),
                 "number": number,
-                "delta": _in_steps((reliance.embeddings - without).double().numpy()),
+                "delta": in_steps((reliance.embeddings - without).double().numpy()),
                 "places": places.loc[places.group == number, BOX].head(200).to_numpy().tolist(),
-                "crops": [(file, _picture(crop, 96)) for file, crop in crops_of(config, regions, number)],
+                "crops": [(file, picture(crop, 96)) for file, crop in crops_of(config, regions, number)],
                 "scores": [[row[f"{s} {way}"] for s in ("AUC", "accuracy", "recall@1")] for way in WAYS],
             }
             for (number, row), without in zip(reliance.table.iterrows(), reliance.without)
         ],
         "images": [
-            (files[i], _picture(read_image(config.data_path / files[i]), 96), part[["group", *BOX]].to_numpy().tolist())
+            (files[i], picture(read_image(config.data_path / files[i]), 96), part[["group", *BOX]].to_numpy().tolist())
             for i in chosen[:: -(-len(chosen) // THUMBNAILS)]
             for part in [places[places.image == i]]
         ],

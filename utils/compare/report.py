@@ -124,7 +124,7 @@ def _contents(compared: Comparison, network: str) -> dict:
         "threshold": model.threshold,
         "size": list(model.image_size),
         "grid": GRID,
-        "regression": _in_steps(regression(model.image_size).numpy()),
+        "regression": in_steps(regression(model.image_size).numpy()),
         "perSide": WINDOWS[-1].per_side,
         "style": {
             "colours": [_colours(COLORMAP), _colours(SIMILARITY)],
@@ -140,33 +140,35 @@ def _contents(compared: Comparison, network: str) -> dict:
         "images": [
             {
                 "name": names[compared.paths[i]],
-                "picture": _picture(compared.images[i], side),
+                "picture": picture(compared.images[i], side),
                 "box": compared.boxes[i],
-                "embedding": _packed(effects.embeddings[i].cpu().numpy(), "<f4"),
-                "regions": _packed(effects.regions[i].cpu().numpy(), "<i2"),
-                "delta": _in_steps(effects.delta[i].cpu().double().numpy()),
+                "embedding": packed(effects.embeddings[i].cpu().numpy(), "<f4"),
+                "regions": packed(effects.regions[i].cpu().numpy(), "<i2"),
+                "delta": in_steps(effects.delta[i].cpu().double().numpy()),
             }
             for i in positions
         ],
     }
 
 
-def _packed(values: np.ndarray, dtype: str) -> str:
+def packed(values: np.ndarray, dtype: str) -> str:
+    """Pack numbers for a page, as base64 of this type."""
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
 
 
 def _colours(colours: Colormap) -> str:
     """Pack 256 colours; red, green and blue are a byte each."""
-    return _packed(colours(np.arange(256), bytes=True)[:, :3], "u1")
+    return packed(colours(np.arange(256), bytes=True)[:, :3], "u1")
 
 
-def _in_steps(values: np.ndarray) -> dict:
+def in_steps(values: np.ndarray) -> dict:
     """Pack numbers as 16-bit multiples of a step, to 0.002 % of the largest."""
     step = max(float(np.abs(values).max()), 1e-12) / 32767
-    return {"step": step, "values": _packed(np.rint(values / step), "<i2")}
+    return {"step": step, "values": packed(np.rint(values / step), "<i2")}
 
 
-def _picture(image: Image.Image, longest_side: int) -> str:
+def picture(image: Image.Image, longest_side: int) -> str:
+    """Pack an image for a page, shrunk to a longest side in pixels."""
     image, data = image.copy(), io.BytesIO()
     image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     image.save(data, "WEBP", quality=QUALITY, lossless=max(image.size) <= LOSSLESS_SIDE)

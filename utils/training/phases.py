@@ -57,8 +57,6 @@ def early_blocks(model: SiameseNetwork) -> int:
 
     These blocks find edges and textures, which all photographs share, and most of a backward pass is spent in them.
     """
-    if isinstance(model.backbone[-1], TimmNetwork):
-        return 0
     height = model.image_size[0]
     return next((i for i, shape in enumerate(model.block_shapes()) if shape[2] <= -(-height // 16)), 0)
 
@@ -183,10 +181,11 @@ class FineTuning(Phase):
         self.model.train()
         self.frozen = 0
         if self.config.transfer:
-            self.frozen = early_blocks(self.model)
-            self.model.backbone[: self.frozen].eval().requires_grad_(False)
             if isinstance(self.model.backbone[-1], TimmNetwork):
                 self.model.backbone[-1].freeze_early()
+            else:
+                self.frozen = early_blocks(self.model)
+                self.model.backbone[: self.frozen].eval().requires_grad_(False)
             for module in self.model.backbone.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
