@@ -42,12 +42,10 @@ class SQLite:
         self.index = Index(folder / "index.sqlite", model, folder)
 
     def add(self, names: Sequence[str], z: np.ndarray) -> None:
-        from utils.search.store import FileState
-
-        self.index.add([FileState(name, "0123456789abcdef") for name in names], [(1, 1)] * len(names), z)
+        self.index.add([(name, "0123456789abcdef") for name in names], [(1, 1)] * len(names), z)
 
     def nearest(self, z: np.ndarray) -> list[str]:
-        return [entry.state.file for _, entry in self.index.nearest(z, 10)]
+        return [entry.file for _, entry in self.index.nearest(z, 10)]
 
 
 class LanceDB:

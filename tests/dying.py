@@ -16,8 +16,6 @@ from PIL import Image
 
 from benchmarks.common import changed
 from utils.images import cache
-from utils.search import build, store
-from utils.Siamese import SiameseNetwork
 from utils.system.settings import Config
 from utils.training import train
 from utils.training.loop import Trainer
@@ -30,7 +28,7 @@ EVENTS = {"step": (Trainer, "step"), "write": (Path, "replace")}
 def exit_code(function, *arguments):
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
-        context.set_forkserver_preload(["utils.training.loop", "utils.search.build"])
+        context.set_forkserver_preload(["utils.training.loop"])
     process = context.Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -122,19 +120,3 @@ def reading(config, files):
     """Killed when all pixels are in the cache, and no table."""
     os.fsync = lambda number: os.kill(os.getpid(), KILL)
     cache.read_fingerprints(config, pd.DataFrame({"file": files}))
-
-
-def indexing(checkpoint, folder, path):
-    """Killed with two batches in the index of a folder and the third written, but not committed."""
-    done, transaction = [], store.Index._transaction
-
-    @contextmanager
-    def dying(self, mode):
-        with transaction(self, mode):
-            yield
-            done.append(mode)
-            if len(done) == 5:  # listed, removed, two batches
-                os.kill(os.getpid(), KILL)
-
-    store.Index._transaction, build.EMBEDDED_AT_ONCE = dying, 2
-    build.build_index(SiameseNetwork.load(checkpoint), folder, path, num_workers=0, verbose=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from utils.system.settings import Config
@@ -31,73 +31,60 @@ def fail(message: str) -> NoReturn:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m utils",
-        description="Explainable image similarity from the command line.",
-        epilog=EPILOG,
+        prog="python -m utils", description="Explainable image similarity from the command line.", epilog=EPILOG
     )
-    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", title="commands")
-    download = _add(commands, "download", "fetch one of the paper's image sets into Data/; one that is there stays")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    of_dataset, of_images = Parser(add_help=False), Parser(add_help=False)  # what several commands take
+    text = "the dataset; without it, the one that the configuration names"
+    of_dataset.add_argument("dataset", nargs="?", metavar="name", help=text)
+    text = "use the network of this dataset, not the configuration's"
+    of_images.add_argument("--dataset", metavar="NAME", help=text)
+    for common in (of_dataset, of_images):
+        common.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
+
+    text = "fetch one of the paper's image sets into Data/; one that is there stays"
+    download = _add(commands, "download", text, _download)
     download.add_argument("name", choices=PUBLIC_SETS, help="which set")
-    for command, text in (
-        ("audit", "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"),
-        ("train", "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"),
-        (
-            "evidence",
-            "find what a dataset's network relies on everywhere; a page and a CSV go to outputs/NAME/",
-        ),
-        ("export", "write a dataset's trained network as outputs/NAME/model.onnx, for programs without PyTorch"),
-    ):
-        parsed = _add(commands, command, text)
-        text = "the dataset; without it, the one that the configuration names"
-        parsed.add_argument("dataset", nargs="?", metavar="name", help=text)
-        _add_config(parsed)
-    _add_search(commands)
+    text = "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"
+    _add(commands, "audit", text, _audit, of_dataset)
+    text = "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"
+    _add(commands, "train", text, _train, of_dataset)
+    text = "find what a dataset's network relies on everywhere; a page and a CSV go to outputs/NAME/"
+    _add(commands, "evidence", text, _evidence, of_dataset)
+    text = "write a dataset's trained network as outputs/NAME/model.onnx, for programs without PyTorch"
+    _add(commands, "export", text, _export, of_dataset)
     text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
-    page = _add(commands, "report", text)
+    page = _add(commands, "report", text, _report, of_images)
     page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
     page.add_argument("--checkpoint", type=_there, metavar="FILE", help="model.pth of another network")
-    page.add_argument(
-        "--output", type=Path, metavar="FILE", help="the page to write; without it, report.html under outputs/NAME/"
-    )
-    _add_dataset(page)
-    return parser.parse_args(arguments)
+    text = "the page to write; without it, report.html under outputs/NAME/"
+    page.add_argument("--output", type=Path, metavar="FILE", help=text)
 
-
-def _add(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
-
-
-def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", metavar="NAME", help="use the network of this dataset, not the configuration's")
-    _add_config(parser)
-
-
-def _add_search(commands: argparse._SubParsersAction) -> None:
-    search = _add(commands, "search", "index a folder of images, and find and explain those nearest to an image")
-    steps = search.add_subparsers(required=True, dest="step", metavar="STEP", title="steps")
+    text = "index a folder of images, and find and explain those nearest to an image"
+    steps = _add(commands, "search", text).add_subparsers(required=True, metavar="STEP", title="steps")
     text = "make the index of a folder and its sub-folders, or bring it up to date; it can be stopped and started again"
-    build = _add(steps, "build", text)
+    build = _add(steps, "build", text, _search_build, of_images)
     build.add_argument("folder", type=_there, help="the folder of images")
-    build.add_argument(
-        "--explain",
-        action="store_true",
-        help="also measure what regions do, which takes some 100 passes through the network an image; "
-        "otherwise a query measures the images that it finds, and keeps that",
-    )
+    text = "also measure what regions do, which takes some 100 passes through the network an image; "
+    text += "otherwise a query measures the images that it finds, and keeps that"
+    build.add_argument("--explain", action="store_true", help=text)
     text = "find the images nearest to an image, and say why; the figure goes to outputs/NAME/search/"
-    query = _add(steps, "query", text)
+    query = _add(steps, "query", text, _search_query, of_images)
     query.add_argument("image", type=_there, help="the image to look for")
     query.add_argument("--hits", type=_count, default=10, metavar="N", help="how many to find (10)")
-    export = _add(steps, "export", "write an index as Parquet, for databases that serve several machines")
+    text = "write an index as Parquet, for databases that serve several machines"
+    export = _add(steps, "export", text, _search_export, of_images)
     export.add_argument("file", type=Path, metavar="FILE.parquet", help="the file to write: paths and embeddings")
     for parsed in (query, export):
         parsed.add_argument("--folder", type=Path, help="the indexed folder; without it, the one indexed last")
-    for parsed in (build, query, export):
-        _add_dataset(parsed)
+    return parser.parse_args(arguments)
+
+
+def _add(commands: Any, name: str, text: str, run: Callable | None = None, *parents: Parser) -> Parser:
+    """Add a command that is done by `run`, and takes what its parents take."""
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=parents)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def _there(text: str) -> Path:
@@ -122,19 +109,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     escape_unprintable()
     try:
-        if options.command == "download":
-            from utils.images.download import download_public
-
-            download_public(options.name)
-        else:
-            steps = {"audit": _audit, "train": _train, "export": _export, "evidence": _evidence}
-            steps |= {"search": _search, "report": _report}
-            steps[options.command](options, load_config(options.config, options.dataset))
+        options.run(options, load_config(options.config, options.dataset) if "config" in options else None)
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)  # as shells count an interrupt
+
+
+def _download(options: argparse.Namespace, config: None) -> None:
+    from utils.images.download import download_public
+
+    download_public(options.name)
 
 
 def _audit(options: argparse.Namespace, config: Config) -> None:
@@ -173,21 +159,6 @@ def _export(options: argparse.Namespace, config: Config) -> None:
     print(f"{path}: the network in {config.trained_path}; images (N, 3, {size}) as uint8")
 
 
-def _search(options: argparse.Namespace, config: Config) -> None:
-    if options.step == "build":
-        from utils.search.build import build_and_report
-
-        build_and_report(config, options.folder, options.explain)
-    elif options.step == "query":
-        from utils.search.figure import query_and_report
-
-        query_and_report(config, options.image, options.folder, options.hits)
-    else:
-        from utils.search.export import export_and_report
-
-        export_and_report(config, options.file, options.folder)
-
-
 def _report(options: argparse.Namespace, config: Config) -> None:
     from utils.compare.report import write_report
 
@@ -196,6 +167,42 @@ def _report(options: argparse.Namespace, config: Config) -> None:
     for line in unreadable:
         print(f"left out: {line}", file=sys.stderr)
     print(written)
+
+
+def _search_build(options: argparse.Namespace, config: Config) -> None:
+    from utils.models import network_for
+    from utils.search import INDEX, build_index, place_of
+
+    model, note = network_for(config, [options.folder])
+    print(note)
+    path, given = place_of(config, options.folder, INDEX), config.hyperparameters
+    print(build_index(model, options.folder, path, options.explain, given.num_workers, given.verbose))
+
+
+def _search_query(options: argparse.Namespace, config: Config) -> None:
+    from utils.imshow import save_figure
+    from utils.search import MOST_ROWS, Index, find_index, place_of, search, show_hits
+
+    path, model, note = find_index(config, options.folder)
+    print(note)
+    with Index(path, model) as index:
+        if options.folder is None:
+            print(f"searched: {index.folder}, which was indexed last; --folder chooses another")
+        found = search(model, index, options.image, options.hits)
+    print("\n".join([found.table().to_string(index=False), *(hit.problem for hit in found.hits if hit.problem)]))
+    path = place_of(config, options.image, ".png")
+    save_figure(show_hits(found), path)
+    print(f"why: {path}" + f" (the first {MOST_ROWS})" * (len(found.hits) > MOST_ROWS))
+
+
+def _search_export(options: argparse.Namespace, config: Config) -> None:
+    from utils.search import Index, export_parquet, find_index
+    from utils.system.files import counted
+
+    path, model, _ = find_index(config, options.folder)
+    with Index(path, model) as index:
+        written = counted(export_parquet(index, options.file), "image")
+        print(f"{options.file}: {written} of {index.folder} with path and embedding")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from utils.system.lazy import lazy_getattr
 __getattr__ = lazy_getattr(
     __name__,
     build="INDEX build_index place_of",
-    figure="show_hits",
-    query="search",
+    figure="MOST_ROWS show_hits",
+    query="export_parquet find_index search",
     store="Index",
 )

@@ -1,8 +1,5 @@
 """The figure of a query: each hit beside it, what matches, and what speaks for and against the decision."""
 
-from contextlib import suppress
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -10,12 +7,7 @@ from PIL import Image
 
 from utils.figures.drawing import draw_map, mark_matches, short, write_inside
 from utils.images.reading import read_image, shrink
-from utils.imshow import save_figure
-from utils.search.build import place_of
-from utils.search.query import Found, Hit, find_index, search
-from utils.search.store import Index
-from utils.system.errors import DataError
-from utils.system.settings import Config
+from utils.search.query import Found
 
 TITLES = ("query", "hit", "query, factual", "hit, factual", "query, counterfactual", "hit, counterfactual")
 MOST_ROWS = 20  # of a figure: a hundred would be 50,000 pixels high
@@ -27,7 +19,11 @@ def show_hits(found: Found) -> Figure:
     A hit whose file was deleted or changed is a grey panel.
     """
     query, hits = shrink(read_image(found.query), 320), found.hits[:MOST_ROWS]
-    images = [_picture(hit) for hit in hits]
+    pictures = (
+        Image.new("RGB", hit.image_size, "lightgrey") if hit.problem else read_image(found.folder / hit.file)
+        for hit in hits
+    )
+    images = [shrink(picture, 320) for picture in pictures]
     heights = [min(1.6, max(0.55, query.height / query.width, im.height / im.width)) for im in images]
     figure, axes = plt.subplots(
         len(images),
@@ -37,15 +33,13 @@ def show_hits(found: Found) -> Figure:
         squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )
+    plt.setp(axes, xticks=[], yticks=[], anchor="N")
+    sns.despine(figure, left=True, bottom=True)
     for axis, title in zip(axes[0], TITLES):
         axis.set_title(title, fontsize=8)
     for rank, (row, hit, image) in enumerate(zip(axes, hits, images), start=1):
-        decision = "similar" if hit.is_similar else "dissimilar"
-        row[0].set_ylabel(f"{rank}. {decision}, {hit.similarity:.2f}", fontsize=7)
-        row[1].set_xlabel("\n".join(short(part) for part in found.name(hit).rsplit("/", 1)), fontsize=6)
-        for axis in row:
-            axis.set(xticks=[], yticks=[], anchor="N")
-            sns.despine(ax=axis, left=True, bottom=True)
+        row[0].set_ylabel(f"{rank}. {hit.decision}, {hit.similarity:.2f}", fontsize=7)
+        row[1].set_xlabel("\n".join(short(part) for part in hit.file.rsplit("/", 1)), fontsize=6)
         row[0].imshow(query)
         row[1].imshow(image)
         if hit.explanation is None:
@@ -56,25 +50,3 @@ def show_hits(found: Found) -> Figure:
             for side, (picture, box) in enumerate(((query, found.box), (image, hit.box))):
                 draw_map(row[column + side], picture, hit.explanation, side, map_name, box, size=7)
     return figure
-
-
-def _picture(hit: Hit) -> Image.Image:
-    if hit.problem is None:
-        with suppress(DataError):
-            return shrink(read_image(hit.path), 320)
-    return shrink(Image.new("RGB", hit.image_size, "lightgrey"), 320)
-
-
-def query_and_report(config: Config, image: Path, folder: Path | None = None, count: int = 10) -> None:
-    """Search as the command line does: print the hits and where their figure is."""
-    path, model, note = find_index(config, folder)
-    print(note)
-    with Index(path, model) as index:
-        if folder is None:
-            print(f"searched: {index.folder}, which was indexed last; --folder chooses another")
-        found = search(model, index, image, count)
-    print("\n".join([found.table().to_string(index=False), *(hit.problem for hit in found.hits if hit.problem)]))
-    path, figure = place_of(config, image, ".png"), show_hits(found)
-    save_figure(figure, path)
-    plt.close(figure)
-    print(f"why: {path}" + f" (the first {MOST_ROWS})" * (len(found.hits) > MOST_ROWS))

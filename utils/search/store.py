@@ -22,32 +22,22 @@ from utils.system.errors import SearchError
 FORMAT = 4  # of the tables below
 WAIT = 60.0  # seconds to wait for another process to finish writing
 # An id is never used again (AUTOINCREMENT), so the effects of a file's old content cannot become those of its new one.
-TABLES = (
-    "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    """CREATE TABLE IF NOT EXISTS images (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, file TEXT NOT NULL UNIQUE, state TEXT NOT NULL,
-        width INTEGER NOT NULL, height INTEGER NOT NULL, embedding BLOB NOT NULL)""",
-    """CREATE TABLE IF NOT EXISTS effects (
-        id INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, delta BLOB NOT NULL)""",
-)
-
-
-class FileState(NamedTuple):
-    """A file by its path relative to the indexed folder, with forward slashes, and its `file_state` (system.files)."""
-
-    file: str
-    state: str
+TABLES = {
+    "effects": "id INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, delta BLOB NOT NULL",
+    "images": "id INTEGER PRIMARY KEY AUTOINCREMENT, file TEXT NOT NULL UNIQUE, state TEXT NOT NULL, "
+    "width INTEGER NOT NULL, height INTEGER NOT NULL, embedding BLOB NOT NULL",
+}
 
 
 class Entry(NamedTuple):
-    """An image of an index: its width and height in pixels, its embedding, float32 (D,), and the effects of its
-    regions, float16 (R, D), `None` while they are not measured."""
+    """An image of an index."""
 
     id: int
-    state: FileState
-    image_size: tuple[int, int]
-    embedding: np.ndarray
-    delta: np.ndarray | None
+    file: str  # its path in the indexed folder, with forward slashes
+    state: str  # its `file_state` (system.files) before it was read
+    image_size: tuple[int, int]  # width and height in pixels
+    embedding: np.ndarray  # (D,), float32
+    delta: np.ndarray | None  # effects of its regions, (R, D), float16; `None` while they are not measured
 
 
 def identity(model: SiameseNetwork) -> str:
@@ -59,15 +49,10 @@ def identity(model: SiameseNetwork) -> str:
     return digest.hexdigest()
 
 
-def built_last(paths: Sequence[Path]) -> Path:
-    """Of several files of indexes the one that was built last; one that cannot be read counts as the oldest."""
-
-    return max(paths, key=lambda path: float(about(path).get("built", 0)))
-
-
 def about(path: Path) -> dict[str, str]:
-    """What an index says about itself: its `folder`, and when it was `built`; nothing if it cannot be read."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+    """What an index says about itself: its `folder`, when it was `built`, and the identity of its `network`; nothing if
+    it cannot be read."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
         return dict(db.execute("SELECT key, value FROM about"))
     return {}
 
@@ -82,28 +67,27 @@ class Index(AbstractContextManager):
             has to exist, and the attribute `folder` is the one that was indexed.
 
     Raises:
-        SearchError: it is missing, of another network or version, damaged, or cannot be written. All methods raise it,
-            as another program may have changed the file meanwhile.
+        SearchError: it is of another network or version, damaged, or cannot be written, which all methods raise.
     """
 
     def __init__(self, path: Path, model: SiameseNetwork, folder: Path | None = None) -> None:
         self.path, self.dim, self.emptied = path, model.embedding_dim, False
-        self._identity = identity(model)
         self._loaded: int | None = None  # which state of the file the arrays below are of
         self._ids = self._embeddings = self._squares = np.empty(0)
+        network = identity(model)
         with self._reporting():
             if folder is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            where = f"{path.resolve().as_uri()}?mode={'rw' if folder is None else 'rwc'}"
-            self.db = sqlite3.connect(where, timeout=WAIT, uri=True, isolation_level=None)
-            try:
-                self.db.execute("PRAGMA foreign_keys = ON")
-                if folder is not None:
-                    self._prepare(folder)
-                self.folder = self._check()
-            except Exception:
-                self.db.close()
-                raise
+            self.db = sqlite3.connect(path, timeout=WAIT)
+            self.db.execute("PRAGMA foreign_keys = ON")
+            if folder is not None:
+                self._prepare(network, folder)
+            about = dict(self.db.execute("SELECT key, value FROM about"))
+        if about.get("network") != network:
+            self.db.close()
+            again = f"run python -m utils search build {about.get('folder', 'FOLDER')} again"
+            raise SearchError(f"{self.path}: of another network, or of another version of this project; {again}")
+        self.folder = Path(about["folder"])
 
     def __exit__(self, *problem: object) -> None:
         self.db.close()
@@ -113,82 +97,59 @@ class Index(AbstractContextManager):
         """Turn errors of SQLite and the system into one line that tells what to do."""
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError) as error:  # the last: numbers of the wrong length
+        except (sqlite3.Error, OSError) as error:
             advice = "wait until the other program has written it"
             if "locked" not in str(error):
                 advice = "check outputs_path, its access rights and room, or delete it and build again"
             raise SearchError(f"{self.path}: cannot be used ({getattr(error, 'strerror', error)}); {advice}") from None
 
-    @contextmanager
-    def _transaction(self, mode: str) -> Iterator[None]:
-        """Do all that happens inside, or, if it fails, nothing. `DEFERRED` reads one state of the file, `IMMEDIATE`
-        writes."""
-        with self._reporting(), self.db:
-            self.db.execute(f"BEGIN {mode}")
-            self._check()
-            yield
-
-    def _prepare(self, folder: Path) -> None:
+    def _prepare(self, network: str, folder: Path) -> None:
         with self.db:
             self.db.execute("BEGIN IMMEDIATE")
-            self.db.execute(TABLES[0])
+            self.db.execute("CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
             about = dict(self.db.execute("SELECT key, value FROM about"))
-            self.emptied = bool(about) and about.get("network") != self._identity
-            if self.emptied:
-                for table in ("effects", "images"):  # of another version, they may have other columns
-                    self.db.execute(f"DROP TABLE IF EXISTS {table}")
-            for table in TABLES[1:]:
-                self.db.execute(table)
-            rows = [("network", self._identity), ("folder", str(folder.resolve())), ("built", str(time.time()))]
+            self.emptied = bool(about) and about.get("network") != network
+            for name, columns in TABLES.items():
+                if self.emptied:  # of another version, it may have other columns
+                    self.db.execute(f"DROP TABLE IF EXISTS {name}")
+                self.db.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
+            rows = [("network", network), ("folder", str(folder.resolve())), ("built", str(time.time()))]
             self.db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
 
-    def _check(self) -> Path:
-        """Return the folder that was indexed; raise a SearchError if the index belongs to another network."""
-        about = dict(self.db.execute("SELECT key, value FROM about"))
-        if about.get("network") != self._identity:
-            again = f"run python -m utils search build {about.get('folder', 'FOLDER')} again"
-            raise SearchError(f"{self.path}: of another network, or of another version of this project; {again}")
-        return Path(about["folder"])
+    def states(self) -> dict[str, str]:
+        """The files whose images are in the index, and their states."""
+        with self._reporting():
+            return dict(self.db.execute("SELECT file, state FROM images"))
 
-    def states(self) -> set[FileState]:
-        """The files whose images are in the index."""
-        with self._transaction("DEFERRED"):
-            return set(map(FileState._make, self.db.execute("SELECT file, state FROM images")))
-
-    def remove(self, states: Iterable[FileState]) -> None:
-        """Remove images, all or none."""
-        with self._transaction("IMMEDIATE"):
+    def remove(self, states: Iterable[tuple[str, str]]) -> None:
+        """Remove images, given by files and states, all or none."""
+        with self._reporting(), self.db:
             self.db.executemany("DELETE FROM images WHERE (file, state) = (?, ?)", states)
         self._loaded = None
 
-    def add(self, states: Sequence[FileState], image_sizes: Sequence[tuple[int, int]], embeddings: np.ndarray) -> None:
-        """Add images, all or none: embeddings (N, D), and widths and heights in pixels.
+    def add(self, states: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]], embeddings: np.ndarray) -> None:
+        """Add images, all or none: files and states, widths and heights in pixels, and embeddings (N, D).
 
         Files that another process has added meanwhile stay as they are.
         """
         blobs = (row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4"))
-        rows = ((*state, *size, blob) for state, size, blob in zip(states, image_sizes, blobs))
+        rows = ((*state, *size, blob) for state, size, blob in zip(states, sizes, blobs))
         columns = "(file, state, width, height, embedding)"
-        with self._transaction("IMMEDIATE"):
+        with self._reporting(), self.db:
             self.db.executemany(f"INSERT OR IGNORE INTO images {columns} VALUES (?, ?, ?, ?, ?)", rows)
         self._loaded = None
 
     def add_effects(self, ids: Sequence[int], delta: torch.Tensor) -> None:
         """Write the effects of regions (N, R, D) of images, given by ids; ids that were removed are skipped."""
         rows = [(one.tobytes(), number) for number, one in zip(ids, delta.cpu().numpy().astype("<f2"))]
-        with self._transaction("IMMEDIATE"):
+        with self._reporting(), self.db:
             self.db.executemany("INSERT OR REPLACE INTO effects SELECT id, ? FROM images WHERE id = ?", rows)
 
-    def __len__(self) -> int:
-        """Number of images."""
-        with self._reporting():
-            return self.db.execute("SELECT COUNT(*) FROM images").fetchone()[0]
-
-    def unexplained(self) -> dict[FileState, int]:
-        """List the images whose effects are not measured: file -> id."""
+    def unexplained(self) -> dict[tuple[str, str], int]:
+        """List the images whose effects are not measured: file and state -> id."""
         unknown = "SELECT file, state, id FROM images WHERE id NOT IN (SELECT id FROM effects) ORDER BY file"
-        with self._transaction("DEFERRED"):
-            return {FileState(*state): number for *state, number in self.db.execute(unknown)}
+        with self._reporting():
+            return {(file, state): number for file, state, number in self.db.execute(unknown)}
 
     def nearest(self, z: np.ndarray, count: int) -> list[tuple[float, Entry]]:
         """Find the `count` images nearest to an embedding (D,), with their raw distances, nearest first.
@@ -196,9 +157,8 @@ class Index(AbstractContextManager):
         Exact to the rounding of float32: a matrix product finds more candidates than are wanted, and their distances
         are then computed from differences. Embeddings stay in memory until the file changes.
         """
-        if np.shape(z) != (self.dim,):
-            raise SearchError(f"{self.path}: holds embeddings of {self.dim} numbers, and was asked for {np.shape(z)}")
-        with self._transaction("DEFERRED"):
+        with self._reporting(), self.db:
+            self.db.execute("BEGIN")  # all that is read is of one state of the file
             self._load()
             scores = self._squares - 2 * (self._embeddings @ np.asarray(z, dtype=np.float32))
             most = min(len(scores), 8 * count + 64)
@@ -209,7 +169,8 @@ class Index(AbstractContextManager):
 
     def contents(self) -> tuple[list[str], np.ndarray]:
         """List all files, relative to the folder, and their embeddings (N, D), float32."""
-        with self._transaction("DEFERRED"):
+        with self._reporting(), self.db:
+            self.db.execute("BEGIN")
             self._load()
             return [file for (file,) in self.db.execute("SELECT file FROM images ORDER BY id")], self._embeddings
 
@@ -218,23 +179,20 @@ class Index(AbstractContextManager):
         ((state,),) = self.db.execute("PRAGMA data_version")  # another number after a commit of another connection
         if state == self._loaded:
             return
-        other = self.db.execute("SELECT file FROM images WHERE length(embedding) != ?", (4 * self.dim,)).fetchone()
-        if other:
-            raise ValueError(f"{other[0]}: an embedding of the wrong length")
+        ((count,),) = self.db.execute("SELECT COUNT(*) FROM images")
         # One row after the other: a list of all rows wakes the garbage collector, which takes as long again.
         rows = self.db.execute("SELECT id, embedding FROM images ORDER BY id")
-        table = np.fromiter(rows, [("id", np.int64), ("embedding", f"V{4 * self.dim}")], len(self))
+        table = np.fromiter(rows, [("id", np.int64), ("embedding", f"V{4 * self.dim}")], count)
         self._ids, blobs = table["id"].copy(), np.ascontiguousarray(table["embedding"])
         self._embeddings = blobs.view("<f4").reshape(-1, self.dim)
         self._squares = np.einsum("nd,nd->n", self._embeddings, self._embeddings)
         self._loaded = state
 
     def _entry(self, number: int) -> Entry:
-        (row,) = self.db.execute(
-            "SELECT file, state, width, height, embedding, delta FROM images LEFT JOIN effects USING (id) WHERE id = ?",
-            (number,),
+        found = (
+            "SELECT file, state, width, height, embedding, delta FROM images LEFT JOIN effects USING (id) WHERE id = ?"
         )
-        file, state, *image_size, embedding, delta = row
+        ((file, state, width, height, embedding, delta),) = self.db.execute(found, (number,))
         if delta is not None:
             delta = np.frombuffer(delta, "<f2").reshape(-1, self.dim)
-        return Entry(number, FileState(file, state), tuple(image_size), np.frombuffer(embedding, "<f4"), delta)
+        return Entry(number, file, state, (width, height), np.frombuffer(embedding, "<f4"), delta)
