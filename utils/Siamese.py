@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,17 @@ from PIL import Image
 from torch import nn
 
 from utils.images.frame import Frame, to_uint8
-from utils.networks.backbones import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    WholeNetwork,
-    backbone_blocks,
-    brief,
-    eval_mode,
-    suiting,
-)
-from utils.networks.checkpoints import checkpoint_of, write_checkpoint
+from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_blocks, brief, eval_mode, suiting
 from utils.networks.pooling import AveragePooling, GeM
 from utils.system.errors import ModelError
+from utils.system.files import replacing
 
 ENCODER = "an encoder of one's own"
+POOLINGS = {"auto": GeM, "gem": GeM, "avg": AveragePooling}  # of feature maps
+FITS = ("stretch", "pad")
+SAVED = ("backbone_model", "pooling", "embedding_dim", "image_size", "margin", "threshold", "mean", "std", "fit")
+FORMER_TENSORS = ("mean_embedding", "blurred_features", "removable")  # in files of earlier versions
+SAVED += ("normalize_embeddings", "levels")  # arguments that make the network again
 
 
 class ContrastiveLoss(nn.Module):
@@ -75,11 +74,10 @@ class SiameseNetwork(nn.Module):
             own pooling.
         embedding_dim: D, the length of an embedding; `None` leaves out the head: pooled features are the embedding.
         image_size: (height, width) in pixels that `preprocess` makes.
-        weights: local file of weights for the backbone, as its library publishes them; instead of a download.
+        weights: local file of weights for the backbone, instead of a download.
         margin: distance at which two images count as completely dissimilar.
         threshold: a pair is similar iff its dissimilarity lies below.
-        mean: of the colour channels, for normalisation, on a scale of 0 to 1.
-        std: their standard deviations, likewise.
+        mean, std: of each colour channel, for normalisation, on a scale of 0 to 1.
         fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.images.frame.Frame`.
         normalize_embeddings: whether embeddings are scaled to one length.
         levels: the values that become black and white in images of more than 8 bits; `None`: those of each image.
@@ -105,65 +103,46 @@ class SiameseNetwork(nn.Module):
         normalize_embeddings: bool = False,
         levels: tuple[float, float] | None = None,
     ) -> None:
+        image_size, mean, std = tuple(image_size), tuple(mean), tuple(std)
+        if own := isinstance(backbone_model, nn.Module):
+            encoder, backbone_model = backbone_model, ENCODER
+        arguments = dict(locals())
         super().__init__()
-        if pooling not in ("auto", "gem", "avg"):
-            raise ValueError(f"pooling must be 'auto', 'gem' or 'avg', got {pooling!r}")
-        if fit not in ("stretch", "pad"):
-            raise ValueError(f"fit must be 'stretch' or 'pad', got {fit!r}")
+        if pooling not in POOLINGS or fit not in FITS:
+            raise ValueError(f"pooling must be one of {(*POOLINGS,)} and fit one of {FITS}, got {pooling!r}, {fit!r}")
+        self.architecture = {key: arguments[key] for key in SAVED}
         self.normalize_embeddings = normalize_embeddings
-        self.image_size, self.margin, self.threshold = tuple(image_size), margin, threshold
-        self.frame = Frame(self.image_size, fit, tuple(mean), levels)
-        if isinstance(backbone_model, nn.Module):
-            self.backbone, backbone_model = nn.Sequential(WholeNetwork(backbone_model)), ENCODER
-        else:
-            self.backbone = nn.Sequential(*backbone_blocks(backbone_model, pretrained, weights, self.image_size))
+        self.image_size, self.margin, self.threshold = image_size, margin, threshold
+        self.frame = Frame(image_size, fit, mean, levels)
+        blocks = [encoder] if own else backbone_blocks(backbone_model, pretrained, weights, image_size)
+        self.backbone = nn.Sequential(*blocks)
         features = self.block_shapes()[-1]
+        if own and len(features) != 2:
+            raise ModelError(f"encoder: of an image it should make numbers of shape (1, D), not {tuple(features)}")
         if len(features) == 2 and pooling != "auto":
             raise ModelError(f"pooling: {pooling}: {backbone_model} pools its features itself; use pooling: auto")
-        self.pooling = nn.Identity() if len(features) == 2 else AveragePooling() if pooling == "avg" else GeM()
+        self.pooling = nn.Identity() if len(features) == 2 else POOLINGS[pooling]()
         self.head = nn.Identity()
         if embedding_dim is not None:
             self.head = nn.Sequential(nn.Linear(features[1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
         self.embedding_dim = embedding_dim or features[1]
-        self.architecture = dict(
-            backbone_model=backbone_model,
-            pooling=pooling,
-            embedding_dim=embedding_dim,
-            image_size=self.image_size,
-            margin=margin,
-            threshold=threshold,
-            mean=tuple(mean),
-            std=tuple(std),
-            fit=fit,
-            normalize_embeddings=normalize_embeddings,
-            levels=levels,
-        )
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.info: dict[str, Any] = {}
         self.to(memory_format=torch.channels_last)
 
     @classmethod
-    def around(
-        cls,
-        encoder: nn.Module,
-        image_size: tuple[int, int],
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-        **options: Any,
-    ) -> SiameseNetwork:
-        """Make a network of an encoder of one's own: any module, (N, 3, H, W) -> (N, D), in eval mode.
-
-        It embeds, compares, searches and explains by `occlusion`. It can neither be trained nor saved here.
+    def around(cls, encoder: nn.Module, image_size: tuple[int, int], **options: Any) -> SiameseNetwork:
+        """Make a network of an encoder of one's own: any module, (N, 3, H, W) -> (N, D), whose output, normalised to
+        one length, is the embedding. It compares, searches and explains by `occlusion`, and cannot be trained or saved.
 
         Args:
-            encoder: its output is the embedding, normalised to one length.
             image_size: (height, width) in pixels of its input.
-            mean, std: with which its input is normalised, on a scale of 0 to 1.
-            options: `margin`, `threshold`, `fit` and `normalize_embeddings`, as of the class.
+            options: as of the class: `mean` and `std` with which its input is normalised, `margin`, `threshold`, `fit`,
+                `normalize_embeddings`.
 
         Raises:
-            ModelError: the output is not (N, D), or not finite.
+            ModelError: it fails on such images, or its output is not (N, D).
 
         Examples:
             >>> encoder = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -171,17 +150,8 @@ class SiameseNetwork(nn.Module):
             torch.Size([5, 12])
         """
         device = next((tensor.device for tensor in encoder.parameters()), torch.device("cpu"))
-        images = torch.rand(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
-        try:
-            with eval_mode(encoder), torch.no_grad():
-                z = encoder(images.to(device))
-            found = f"shape {tuple(z.shape)}" if z.isfinite().all() else "values that are not finite"
-        except Exception as error:
-            raise ModelError(f"encoder: it fails on images {tuple(images.shape)} ({brief(error)})") from None
-        if z.ndim != 2 or len(z) != 2 or not z.isfinite().all():
-            raise ModelError(f"encoder: of 2 images it should make numbers of shape (2, D), but made {found}")
-        options = {"normalize_embeddings": True, "image_size": image_size, "mean": mean, "std": std} | options
-        return cls(encoder.cpu(), embedding_dim=None, **options).to(device).eval()
+        options = {"normalize_embeddings": True, "embedding_dim": None, "image_size": image_size} | options
+        return cls(encoder.cpu(), **options).to(device).eval()
 
     def block_shapes(self) -> list[torch.Size]:
         """Output shapes of the backbone's blocks for one image; modes and statistics stay as they are."""
@@ -213,9 +183,7 @@ class SiameseNetwork(nn.Module):
     def embed_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
         """Embed images from their pooled features: (N, C) -> (N, `embedding_dim`)."""
         z = self.head(pooled)
-        if not self.normalize_embeddings:
-            return z
-        return self.margin / 2**0.5 * F.normalize(z)
+        return self.margin / 2**0.5 * F.normalize(z) if self.normalize_embeddings else z
 
     def activations(self, batch: torch.Tensor) -> torch.Tensor:
         """What Grad-CAM is computed at: the final map (N, C, h, w), or what a transformer's last stage is given. Behind
@@ -224,18 +192,19 @@ class SiameseNetwork(nn.Module):
         Raises:
             ModelError: the inside of `an encoder of one's own` is unknown.
         """
-        last = self.backbone[-1]
         if self.architecture["backbone_model"] == ENCODER:
             raise ModelError(f"method: 'distance' looks inside the network, which {ENCODER} hides; use 'occlusion'")
-        if isinstance(self.pooling, nn.Identity):
-            return last.before_last_stage(self.backbone[:-1](batch))
-        return self.backbone(batch)
+        if not isinstance(self.pooling, nn.Identity):
+            return self.backbone(batch)
+        seen: list[torch.Tensor] = []
+        self.backbone[-1].with_hook(self.backbone[:-1](batch), lambda stage, given: seen.append(given[0]))
+        return seen[0]
 
     def embed_activations(self, activations: torch.Tensor) -> torch.Tensor:
         """Embed images from their `activations` -> (N, D)."""
         if isinstance(self.pooling, nn.Identity):
-            images = torch.zeros(len(activations), 3, *self.image_size, device=activations.device)
-            activations = self.backbone[-1].after_last_stage(activations, images)
+            images, inside = activations.new_zeros(len(activations), 3, *self.image_size), activations
+            activations = self.backbone[-1].with_hook(images, lambda stage, given: (inside, *given[1:]))
         return self.embed_features(activations)
 
     def as_map(self, values: torch.Tensor) -> torch.Tensor:
@@ -260,24 +229,37 @@ class SiameseNetwork(nn.Module):
 
         Raises:
             ModelError: the network was made `around` an encoder, which only its own code can make again.
+            UserError: the file cannot be written.
         """
         if self.architecture["backbone_model"] == ENCODER:
             raise ModelError(f"{path}: {ENCODER} cannot be saved here; keep its own file, and make it again")
-        write_checkpoint(path, self.state_dict(), self.architecture, info)
+        state = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
+        whole = io.BytesIO()  # torch's own writer reports a full disk as an error of its own
+        torch.save({"state_dict": state, "architecture": self.architecture, "info": info}, whole)
+        with replacing(path) as file:
+            file.write_bytes(whole.getbuffer())
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SiameseNetwork:
         """Load a network that `save` wrote, in eval mode; what was saved beside it is in `model.info`.
 
+        The file holds plain tensors and values, and cannot run code.
+
         Raises:
             ModelError: no such file, or not a checkpoint of this project.
             RuntimeError: this machine has no such device.
         """
-        with checkpoint_of(path) as checkpoint:
-            # All weights are in this file: loading neither downloads nor opens another one.
-            model = cls(**checkpoint["architecture"] | {"pretrained": False, "weights": None})
-            model.load_state_dict(checkpoint["state_dict"])
+        if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+            raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            model, state = cls(**checkpoint["architecture"]), checkpoint["state_dict"]
+            model.load_state_dict({name: tensor for name, tensor in state.items() if name not in FORMER_TENSORS})
             model.info = dict(checkpoint["info"])
+        except Exception as error:
+            # Torch's own words advise to switch its protection off.
+            reason = "no file of plain tensors" if "weights_only" in str(error) else brief(error)
+            raise ModelError(f"{path}: not a checkpoint of this project ({reason}); train again") from None
         return model.to(device).eval()
 
 

@@ -21,22 +21,12 @@ MOST_CLASSES = 20  # named in the sentence that says which network it is
 
 def build_model(config: Config, levels: tuple[float, float] | None = None) -> SiameseNetwork:
     """Build the untrained network that a configuration describes; random weights depend on its seed only."""
+    image = config.image
+    options = {"image_size": image.size, "fit": image.fit, "levels": levels, **dict(image.normalization)}
+    keys = "backbone_model", "pretrained", "pooling", "embedding_dim", "weights", "margin", "threshold"
+    options |= {key: getattr(config, key) for key in (*keys, "normalize_embeddings")}
     with seeded(config.seed):
-        return SiameseNetwork(
-            config.backbone_model,
-            config.pretrained,
-            config.pooling,
-            config.embedding_dim,
-            config.image.size,
-            config.weights,
-            config.margin,
-            config.threshold,
-            config.image.normalization.mean,
-            config.image.normalization.std,
-            config.image.fit,
-            config.normalize_embeddings,
-            levels,
-        )
+        return SiameseNetwork(**options)
 
 
 def starting_point(config: Config) -> str:

@@ -1,5 +1,3 @@
-import socket
-import time
 from importlib.resources import files
 from urllib.error import URLError
 
@@ -33,20 +31,8 @@ def test_blocks_of_timms_networks_give_their_feature_map_of_images_as_they_know_
         assert torch.allclose(blocks(seen), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    """No connection: what is asked for is refused."""
-
-    def refuse(*arguments, **options):
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the tries of who downloads
-
-
 @pytest.mark.parametrize(("photograph", "classes"), [("china.jpg", {442, 698}), ("flower.jpg", {985})])
-def test_the_installed_weights_see_photographs_as_timm_does(photograph, classes, offline):
+def test_the_installed_weights_see_photographs_as_timm_does(photograph, classes):
     """A bell cote or palace, and a daisy, in ImageNet's numbering."""
     model = SiameseNetwork("EfficientNetLite0", pretrained=True).eval()
     image = Image.fromarray(load_sample_image(photograph))
@@ -63,19 +49,11 @@ def test_the_installed_weights_see_photographs_as_timm_does(photograph, classes,
     assert torch.allclose(found, expected, atol=1e-4) and expected.std() > 0.1 and called in classes
 
 
-def test_the_installed_weights_are_those_of_one_network_only(offline):
-    with pytest.raises(ModelError, match="resnet26t could not be downloaded.*EfficientNetLite0"):
-        backbone_blocks("resnet26t", pretrained=True)
-
-
 @pytest.mark.parametrize(
     ("name", "size", "final"),
     [
         ("Conv4", (64, 96), (64, 8, 12)),
-        ("Conv4", (96, 96), (64, 12, 12)),
-        ("MobileNet", (224, 224), (1280, 7, 7)),
         ("MobileNet", (96, 96), (1280, 3, 3)),
-        ("resnet18", (224, 224), (512, 7, 7)),
         ("resnet18", (64, 128), (512, 2, 4)),
         ("densenet121", (64, 64), (1024, 2, 2)),
     ],
@@ -88,9 +66,7 @@ def test_final_maps_and_embeddings_have_the_shapes_that_the_stride_gives(name, s
         assert network.embed(image).shape == (1, 16)
 
 
-@pytest.mark.parametrize(
-    "failure", [URLError("no route"), ConnectionResetError("no route"), RuntimeError("no route\nat all")]
-)
+@pytest.mark.parametrize("failure", [URLError("no route"), RuntimeError("no route\nat all")])
 def test_a_failed_download_names_the_ways_out(failure, monkeypatch):
     make = timm.create_model
 
@@ -103,14 +79,6 @@ def test_a_failed_download_names_the_ways_out(failure, monkeypatch):
     with pytest.raises(ModelError, match="resnet18.*no route.*`weights: path`.*`pretrained: False`") as caught:
         SiameseNetwork("resnet18", pretrained=True)
     assert "\n" not in str(caught.value)
-
-
-def test_weights_file_of_a_timm_network(tmp_path):
-    torch.manual_seed(1)
-    torch.save(timm.create_model("resnet26t").state_dict(), tmp_path / "weights.pth")
-    blocks = nn.Sequential(*backbone_blocks("resnet26t", weights=tmp_path / "weights.pth"))
-    torch.manual_seed(1)
-    assert all(torch.equal(a, b) for a, b in zip(blocks.parameters(), timm.create_model("resnet26t").parameters()))
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("resnet18", "resnet18"), ("MobileNet", "mobilenet_v2")])
@@ -129,45 +97,32 @@ def test_weights_of_torchvision_fit_by_name_or_by_position(ours, theirs, tmp_pat
     assert features.std() > 0 and torch.allclose(features, seen[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "nested, prefix",
-    [
-        (["state_dict"], ""),
-        (["model_state_dict"], "module."),
-        (["model"], "backbone."),
-        (["teacher"], "module.encoder_q."),
-        (["model", "state_dict"], "model."),
-        ([], "_orig_mod."),
-    ],
-)
+@pytest.mark.parametrize("nested, prefix", [("state_dict", "module."), ("model", "_orig_mod.")])
 def test_weights_as_wrappers_and_trainers_leave_them(tmp_path, nested, prefix):
     torch.manual_seed(1)
-    classifier = torchvision.models.resnet18()
-    written = {prefix + name: tensor for name, tensor in classifier.state_dict().items()} | {"queue": torch.ones(3)}
-    for name in nested:
-        written = {"epoch": 3, name: written}
-    torch.save(written, tmp_path / "weights.pth")
+    state = torchvision.models.resnet18().state_dict()
+    written = {prefix + name: tensor for name, tensor in state.items()} | {"queue": torch.ones(3)}
+    torch.save({"epoch": 3, nested: written}, tmp_path / "weights.pth")
     blocks = nn.Sequential(*backbone_blocks("resnet18", weights=tmp_path / "weights.pth"))
-    assert all(map(torch.equal, blocks.state_dict().values(), classifier.state_dict().values()))
+    assert all(map(torch.equal, blocks.state_dict().values(), state.values()))
 
 
 def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
-    torch.save(torchvision.models.resnet34(), tmp_path / "whole.pth")
-    state = torchvision.models.resnet34().state_dict()
+    one, other = torchvision.models.resnet18(), timm.create_model("resnet14t")
+    state = one.state_dict()
     state["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
-    torch.save(state, tmp_path / "nan.pth")
+    for file, content in (("other.pth", other.state_dict()), ("whole.pth", one), ("nan.pth", state)):
+        torch.save(content, tmp_path / file)
     (tmp_path / "garbage.pth").write_bytes(b"<html>403 Forbidden</html>")
-    (tmp_path / "empty.pth").write_bytes(b"")
     for file, message in (
-        ("resnet18.pth", "is for another backbone"),
-        ("whole.pth", "Python objects, such as a whole model, .* torch.save"),
+        ("other.pth", "is for another backbone"),
+        ("whole.pth", "no file of plain tensors; .* torch.save"),
         ("nan.pth", r"holds NaN or infinity \(layer1.0.conv1.weight\)"),
-        ("garbage.pth", "not a file of weights"),
-        ("empty.pth", "not a file of weights"),
+        ("garbage.pth", "no file of plain tensors"),
+        ("none.pth", "no file of plain tensors"),
     ):
         with pytest.raises(ModelError, match=f"weights: .*{file}.*{message}") as caught:
-            backbone_blocks("resnet34", weights=tmp_path / file)
+            backbone_blocks("resnet18", weights=tmp_path / file)
         assert "\n" not in str(caught.value)
 
 
@@ -175,10 +130,9 @@ def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
     ("name", "size", "message"),
     [
         ("mobilenet_v2", (64, 64), "nor a name of timm; near it are mobilenetv2"),
-        ("vit_tiny_patch16_224", (98, 112), r"takes multiples of 16 x 16 pixels; use \[96, 112\]"),
+        ("vit_tiny_patch16_224", (98, 112), r"\[98, 112\]: .* takes multiples of 16 x 16 pixels"),
         ("coat_tiny", (64, 64), "several outputs"),
         ("inception_v3", (32, 32), r"image.size: \[32, 32\] does not suit this backbone"),
-        ("resnet19", (64, 64), "near it are resnet1"),
     ],
 )
 def test_a_network_or_an_image_size_that_does_not_do_is_a_line(name, size, message):

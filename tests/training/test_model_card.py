@@ -86,12 +86,6 @@ def test_steps_are_those_that_were_taken(pretrained, epochs, steps):
     assert f"**Steps**: {steps}" in model_card(changed, table(), HISTORY)
 
 
-def test_many_classes_are_summed_up():
-    card = model_card(info(), table([(f"{k:02d}", 4) for k in range(53)]), HISTORY)
-    rows = section(card, "Training Data").strip().split("\n")[2:]
-    assert len(rows) == 52 and rows[-2:] == ["| 3 more | 6 | 3 | 3 |", "| **all** | 106 | 53 | 53 |"]
-
-
 def test_names_are_no_markdown():
     assert plain("a\n<b>_c_|`d`") == r"a \<b\>\_c\_\|\`d\`"
 

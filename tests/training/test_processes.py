@@ -1,11 +1,9 @@
 """Also a script: `torchrun test_processes.py CONFIG [IMAGES]` trains as the tests in this file compare."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -121,34 +119,6 @@ def test_where_memory_of_one_process_runs_out_all_halve_their_batches(config, tm
     assert info["config"]["hyperparameters"]["batch_size"] == 4 and "run" not in info
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows sends interrupts otherwise")
-def test_an_interrupt_leaves_the_best_network_and_no_process_that_waits(config, tmp_path):
-    options = config.hyperparameters.model_copy(update={"epochs": 5000})
-    (run,) = start_torchrun(1, 2, *in_two(config, tmp_path, hyperparameters=options))
-    try:
-        start, history = time.monotonic(), tmp_path / "two" / "history.csv"
-        while not history.exists() and time.monotonic() < start + 120:
-            time.sleep(0.1)
-        run.send_signal(signal.SIGINT)
-        out, _ = run.communicate(timeout=60)
-    finally:
-        run.kill()
-    assert "the best network so far is ready; train again to go on from there" in out
-    assert SiameseNetwork.load(tmp_path / "two" / "model.pth").info["epoch"] >= 1
-
-
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_processes_that_would_each_train_a_network_of_their_own_are_an_error(config, monkeypatch, variable):
-    monkeypatch.setenv(variable, "4")
-    with pytest.raises(TrainingError, match=f"{variable}=4: each .* torchrun .*unset it to train in one process$"):
-        train(config)
-    assert not (config.checkpoints_path / "last.pth").exists()
-    for alone in ("1", ""):
-        monkeypatch.setenv(variable, alone)
-        with together(torch.device("cpu")) as processes:
-            assert processes.first and processes.world_size == 1
-
-
 def test_shares_cover_every_position_once():
     for count in (0, 1, 2, 7, 64):
         shares = [range(count)[Processes(rank, 3).share(count)] for rank in range(3)]
@@ -187,19 +157,14 @@ def fail(message):
     raise RuntimeError(message)
 
 
-def test_running_out_of_memory_in_one_process_is_an_error_in_all_and_so_is_an_interrupt():
-    fine, full, stopped = map(torch.tensor, ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]))  # what the other process says
+def test_running_out_of_memory_in_one_process_is_an_error_in_all():
+    fine, full = torch.tensor(0.0), torch.tensor(1.0)  # what the other process says
     for others, compute in ((full, lambda: 7), (fine, lambda: fail("CUDA out of memory"))):
         with pytest.raises(RuntimeError, match="out of memory in one of the processes"):
             Another(others).attempt(compute)
     assert Another(fine).attempt(lambda: 7) == 7
     with pytest.raises(RuntimeError, match="^broken$"):
         Another(fine).attempt(lambda: fail("broken"))
-    for others, here in ((stopped, False), (fine, True)):
-        interrupted = Another(others)
-        interrupted.interrupted = here
-        with pytest.raises(KeyboardInterrupt):
-            interrupted.attempt(lambda: 7)
 
 
 def test_a_process_with_other_images_than_the_first_says_so(config, monkeypatch):
@@ -231,9 +196,8 @@ def test_every_process_draws_its_own_in_every_epoch_and_the_same_again(config, m
 def test_the_connection_is_that_of_the_device_and_only_the_first_process_prints(
     monkeypatch, capsys, device, backend, rank
 ):
-    asked, before = [], signal.getsignal(signal.SIGINT)
+    asked = []
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun sets it")
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # one torchrun on each of two machines
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: asked.append(backend))
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
@@ -242,9 +206,6 @@ def test_the_connection_is_that_of_the_device_and_only_the_first_process_prints(
     with together(torch.device(device)) as processes:
         assert (processes.rank, processes.world_size, str(processes.device)) == (rank, 2, device)
         print(f"process {rank}")
-        signal.raise_signal(signal.SIGINT)
-        assert processes.interrupted
-    assert signal.getsignal(signal.SIGINT) is before
     assert asked == [device] * (device != "cpu") + [backend, "left"]
     assert capsys.readouterr().out == "process 0\n" * (rank == 0)
 

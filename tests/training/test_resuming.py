@@ -115,7 +115,7 @@ def test_an_interrupt_between_the_files_of_an_epoch_loses_nothing(alone, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(results, "replacing", press)
-        patch.setattr("utils.networks.checkpoints.replacing", press)
+        patch.setattr("utils.Siamese.replacing", press)
         history = train(again)
     assert pressed and len(history) == 1 and "stopped after epoch 1 of 4" in capsys.readouterr().out
     assert len(pd.read_csv(again.checkpoints_path / "history.csv")) == 1

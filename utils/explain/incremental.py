@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from utils.networks.backbones import WholeNetwork
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.machine import bfloat16_pays
 
@@ -57,13 +56,11 @@ def local_stages(model: SiameseNetwork) -> list[Stage]:
     given, stages = model.mean.new_zeros(1, 3, PROBE_SIDE, PROBE_SIDE), []
     with eval_mode(model):
         for block in model.backbone if model.mean.device.type == "cpu" else ():
-            if isinstance(block, WholeNetwork):
-                break
             try:
                 found = block(given)
-            except (AssertionError, RuntimeError):  # made for the network's own image size
+                side = found.shape[2]
+            except Exception:  # made for the network's own image size, or no map
                 break
-            side = found.shape[2]
             uneven = PROBE_SIDE % side or any(pixels * side % PROBE_SIDE for pixels in model.image_size)
             if uneven or side * MAX_STRIDE < PROBE_SIDE or not (stage := _stage(block, given, given.shape[2] // side)):
                 break

@@ -1,1 +1,1 @@
-"""Networks: backbones, checkpoints, and the network of a configuration."""
+"""Networks: backbones, pooling, export."""

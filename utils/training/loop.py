@@ -33,14 +33,11 @@ from utils.training.results import Results, alone_in, unfinished
 def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """Train a network and write it to `config.checkpoints_path`, with the files that `Results` names.
 
-    With `OneCycle`, the best epoch of a finished run is the last, where the learning rate has come down. Otherwise it
-    is the one with the highest validation AUC and, among equals, the lowest validation loss. Of the epochs that train
-    the head alone, only the last can be the best.
-
-    A stopped run goes on after its last finished epoch, and the result is the same, unless settings or images changed.
-    After an interrupt (Ctrl-C, the notebook's stop button), the best network so far is ready for use. If memory runs
-    out, training goes on with batches of half the size. Processes that torchrun has started train one network together,
-    each on its share of every batch; the first one writes and prints.
+    `best_epoch` says which epoch is kept; of those that train the head alone, only the last can be. A stopped run goes
+    on after its last finished epoch, with the same result, unless settings or images changed. After an interrupt
+    (Ctrl-C, the notebook's stop button), the best network so far is ready for use. If memory runs out, training goes on
+    with batches of half the size. Processes that torchrun has started train one network together, each on its share of
+    every batch; the first one writes and prints.
 
     Args:
         table: the split, as `prepare_split` made it; `None`: make it here, and print its notes.
@@ -52,8 +49,8 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
         ConfigError: a setting that this machine cannot fulfil.
         DataError: images that cannot be read or split.
         ModelError: the backbone, or its weights, cannot be loaded.
-        TrainingError: another run trains in this folder, the loss is not finite, memory is too small, or processes do
-            not fit together.
+        TrainingError: another run trains in this folder, the loss is not finite, memory is too small, or processes have
+            different images.
     """
     keep_freed_memory()
     device, smaller = choose_device(config), None
@@ -87,12 +84,8 @@ def with_options(config: Config, **options: Any) -> Config:
 
 
 class Trainer:
-    """One training run: data, network, phases, and the loop over epochs.
-
-    Args:
-        table: the split: `file`, `label`, `split`.
-        batch_size: replaces the configured one, if memory is too small for that.
-    """
+    """One training run: data, network, phases, and the loop over epochs. `batch_size` replaces the configured one, if
+    memory is too small for that."""
 
     def __init__(
         self, config: Config, table: pd.DataFrame, processes: Processes | None = None, batch_size: int | None = None
@@ -100,11 +93,10 @@ class Trainer:
         self.settings, self.processes = config.model_dump(mode="json"), processes or Processes()
         self.model = build_model(config, read_fingerprints(config, table)[3]).to(choose_device(config))
         self.data = TrainingData(config, table, self.model.frame)
-        if self.data.fingerprints != self.processes.from_first(self.data.fingerprints):
-            other = f"process {self.processes.rank} has other images or weights than the first"
-            raise TrainingError(f"{other}; copy them to every machine, or share them")
-        stopped = unfinished(config, self.data.fingerprints) if self.processes.first else None
-        self.stopped = self.processes.from_first(stopped)
+        fingerprints, rank = self.data.fingerprints, self.processes.rank
+        if fingerprints != self.processes.from_first(fingerprints):
+            raise TrainingError(f"process {rank} has other images or weights than the first; copy them, or share them")
+        self.stopped = self.processes.from_first(unfinished(config, fingerprints) if rank == 0 else None)
         # Smaller batches make an epoch longer; the epochs stay as many.
         self.head_epochs = math.ceil(config.head_steps / self.data.steps(config))
         self.epochs = self.head_epochs + config.hyperparameters.epochs
@@ -140,24 +132,21 @@ class Trainer:
                 raise
             if self.results.written < len(history):  # the interrupt came between the files of a finished epoch
                 self.keep()
-            epochs = f"stopped after epoch {len(history)} of {self.epochs}, the best network so far is ready"
-            print(f"{self.results.folder}: {epochs}; train again to go on from there")
+            stopped = f"stopped after epoch {len(history)} of {self.epochs}, the best network so far is ready"
+            print(f"{self.results.folder}: {stopped}; train again to go on from there")
         else:
             if self.processes.first:
                 self.results.close()
         return self.results.frame()
 
     def start(self, epoch: int) -> None:
-        """Start the phase of this epoch: the head alone, or fine-tuning."""
-        phase = HeadAlone if epoch <= self.head_epochs else FineTuning
-        parts = self.config, self.model, self.data, self.loader, self.processes
-        self.phase = phase(*parts, self.steps, self.head_epochs)
+        """Start the phase of this epoch."""
+        parts = self.config, self.model, self.data, self.loader, self.processes, self.steps, self.head_epochs
+        self.phase = HeadAlone(*parts) if epoch <= self.head_epochs else FineTuning(*parts)
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """Train for one epoch and validate the network; returns a row of the history.
-
-        Random numbers follow from the seed, the epoch and the process, so they are the same after a run was stopped.
-        """
+        """Train for one epoch and validate the network; returns a row of the history. Random numbers follow from the
+        seed, the epoch and the process, so they are the same after a run was stopped."""
         start, rate = time.perf_counter(), self.phase.optimizer.param_groups[0]["lr"]
         bar.set_description(f"Epoch {epoch}/{self.epochs}{self.phase.title}")
         seed = np.random.SeedSequence([self.config.seed, epoch, self.processes.rank])
@@ -181,12 +170,8 @@ class Trainer:
         return {"epoch": epoch, "seconds": seconds, "train_loss": train_loss, **valid, "learning_rate": rate}
 
     def step(self, batch: Batch, inputs: Any) -> float:
-        """Update the weights once; returns the contrastive loss of the batch.
-
-        Raises:
-            TrainingError: the loss, or its gradient, is not finite.
-            RuntimeError: out of memory.
-        """
+        """Update the weights once; returns the contrastive loss of the batch. Raises a TrainingError if that or its
+        gradient is not finite, and a RuntimeError if memory runs out."""
         parameters = [p for group in self.phase.optimizer.param_groups for p in group["params"]]
         own, penalty = self.processes.attempt(lambda: self.phase.embed(inputs))
         embeddings = self.processes.gather(own, len(images_of(batch)))
@@ -205,18 +190,13 @@ class Trainer:
         return value
 
     def smaller_batches(self) -> int:
-        """Half the batch size, to go on with after memory ran out; a printed line tells the user.
-
-        Raises:
-            TrainingError: batches of half the size would be too small to hold pairs.
-        """
+        """Half the batch size, to go on with after memory ran out; a printed line tells the user."""
         size, images = self.options.batch_size, list(self.config.image.size)
-        if size // 2 < (2 if self.config.training_pairs == "sampled" else 4):
+        if size // 2 < (2 if self.config.training_pairs == "sampled" else 4):  # they could not hold pairs
             raise TrainingError(f"out of memory; reduce hyperparameters.batch_size ({size}) or image.size {images}")
-        print(
-            f"out of memory with hyperparameters.batch_size {size}; training goes on with {size // 2}, "
-            f"from the last finished epoch; reduce image.size {images} for larger batches"
-        )
+        now = f"training goes on with {size // 2}, from the last finished epoch"
+        advice = f"reduce image.size {images} for larger batches"
+        print(f"out of memory with hyperparameters.batch_size {size}; {now}; {advice}")
         return size // 2
 
     def keep(self) -> None:

@@ -15,7 +15,6 @@ from utils.system.settings import Config
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_suffix(".md")
-MOST_CLASSES = 50  # rows of the table of classes
 FEW = 100  # scores on fewer images than these are rough
 
 
@@ -38,8 +37,9 @@ def model_card(
         history: a row per epoch, as training leaves it.
         test: scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: not measured yet.
     """
-    config, splits = Config(**info["config"]), table.split.value_counts()
-    few = [(splits.get(split, 0), f"{name} image") for split, name in (("valid", "validation"), ("test", "test"))]
+    config = Config(**info["config"])
+    counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
+    few = [(number, f"{name} image") for number, name in zip(counts.sum()[1:], ("validation", "test"))]
     environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"plain": plain, "counted": counted}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -47,26 +47,13 @@ def model_card(
         config=config,
         options=config.hyperparameters,
         rough=" and ".join(counted(number, name) for number, name in few if number < FEW),
-        sizes=table.label.value_counts(),
-        classes=_classes(table),
+        counts=counts,
         # Numbers are the random changes; 0 switches them off, of the crop 1.
         changes=[f"{k} {v:g}" for k, v in config.image if isinstance(v, float) and v != (k == "RandomResizedCrop")],
         history=history,
         kept=history.iloc[info["epoch"] - 1],
         test=test,
     )
-
-
-def _classes(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Rows of the table of classes: name, and number of training, validation and test images; the last row is the sum.
-
-    Beyond `MOST_CLASSES`, one row counts all other classes.
-    """
-    counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
-    rows = [(plain(label), *row) for label, row in zip(counts.index[:MOST_CLASSES], counts.to_numpy())]
-    if len(counts) > MOST_CLASSES:
-        rows.append((f"{len(counts) - MOST_CLASSES} more", *counts[MOST_CLASSES:].sum()))
-    return [*rows, ("**all**", *counts.sum())]
 
 
 def plain(name: str) -> str:

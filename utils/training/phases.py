@@ -37,12 +37,8 @@ VIEWS = 4  # features of each training image: of the image itself, and of three 
 
 @torch.no_grad()
 def frozen_features(model: SiameseNetwork, batches: Iterable[torch.Tensor], exact: bool) -> torch.Tensor:
-    """Pooled features of the backbone in eval mode, (N, C), on the CPU.
-
-    Args:
-        batches: uint8 images, (B, 3, H, W) each.
-        exact: compute in float32; otherwise in bfloat16 where that is faster, which is exact enough for training.
-    """
+    """Pooled features of the backbone in eval mode, (N, C), on the CPU, of batches of uint8 images, (B, 3, H, W) each;
+    in bfloat16 where that is faster and `exact` does not forbid it: it is exact enough for training."""
     device, features = model.mean.device, [torch.empty(0, model.head[0].in_features)]
     with eval_mode(model):
         for images in batches:
@@ -53,10 +49,8 @@ def frozen_features(model: SiameseNetwork, batches: Iterable[torch.Tensor], exac
 
 
 def early_blocks(model: SiameseNetwork) -> int:
-    """Number of the backbone's first blocks, before its maps have a sixteenth of the image's resolution.
-
-    These blocks find edges and textures, which all photographs share, and most of a backward pass is spent in them.
-    """
+    """Number of the backbone's first blocks, before its maps have a sixteenth of the image's resolution. They find
+    edges and textures, which all photographs share, and most of a backward pass is spent in them."""
     height = model.image_size[0]
     return next((i for i, shape in enumerate(model.block_shapes()) if shape[2] <= -(-height // 16)), 0)
 
@@ -77,15 +71,16 @@ class Phase:
         self.options, self.device = self.config.hyperparameters, self.model.mean.device
         self.contrastive = ContrastiveLoss(self.config.margin)
         trained, rate, epochs = self.begin()
-        options, schedule = self.options, self.config.LRScheduler
-        parameters, decay = [p for p in trained.parameters() if p.requires_grad], {"weight_decay": options.weight_decay}
-        momentum = {"momentum": options.momentum, "nesterov": options.nesterov} if options.optimizer == "SGD" else {}
-        optimizer = getattr(torch.optim, options.optimizer)(parameters, rate, **decay, **momentum)
-        if isinstance(self, HeadAlone) or schedule.name == "OneCycle":
-            scheduler = OneCycleLR(optimizer, rate, total_steps=epochs * self.steps, cycle_momentum=False)
+        options, plan = self.options, self.config.LRScheduler
+        parameters, momentum = [p for p in trained.parameters() if p.requires_grad], {}
+        if options.optimizer == "SGD":
+            momentum = {"momentum": options.momentum, "nesterov": options.nesterov}
+        make = getattr(torch.optim, options.optimizer)
+        self.optimizer = make(parameters, rate, weight_decay=options.weight_decay, **momentum)
+        if isinstance(self, HeadAlone) or plan.name == "OneCycle":
+            self.scheduler = OneCycleLR(self.optimizer, rate, total_steps=epochs * self.steps, cycle_momentum=False)
         else:
-            scheduler = ReduceLROnPlateau(optimizer, "max", schedule.factor, schedule.patience, min_lr=schedule.min_lr)
-        self.optimizer, self.scheduler = optimizer, scheduler
+            self.scheduler = ReduceLROnPlateau(self.optimizer, "max", plan.factor, plan.patience, min_lr=plan.min_lr)
 
     def loss(self, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
         """The contrastive loss of a batch. Embeddings (B, D) are in the order of `images_of(batch)`."""
@@ -100,27 +95,24 @@ class Phase:
         pairs, count = self.data.valid_pairs, len(self.data.images["valid"])
         own = self.processes.attempt(lambda: self.embed_valid(self.processes.share(count)))
         distance = pair_distances(self.processes.gather(own, count), pairs)
-        loss = self.contrastive(distance, torch.from_numpy(pairs.label)).item()
-        dissimilarity = (distance / self.config.margin).numpy()
-        scores = score_pairs(dissimilarity, pairs.label, self.config.threshold)
-        valid = {"valid_loss": loss, "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
-        return valid, calibrate_threshold(dissimilarity, pairs.label)
+        loss, dissimilarity = self.contrastive(distance, torch.from_numpy(pairs.label)), distance / self.config.margin
+        scores = score_pairs(dissimilarity.numpy(), pairs.label, self.config.threshold)
+        valid = {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
+        return valid, calibrate_threshold(dissimilarity.numpy(), pairs.label)
 
     def not_finite(self, epoch: int, batch: Batch, loss: float, embeddings: torch.Tensor) -> TrainingError:
         """The error of a step; it names up to three images, first of all those whose embeddings are not finite."""
-        table = self.data.table
-        files = table.file[table.split == "train"].to_numpy()[images_of(batch)]
-        not_finite = ~embeddings.isfinite().all(1).cpu().numpy()
-        files = list(dict.fromkeys(files[not_finite] if not_finite.any() else files))
-        return TrainingError(
-            f"epoch {epoch}: the loss of a batch ({loss:g}), or its gradient, is not finite; lower hyperparameters."
-            f"{self.key} ({getattr(self.options, self.key):g}), or look at its images: {first_names(files)}"
-        )
+        files = self.data.table.file[self.data.table.split == "train"].to_numpy()[images_of(batch)]
+        broken = ~embeddings.isfinite().all(1).cpu().numpy()
+        files = list(dict.fromkeys(files[broken] if broken.any() else files))
+        key = f"hyperparameters.{self.key} ({getattr(self.options, self.key):g})"
+        what = f"epoch {epoch}: the loss of a batch ({loss:g}), or its gradient, is not finite"
+        return TrainingError(f"{what}; lower {key}, or look at its images: {first_names(files)}")
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain values and tensors."""
-        plateau = None if isinstance(self.scheduler, OneCycleLR) else self.scheduler.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "plateau": plateau}
+        scheduler = self.scheduler.state_dict() if isinstance(self.scheduler, ReduceLROnPlateau) else None
+        return {"optimizer": self.optimizer.state_dict(), "plateau": scheduler}
 
     def restore(self, state: dict[str, Any], steps: int) -> None:
         """Continue after so many steps of this phase, counted in batches of today's size."""
@@ -149,8 +141,8 @@ class HeadAlone(Phase):
         batches = [np.arange(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
         requests = [Request(batch, view * count + batch[0], epoch=0) for view in range(1, views) for batch in batches]
         inputs = chain((images[batch] for batch in batches), self.loader(requests))
-        shown = dict(total=views * len(batches), desc="Computing features", disable=not self.options.verbose)
-        with tqdm(inputs, **shown) as bar:
+        quiet = not self.options.verbose
+        with tqdm(inputs, desc="Computing features", total=views * len(batches), disable=quiet) as bar:
             features = self.processes.attempt(lambda: frozen_features(self.model, bar, exact=split == "valid"))
         features = features.view(views, own.stop - own.start, features.shape[1])
         return torch.stack([self.processes.gather(view, count) for view in features])

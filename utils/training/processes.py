@@ -7,7 +7,6 @@ the backward pass, where a process that runs out of memory would leave the other
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -18,11 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.system.errors import TrainingError
 from utils.system.machine import is_out_of_memory
-
-# The number of processes as launchers give it: torchrun; Open MPI; MPICH and Intel MPI; srun.
-LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class Processes:
@@ -31,7 +26,6 @@ class Processes:
     def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
         self.first = rank == 0  # only the first process writes and prints
-        self.interrupted = False
 
     def share(self, count: int) -> slice:
         """The positions among `count` that belong to this process; shares differ by one at most."""
@@ -69,7 +63,7 @@ class Processes:
         return values[0]
 
     def attempt(self, compute: Callable[[], Any]) -> Any:
-        """The result of `compute`. If one process runs out of memory or is interrupted, all processes raise that."""
+        """The result of `compute`. If one process runs out of memory, all processes raise that."""
         result, full = None, False
         try:
             result = compute()
@@ -77,27 +71,15 @@ class Processes:
             full = is_out_of_memory(error)
             if not full or self.world_size == 1:
                 raise
-        full, interrupted = self.sum(torch.tensor([full, self.interrupted]).float()).tolist()
-        if interrupted:
-            raise KeyboardInterrupt
-        if full:
+        if self.sum(torch.tensor(float(full))):
             raise RuntimeError("out of memory in one of the processes")
         return result
 
 
 @contextmanager
 def together(device: torch.device) -> Iterator[Processes]:
-    """Connect the processes that torchrun has started. Only the first prints; Ctrl-C waits for the end of an `attempt`.
-
-    Raises:
-        TrainingError: another launcher has started several processes, or left its variables behind.
-    """
+    """Connect the processes that torchrun has started; only the first prints."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it
-        if others := [name for name in LAUNCHERS if os.environ.get(name, "") not in ("", "0", "1")]:
-            raise TrainingError(
-                f"{others[0]}={os.environ[others[0]]}: each of these processes would train a network of its own; start "
-                "them with torchrun (docs/commands.md, Several GPUs), or unset it to train in one process"
-            )
         yield Processes()
         return
     if device.type == "cuda":
@@ -105,10 +87,8 @@ def together(device: torch.device) -> Iterator[Processes]:
     # No time limit: the first process may read data for long, and torchrun ends the others when one dies.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     processes = Processes(dist.get_rank(), dist.get_world_size(), device)
-    before = signal.signal(signal.SIGINT, lambda *_: setattr(processes, "interrupted", True))
     try:
         with redirect_stdout(sys.stdout if processes.first else io.StringIO()):
             yield processes
     finally:
-        signal.signal(signal.SIGINT, before)
         dist.destroy_process_group()

@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from utils.early_stopping import best_epoch
+from utils.images.folder import first_names
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import TrainingError
 from utils.system.files import replacing, write_whole
@@ -33,12 +34,9 @@ def alone_in(folder: Path) -> AbstractContextManager:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / ".lock", mode=0o666).acquire(timeout=0)  # 666: another user may be the next
-    except Timeout:
-        advice = "wait until it ends, or set another checkpoints_path"
-        raise TrainingError(f"{folder}: another run is training here; {advice}") from None
-    except OSError as error:
-        advice = "change its access rights, or set another checkpoints_path"
-        raise TrainingError(f"{folder}: cannot be written to ({error.strerror}); {advice}") from None
+    except (Timeout, OSError) as error:  # a Timeout is an OSError, too
+        what = "another run is training here; wait until it ends, or" if isinstance(error, Timeout) else f"{error};"
+        raise TrainingError(f"{folder}: {what} set another checkpoints_path") from None
 
 
 def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
@@ -52,16 +50,13 @@ def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
     """
     last = config.checkpoints_path / "last.pth"
     for path in [last, *sorted(last.parent.glob("last-*.pth"), reverse=True)]:
+        if not path.exists():
+            continue
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             if not (run := checkpoint["info"].get("run")):  # it has finished
                 continue
-            settings = [run["settings"], config.model_dump(mode="json")]
-            before, now = (pd.json_normalize(each).to_dict("records")[0] for each in settings)  # keys as image.size
-            changed = [key for key in {**now, **before} if before.get(key) != now.get(key) and key not in IGNORED]
-            changed = changed or [file for file in {**data, **run["data"]} if run["data"].get(file) != data.get(file)]
-        except FileNotFoundError:
-            continue
+            changed = _changed(run, config, data)
         except Exception:  # it is damaged, or an earlier version wrote it
             changed = ["the version of this project"]
         if not changed:
@@ -71,12 +66,17 @@ def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
         if path == last:
             written = datetime.fromtimestamp(path.stat().st_mtime)
             aside = path.replace(path.with_name(f"last-{written:%Y-%m-%d-%H%M%S-%f}.pth"))
-            others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            print(
-                f"{path}: a run that was stopped does not go on, as {changed[0]}{others} changed; "
-                f"it is kept as {aside.name}, and goes on when you put that back"
-            )
+            what = f"a run that was stopped does not go on, as {first_names(changed, 1)} changed"
+            print(f"{path}: {what}; it is kept as {aside.name}, and goes on when you put that back")
     return None
+
+
+def _changed(run: dict[str, Any], config: Config, data: dict[str, list]) -> list[str]:
+    """The settings, or else the files, that are not those of a stopped run."""
+    settings = (run["settings"], config.model_dump(mode="json"))
+    before, now = (pd.json_normalize(each).to_dict("records")[0] for each in settings)  # keys as image.size
+    keys = [key for key in {**now, **before} if before.get(key) != now.get(key) and key not in IGNORED]
+    return keys or [file for file in {**data, **run["data"]} if run["data"].get(file) != data.get(file)]
 
 
 class Results:
