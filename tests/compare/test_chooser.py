@@ -74,11 +74,11 @@ def test_each_image_is_measured_once(model, paths, monkeypatch):
     monkeypatch.setattr(Comparison, "effects_of", watched)
     chosen = Chooser(model, paths)
     assert measured == []
-    for path, place in ((paths[0], 0), (paths[1], 1), (paths[2], 1), (paths[1], 0), (paths[0], 1)):
+    for path, place in ((paths[0], 0), (paths[1], 1), (paths[0], 1)):
         chosen.choose(path, place)
-    assert measured == paths
+    assert measured == paths[:2]
     chosen.choose(paths[0], 0)
-    assert measured == paths and "similarity 1.000" in chosen.result.value
+    assert measured == paths[:2] and "similarity 1.000" in chosen.result.value
 
 
 def test_uploads_take_the_free_places_then_that_of_image_2(model, paths):

@@ -15,13 +15,6 @@ from utils.compare.choosing import (
 from utils.system.errors import DataError
 
 
-@pytest.fixture
-def paths(tmp_path):
-    for i in range(4):
-        (tmp_path / f"{i}.png").touch()
-    return [tmp_path / f"{i}.png" for i in range(4)]
-
-
 def touch(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -57,34 +50,20 @@ def test_examples_before_training_are_the_first_images_of_every_folder(config):
     ]
 
 
-def test_the_pair_is_the_one_given_or_of_one_class(config, paths):
-    assert choose_pair(config, str(paths[0]), paths[3]) == (paths[0], paths[3])
+def test_the_pair_is_the_one_given_or_of_one_class(config):
+    assert choose_pair(config, "0.png", Path("3.png")) == (Path("0.png"), Path("3.png"))
     assert choose_pair(config, None, None) == (config.data_path / "b" / "1.png", config.data_path / "b" / "2.png")
-
-
-@pytest.mark.parametrize(
-    ("image1", "image2", "message"),
-    [
-        ("0.png", None, "give both, or neither"),
-        (None, "0.png", "give both, or neither"),
-        ("0.png", "gone.png", "image2: .*gone.png: no such file"),
-        (".", "0.png", "image1: .*no such file"),
-    ],
-)
-def test_pairs_that_cannot_be_chosen(config, paths, monkeypatch, image1, image2, message):
-    monkeypatch.chdir(paths[0].parent)
-    with pytest.raises(DataError, match=message):
-        choose_pair(config, image1, image2)
+    with pytest.raises(DataError, match="give both, or neither"):
+        choose_pair(config, None, "0.png")
 
 
 def test_images_of_the_usual_or_a_given_folder_in_order(config, tmp_path):
-    for folder in (tmp_path / "Data" / "data_for_compare", tmp_path / "mine"):
+    for folder in (config.compare_path, tmp_path / "mine"):
         for name in ("c.png", "B.JPG", "a.webp", "._a.png", ".gitkeep", "README.txt", "sub/d.png", "folder.png/e.png"):
             touch(folder / name)
-    assert names(images_to_compare(config)) == ["B.JPG", "a.webp", "c.png"]
-    assert images_to_compare(config, tmp_path / "mine") == [
-        tmp_path / "mine" / name for name in ("B.JPG", "a.webp", "c.png")
-    ]
+    for found in (images_to_compare(config), images_to_compare(config, tmp_path / "mine")):
+        assert names(found) == ["B.JPG", "a.webp", "c.png"]
+    assert found[0].parent == tmp_path / "mine"
 
 
 def test_a_given_folder_must_hold_two_images_and_for_the_usual_one_test_images_stand_in(config, tmp_path):
@@ -101,26 +80,19 @@ def test_every_pair_has_a_folder_of_its_own(config):
         ("d1/rose/2.jpg", "d1/rose/1.jpg"),
         ("d2/rose/1.jpg", "d1/rose/2.jpg"),
         ("d1/rose/1.png", "d1/rose/2.jpg"),
-        ("d1/tulip/1.jpg", "d1/rose/2.jpg"),
-        ("a-b/c.jpg", "1.jpg"),
-        ("a/b-c.jpg", "1.jpg"),
         ("d/" + "x" * 200 + "1.jpg", "d/y.jpg"),
         ("d/" + "x" * 200 + "2.jpg", "d/y.jpg"),
     ]
     folders = [pair_folder(config, Path(one), Path(other)) for one, other in pairs]
-    assert len(set(folders)) == len(pairs)
+    assert len(set(folders)) == len(pairs) and folders[0].name.startswith("rose-1__rose-2__")
     assert folders[0] == pair_folder(config, Path(pairs[0][0]).resolve(), Path(pairs[0][1]))
-    assert folders[0].name.startswith("rose-1__rose-2__")
-    assert all(folder.parent == config.outputs_path / "pairs" and len(folder.name) < 150 for folder in folders)
     folders[-1].mkdir(parents=True)  # a long name still makes a folder
 
 
-@pytest.mark.parametrize(
-    "name", ['a"b', "a:b", "a<b>", "a|b", "a?", "a*", "a\\b", "a\nb", "a\udce9b", "con.1", "x.", "x "]
-)
-def test_folders_of_pairs_have_names_that_windows_allows(config, name):
-    folder = pair_folder(config, Path("d") / name / f"{name}.jpg", Path(name) / "1.jpg").name
-    assert not set(folder) & set('<>:"/\\|?*.\n') and folder.encode() and folder[-1] in "0123456789abcdef"
+def test_folders_of_pairs_have_names_that_windows_allows(config):
+    for name in ('a"b', "a:b", "a<b>", "a|b", "a?", "a*", "a\\b", "a\nb", "a\udce9b", "con.1", "x.", "x "):
+        folder = pair_folder(config, Path("d") / name / f"{name}.jpg", Path(name) / "1.jpg").name
+        assert not set(folder) & set('<>:"/\\|?*.\n') and folder.encode() and folder[-1] in "0123456789abcdef"
 
 
 def test_names_that_two_images_share_come_with_their_folders():

@@ -70,12 +70,9 @@ def test_a_photograph_of_a_turned_camera_is_explained_and_shown_upright(model, p
     exif[0x0112] = 6
     with Image.open(paths[1]) as upright:
         upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    compared = Comparison(model, [paths[0], paths[1], tmp_path / "turned.png"])
-    as_stored, turned = (compared.pair(0, i) for i in (1, 2))
-    assert np.array_equal(turned["images"][1], as_stored["images"][1]) and turned["boxes"] == as_stored["boxes"]
-    assert torch.equal(compared.batch[1], compared.batch[2])
-    maps = as_stored["explanation"].factual
-    assert torch.allclose(turned["explanation"].factual, maps, rtol=1e-3, atol=1e-4) and maps.any()
+    compared = Comparison(model, [paths[1], tmp_path / "turned.png"])
+    assert np.array_equal(*compared.images) and compared.boxes[0] == compared.boxes[1]
+    assert torch.equal(*compared.batch)
 
 
 def test_matches_are_those_of_the_pairs_regions(model, paths):
@@ -126,25 +123,22 @@ def test_matches_of_padded_images_lie_on_the_images(padding, monkeypatch):
 def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, similar):
     compared = Comparison(model, paths)
     model.threshold = 1 - 1e-6 if similar else 1e-6
-    result = compared.what_if(0, 1)
-    explanation = compared.explain(0, 1)
+    result, explanation = compared.what_if(0, 1), compared.explain(0, 1)
     assert explanation.is_similar.item() == similar
     assert result.before == pytest.approx(explanation.similarity.item(), abs=1e-5)
-    pixels = model.image_size[0] * model.image_size[1]
-    for image in (0, 1):
-        for column, maps in enumerate((explanation.factual, explanation.counterfactual)):
-            region = result.regions[image, column]
-            assert region.sum() == min(round(0.1 * pixels), (maps[0, image] > 0).sum())
-            assert maps[0, image][region].sum().item() == pytest.approx(
-                maps[0, image].flatten().topk(round(0.1 * pixels)).values.sum().item()
-            )
-            pair = [compared.batch[[0]], compared.batch[[1]]]
-            pair[image] = torch.where(region, blur(pair[image]), pair[image])
-            with torch.no_grad():
-                after = float(model(*pair))
-            assert result.after[image, column] == pytest.approx(1 - after, abs=1e-5)
-            stronger = (1 - after) - result.before if similar else result.before - (1 - after)
-            assert result.change[image, column] == pytest.approx(stronger, abs=1e-5)
+    tenth = round(0.1 * model.image_size[0] * model.image_size[1])
+    for image, column in np.ndindex(2, 2):
+        values = (explanation.factual, explanation.counterfactual)[column][0, image]
+        region = result.regions[image, column]
+        assert region.sum() == min(tenth, (values > 0).sum())
+        assert values[region].sum().item() == pytest.approx(values.flatten().topk(tenth).values.sum().item())
+        pair = [compared.batch[[0]], compared.batch[[1]]]
+        pair[image] = torch.where(region, blur(pair[image]), pair[image])
+        with torch.no_grad():
+            after = 1 - float(model(*pair))
+        assert result.after[image, column] == pytest.approx(after, abs=1e-5)
+        stronger = after - result.before if similar else result.before - after
+        assert result.change[image, column] == pytest.approx(stronger, abs=1e-5)
 
 
 def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
@@ -152,9 +146,7 @@ def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
     compared = Comparison(model, paths)
     result = compared.what_if(0, 1)
     distance = float((compared.embeddings[0] - compared.embeddings[1]).norm()) / model.margin
-    assert compared.explain(0, 1).similarity.item() == 0 and distance > 1
-    assert 1 - result.before == pytest.approx(distance)
-    assert 1 - result.after[0, 0] - distance == pytest.approx(result.change[0, 0], abs=1e-2)
+    assert 1 - result.before == pytest.approx(distance) and distance > 1
     assert result.change_in_words(0, 0).startswith("distance / margin ")
 
 
@@ -171,19 +163,13 @@ def test_what_if_removes_regions_in_other_ways_too(model, paths):
 
 
 @pytest.mark.parametrize(
-    ("similarity", "sentence"),
-    [
-        (0.75, "a and b are similar: similarity 0.750, above the threshold of 0.6."),
-        (
-            0.5,
-            "a and b are dissimilar: similarity 0.500, not above the threshold of 0.6.",
-        ),
-    ],
+    "similarity, said",
+    [(0.75, "similar: similarity 0.750, above"), (0.5, "dissimilar: similarity 0.500, not above")],
 )
-def test_the_decision_in_a_sentence(similarity, sentence):
+def test_the_decision_in_a_sentence(similarity, said):
     value = torch.tensor([similarity])
     explanation = Explanation(value, value, value > 0.6, *[torch.zeros(1, 2, 2, 2)] * 5)
-    assert describe(explanation, ("a", "b"), 0.4) == sentence
+    assert describe(explanation, ("a", "b"), 0.4) == f"a and b are {said} the threshold of 0.6."
 
 
 @pytest.mark.parametrize("levels, white", [(None, 255), ((0, 4095), 64)])

@@ -5,7 +5,6 @@ import os
 import re
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -16,21 +15,17 @@ from sklearn.datasets import load_sample_image
 
 from utils import __main__ as command_line
 from utils.compare.comparison import Comparison
-from utils.compare.report import MOST, PAGE, SCRIPTS, page, write_report
+from utils.compare.report import MOST, page
 from utils.explain.matching import WEAKEST_MATCH
 from utils.explain.occlusion import GRID, WINDOWS, all_windows, regression
 from utils.explain.removal import strongest_region
 from utils.figures.drawing import explained_image
-from utils.figures.style import COLORMAP
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
 from utils.images.frame import Frame
 from utils.Siamese import SiameseNetwork
-from utils.system.errors import DataError
-from utils.system.settings import Config
 
 HOSTILE = on_disk("</script><script>alert(1)</script>&amp;\"'<b>中国 🌼")
 FIRST, SECOND = "figure:nth-child(1) .stage", "figure:nth-child(2) .stage"
-FORBIDDEN = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(", "://", "url(")
 _, PER_SIDE, _ = WINDOWS[-1]  # those that can be pointed at
 START = len(all_windows((32, 48))) - PER_SIDE**2  # the position of the first of them among the regions
 
@@ -87,24 +82,14 @@ def test_the_page_holds_the_measured_effects_of_regions(compared):
     assert [image["name"] for image in held["images"]] == ["00.jpg", "01.jpg", "02.jpg", "03.jpg"]
 
 
-def test_evidence_and_similarity_have_the_colours_of_the_notebooks(pair):
-    style = contents(page(pair))["style"]
-    for packed, colours in zip(style["colours"], (COLORMAP, plt.get_cmap("viridis"))):
-        table = unpacked(packed, "u1", 256, 3)
-        for k in (0, 100, 255):
-            assert table[k] == pytest.approx(255 * np.array(colours(k / 255)[:3]), abs=1)
-    assert [style[name] for name in ("opacity", "weak", "drained", "faint")] == [0.9, 0.7, 0.15, 0.15]
-
-
 def test_a_name_cannot_end_the_data_and_of_two_alike_the_folder_is_shown(pair, monkeypatch):
-    monkeypatch.setattr(pair, "paths", [Path("one", HOSTILE.replace("/", "")), Path("two", HOSTILE.replace("/", ""))])
+    name = HOSTILE.replace("/", "")
+    monkeypatch.setattr(pair, "paths", [Path("one", name), Path("two", name)])
     monkeypatch.setattr(pair, "unreadable", {Path("one", "3.jpg"): HOSTILE})
     text = page(pair, network=HOSTILE)
     assert text.count("</script") == text.count("<script") == 2 and "alert" not in text.split("<script>", 1)[1]
     held = contents(text)
-    assert [one["name"] for one in held["images"]] == [
-        f"{folder}/{HOSTILE.replace('/', '')}" for folder in ("one", "two")
-    ]
+    assert [one["name"] for one in held["images"]] == [f"one/{name}", f"two/{name}"]
     assert held["missing"] == [HOSTILE] and held["network"] == HOSTILE
 
 
@@ -112,16 +97,6 @@ def test_ten_photographs_take_less_than_a_megabyte(tmp_path):
     network = SiameseNetwork("Conv4", embedding_dim=16, image_size=(16, 16)).eval()
     text = page(Comparison(network, photographs(tmp_path, 10, size=(400, 300))))
     assert len(contents(text)["images"]) == 10 and len(text.encode()) < 1e6
-
-
-def test_nothing_is_loaded_and_no_text_becomes_markup():
-    sources = {
-        name: (PAGE / name).read_text(encoding="utf-8") for name in (*SCRIPTS, "page.html", "page.css", "evidence.html")
-    }
-    assert set(sources) == {path.name for path in PAGE.iterdir()}
-    for name, text in sources.items():
-        for word in FORBIDDEN:
-            assert word not in text, (name, word)
 
 
 # ------------------------------------------------------------------------------------------ the command
@@ -139,42 +114,28 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     folder.mkdir()
     photographs(folder, 3)
     break_file(folder / "00.jpg", 0.5)
-    if os.name != "nt":
-        (folder / "more").symlink_to(trained)
     monkeypatch.chdir(trained)
     command_line.main(["report", "images", "--checkpoint", "model.pth"])
     printed = capsys.readouterr()
     written = next((trained / "outputs" / "Mine" / "pairs").glob("*/report.html"))  # two images are left
-    assert printed.out.endswith(
-        f"model.pth: trained on a, b; similar above a similarity of 0.5\n{written.relative_to(trained)}\n"
-    )
-    *linked, line = [line for line in printed.err.splitlines() if "left out" in line]
-    assert "00.jpg: not a readable image" in line
-    link = "left out: images/more: a link to a folder, which is not followed; put the folder itself there"
-    assert linked == [link] * (os.name != "nt")
+    note = "model.pth: trained on a, b; similar above a similarity of 0.5"
+    assert printed.out.endswith(f"{note}\n{written.relative_to(trained)}\n")
+    (line,) = printed.err.splitlines()
+    assert line.startswith("left out: ") and "00.jpg: not a readable image" in line
     held = contents(written.read_text(encoding="utf-8"))
-    assert [image["name"] for image in held["images"]] == ["01.jpg", "02.jpg"]
-    assert [line.split(":")[0] for line in held["missing"]] == ["00.jpg"] and "trained on a, b" in held["network"]
+    assert [image["name"] for image in held["images"]] == ["01.jpg", "02.jpg"] and note in held["network"]
+    assert [line.split(":")[0] for line in held["missing"]] == ["00.jpg"]
 
 
-def test_a_folder_of_class_folders_is_compared_with_the_classes_in_the_names(trained, monkeypatch, capsys):
-    one, two, three, four = photographs(trained, 4)
-    for image, file in ((one, "data/tulip/1.jpg"), (two, "data/rose/1.jpg"), (three, "data/rose/broken.jpg")):
+def test_a_folder_of_class_folders_is_compared_with_the_classes_in_the_names(trained, monkeypatch):
+    one, two, three = photographs(trained, 3)
+    for image, file in ((one, "data/tulip/1.jpg"), (two, "data/rose/1.jpg"), (three, "data/.hidden/2.jpg")):
         (trained / file).parent.mkdir(parents=True, exist_ok=True)
         image.rename(trained / file)
-    (trained / "data" / ".hidden").mkdir()
-    (trained / "data" / ".hidden" / "2.jpg").touch()
-    break_file(trained / "data/rose/broken.jpg", 0.5)
-    four.rename(trained / "own.jpg")
     monkeypatch.chdir(trained)
-    command_line.main(["report", "data", "own.jpg", "--checkpoint", "model.pth", "--output", "page.html"])
+    command_line.main(["report", "data", "--checkpoint", "model.pth", "--output", "page.html"])
     held = contents((trained / "page.html").read_text(encoding="utf-8"))
-    names = ["rose/1.jpg", "tulip/1.jpg", f"{trained.name}/own.jpg"]
-    assert [image["name"] for image in held["images"]] == names
-    (line,) = held["missing"]
-    assert (
-        line.startswith("rose/broken.jpg: not a readable image") and f"left out: data/{line}" in capsys.readouterr().err
-    )
+    assert [image["name"] for image in held["images"]] == ["rose/1.jpg", "tulip/1.jpg"] and not held["missing"]
 
 
 def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatch, capsys):
@@ -206,14 +167,12 @@ def test_a_checkpoint_decides_at_the_configured_threshold_and_may_lack_what_trai
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["nowhere"], "nowhere: no such file or folder"),
-        (["one.jpg"], "one.jpg: 1 image; give two or more, or a folder of them"),
-        (["one.jpg", "./one.jpg"], "1 image;"),
+        (["one.jpg", "./one.jpg"], "one.jpg: 1 image; give two or more, or a folder of them"),
         (["empty"], "empty: 0 images; "),
         (["many"], f"many: more than {MOST} images, .*; give fewer"),
-        (["images", "--checkpoint", "none.pth"], "none.pth: no such file or folder"),
+        (["one.jpg", "images/0.jpg", "--checkpoint", "model.pth"], "images/0.jpg: not a readable image"),
+        (["images", "--checkpoint", "config.yml"], "config.yml: not a checkpoint"),
         (["images", "x" * 5000], "no such file or folder"),  # longer than a file's name may be
-        (["images", "--checkpoint", "x" * 5000], "no such file"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_and_exit_code_2(trained, monkeypatch, capsys, arguments, words):
@@ -227,15 +186,6 @@ def test_what_cannot_be_compared_is_one_line_and_exit_code_2(trained, monkeypatc
         command_line.main(["report", *arguments])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and re.search(words, error) and error.count("\n") == 1
-
-
-def test_too_few_readable_images_are_an_error_that_names_the_others(trained):
-    paths = photographs(trained, 2)
-    break_file(paths[0], 0.5)
-    config = Config(dataset="M", data_path=trained, checkpoints_path=trained, outputs_path=trained / "out")
-    with pytest.raises(DataError, match="00.jpg: not a readable image"):
-        write_report(config, paths, checkpoint=trained / "model.pth")
-    assert not (trained / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------ in a browser
@@ -393,7 +343,6 @@ def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(brow
 def test_the_keyboard_does_all_that_the_pointer_does(browser, files):
     browser.open(files / "pair.html")
     browser.press("Tab", "Tab")
-    assert browser.ask("document.activeElement === figures[0].stage")
     start = browser.ask("state.pair.pointed.region")
     browser.press("ArrowRight", "ArrowDown")
     assert browser.ask("state.pair.pointed.region") == start + 1 + PER_SIDE
@@ -407,12 +356,6 @@ def test_the_keyboard_does_all_that_the_pointer_does(browser, files):
     assert browser.ask(score) == before and browser.ask("document.querySelectorAll('.occluded').length") == 0
     browser.press("Tab")
     assert browser.ask("document.activeElement === figures[1].stage") and browser.ask("state.pair.pointed.side") == 1
-    outline = browser.ask("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid"
-    assert browser.ask(
-        "[...document.querySelectorAll('.stage, input, button')]"
-        ".every((e) => e.ariaLabel || e.labels?.length || e.textContent.trim())"
-    )
 
 
 @in_a_browser
@@ -430,13 +373,12 @@ def test_the_threshold_turns_the_decision_and_the_colours_round(browser, files, 
     browser.open(files / "pair.html")
     value = similarity(pair.model, *pair.effects_of(0, 1).embeddings)
     colours = 'document.querySelectorAll("canvas")[0].toDataURL()'
-    decision, drawn = browser.text("#verdict"), [browser.ask(colours)]
-    assert decision == ("similar" if value > 0.5 else "dissimilar")
-    other = value + 0.05 if decision == "similar" else value - 0.05
-    slide = f"$('threshold').value = {other}; $('threshold').dispatchEvent(new Event('input'))"
-    browser.ask(slide)
-    turned = "dissimilar" if decision == "similar" else "similar"
-    assert browser.text("#verdict") == turned and browser.text(".evidence") == f"Factual: for “{turned}”"
+    decisions = ["similar", "dissimilar"] if value > 0.5 else ["dissimilar", "similar"]
+    drawn = [browser.ask(colours)]
+    assert browser.text("#verdict") == decisions[0]
+    other = value + 0.05 if value > 0.5 else value - 0.05
+    browser.ask(f"$('threshold').value = {other}; $('threshold').dispatchEvent(new Event('input'))")
+    assert browser.text("#verdict") == decisions[1] and browser.text(".evidence") == f"Factual: for “{decisions[1]}”"
     drawn.append(browser.ask(colours))
     browser.mouse(".evidence:nth-child(2)", click=True)
     drawn.append(browser.ask(colours))
@@ -476,12 +418,10 @@ def test_an_image_without_evidence_says_so(browser, files):
     browser.open(files / "pair.html")
     told = "figures.map(({ badge }) => badge.hidden ? '' : badge.textContent)"
     sign = browser.ask("similarity(images[0].z, images[1].z) > state.threshold ? 1 : -1")
-    browser.ask(f"state.pair.evidence = [{sign}, {-sign}].map((value) => new Float64Array(GRID * GRID).fill(value))")
-    browser.ask("refresh()")
-    assert browser.ask(told) == ["", "no such evidence"]
-    browser.ask(f"state.pair.evidence[1].fill({0.1 * sign})")
-    browser.ask("refresh()")
-    assert browser.ask(told) == ["", "hardly any"]
+    for share, words in ((-1, "no such evidence"), (0.1, "hardly any")):
+        maps = f"[{sign}, {share * sign}].map((value) => new Float64Array(GRID * GRID).fill(value))"
+        browser.ask(f"state.pair.evidence = {maps}; refresh()")
+        assert browser.ask(told) == ["", words]
     browser.mouse(FIRST)
     assert browser.ask(told) == ["", ""]  # the other image shows what matches, not evidence
 
@@ -498,7 +438,7 @@ def test_a_table_of_all_images_whose_cells_open_pairs(browser, files, compared):
     second = sorted(similarity(compared.model, *compared.embeddings[[i, j]]) for i in range(4) for j in range(i))[-2]
     browser.ask(f"$('threshold').value = {second + 0.01}; $('threshold').dispatchEvent(new Event('input'))")
     assert "1 of 6 pairs is similar" in browser.text("#count")
-    browser.press("Tab", "Tab", "ArrowRight", "ArrowRight", "ArrowDown")
+    browser.press(*["Tab"] * 7)  # to the threshold, then from cell to cell
     assert browser.ask("document.activeElement === cells[1][3]")
     browser.press("Enter")
     browser.wait("!$('pair-view').hidden")
@@ -517,27 +457,21 @@ def test_names_are_shown_as_they_are_whatever_they_hold(browser, compared, monke
     monkeypatch.setattr("utils.compare.report.names_with_folders", lambda paths: names)
     monkeypatch.setattr(compared, "unreadable", {compared.paths[0]: HOSTILE})
     (tmp_path / "page.html").write_text(page(compared, HOSTILE), encoding="utf-8")
-    browser.open(tmp_path / "page.html")
-    assert browser.ask("[...document.querySelectorAll('tbody bdi')].map((e) => e.textContent)") == names
-    assert HOSTILE in browser.text("#missing") and browser.text("#network") == HOSTILE
     browser.open(f"{tmp_path / 'page.html'}#0-1")
     browser.mouse(FIRST)
+    assert browser.ask("[...document.querySelectorAll('tbody bdi')].map((e) => e.textContent)") == names
+    assert HOSTILE in browser.text("#missing") and browser.text("#network") == HOSTILE
     assert [browser.text(f"figure:nth-child({k}) bdi") for k in (1, 2)] == names[:2]
     assert browser.ask("document.querySelectorAll('b, script').length") == 2  # the page's own two
 
 
 @in_a_browser
 @pytest.mark.parametrize("name", ["pair", "table"])
-def test_it_fits_a_phone_and_darkens_with_the_system(browser, files, name):
-    papers = []
-    for dark in (False, True):
-        browser.open(files / f"{name}.html", width=390, height=844, dark=dark)
-        assert browser.ask("document.documentElement.scrollWidth <= innerWidth")
-        papers.append(browser.ask("getComputedStyle(document.body).backgroundColor"))
+def test_it_fits_a_phone(browser, files, name):
+    browser.open(files / f"{name}.html", width=390, height=844)
+    assert browser.ask("document.documentElement.scrollWidth <= innerWidth")
     if name == "table":  # whose names stand in lines, not letter below letter
         assert browser.ask("Math.min(...[...document.querySelectorAll('tbody bdi')].map((e) => e.offsetWidth))") > 60
-    light, dark = (sum(map(int, re.findall(r"\d+", paper))) for paper in papers)
-    assert light > 600 and dark < 150
 
 
 @in_a_browser

@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from utils.evaluate.scores import score_pairs
 from utils.figures.plots import (
@@ -15,6 +16,7 @@ from utils.figures.plots import (
     plot_interventions,
     plot_learning_curves,
     plot_reliability,
+    show_groups,
 )
 
 DISSIMILARITY, LABEL = np.array([0.1, 0.3, 0.7, 0.4, 0.9, 1.4]), np.array([0, 0, 0, 1, 1, 1])
@@ -150,3 +152,16 @@ def test_class_similarity_and_embedding_show_every_class():
     assert len(axis.texts) == 13 * 13
     embeddings = torch.randn(26, 4, generator=torch.Generator().manual_seed(0))
     assert legend(plot_embedding(embeddings, names * 2).axes[0]) == names
+
+
+def test_a_row_of_crops_and_a_bar_for_each_group():
+    crops = [[Image.new("RGB", (20, 10))] * 3, [Image.new("RGB", (10, 10))]]
+    table = pd.DataFrame({"cost": [0.2, -0.1], "low": [0.1, -0.2], "high": [0.3, 0.0], "suspect": [True, False]})
+    figure = show_groups(crops, table.set_axis([1, 2]))
+    figure.draw_without_rendering()
+    *panels, bars = figure.axes
+    assert [len(panel.images) for panel in panels] == [1, 1, 1, 1, 0, 0]
+    width, height = panels[0].bbox.width, panels[0].bbox.height
+    assert abs(width / height - 2) < 0.05  # at its own aspect ratio
+    assert [bar.get_width() for bar in bars.patches] == [0.2, -0.1]
+    assert [panels[k].get_title(loc="left") for k in (0, 3)] == ["group 1, suspect", "group 2"]

@@ -33,10 +33,9 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
     """The folder for the figures of a pair, named after both images and their folders, with digits of both full paths
     to keep pairs apart. Long names are cut, as some systems allow 260 bytes for a path."""
     paths = [path.resolve() for path in (path1, path2)]
-    names = [f"{path.parent.name[:18]}-{path.stem[:18]}" for path in paths]
-    # A dot, because `con.1-a` would be a device; surrogates, because they stand for bytes that are no text.
-    readable = re.sub(r'[<>:"/\\|?*.\x00-\x1f\ud800-\udfff]', "_", "__".join(names))
-    return config.outputs_path / "pairs" / f"{readable}__{hash_of_paths(*paths)}"
+    names = "__".join(f"{path.parent.name[:18]}-{path.stem[:18]}" for path in paths)
+    names = re.sub(r"[^\w-]", "_", names)  # Windows forbids some letters, and a name that begins as `con.1`
+    return config.outputs_path / "pairs" / f"{names}__{hash_of_paths(*paths)}"
 
 
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:
@@ -62,28 +61,27 @@ def example_images(config: Config) -> list[Path]:
     """List the first two test images of every class, or, while nothing is trained, of each folder; 20 at most."""
     prepare_folder(config)
     split = config.trained_path / "split.csv"
-    if not os.path.isfile(split):
-        files = pd.Series(sorted(path for path in config.data_path.glob("*/*") if is_named_as_image(path)))
-        return files.groupby(files.map(lambda path: path.parent)).head(2).tolist()[:20]
-    table = read_split(split)
-    table = table[table.split == "test"].groupby("label").head(2).sort_values("label", kind="stable").head(20)
-    return [config.data_path / file for file in table.file]
+    if os.path.isfile(split):
+        table = read_split(split)
+        table = table[table.split == "test"].sort_values("label", kind="stable")
+    else:
+        files = [path.relative_to(config.data_path) for path in sorted(config.data_path.glob("*/*"))]
+        files = [file for file in files if is_named_as_image(file)]
+        table = pd.DataFrame({"file": files, "label": [file.parent.name for file in files]})
+    return [config.data_path / file for file in table.groupby("label").head(2).file[:20]]
 
 
 def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | None) -> tuple[Path, Path]:
     """Choose the two images to explain; if neither is given, two test images of the first class that has two.
 
     Raises:
-        DataError: only one is given, or a file is missing.
+        DataError: only one is given.
     """
     if (image1 is None) != (image2 is None):
         raise DataError("image1 and image2: give both, or neither for an example")
-    if image1 is None:
-        examples = example_images(config)
-        classes = [path.parent for path in examples]
-        start = next((i for i in range(1, len(classes)) if classes[i - 1] == classes[i]), 1)
-        return tuple(examples[start - 1 : start + 1])
-    for name, path in (("image1", image1), ("image2", image2)):
-        if not os.path.isfile(path):
-            raise DataError(f"{name}: {path}: no such file; give the path of an image, from the notebook's folder")
-    return Path(image1), Path(image2)
+    if image1 is not None:
+        return Path(image1), Path(image2)
+    examples = example_images(config)
+    classes = [path.parent for path in examples]
+    start = next((i for i in range(1, len(classes)) if classes[i - 1] == classes[i]), 1)
+    return tuple(examples[start - 1 : start + 1])

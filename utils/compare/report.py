@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import Colormap
 from PIL import Image
 
 from utils.compare.choosing import names_with_folders, pair_folder
@@ -24,6 +23,7 @@ from utils.explain.removal import REGION_SHARE
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
 from utils.images.folder import first_names, images_below
+from utils.images.reading import shrink
 from utils.models import MOST_CLASSES, network_for
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
@@ -35,8 +35,6 @@ PAGE = Path(__file__).parents[1] / "figures" / "page"
 SCRIPTS = ("numbers.js", "pictures.js", "pair.js", "table.js", "main.js")
 MANY = 12  # images; the pictures of more are smaller
 LARGE, SMALL = 640, 400  # pixels, longest side of a picture
-QUALITY = 85  # of WebP compression, in percent
-LOSSLESS_SIDE = 96  # pixels, longest side up to which a picture is kept without loss
 DIMENSIONS = 64  # of embeddings and effects, at most
 MOST = 100  # images in a page: their table has 9,900 cells
 
@@ -61,8 +59,6 @@ def write_report(
     paths, problems = _images(paths)
     if checkpoint is None:
         model, note = network_for(config, paths)
-    elif not os.path.isfile(checkpoint):
-        raise DataError(f"{checkpoint}: no such file; give the model.pth of a trained network as --checkpoint")
     else:
         model = SiameseNetwork.load(checkpoint, choose_device(config))
         model.threshold = config.threshold
@@ -82,19 +78,15 @@ def _images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """List the images to compare, each once; and what is wrong with folders that cannot be searched, a line each."""
     found, problems = {}, {}
     for path in paths:
-        if not os.path.exists(path):
-            raise DataError(f"{path}: no such file or folder; give two images, or a folder of images")
         inside = islice(images_below(path, problems), MOST + 1)  # nobody waits for a walk through a whole disk
         found |= dict.fromkeys(sorted(inside) if os.path.isdir(path) else [path])
     lines = [f"{path}: {reason}" for path, reason in problems.items()]
     given = ", ".join(map(str, paths[:3]))
     if len(found) > MOST:
-        raise DataError(
-            f"{given}: more than {MOST} images, and a page holds no more; give fewer, or a folder with fewer"
-        )
+        raise DataError(f"{given}: more than {MOST} images, and a page holds no more; give fewer")
     if len(found) < 2:
-        line = f"{given}: {counted(len(found), 'image')}; give two or more, or a folder of them"
-        raise DataError("\n".join([line, *lines]))
+        few = f"{given}: {counted(len(found), 'image')}; give two or more, or a folder of them"
+        raise DataError("\n".join([few, *lines]))
     return list(found), lines
 
 
@@ -127,11 +119,9 @@ def _contents(compared: Comparison, network: str) -> dict:
         "regression": in_steps(regression(model.image_size).numpy()),
         "perSide": WINDOWS[-1].per_side,
         "style": {
-            "colours": [_colours(COLORMAP), _colours(SIMILARITY)],
-            "opacity": OPACITY,
-            "weak": WEAK,
-            "drained": DRAINED,
-            "faint": FAINT,
+            # 256 of each; red, green and blue are a byte each
+            "colours": [packed(scale(range(256), bytes=True)[:, :3], "u1") for scale in (COLORMAP, SIMILARITY)],
+            **{"opacity": OPACITY, "weak": WEAK, "drained": DRAINED, "faint": FAINT},
         },
         "minFactual": MIN_FACTUAL,
         "minCounterfactual": MIN_COUNTERFACTUAL,
@@ -156,11 +146,6 @@ def packed(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
 
 
-def _colours(colours: Colormap) -> str:
-    """Pack 256 colours; red, green and blue are a byte each."""
-    return packed(colours(np.arange(256), bytes=True)[:, :3], "u1")
-
-
 def in_steps(values: np.ndarray) -> dict:
     """Pack numbers as 16-bit multiples of a step, to 0.002 % of the largest."""
     step = max(float(np.abs(values).max()), 1e-12) / 32767
@@ -168,8 +153,7 @@ def in_steps(values: np.ndarray) -> dict:
 
 
 def picture(image: Image.Image, longest_side: int) -> str:
-    """Pack an image for a page, shrunk to a longest side in pixels."""
-    image, data = image.copy(), io.BytesIO()
-    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
-    image.save(data, "WEBP", quality=QUALITY, lossless=max(image.size) <= LOSSLESS_SIDE)
+    """Pack an image for a page, shrunk to a longest side in pixels; small ones without loss."""
+    image, data = shrink(image, longest_side), io.BytesIO()
+    image.save(data, "WEBP", quality=85, lossless=max(image.size) <= 96)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -38,14 +38,10 @@ const closeness = (a, b) => 1 - Math.sqrt(dot(subtract(a, b), subtract(a, b)) + 
 const similarity = (a, b) => Math.max(closeness(a, b), 0);
 const isSimilar = (value) => value > state.threshold;
 
-// The effect on a squared distance: delta is the effect on one embedding, difference this embedding less the other one.
-const effectOnDistance = (delta, difference) => dot(delta, delta) - 2 * dot(delta, difference);
-
-// The effect of each region of a on the squared distance from b: |delta|^2 - 2 <delta, z_a - z_b>.
-function effects(a, b) {
-  const difference = Float64Array.from(subtract(a.z, b.z));
-  return Float64Array.from({ length: count(a) }, (_, r) => effectOnDistance(deltaOf(a, r), difference));
-}
+// The effect on the squared distance of a from b of a change of z_a by -delta: |delta|^2 - 2 <delta, z_a - z_b>.
+const effectOnDistance = (delta, a, b) => dot(delta, delta) - 2 * dot(delta, subtract(a.z, b.z));
+// The effect of each region of a on it.
+const effects = (a, b) => Float64Array.from({ length: count(a) }, (_, r) => effectOnDistance(deltaOf(a, r), a, b));
 
 // The interaction of a region of a with each region of b: 2 <delta, delta'>. Above 0 they match.
 function interactions(a, region, b) {
@@ -66,23 +62,7 @@ function effectOfPositions(image, other, positions) {
     const weight = positions.reduce((sum, p) => sum + regression[p * count(image) + r], 0);
     deltaOf(image, r).forEach((value, k) => (delta[k] += weight * value));
   }
-  return effectOnDistance(delta, Float64Array.from(subtract(image.z, other.z)));
-}
-
-// Where the pixels of one side fall among `count` positions: the position before, and how far on towards the next.
-function steps(pixels, from, to, frame, count) {
-  return Array.from({ length: pixels }, (_, i) => {
-    const place = ((from + ((i + 0.5) / pixels) * (to - from)) / frame) * count - 0.5;
-    const inside = Math.min(Math.max(place, 0), count - 1), before = Math.min(Math.floor(inside), count - 2);
-    return [before, inside - before];
-  });
-}
-
-// The value of a map, of rows of so many positions, so far on from one position towards the next ones.
-function between(map, at, side, down, across) {
-  const upper = map[at] + across * (map[at + 1] - map[at]);
-  const lower = map[at + side] + across * (map[at + side + 1] - map[at + side]);
-  return upper + down * (lower - upper);
+  return effectOnDistance(delta, image, other);
 }
 
 const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);

@@ -7,52 +7,40 @@ const mapButtons = [...document.querySelectorAll(".evidence")]; // factual, coun
 const number = (value, digits = 2) => value.toFixed(digits);
 const word = (similar) => (similar ? "similar" : "dissimilar");
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
-const called = (image) => { // isolated, so that a name written from right to left does not turn the sentence round
-  const letters = [...image.name], long = letters.length > 40;
-  const name = long ? `${letters.slice(0, 18).join("")}…${letters.slice(-20).join("")}` : image.name;
-  return `\u2068${name}\u2069`;
-};
+// Isolated, so that a name written from right to left does not turn the sentence round.
+const called = (image) => `\u2068${image.name}\u2069`;
 const countOccluded = () => state.pair.occluded[0].length + state.pair.occluded[1].length;
-const aboutIfAdded = (occluded) => (occluded.some((regions) => regions.length > 1) ? "about " : "");
 
 function closenessWith(occluded) {
   return closeness(...state.pair.both.map((image, side) => embeddingWith(image, occluded[side])));
 }
 
-// Two numbers with two decimals, or with as many, up to four, as make them differ.
-function twoNumbers(before, after, about) {
-  const digits = [2, 3].find((digits) => number(before, digits) !== number(after, digits)) ?? 4;
-  return `${number(before, digits)} → ${about}${number(after, digits)}`;
+// The similarity before and after, with two decimals, or with as many, up to four, as make them differ; where it is 0
+// both times, the distances, which still tell them apart.
+function change(before, after) {
+  const beyond = Math.max(before, after) <= 0;
+  const both = [before, after].map((value) => (beyond ? 1 - value : Math.max(value, 0)));
+  const digits = [2, 3].find((digits) => number(both[0], digits) !== number(both[1], digits)) ?? 4;
+  return `${beyond ? "distance / margin" : "similarity"} ${both.map((value) => number(value, digits)).join(" → ")}`;
 }
 
-// The similarity before and after; where it is 0 both times, the distances, which still tell them apart.
-function change(before, after, about) {
-  if (Math.max(before, after) <= 0) return `distance / margin ${twoNumbers(1 - before, 1 - after, about)}`;
-  return `similarity ${twoNumbers(Math.max(before, 0), Math.max(after, 0), about)}`;
-}
-
-// For each region of one image that can be pointed at: its interactions with the other image, and its strongest match.
-function matching(side) {
-  const pair = state.pair, [a, b] = [pair.both[side], pair.both[1 - side]];
-  if (pair.matches[side]) return pair.matches[side];
+// What of the other image matches a region: a map, beside those of all regions that can be pointed at, and the window
+// that matches best, if it does.
+function matchOf(side, region) {
+  const a = state.pair.both[side], b = state.pair.both[1 - side];
   const found = Array.from({ length: PER_SIDE ** 2 }, (_, k) => {
     const common = interactions(a, FIRST_WINDOW + k, b), map = spread(common).map((value) => Math.max(value, 0));
     const windows = common.subarray(FIRST_WINDOW), best = windows.indexOf(Math.max(...windows));
     return { map, most: largest(map), region: FIRST_WINDOW + best, common: windows[best] };
   });
-  const most = Math.max(...found.map((one) => one.most)), common = Math.max(...found.map((one) => one.common));
-  return (pair.matches[side] = { found, most: most || 1, common });
-}
-
-function matchOf(side, region) {
-  const { found, most, common } = matching(side), one = found[region - FIRST_WINDOW];
-  const matches = one.common > 0 && one.common >= data.weakest * common;
-  return { map: one.map.map((value) => value / most), region: one.region, matches };
+  const [most, common] = ["most", "common"].map((name) => Math.max(...found.map((one) => one[name])));
+  const one = found[region - FIRST_WINDOW], matches = one.common > 0 && one.common >= data.weakest * common;
+  return { map: one.map.map((value) => value / (most || 1)), region: one.region, matches };
 }
 
 function showPair(i, j) {
   const both = [images[i], images[j]];
-  state.pair = { both, evidence: evidence(...both), occluded: [[], []], matches: {}, pointed: null };
+  state.pair = { both, evidence: evidence(...both), occluded: [[], []], pointed: null };
   figures.forEach(({ name, stage }, side) => {
     name.textContent = name.title = both[side].name;
     stage.style.setProperty("--ratio", both[side].pixels.width / both[side].pixels.height);
@@ -67,7 +55,7 @@ function refresh() {
   const now = Math.max(closenessWith(occluded), 0);
   $("number").textContent = number(now);
   $("verdict").textContent = isSimilar(now) ? "similar" : "dissimilar";
-  const several = aboutIfAdded(occluded) && "; about, the effects of several regions being added";
+  const several = occluded.some((regions) => regions.length > 1) ? "; about, as the effects of regions are added" : "";
   $("before").textContent = countOccluded() ? `similarity, was ${number(before)}${several}` : "similarity";
   $("is").style.left = `${100 * now}%`;
   $("was").style.left = `${100 * before}%`;
@@ -99,7 +87,7 @@ function sentence(match) {
   const { both, occluded, pointed: { side, region } } = state.pair;
   const back = occluded[side].includes(region), then = toggled(side, region);
   const effect = effects(both[side], both[1 - side])[region];
-  const does = change(closenessWith(occluded), closenessWith(then), aboutIfAdded(then));
+  const does = change(closenessWith(occluded), closenessWith(then));
   const first = back ? `With this region of ${called(both[side])} shown again: ${does}.`
     : `With this region of ${called(both[side])} blurred: ${does}. It speaks for “${word(effect > 0)}”.`;
   const other = called(both[1 - side]);
@@ -119,15 +107,12 @@ function point(side, region) {
   refresh();
 }
 
-function toggle(side, region) {
-  state.pair.occluded = toggled(side, region);
+function occlude(occluded) {
+  state.pair.occluded = occluded;
   refresh();
 }
 
-function showAllAgain() {
-  state.pair.occluded = [[], []];
-  refresh();
-}
+const showAllAgain = () => occlude([[], []]);
 
 figures.forEach(({ stage }, side) => {
   const under = (event) => {
@@ -139,7 +124,7 @@ figures.forEach(({ stage }, side) => {
   stage.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && point(side, null));
   stage.addEventListener("click", (event) => { // a finger cannot point: its first tap does, its second one clicks
     const region = under(event), { pointed } = state.pair;
-    if (pointed?.side === side && pointed.region === region) toggle(side, region);
+    if (pointed?.side === side && pointed.region === region) occlude(toggled(side, region));
     else point(side, region);
   });
   stage.addEventListener("focus", () => { // by the keyboard
@@ -152,7 +137,7 @@ figures.forEach(({ stage }, side) => {
     if (move) {
       const [row, column] = middle(image, here).map((from, axis) => from + (move[axis] * data.size[axis]) / PER_SIDE);
       point(side, windowAt(image, row, column));
-    } else if (event.key === "Enter" || event.key === " ") toggle(side, here);
+    } else if (event.key === "Enter" || event.key === " ") occlude(toggled(side, here));
     else return;
     event.preventDefault();
   });

@@ -7,53 +7,58 @@ const [EVIDENCE, SIMILARITY] = data.style.colours.map((colours) => bytes(colours
 const stepOf = (share) => 3 * Math.round(255 * share);
 const colourOf = (table, share) => `rgb(${table.subarray(stepOf(share), stepOf(share) + 3).join(" ")})`;
 
+function surface(width, height) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  pen.imageSmoothingQuality = "high";
+  return pen;
+}
+
 async function open(image) {
   if (image.pixels) return;
   const picture = new Image();
   picture.src = image.source;
   await picture.decode();
   const scale = LONGEST / Math.max(picture.naturalWidth, picture.naturalHeight);
-  const draw = (longest) => {
-    const canvas = document.createElement("canvas");
-    canvas.width = Math.max(1, Math.round((longest / LONGEST) * scale * picture.naturalWidth));
-    canvas.height = Math.max(1, Math.round((longest / LONGEST) * scale * picture.naturalHeight));
-    const pen = canvas.getContext("2d", { willReadFrequently: true });
-    pen.imageSmoothingQuality = "high";
-    return { canvas, pen };
-  };
-  const { canvas, pen } = draw(LONGEST), tiny = draw(10), soft = draw(LONGEST);
-  pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
-  tiny.pen.drawImage(canvas, 0, 0, tiny.canvas.width, tiny.canvas.height);
-  soft.pen.drawImage(tiny.canvas, 0, 0, canvas.width, canvas.height);
-  image.pixels = pen.getImageData(0, 0, canvas.width, canvas.height);
+  const sides = [picture.naturalWidth, picture.naturalHeight].map((side) => Math.max(1, Math.round(scale * side)));
+  const few = sides.map((side) => Math.max(1, Math.round((10 * side) / LONGEST))); // so few that stretched ones are soft
+  const [pen, tiny, soft] = [sides, few, sides].map((size) => surface(...size));
+  pen.drawImage(picture, 0, 0, ...sides);
+  tiny.drawImage(pen.canvas, 0, 0, ...few);
+  soft.drawImage(tiny.canvas, 0, 0, ...sides);
+  image.pixels = pen.getImageData(0, 0, ...sides);
   image.blurred = soft.canvas;
 }
 
-// A map in [0, 1] on its image: as light (the rest dims), or as evidence in colour on a photograph that turns grey
-// under it; without one, the photograph as it is.
+// A map in [0, 1], GRID x GRID, stretched to the pixels of its image, in 255 steps: the first of four bytes each.
+function stretched(map, image) {
+  const { width, height } = image.pixels, [top, bottom, left, right] = image.box, [rows, columns] = data.size;
+  const small = surface(GRID, GRID), large = surface(width, height), cells = small.createImageData(GRID, GRID);
+  map.forEach((value, p) => cells.data.set([255 * value, 0, 0, 255], 4 * p));
+  small.putImageData(cells, 0, 0);
+  const [x, y, across, down] = [left / columns, top / rows, (right - left) / columns, (bottom - top) / rows];
+  large.drawImage(small.canvas, ...[x, y, across, down].map((share) => GRID * share), 0, 0, width, height);
+  return large.getImageData(0, 0, width, height).data;
+}
+
+// A map on its image: as light (the rest dims), or as evidence in colour on a photograph that turns grey under it;
+// without one, the photograph as it is.
 function paint(canvas, image, map, asLight) {
   const { width, height, data: source } = image.pixels;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const pen = canvas.getContext("2d");
   if (!map) return pen.putImageData(image.pixels, 0, 0);
-  const result = pen.createImageData(width, height), target = result.data;
-  const [top, bottom, left, right] = image.box;
-  const rows = steps(height, top, bottom, data.size[0], GRID);
-  const columns = steps(width, left, right, data.size[1], GRID);
-  for (let y = 0, p = 0; y < height; y++) {
-    const [g, down] = rows[y];
-    for (let x = 0; x < width; x++, p += 4) {
-      const [h, across] = columns[x], at = g * GRID + h;
-      const strength = Math.min(between(map, at, GRID, down, across), 1);
-      const grey = 0.299 * source[p] + 0.587 * source[p + 1] + 0.114 * source[p + 2];
-      const drained = asLight ? 1 - strength : Math.min(strength / DRAINED, 1), colour = stepOf(strength);
-      const alpha = asLight ? 0 : opacity * strength ** weak, light = asLight ? DIM + (1 - DIM) * strength : 1;
-      for (let c = 0; c < 3; c++) {
-        const plain = light * (source[p + c] + drained * (grey - source[p + c]));
-        target[p + c] = plain + alpha * (EVIDENCE[colour + c] - plain);
-      }
-      target[p + 3] = 255;
+  const result = pen.createImageData(width, height), target = result.data, strengths = stretched(map, image);
+  for (let p = 0; p < source.length; p += 4) {
+    const strength = strengths[p] / 255;
+    const grey = 0.299 * source[p] + 0.587 * source[p + 1] + 0.114 * source[p + 2];
+    const drained = asLight ? 1 - strength : Math.min(strength / DRAINED, 1), colour = stepOf(strength);
+    const alpha = asLight ? 0 : opacity * strength ** weak, light = asLight ? DIM + (1 - DIM) * strength : 1;
+    for (let c = 0; c < 3; c++) {
+      const plain = light * (source[p + c] + drained * (grey - source[p + c]));
+      target[p + c] = plain + alpha * (EVIDENCE[colour + c] - plain);
     }
+    target[p + 3] = 255;
   }
   pen.putImageData(result, 0, 0);
 }

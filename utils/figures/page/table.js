@@ -11,17 +11,12 @@ function buildTable() {
       const cell = row.insertCell();
       if (i === j) return null;
       const link = document.createElement("a"), value = similarity(image.z, other.z);
-      Object.assign(link, { href: `#${i}-${j}`, textContent: number(value), value, tabIndex: -1 });
+      Object.assign(link, { href: `#${i}-${j}`, textContent: number(value), value });
       link.style.setProperty("--colour", colourOf(SIMILARITY, value));
       link.classList.toggle("bright", value > 0.6);
       cell.append(link);
       return link;
     }));
-  });
-  cells[0][1].tabIndex = 0;
-  table.addEventListener("keydown", moveInTable);
-  table.addEventListener("focusin", (event) => {
-    cells.flat().forEach((link) => link && (link.tabIndex = link === event.target ? 0 : -1));
   });
 }
 
@@ -34,15 +29,6 @@ function heading(image, scope, named) {
   cell.scope = scope;
   cell.append(inside);
   return cell;
-}
-
-function moveInTable(event) {
-  const move = moveOf(event), row = cells.findIndex((line) => line.includes(event.target));
-  if (!move || row < 0) return;
-  event.preventDefault();
-  let [i, j] = [row + move[0], cells[row].indexOf(event.target) + move[1]];
-  if (i === j) [i, j] = [i + move[0], j + move[1]]; // over the diagonal
-  cells[i]?.[j]?.focus();
 }
 
 function refreshTable() {
