@@ -77,10 +77,8 @@ class Browser:
         if kind == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "data:", "about:")):
             self.problems.append(told["request"]["url"])
 
-    def open(self, path, width=1200, height=900, dark=False):
+    def open(self, path, width=1200, height=900):
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Page.navigate", url="about:blank")  # the same page again, with another #, would not load again
         file, _, mark = str(path).partition("#")
         self.send("Page.navigate", url=Path(file).resolve().as_uri() + (f"#{mark}" if mark else ""))
@@ -104,24 +102,23 @@ class Browser:
     def text(self, selector):
         return self.ask(f"document.querySelector({selector!r}).textContent")
 
-    def mouse(self, selector, across=0.5, down=0.5, click=False):
-        """Move the pointer to a place of an element, in shares of its sides, and click there."""
-        box = self.ask(
+    def place(self, selector, across, down):
+        """A place of an element, in shares of its sides, where it is on the screen."""
+        x, y, width, height = self.ask(
             f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'nearest'}});"
             "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
         )
-        at = {"x": box[0] + across * box[2], "y": box[1] + down * box[3]}
+        return {"x": x + across * width, "y": y + down * height}
+
+    def mouse(self, selector, across=0.5, down=0.5, click=False):
+        at = self.place(selector, across, down)
         self.send("Input.dispatchMouseEvent", type="mouseMoved", **at)
         for kind in ("mousePressed", "mouseReleased") if click else ():
             self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 
     def tap(self, selector, across=0.5, down=0.5):
-        box = self.ask(
-            f"(() => {{ const b = document.querySelector({selector!r}).getBoundingClientRect();"
-            "return [b.x, b.y, b.width, b.height]; })()"
-        )
-        at = {"x": box[0] + across * box[2], "y": box[1] + down * box[3]}
-        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[at])
+        points = [self.place(selector, across, down)]
+        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=points)
         self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def press(self, *keys):
