@@ -6,11 +6,11 @@ import re
 import urllib.error
 
 import pytest
+import torch
 from samples import make_files
 
 from utils import __main__ as command_line
 from utils import training
-from utils.images import download
 
 pytest.importorskip("hypothesis", reason="pip install -r requirements-dev.txt")
 from hypothesis import example, given, settings  # noqa: E402
@@ -62,7 +62,7 @@ def place(tmp_path_factory):
         (folder / name).write_text(content, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(download.urllib.request, "urlopen", refuse)
+        patch.setattr(torch.hub, "urlopen", refuse)
         patch.setattr(training, "train", lambda config: pytest.fail("not in this test"))
         patch.setattr(command_line, "_train", lambda options, config: print(f"training on {config.dataset}"))
         yield folder

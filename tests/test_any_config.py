@@ -31,9 +31,7 @@ VALUES = st.one_of(
     st.text(max_size=8),
     st.dates(),
     st.binary(max_size=4),
-    st.sampled_from(
-        ["auto", "skip", "../x", "a/b", "~", "~nobody/x", "\0", "1e-3", "[1", "^(", "(a)", "con", "é" * 300]
-    ),
+    st.sampled_from(["auto", "skip", "../x", "a/b", "~nobody/x", "\0", "1e-3", "[1", "^(", "(a)", "é" * 300]),
 )
 NAMES = st.one_of(st.sampled_from([*keys(), "datasets", "Synthetic"]), VALUES.filter(lambda value: value is not None))
 TREES = st.recursive(

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from utils.system.errors import ConfigError
 from utils.system.settings import Config
@@ -39,9 +38,11 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
     if sandbox := os.environ.get(SANDBOX):
         root, path, dataset = Path(sandbox), Path(sandbox) / "config.yml", None
     settings = _resolve(_read_yaml(Path(path)), dataset, path)
-    for key in ("data_path", "checkpoints_path", "outputs_path", "compare_path"):
-        if isinstance(settings[key], str):
-            settings[key] = root / os.path.expanduser(settings[key])
+    folders = {"data_path": "Data", "checkpoints_path": "checkpoints", "outputs_path": "outputs"}
+    places = {key: f"{folder}/{settings['dataset']}" for key, folder in folders.items()}
+    for key, place in (places | {"compare_path": "Data/data_for_compare"}).items():
+        if isinstance(given := settings.get(key, place), str):
+            settings[key] = root / os.path.expanduser(given)
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -49,9 +50,9 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML with three differences: values are text, of which pydantic makes numbers, as YAML reads a name such as
-    0625 as 405, and No as False, and null only as no value, not as a name; a key written twice is an error, where YAML
-    drops the first one; and so is an escape in double quotes, which turns a part of a Windows path into a line end."""
+    """Reads values as text, of which pydantic makes numbers, as YAML reads a name such as 0625 as 405, and No as False.
+    Errors are a key written twice, of which YAML drops the first one, and an escape in double quotes, which turns a
+    part of a Windows path into a line end."""
 
     yaml_implicit_resolvers = {
         letter: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
@@ -61,10 +62,7 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, value in node.value:
-            for name in [key, value] if key.value == "dataset" else [key]:
-                if name.tag.endswith(":null") and name.value:
-                    name.tag = "tag:yaml.org,2002:str"
+        for key, _ in node.value:
             if str(key.value) in seen:
                 raise yaml.composer.ComposerError(problem=f"{key.value}: written twice", problem_mark=key.start_mark)
             seen.add(str(key.value))
@@ -82,25 +80,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         raw = yaml.load(text, _Loader)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; start Jupyter, or the command, in the repository's folder, or give another file "
-            "as `config_path` or --config"
-        ) from None
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give a YAML file as `config_path` or --config"
+            f"{path}: cannot be read ({error.strerror}); start Jupyter, or the command, in the repository's folder, or "
+            "give another file as `config_path` or --config"
         ) from None
     except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise ConfigError(f"{path}: not UTF-8 text; save it again with the encoding UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        written = enumerate((row.split("#")[0] for row in text.splitlines()), start=1)  # without comments
         quoted = "; use single quotes, or /, for a path" if "escape" in str(error) or '\\"' in text else ""
-        hints = (f"; in line {number}, {hint}" for number, row in written if (hint := _full_width(row)))
+        without_comments = re.sub("#.*", "", text)
         raise ConfigError(
             f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); correct that line or the one above"
-            f"{quoted}{next(hints, '')}"
+            f"{quoted}{_full_width(without_comments)}"
         ) from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
@@ -112,15 +105,15 @@ HALF_WIDTH = dict(zip("：，、【】［］", ":,,[][]"))
 
 
 def _full_width(text: str) -> str:
-    """Advise what to write instead of the first Chinese punctuation mark in a text; "" if there is none."""
+    """Advise what to write instead of the first Chinese punctuation mark in a text, if there is one."""
     if not (found := re.search(f"[{''.join(HALF_WIDTH)}]", text)):
         return ""
     instead = HALF_WIDTH[found[0]]
-    return f"write {instead}{' and a space' if instead in ':,' else ''} instead of {found[0]}"
+    return f"; write {instead}{' and a space' if instead in ':,' else ''} instead of {found[0]}"
 
 
 def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict[str, Any]:
-    """Overlay the general settings by the block of the chosen dataset, and fill in paths from its name."""
+    """Overlay the general settings by the block of the chosen dataset."""
     blocks = raw.pop("datasets", None) or {}
     if not isinstance(blocks, dict) or not all(isinstance(block, (dict, type(None))) for block in blocks.values()):
         raise ConfigError(f"{path}: datasets: expected a block of settings under each dataset's name")
@@ -138,15 +131,7 @@ def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict
             f"{path}: dataset: '{name}' was asked for, but the file is for '{own}'; "
             f"add a block '{name}' under datasets:"
         )
-    settings = _merge(raw, blocks.get(name) or {})
-    settings["dataset"] = name
-    for key, folder in (("data_path", "Data"), ("checkpoints_path", "checkpoints"), ("outputs_path", "outputs")):
-        settings.setdefault(key, f"{folder}/{name}")
-    settings.setdefault("compare_path", "Data/data_for_compare")
-    for key, (harmless, _) in REMOVED_KEYS.items():
-        if str(settings.get(key)).lower() == harmless:
-            del settings[key]
-    return settings
+    return _merge(raw, blocks.get(name) or {}) | {"dataset": name}
 
 
 def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
@@ -163,48 +148,28 @@ PLAIN_MESSAGES = {
     "path_type": "should be a path",
     "int_parsing": "should be a whole number",
     "float_parsing": "should be a number",
+    "tuple_type": "should be a list such as [224, 224]",
+    "too_long": "too many numbers",
+    "missing": "a number is missing",  # of a list, as every key has a default
     "bool_parsing": "should be True or False",
-    "string_pattern_mismatch": "should be a plain name, without / or \\, without a dot or space at an end, and "
-    "no device of Windows",
-}
-
-# Keys of earlier versions -> the value that changes nothing, as old files may hold it, and what to do about others.
-REMOVED_KEYS = {
-    "cache": ("true", "no key any more; delete it"),
-    "num_processes": (
-        "1",
-        "no key any more; delete it, and start several processes by "
-        "torchrun --nproc_per_node=N -m utils train NAME (docs/commands.md)",
-    ),
+    "string_pattern_mismatch": "should be a plain name, without / or \\, and not begin with a dot or space",
 }
 
 
 def _explain(problem: dict[str, Any], path: str | Path) -> str:
     """Write a pydantic error as one line: file, key, what was expected, what was found."""
     *parents, last = problem["loc"] or [""]
-    if problem["type"] == "extra_forbidden" and last in REMOVED_KEYS:
-        message = REMOVED_KEYS[last][1]
-    elif problem["type"] == "extra_forbidden":
-        known = list(_fields_of(parents))
+    if problem["type"] == "extra_forbidden":
+        section: type[BaseModel] = Config
+        for name in parents:
+            section = section.model_fields[name].annotation
+        known = list(section.model_fields)
         near = difflib.get_close_matches(str(last), known, n=1)
         message = "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known here are {', '.join(known)}")
-    elif problem["type"] in ("tuple_type", "too_long", "missing"):
-        if problem["type"] == "missing":  # an item of a list, as every key has a default
-            *parents, last = parents
-        message = f"should be a list such as {list(_fields_of(parents)[last].default)}, got {problem['input']!r}"
     else:
-        message = PLAIN_MESSAGES.get(
-            problem["type"], problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        )
+        plain = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        message = PLAIN_MESSAGES.get(problem["type"], plain)
         if not isinstance(problem["input"], dict):
             message += f", got {problem['input']!r}"
-    if hint := _full_width(f"{last} {problem['input']}"):
-        message += f"; {hint}"
+    message += _full_width(f"{last} {problem['input']}")
     return ": ".join(filter(None, (str(path), ".".join(map(str, [*parents, last])), message)))
-
-
-def _fields_of(parents: list[Any]) -> dict[str, FieldInfo]:
-    section: type[BaseModel] = Config
-    for name in parents:
-        section = section.model_fields[name].annotation
-    return section.model_fields

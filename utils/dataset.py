@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.images.cache import read_fingerprints, read_images
+from utils.images.cache import StoredImages, read_fingerprints, read_images
 from utils.images.duplicates import Fingerprint, join, near_duplicate_groups
 from utils.images.folder import SPLITS, check_two_classes, doubtful_folders, first_names, scan
 from utils.images.frame import Frame
 from utils.images.looks import notes_on_looks
 from utils.images.splitting import split_images
-from utils.images.stored import StoredImages
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 from utils.system.errors import DataError
 from utils.system.files import counted

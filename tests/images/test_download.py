@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 import zipfile
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -26,40 +27,30 @@ MEMBERS = {
 }
 
 
-def make_zip(members, compression=zipfile.ZIP_STORED):
+def make_zip(members):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as zipped:
+    with zipfile.ZipFile(buffer, "w") as zipped:
         for name, content in members.items():
             zipped.writestr(name, content)
     return buffer.getvalue()
 
 
 class Server:
-    """Answers with `body`, `cut` bytes short of what it announced, or with the error `status`, or not at all."""
+    """Answers with `body`, `cut` bytes short of what it announced, or with the error `status`."""
 
     def __init__(self):
         self.body, self.cut, self.status, self.requests = make_zip(MEMBERS), 0, 200, []
-        self.silent = self.chunked = False
-        self.released = threading.Event()
         state = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 state.requests.append(self.path)
-                if state.silent:
-                    state.released.wait(10)
-                elif state.status != 200:
-                    self.send_error(state.status)
-                else:
-                    self.send_response(200)
-                    if state.chunked:  # as GitHub sends its archives: in one chunk here, and an empty one as the end
-                        self.send_header("Transfer-Encoding", "chunked")
-                        answer = b"%x\r\n%s\r\n0\r\n\r\n" % (len(state.body), state.body)
-                    else:
-                        self.send_header("Content-Length", str(len(state.body)))
-                        answer = state.body
-                    self.end_headers()
-                    self.wfile.write(answer[: len(answer) - state.cut])
+                if state.status != 200:
+                    return self.send_error(state.status)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(state.body)))
+                self.end_headers()
+                self.wfile.write(state.body[: len(state.body) - state.cut])
 
             def log_message(self, *args):
                 pass
@@ -67,11 +58,6 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/archive"
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self):
-        self.released.set()
-        self.http.shutdown()
-        self.http.server_close()
 
 
 @pytest.fixture
@@ -81,7 +67,8 @@ def server(monkeypatch):
     monkeypatch.setattr(download, "PUBLIC_SETS", {"Flowers": 3, "AirBnB": 1})
     server = Server()
     yield server
-    server.close()
+    server.http.shutdown()
+    server.http.server_close()
 
 
 def files(root):
@@ -98,7 +85,7 @@ def error_of(server, root, name="Flowers"):
         download_public(name, root, server.url)
     message = str(caught.value)
     assert message and "\n" not in message
-    assert not [*root.rglob("*.part"), *root.rglob("*.partial.*")]
+    assert not [*root.rglob("*.part"), *root.rglob("*.partial")]
     return message
 
 
@@ -110,9 +97,7 @@ def test_the_set_lands_complete_and_alone(server, tmp_path, capsys):
     assert {path.name for path in folder.parent.iterdir()} == {".downloads", "Flowers"}
     assert files(folder.parent / ".downloads") == {f"Grad_CAM_Siamese-{COMMIT}.zip"}
     assert set(server.requests) == {f"/archive/{COMMIT}.zip"}
-    out, err = capsys.readouterr()
-    assert "Unpacking Flowers: 100%" in err and "5/5" in err
-    assert str(archive_in(folder.parent)) in out and "delete" in out
+    assert str(archive_in(folder.parent)) in capsys.readouterr().out
 
 
 def test_the_archive_is_downloaded_once(server, tmp_path, capsys):
@@ -128,42 +113,18 @@ def test_the_archive_is_downloaded_once(server, tmp_path, capsys):
     assert len(server.requests) == asked
 
 
-def test_a_broken_archive_or_an_interrupted_run_is_no_obstacle(server, tmp_path):
+def test_a_broken_archive_is_no_obstacle(server, tmp_path):
     archive_in(tmp_path).parent.mkdir()
     archive_in(tmp_path).write_bytes(server.body[:200])
-    (tmp_path / ".Flowers.part" / "Daisy").mkdir(parents=True)
-    (tmp_path / ".Flowers.part" / "Daisy" / "old.jpg").touch()
     download_public("Flowers", tmp_path, server.url)
     assert server.requests
     assert files(tmp_path / "Flowers") == {"README.txt", "Daisy/1.jpg", "Daisy/2.JPG", "Rose/1.jpg"}
 
 
-def test_a_run_stopped_while_unpacking_leaves_no_half_set(server, tmp_path, monkeypatch):
-    unpacked, extract = [], zipfile.ZipFile.extract
-
-    def until_stopped(*arguments):
-        if unpacked:
-            raise KeyboardInterrupt
-        unpacked.append(extract(*arguments))
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(zipfile.ZipFile, "extract", until_stopped)
-        download_public("Flowers", tmp_path, server.url)
-    assert unpacked and {path.name for path in tmp_path.iterdir()} == {".downloads"}
-
-
-@pytest.mark.parametrize("cut", [1, 150, 1000])
+@pytest.mark.parametrize("cut", [1, 1000])
 def test_a_transfer_cut_short_is_noticed_and_forgotten(server, tmp_path, cut):
     server.cut = cut
     assert "ended early" in error_of(server, tmp_path)
-    assert files(tmp_path) == set()
-    server.cut = 0
-    download_public("Flowers", tmp_path, server.url)
-
-
-def test_an_archive_of_unannounced_length(server, tmp_path):
-    server.chunked, server.cut = True, 150
-    assert "the connection to" in error_of(server, tmp_path)
     assert files(tmp_path) == set()
     server.cut = 0
     download_public("Flowers", tmp_path, server.url)
@@ -195,20 +156,9 @@ def test_no_connection(server, tmp_path):
 
 
 def test_a_connection_reset_half_way(server, tmp_path, monkeypatch):
-    def reset(answer, out):
-        out.write(answer.read(200))
-        raise ConnectionResetError("Connection reset by peer")
-
-    monkeypatch.setattr(shutil, "copyfileobj", reset)
+    monkeypatch.setattr(HTTPResponse, "read", lambda *arguments: (_ for _ in ()).throw(ConnectionResetError("reset")))
     assert "the connection to" in error_of(server, tmp_path)
     assert files(tmp_path) == set()
-
-
-def test_a_silent_server_is_given_up_on(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.1)
-    server.silent = True
-    message = error_of(server, tmp_path)
-    assert "the connection to" in message and "timed out" in message
 
 
 def test_a_wrong_number_of_images_leaves_no_set(server, tmp_path, monkeypatch):
@@ -218,21 +168,10 @@ def test_a_wrong_number_of_images_leaves_no_set(server, tmp_path, monkeypatch):
     assert not (tmp_path / "Flowers").exists()
 
 
-@pytest.mark.parametrize("path", ["../escaped.jpg", "Daisy/../../../escaped.jpg", "/{root}/escaped.jpg"])
-def test_a_member_that_points_outside_stays_inside_and_is_one_too_many(server, tmp_path, path):
-    root = tmp_path / "a" / "b"
-    server.body = make_zip(MEMBERS | {"Repo-1234567/Data/Flowers/" + path.format(root=tmp_path): b"x"})
-    assert "Flowers in it holds 4 images instead of 3" in error_of(server, root)
-    assert files(root) == {f".downloads/{archive_in(root).name}"} and [*tmp_path.iterdir()] == [tmp_path / "a"]
-
-
-def test_a_set_that_unpacks_to_too_much_is_an_error_before_anything_is_written(server, tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(zipfile.ZipFile, "extract", lambda *arguments: written.append(arguments))
-    monkeypatch.setattr(download, "MAX_BYTES", 2**20)
-    server.body = make_zip(MEMBERS | {"Repo-1234567/Data/Flowers/Daisy/3.jpg": bytes(2**20)}, zipfile.ZIP_DEFLATED)
-    assert len(server.body) < 10_000 and "unpacks to more than" in error_of(server, tmp_path)
-    assert files(tmp_path) == set() and not written
+def test_a_member_that_points_outside_stays_inside_and_is_one_too_many(server, tmp_path):
+    server.body = make_zip(MEMBERS | {"Repo-1234567/Data/Flowers/Daisy/../../../../../escaped.jpg": b"x"})
+    assert "Flowers in it holds 4 images instead of 3" in error_of(server, tmp_path / "a" / "b")
+    assert [*tmp_path.iterdir()] == [tmp_path / "a"]
 
 
 def test_a_folder_of_the_user_is_left_alone(server, tmp_path):
@@ -245,7 +184,7 @@ def test_a_folder_of_the_user_is_left_alone(server, tmp_path):
 
 def test_a_disk_that_cannot_be_written(server, tmp_path):
     (tmp_path / "Data").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write to"):
         download_public("Flowers", tmp_path / "Data", server.url)
 
 

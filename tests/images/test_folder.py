@@ -67,17 +67,10 @@ def test_scan_follows_a_class_folder_that_is_a_link(tmp_path):
     assert scan(tmp_path / "Data")[0].file.tolist() == ["a/1.png", "b/1.png"]
 
 
-@pytest.mark.parametrize(
-    "names, words",
-    [
-        (None, "no such folder"),
-        ([], "no such folder"),
-        (["stray.png"], "0 class folder"),
-        (["a/1.png", "b/1.txt"], "1 class folder"),
-    ],
-)
-def test_scan_needs_two_classes(tmp_path, names, words):
-    make_files(tmp_path / "Data", names or [])
+@pytest.mark.parametrize("names", [[], ["Data/stray.png"], ["Data/a/1.png", "Data/b/1.txt"]])
+def test_scan_needs_two_classes(tmp_path, names):
+    make_files(tmp_path, names)
+    words = f"{len(names) - 1} class folder" if names else "no such folder"
     with pytest.raises(DataError, match=words) as caught:
         scan(tmp_path / "Data")
     assert str(caught.value).startswith(str(tmp_path / "Data"))
@@ -104,20 +97,12 @@ def test_classes_one_folder_too_deep_are_recognised(tmp_path):
 def test_links_to_folders_are_named_where_they_are_not_followed(tmp_path):
     make_files(tmp_path, ["Data/a/1.png", "Data/b/1.png", "elsewhere/1.png"])
     link(tmp_path / "Data/a/more", tmp_path / "elsewhere")
-    link(tmp_path / "Data/again", tmp_path / "Data")
+    link(tmp_path / "Data/c", tmp_path / "unmounted")
     table, skipped = scan(tmp_path / "Data")
     assert table.file.tolist() == ["a/1.png", "b/1.png"] and skipped == [
         "a/more: a link to a folder, which is not followed; put the folder itself there",
-        "again: a link to the folder that it lies in; delete it",
+        "c: a link to nowhere; delete or correct it",
     ]
-    assert doubtful_folders(table, tmp_path / "Data") == []
-
-
-@pytest.mark.parametrize("target", ["unmounted", "c"])
-def test_a_class_that_is_a_link_to_nowhere_is_named_as_one(tmp_path, target):
-    make_files(tmp_path, ["a/1.png", "b/1.png"])
-    link(tmp_path / "c", tmp_path / target)
-    assert scan(tmp_path)[1] == ["c: a link to nowhere or to itself; delete or correct it"]
 
 
 def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
@@ -135,22 +120,6 @@ def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
     assert skipped == ["a/deep, locked: a folder that cannot be listed; change its access rights"]
 
 
-def test_a_data_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
-    def deny(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "iterdir", deny)
-    with pytest.raises(DataError, match=r"cannot be listed \(Permission denied\); change its access rights"):
-        scan(tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_that_is_named_as_an_image_is_not_waited_for(tmp_path):
-    make_files(tmp_path, ["a/1.png", "b/1.png"])
-    os.mkfifo(tmp_path / "a/pipe.png")
-    assert readable(scan(tmp_path)[0], tmp_path)[1] == ["a/pipe.png: not a file; delete it"]
-
-
 def test_a_name_that_is_no_text_is_named_as_far_as_it_is(tmp_path):
     make_files(tmp_path, ["a/1.png", "b/1.png"])
     try:
@@ -158,14 +127,6 @@ def test_a_name_that_is_no_text_is_named_as_far_as_it_is(tmp_path):
     except (OSError, UnicodeError):
         pytest.skip("such names cannot be made here")
     assert scan(tmp_path)[1] == ["a/caf?.png: a name that is not valid text; rename it"]
-
-
-def test_hundreds_of_other_files_are_a_line_for_each_suffix(tmp_path):
-    make_files(tmp_path, ["a/1.png", "b/1.png", *(f"a/{i}.{kind}" for i in range(300) for kind in ("txt", "json"))])
-    assert scan(tmp_path)[1] == [
-        f"a/0.{kind}, a/1.{kind}, a/10.{kind} and 297 more: not named as an image; save it as JPEG or PNG if it is one"
-        for kind in ("json", "txt")
-    ]
 
 
 # ------------------------------------------------------------------- what is read, and what is left out
@@ -192,19 +153,10 @@ def no_permission(path):
 BAD = {
     "empty.jpg": (lambda path: path.touch(), "not a readable image (the file is empty); delete or replace it"),
     "cut.jpg": (lambda path: break_file(path, 0.5), "not a readable image (image file is truncated"),
-    "cut.png": (lambda path: break_file(path, 0.5), "not a readable image (image file is truncated"),
-    "header only.png": (lambda path: break_file(path, 0.003), "not a readable image (its content is not an image's)"),
-    "text.jpg": (
-        lambda path: path.write_text("text"),
-        "not a readable image (its content is not an image's); delete or replace it",
-    ),
+    "text.jpg": (lambda path: path.write_text("text"), "not a readable image (its content is not an image's)"),
     "bomb.png": (bomb, "over 179 megapixels, which is not read; save it smaller"),
     "locked.png": (no_permission, "no permission to read it; change the file's access rights"),
-    "nowhere.jpg": (
-        lambda path: link(path, path.with_name("gone.jpg")),
-        "a link to nowhere; delete it, or bring back the file that it leads to",
-    ),
-    "itself.jpg": (lambda path: link(path, path), "a link that leads to itself; delete it"),
+    "nowhere.jpg": (lambda path: link(path, path.with_name("gone.jpg")), "a link to nowhere; delete it, or bring"),
 }
 
 
@@ -232,14 +184,11 @@ def test_a_bad_image_is_left_out_with_the_reason(tmp_path, name):
 
 FINE = {
     "a jpeg.png": lambda path: noise().save(path, "JPEG"),
-    "a png.jpg": lambda path: noise().save(path, "PNG"),
     "animated.gif": lambda path: noise().save(path, save_all=True, append_images=[noise(seed=1)]),
     "1 x 1.png": lambda path: noise(1, 1).save(path),
     "1 x 5000.png": lambda path: noise(1, 5000).save(path),
-    "with  spaces .jpg": lambda path: noise().save(path),
     "quotes ' and, commas.png": lambda path: noise().save(path),
     "\u82b1 \U0001f338.png": lambda path: noise().save(path),
-    "UPPER.JPG": lambda path: noise().save(path),
 }
 
 
@@ -262,40 +211,10 @@ def table_of(*files):
     return pd.DataFrame([(file, file.split("/")[0]) for file in files], columns=["file", "label"])
 
 
-def test_names_that_differ_only_in_case_are_named(tmp_path):
-    table = table_of("Cat/1.png", "a/x.JPG", "a/x.jpg", "a/y.png", "b/x.jpg", "cat/1.png")  # as no Windows can hold
-    assert doubtful_folders(table, tmp_path) == [
-        "Cat and cat: two classes whose names differ only in case; rename or merge them",
-        "a/x.JPG and a/x.jpg: names that differ only in case; rename all but one, "
-        "because Windows and macOS would keep one of these files",
+def test_classes_that_differ_only_in_case_are_named(tmp_path):
+    assert doubtful_folders(table_of("Cat/1.png", "a/x.png", "cat/1.png"), tmp_path) == [  # as no Windows can hold
+        "Cat and cat: classes whose names differ only in case; rename or merge them"
     ]
-
-
-@pytest.mark.parametrize("names", [("caf\u00e9", "cafe\u0301"), ("caf\u00e9", "caf\u00e9 ")])
-@pytest.mark.parametrize("root", ["", "train/"])
-def test_class_folders_whose_names_look_alike_are_one_class_and_named(tmp_path, names, root):
-    make_files(
-        tmp_path, [f"{root}{name}/{i}.png" for i, name in enumerate([*names, "tea"])] + ["test/tea/1.png"] * bool(root)
-    )
-    if len(list((tmp_path / root).iterdir())) < 3:
-        pytest.skip("this file system takes them for one")
-    table, _ = scan(tmp_path)
-    assert sorted(set(table.label)) == ["caf\u00e9", "tea"] and (table.label == "caf\u00e9").sum() == 2
-    assert all((tmp_path / file).is_file() for file in table.file)
-    spelt = " and ".join(repr(name) for name in sorted(names, key="{}/".format))
-    assert doubtful_folders(table, tmp_path) == [
-        f"{spelt}: one class, as their names look the same; put them into one folder"
-    ]
-
-
-def test_files_that_differ_only_in_case_are_both_taken_and_named(tmp_path):
-    make_files(tmp_path, ["a/x.png", "a/X.PNG", "b/1.png"])
-    if len(list((tmp_path / "a").iterdir())) < 2:
-        pytest.skip("this file system keeps one of them")
-    table, skipped = scan(tmp_path)
-    assert table.file.tolist() == ["a/X.PNG", "a/x.png", "b/1.png"] and not skipped
-    [note] = doubtful_folders(table, tmp_path)
-    assert note.startswith("a/X.PNG and a/x.png: names that differ only in case; rename")
 
 
 def test_a_class_inside_a_class_is_named_with_its_first_folders(tmp_path, monkeypatch):

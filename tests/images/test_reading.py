@@ -1,5 +1,4 @@
-import os
-from pathlib import Path
+import struct
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ from PIL.PngImagePlugin import PngInfo
 from samples import SUFFIXES, break_file, noise
 
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import KINDS, read_image, shrink
+from utils.images.reading import KINDS, range_of, read_image, shrink, to_rgb
 from utils.system.errors import DataError
 
 
@@ -18,10 +17,7 @@ from utils.system.errors import DataError
         (1, lambda a: a),
         (2, lambda a: a[:, ::-1]),
         (3, lambda a: a[::-1, ::-1]),
-        (4, lambda a: a[::-1]),
-        (5, lambda a: a.transpose(1, 0, 2)),
         (6, lambda a: np.rot90(a)),
-        (7, lambda a: np.rot90(a.transpose(1, 0, 2), 2)),
         (8, lambda a: np.rot90(a, -1)),
     ],
 )
@@ -64,7 +60,6 @@ def palette_image(transparency):
         (two_by_one("CMYK", (0, 255, 255, 0), (0, 0, 0, 0)), "tif", [RED, WHITE]),
         (Image.fromarray(np.array([[0, 65535]], np.uint16)), "png", [(0,) * 3, WHITE]),
         (Image.fromarray(np.array([[128 * 256, 1000]], np.uint16)), "tif", [(128,) * 3, (3,) * 3]),
-        (Image.fromarray(np.array([[128 * 256, 65535]], np.int32)), "tif", [(128,) * 3, WHITE]),
     ],
 )
 def test_an_image_of_every_mode_becomes_rgb_on_white(tmp_path, image, suffix, expected):
@@ -93,7 +88,6 @@ def test_a_damaged_file_is_named(tmp_path, suffix, share):
         ),
         (PermissionError(13, "Permission denied"), "no permission to read it; change the file's access rights"),
         (RuntimeError("a\nb"), "not a readable image (a b); delete or replace it"),
-        (MemoryError(), "not a readable image (MemoryError); delete or replace it"),
     ],
 )
 def test_whatever_a_decoder_raises_is_one_line_about_the_file(tmp_path, monkeypatch, error, words):
@@ -108,19 +102,6 @@ def test_whatever_a_decoder_raises_is_one_line_about_the_file(tmp_path, monkeypa
 def test_every_promised_format_is_read(tmp_path, suffix):
     Image.new("RGB", (8, 8), RED).save(tmp_path / f"a{suffix}")
     assert np.abs(np.asarray(read_image(tmp_path / f"a{suffix}")) - np.array(RED)).max() <= 3
-
-
-def test_a_file_that_goes_meanwhile_costs_one_image(tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(b"nothing")
-    monkeypatch.setattr(Path, "open", lambda path, mode: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-    with pytest.raises(DataError, match=r"a\.png: not a readable image \(cannot identify.*\); delete or replace it"):
-        read_image(tmp_path / "a.png")
-
-
-def test_an_animation_is_its_first_frame(tmp_path):
-    first, second = (Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
-    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    assert np.array_equal(read_image(tmp_path / "a.gif"), first)
 
 
 def test_an_image_that_is_gone_is_named(tmp_path):
@@ -149,13 +130,11 @@ LEAD = b"\0\0\0\x18ftyp"
         (LEAD + b"heic\0\0", "a HEIC image; install what reads it (pip install pillow-heif), or save it as JPEG"),
         (LEAD + b"avif\0\0", "an AVIF image; install what reads it (pip install --upgrade pillow), or save it as JPEG"),
         (b"\xff\x0a\xfa\x1f", "a JPEG XL image; save it as JPEG or PNG"),
-        (b"\0\0\0\x0cJXL \r\n", "a JPEG XL image; save it as JPEG or PNG"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
             "a Git LFS pointer, not the image; fetch the images: git lfs pull",
         ),
         (b"\xef\xbb\xbf\n<!DOCTYPE html>", "a saved web page, not the image; download the image itself"),
-        (b"<html><head>", "a saved web page, not the image; download the image itself"),
         (b"\0" * 128 + b"DICM", "a DICOM file; export it as PNG or TIFF of 16 bits"),
     ],
 )
@@ -166,12 +145,11 @@ def test_a_file_of_another_kind_is_named_with_a_way_out(tmp_path, content, words
     assert str(caught.value) == f"{tmp_path / 'a.jpg'}: {words}" and words in KINDS.values()
 
 
-@pytest.mark.parametrize("options", [{"icc_profile": b"\0" * 2_000_000}, {}])
-def test_metadata_of_megabytes_cost_no_image(tmp_path, options):
+def test_metadata_of_megabytes_cost_no_image(tmp_path):
     info = PngInfo()
     for k in range(80):  # 80 MB
         info.add_text(f"workflow {k}", "{}" * 500_000, zip=True)
-    noise().save(tmp_path / "a.png", pnginfo=info, **options)
+    noise().save(tmp_path / "a.png", pnginfo=info, icc_profile=b"\0" * 2_000_000)
     assert np.array_equal(read_image(tmp_path / "a.png"), noise())
 
 
@@ -182,19 +160,14 @@ def test_heic_is_read_where_a_plugin_reads_it(tmp_path):
     assert np.abs(np.asarray(read_image(tmp_path / "a.heic")).astype(int) - np.asarray(image)).mean() < 8
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: not a file; delete it"):
-        read_image(tmp_path / "a.png")
-
-
 @pytest.mark.parametrize("suffix, pages", [("gif", True), ("tif", True), ("png", True), ("webp", True), ("jpg", False)])
 def test_further_pages_are_noted_and_the_preview_of_a_photograph_is_not(tmp_path, suffix, pages):
     noise().save(
         tmp_path / f"a.{suffix}", save_all=True, append_images=[noise(seed=1)], format="MPO" * (not pages) or None
     )
-    assert read_image(tmp_path / f"a.{suffix}").info.get("pages", False) == pages
+    read = read_image(tmp_path / f"a.{suffix}")
+    assert read.info.get("pages", False) == pages
+    assert suffix not in ("tif", "png") or np.array_equal(read, noise())  # the others lose something
     noise().save(tmp_path / f"one.{suffix}")
     assert not read_image(tmp_path / f"one.{suffix}").info.get("pages")
 
@@ -216,3 +189,114 @@ def test_training_and_figures_see_the_same_way_up(tmp_path):
 def test_broken_exif_data_cost_no_image(tmp_path, exif):
     noise().save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").size == (10, 6)
+
+
+# ------------------------------------------------------------------------------ of more than 8 bits
+
+
+def write_tiff(path, values, white_is_zero=False, bands=1, planar=1):
+    """A plain TIFF, as cameras and microscopes write it and Pillow partly does not; values (H, W) or (H, W, bands)."""
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = [(256, values.shape[1]), (257, values.shape[0]), (258, 8 * values.itemsize), (259, 1)]
+    tags += [(262, 0 if white_is_zero else 2 if bands == 3 else 1), (273, 200), (277, bands), (278, values.shape[0])]
+    tags += [(279, values.nbytes), (284, planar), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    path.write_bytes(head.ljust(200, b"\0") + values.tobytes())
+
+
+RAMP = np.arange(4096).reshape(64, 64)  # 12 bits
+SEEN = (RAMP * (255 / 4095)).round()
+
+
+def grey(path, levels=None):
+    image = read_image(path, levels)
+    assert image.mode == "RGB" and np.ptp(np.asarray(image), axis=2).max() == 0
+    return np.asarray(image)[..., 0].astype(int)
+
+
+@pytest.mark.parametrize(
+    "values, white_is_zero",
+    [
+        (RAMP.astype(np.uint16), False),
+        ((RAMP - 1024).astype(np.int16), False),
+        ((4095 - RAMP).astype(np.uint16), True),
+        ((RAMP - 2000).astype(np.int32), False),
+        ((RAMP / 4095).astype(np.float32), False),
+        ((RAMP / 1e5 - 3).astype(np.float32), False),
+    ],
+)
+def test_the_range_that_is_used_is_seen_from_black_to_white(tmp_path, values, white_is_zero):
+    write_tiff(tmp_path / "a.tif", values, white_is_zero)
+    assert abs(grey(tmp_path / "a.tif") - SEEN).max() <= 1
+
+
+def test_eight_bits_in_a_32_bit_file_are_what_they_are(tmp_path):
+    values = np.random.default_rng(0).integers(3, 200, (8, 9))
+    for dtype in (np.int32, np.uint16, np.float32):
+        write_tiff(tmp_path / "a.tif", values.astype(dtype))
+        assert np.array_equal(grey(tmp_path / "a.tif"), values)
+
+
+def test_images_compare_under_the_levels_of_their_set(tmp_path):
+    for name, white in (("dark", 1000), ("light", 4000)):
+        Image.fromarray(np.array([[0, white]], np.uint16)).save(tmp_path / f"{name}.png")
+    assert grey(tmp_path / "dark.png", (0, 4095)).tolist() == [[0, 62]]
+    assert grey(tmp_path / "light.png", (0, 4095)).tolist() == [[0, 249]]
+    assert read_image(tmp_path / "dark.png").info["values"] == (0, 1000)
+    assert grey(tmp_path / "light.png", (2000, 3000)).tolist() == [[0, 255]]
+    with Image.open(tmp_path / "light.png") as image:  # as `preprocess` gets it
+        assert np.asarray(to_rgb(image, (0, 8000))).max() == 128
+
+
+def test_a_camera_that_was_turned_is_upright_in_16_bits(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(RAMP).astype(np.uint16)).save(tmp_path / "a.png", exif=exif)
+    assert abs(grey(tmp_path / "a.png") - SEEN).max() <= 1
+
+
+def test_a_portable_greymap_of_sixteen_bits_keeps_its_greys(tmp_path):
+    greys = np.arange(0, 65536, 4369, dtype=">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5\n16 1\n65535\n" + greys.tobytes())  # to Pillow of 32 bits
+    assert np.array_equal(grey(tmp_path / "a.pgm")[0], greys // 257)
+
+
+def test_what_is_no_number_is_black_and_nothing_else_is_an_error(tmp_path):
+    write_tiff(tmp_path / "a.tif", np.array([[np.nan, 0.5, 1, np.inf, -np.inf]], np.float32))
+    assert grey(tmp_path / "a.tif").tolist() == [[0, 128, 255, 255, 0]]
+    write_tiff(tmp_path / "a.tif", np.full((2, 2), np.nan, np.float32))
+    with pytest.raises(DataError, match=r"a\.tif: not a readable image \(its pixels are not numbers\)"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_tiff_that_pillow_cannot_read_is_named(tmp_path):
+    write_tiff(tmp_path / "a.tif", np.zeros((4, 4, 5), np.uint8), bands=5)
+    with pytest.raises(DataError, match="a TIFF of a kind that is not read; save it as PNG, or with 1 or 3 bands of 8"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_colours_that_pillow_would_read_wrongly_are_an_error(tmp_path):
+    write_tiff(tmp_path / "a.tif", np.zeros((4, 4, 3), np.uint16), bands=3, planar=2)
+    with pytest.raises(DataError, match="its colours are in planes of 16 bits: save it as PNG"):
+        read_image(tmp_path / "a.tif")
+
+
+# By hand; the least 2^k - 1 is 1023 for 800, and a quarter of it 255.75.
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (0, 4000, (0, 4095)),
+        (0, 1, (0, 1)),
+        (0.2, 0.9, (0, 1)),
+        (3, 255, (0, 255)),
+        (3, 256, (0, 511)),
+        (500, 800, (0, 1023)),
+        (600, 800, (600, 800)),
+        (-5, 800, (-5, 800)),
+        (7, 7, (0, 7)),
+        (0, 0, (0, 0)),
+    ],
+)
+def test_range_by_hand(low, high, expected):
+    assert range_of(low, high) == expected

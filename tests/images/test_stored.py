@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import torch
 
-from utils.images.stored import StoredImages
+from utils.images.cache import StoredImages
 
 
 def test_stored_images_are_indexed_as_a_tensor_is(tmp_path):

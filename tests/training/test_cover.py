@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from samples import colour_config, make_files
 
+from utils.images.cache import StoredImages
 from utils.images.frame import Frame
-from utils.images.stored import StoredImages
 from utils.system.errors import DataError
 from utils.system.settings import ImageOptions
 from utils.training.cover import CoveredImages, covered
@@ -80,5 +80,5 @@ def test_a_wrong_file_is_a_line(config, tmp_path, line, problem):
 
 
 def test_a_missing_file_is_an_error_of_the_configuration():
-    with pytest.raises(ValueError, match="should be a file or a folder of masks"):
+    with pytest.raises(ValueError, match="should be a path that exists"):
         ImageOptions(cover="nowhere.csv")

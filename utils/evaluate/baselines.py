@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional
 
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
+from utils.images.cache import StoredImages
 from utils.images.pairs import Pairs
-from utils.images.stored import StoredImages
 from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError

@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import resize
 from utils.evaluate.faithfulness import evidence_for_similar
 from utils.explain.removal import Interventions
 from utils.Grad_CAM import Explanation
-from utils.images.stored import StoredImages
+from utils.images.cache import StoredImages
 from utils.Siamese import SiameseNetwork
 
 CELLS = 4  # images in a mosaic, 2 x 2

@@ -15,8 +15,8 @@ from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import embed_images
 from utils.explain.concepts import PLACES, Groups, boxes_at, find_groups
 from utils.explain.removal import OTHER_REMOVALS, blur
+from utils.images.cache import StoredImages
 from utils.images.places import BOX
-from utils.images.stored import StoredImages
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.errors import DataError
 

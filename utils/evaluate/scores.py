@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, co
 from tqdm.auto import tqdm
 
 from utils.dataset import load_split
+from utils.images.cache import StoredImages
 from utils.images.pairs import PAIR_LABELS, Pairs, evaluation_pairs
-from utils.images.stored import StoredImages
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 from utils.system.settings import Config
 

@@ -17,8 +17,8 @@ from sklearn.metrics import silhouette_samples
 from tqdm.auto import tqdm
 
 from utils.explain.occlusion import GRID, region_effects
+from utils.images.cache import StoredImages
 from utils.images.places import BOX
-from utils.images.stored import StoredImages
 from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_blocks
 from utils.Siamese import SiameseNetwork
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import BinaryIO
 from uuid import uuid4
@@ -19,24 +19,53 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import PIL
+import torch
 
-from utils.images.decoding import decode
-from utils.images.depth import range_of
-from utils.images.duplicates import HASH_SIDE, Fingerprint
-from utils.images.frame import Frame, mean_colour
-from utils.images.stored import StoredImages
+from utils.images.duplicates import HASH_SIDE, Fingerprint, fingerprint_of
+from utils.images.frame import Frame, decode, mean_colour
+from utils.images.reading import range_of
 from utils.images.synthetic import SYNTHETIC
 from utils.system.errors import UserError
 from utils.system.files import counted, file_state
 from utils.system.settings import Config
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that no folder of images takes it for a class
-VERSION = f"3, Pillow {PIL.__version__}"  # of the table's contents
+VERSION = f"4, Pillow {PIL.__version__}"  # of the table's contents
 # Of the table: name -> type.
 COLUMNS = {"state": str, "checksum": int, "content": str, "bits": str, "width": int, "height": int}
 COLUMNS |= {"looks": str, "values": str}
 # All pixels, uint8 (M, 3, H, W); the table of their files, M rows; and unreadable files, file -> what is wrong.
 Found = tuple[np.ndarray, pd.DataFrame, dict[str, str]]
+
+
+class StoredImages:
+    """N images on disk that are used like a uint8 tensor (N, 3, H, W): by length, slices and positions."""
+
+    def __init__(self, pixels: np.ndarray, slots: np.ndarray, checksums: np.ndarray) -> None:
+        """Image i is `pixels[slots[i]]` with CRC-32 `checksums[i]`; `pixels`, (M, 3, H, W), is mapped into memory."""
+        self.pixels, self.slots, self.checksums = pixels, slots, checksums
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __getitem__(self, positions: int | slice | Sequence[int] | np.ndarray) -> "StoredImages | torch.Tensor":
+        """Take a slice, which stays on disk, or read the images at positions into a tensor."""
+        if isinstance(positions, slice):
+            return StoredImages(self.pixels, self.slots[positions], self.checksums[positions])
+        return torch.from_numpy(np.take(self.pixels, self.slots[positions], axis=0))
+
+    def __reduce__(self) -> tuple:
+        """Pickle the path, not the pixels: another process, such as a worker of a DataLoader, maps the file itself."""
+        return _mapped, (self.pixels.filename, self.pixels.shape, self.slots, self.checksums)
+
+    def split(self, size: int) -> Iterator[torch.Tensor]:
+        """Yield all images, at most `size` at a time; of none, as of a tensor, one empty part."""
+        starts = range(0, max(1, len(self)), size)
+        return (self[np.arange(start, min(start + size, len(self)))] for start in starts)
+
+
+def _mapped(path: str, shape: tuple[int, ...], slots: np.ndarray, checksums: np.ndarray) -> StoredImages:
+    return StoredImages(np.memmap(path, np.uint8, "r", shape=shape), slots, checksums)
 
 
 def read_fingerprints(
@@ -100,8 +129,8 @@ class ImageCache:
             return self._add(missing, states, rows, pixels) if missing else (pixels, rows, {})
         except OSError as error:
             raise UserError(
-                f"{self.folder}: cannot be used ({error.strerror or error}); make room, check the access rights, raise "
-                "cache_gigabytes, or set outputs_path to another disk"
+                f"{self.folder}: cannot be used ({error.strerror or error}); make room, check the access rights, or "
+                "set outputs_path to another disk"
             ) from None
 
     def _state(self, file: str) -> str:
@@ -148,7 +177,7 @@ class ImageCache:
         rows, problems, options = [], {}, self.config.hyperparameters
         verbose = options.verbose and self.config.dataset != SYNTHETIC  # its small scenes are read in a second
         paths = [self.config.data_path / file for file in files]
-        for file, found in zip(files, decode(paths, self.frame, options.num_workers, verbose)):
+        for file, found in zip(files, decode(paths, self.frame, fingerprint_of, options.num_workers, verbose)):
             if isinstance(found, str):
                 problems[file] = found
                 continue
@@ -159,9 +188,8 @@ class ImageCache:
         return pd.DataFrame(rows, columns=["file", *COLUMNS]).set_index("file"), problems
 
     def _check_room(self, new: int, copied: int) -> None:
-        (_, height, width), limit = self.shape, self.config.cache_gigabytes
-        size = 3 * height * width / 1e9  # GB an image
-        room = min(limit - copied * size, shutil.disk_usage(self.folder).free / 1e9)
-        if new * size > room:
-            what = f"no room for {counted(new, 'image')} of {height} x {width} pixels, {new * size:.3g} GB"
-            raise OSError(errno.ENOSPC, f"{what}: the disk or cache_gigabytes: {limit:g} leaves {max(0.0, room):.3g}")
+        _, height, width = self.shape
+        needed, free = 3 * height * width * (new + copied), shutil.disk_usage(self.folder).free
+        if needed > free:
+            what = f"no room for {counted(new + copied, 'image')} of {height} x {width} pixels"
+            raise OSError(errno.ENOSPC, f"{what}: {needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB free")

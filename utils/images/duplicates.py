@@ -17,8 +17,6 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from utils.images.looks import FLAT_STD, SIDE, looks_of
-from utils.images.reading import what_is_wrong
-from utils.system.errors import DataError
 
 # A hash has HASH_SIDE^2 bits, of which HALF rule out most pairs. The usual 8^2 take many skin lesions for the same.
 HASH_SIDE, HALF = 16, 128
@@ -42,12 +40,9 @@ class Fingerprint(NamedTuple):
 
 def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
     """Compute the fingerprint of a file that was read as `image`."""
-    try:
-        content = hashlib.sha256(path.read_bytes()).digest()
-    except OSError as error:
-        raise DataError(f"{path}: {what_is_wrong(path, error)}") from None
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), float)
     values = " ".join(map(str, image.info.get("values", ())))
+    content = hashlib.sha256(path.read_bytes()).digest()
     return Fingerprint(content, hashes_of(grey), image.size, looks_of(image, grey), values)
 
 

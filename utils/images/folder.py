@@ -2,16 +2,17 @@
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from utils.images.reading import SUFFIXES, is_named_as_image
+from utils.images.reading import is_named_as_image
 from utils.system.errors import DataError
 
 NOT_LISTED = "a folder that cannot be listed; change its access rights"
+NO_IMAGE = "not named as an image; save it as JPEG or PNG if it is one"
+NO_TEXT = "a name that is not valid text; rename it"  # it could not be written to split.csv
 LINKED = "a link to a folder, which is not followed; put the folder itself there"
 SPLITS = ("train", "valid", "test")
 SPLIT_FOLDER = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|images))?", re.IGNORECASE)
@@ -20,9 +21,10 @@ SPLIT_FOLDER = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|im
 def given_splits(data_path: Path) -> dict[str, str]:
     """Find the folders of a set that is divided already, name -> split; none if there is no folder for training with
     class folders in it, or none beside it for another split."""
-    named = {entry: SPLIT_FOLDER.fullmatch(entry.name) for entry in sorted(_entries(data_path)) if os.path.isdir(entry)}
+    entries = [entry for entry in sorted(data_path.iterdir()) if entry.is_dir()]
+    named = {entry: SPLIT_FOLDER.fullmatch(entry.name) for entry in entries}
     found = {entry: match[1].lower().replace("val", "valid") for entry, match in named.items() if match}
-    classes = [path for entry in found if found[entry] == "train" for path in _entries(entry) if os.path.isdir(path)]
+    classes = [path for entry in found if found[entry] == "train" for path in entry.iterdir() if path.is_dir()]
     divided = len(classes) > 1 and len(set(found.values())) > 1
     return {entry.name: split for entry, split in found.items()} if divided else {}
 
@@ -42,15 +44,12 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
         )
     rows, others, given = [], {}, given_splits(data_path)
-    entries = _all_entries(data_path, given)
-    for path, reason in sorted(entries, key=lambda entry: entry[0].as_posix()):  # alike on every system
+    for path, reason in sorted(_entries(data_path, given), key=lambda entry: entry[0].as_posix()):  # on every system
         name = path.relative_to(data_path)
-        if any(part.startswith(".") for part in name.parts):
-            continue
         if reason:
             others.setdefault((name.suffix, reason), []).append(printable(name.as_posix()))
         else:
-            rows.append((name.as_posix(), class_name(name.parts[bool(given)]), given.get(name.parts[0])))
+            rows.append((name.as_posix(), name.parts[bool(given)], given.get(name.parts[0])))
     table = pd.DataFrame(rows, columns=["file", "label", "split"])
     table = table if given else table.drop(columns="split")
     skipped = [f"{first_names(names)}: {reason}" for (_, reason), names in others.items()]
@@ -58,66 +57,42 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
     return table, skipped
 
 
-def images_below(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
-    """Yield the image files of a folder and its sub-folders, without hidden ones; `problems` gets what is wrong with
-    each folder that cannot be listed, or is a link."""
-    note = problems.setdefault
-    for place, folders, files in os.walk(folder, onerror=lambda error: note(Path(error.filename), NOT_LISTED)):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        problems.update((path, LINKED) for path in (Path(place, name) for name in folders) if os.path.islink(path))
-        yield from (path for path in (Path(place, name) for name in files) if is_named_as_image(path))
-
-
-def class_name(folder: str) -> str:
-    """Name the class of a folder: without spaces at its ends, and with accents as parts of letters."""
-    return unicodedata.normalize("NFC", folder).strip() or folder
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); change its access rights") from None
-
-
-# `os.path` rather than `Path`: where access is denied, its functions return False instead of raising.
-def _all_entries(data_path: Path, given: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
-    """Yield all files, and the folders that are not searched, each with the reason why it is skipped, None for images;
-    `given` are the folders of the splits."""
-    denied: list[OSError] = []
-    entries = [inner for name in given for inner in _entries(data_path / name)]
-    for entry in entries + [entry for entry in _entries(data_path) if entry.name not in given]:
-        if given and entry.parent == data_path and os.path.isdir(entry):
-            yield entry, f"a folder beside those of the splits ({', '.join(given)}); move it into one if it is a class"
-        elif os.path.islink(entry) and not os.path.exists(entry):  # a class, perhaps, on a disk that is not there
-            yield entry, "a link to nowhere or to itself; delete or correct it"
-        elif not os.path.isdir(entry):
+def _entries(data_path: Path, given: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
+    """Yield all files, and the folders that are not searched, as `_below`; `given` are the folders of the splits."""
+    roots = [data_path / name for name in given] or [data_path]
+    entries = [entry for root in {data_path, *roots} for entry in root.iterdir() if entry not in roots]
+    for entry in (entry for entry in entries if not entry.name.startswith(".")):
+        if entry.is_symlink() and not entry.exists():  # a class, perhaps, on a disk that is not there
+            yield entry, "a link to nowhere; delete or correct it"
+        elif not entry.is_dir():
             yield entry, "not inside a class folder; move it into one if it is an image"
-        elif _links_to_parent(entry):
-            yield entry, "a link to the folder that it lies in; delete it"
+        elif entry.parent not in roots:
+            yield entry, f"a folder beside those of the splits ({', '.join(given)}); move it into one if it is a class"
         else:
-            for folder, folders, files in os.walk(entry, onerror=denied.append):
-                for path in (Path(folder, name) for name in files):
-                    yield path, _why_skipped(path)
-                for path in (Path(folder, name) for name in folders):
-                    if os.path.islink(path):
-                        yield path, LINKED
+            yield from _below(entry)
+
+
+def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Yield the files of a folder and its sub-folders, without hidden ones, each with the reason why it is skipped,
+    `None` for images; and folders that are links or cannot be listed."""
+    denied: list[OSError] = []
+    for place, folders, files in os.walk(folder, onerror=denied.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from ((Path(place, name), LINKED) for name in folders if os.path.islink(Path(place, name)))
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            reason = NO_TEXT if printable(str(path)) != str(path) else None
+            yield path, reason if is_named_as_image(path) else NO_IMAGE
     yield from ((Path(error.filename), NOT_LISTED) for error in denied)
 
 
-def _links_to_parent(entry: Path) -> bool:
-    """Tell whether an entry links to a folder that it lies in: its images would be found twice, with two labels."""
-    folder = entry.parent.resolve()
-    return os.path.islink(entry) and entry.resolve() in (folder, *folder.parents)
-
-
-def _why_skipped(path: Path) -> str | None:
-    """Tell why a file in a class folder is not listed as an image; None if it is."""
-    if path.suffix.lower() not in SUFFIXES:
-        return "not named as an image; save it as JPEG or PNG if it is one"
-    if printable(path.name) != path.name:
-        return "a name that is not valid text; rename it"  # it could not be written to split.csv
-    return None
+def images_below(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
+    """Yield the image files of a folder and its sub-folders, without hidden ones; `problems` gets what is wrong with
+    each folder that cannot be listed, or is a link, and each name that is no text."""
+    for path, reason in _below(folder):
+        if reason is None:
+            yield path
+        elif reason != NO_IMAGE:
+            problems[path] = reason
 
 
 def printable(name: str) -> str:
@@ -143,15 +118,14 @@ def sub_folders(files: pd.Series, depth: int = 1) -> list[str]:
 
 def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
     """List probable mistakes in the folders of a table of readable images, a line each with what to do: empty class
-    folders, classes inside a class, names that differ only in case or in what cannot be seen."""
+    folders, classes inside a class, names that differ only in case."""
     given = given_splits(data_path)
     parts, depth = table.file.str.split("/"), 1 + bool(given)
     folders = {
         entry.relative_to(data_path).as_posix()
         for root in (given or [""])
         for entry in (data_path / root).iterdir()
-        if os.path.isdir(entry) and os.access(entry, os.R_OK) and not _links_to_parent(entry)  # `scan` names the others
-        if not entry.name.startswith(".")
+        if os.path.isdir(entry) and not entry.name.startswith(".")
     }
     empty = sorted(folders - set(parts.str[:depth].str.join("/")))
     notes = [f"{name}: a class folder without a readable image; add images or delete it" for name in empty]
@@ -161,14 +135,10 @@ def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
                 f"{label}: images in its sub-folders {first_names(inner)} count as {label}; "
                 f"if they are classes of their own, move them to {data_path.as_posix()}/"
             )
-    classes, spelt = (pd.Series(names.unique()) for names in (table.label, parts.str[depth - 1]))
-    in_case, keeps = "differ only in case; rename", "because Windows and macOS would keep one of these files"
-    for names, keys, text in (
-        (spelt.map(repr), spelt.map(class_name), "one class, as their names look the same; put them into one folder"),
-        (classes, classes.str.casefold(), f"two classes whose names {in_case} or merge them"),
-        (table.file, [table.label, table.file.str.casefold()], f"names that {in_case} all but one, {keeps}"),
-    ):
-        notes += [f"{' and '.join(alike)}: {text}" for _, alike in names.groupby(keys) if len(alike) > 1]
+    classes = pd.Series(table.label.unique())
+    for _, alike in classes.groupby(classes.str.casefold()):
+        if len(alike) > 1:
+            notes.append(f"{' and '.join(alike)}: classes whose names differ only in case; rename or merge them")
     return notes
 
 

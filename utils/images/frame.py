@@ -1,14 +1,20 @@
-"""Fits images of any size into the frame that the network takes, as uint8 tensors."""
+"""Fits images of any size into the frame that the network takes, as uint8 tensors; decodes files, in threads."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
-from utils.images.reading import to_rgb
+from utils.images.reading import read_image, to_rgb
+from utils.system.errors import DataError
 from utils.system.settings import Normalization
+
+CHUNK_BYTES = 32 * 2**20  # of pixels that are decoded ahead
 
 
 class Box(NamedTuple):
@@ -70,3 +76,31 @@ def to_uint8(image: Image.Image, frame: Frame) -> torch.Tensor:
     pixels[:] = mean_colour(frame.mean)
     pixels[box.slices] = image.resize((box.width, box.height), Image.Resampling.BILINEAR)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def decode(
+    paths: Sequence[Path],
+    frame: Frame,
+    describe: Callable[[Path, Image.Image], Any],
+    num_workers: int = 0,
+    verbose: bool = True,
+) -> Iterator[tuple[np.ndarray, Any] | str]:
+    """Read image files in `num_workers` threads; yields for each its pixels in the frame, uint8 (3, H, W), and what
+    `describe` tells of the file and its image, or what is wrong with it and what to do."""
+
+    def decoded(path: Path) -> tuple[np.ndarray, Any] | str:
+        try:
+            image = read_image(path, frame.levels)
+            return to_uint8(image, frame).numpy(), describe(path, image)
+        except DataError as error:
+            return str(error).removeprefix(f"{path}: ")
+
+    step = max(1, CHUNK_BYTES // (3 * frame.size[0] * frame.size[1]))
+    with (
+        ThreadPoolExecutor(max(1, num_workers)) as pool,
+        tqdm(total=len(paths), desc="Reading images", disable=not verbose) as bar,
+    ):
+        for start in range(0, len(paths), step):
+            for found in pool.map(decoded, paths[start : start + step]):
+                bar.update()
+                yield found

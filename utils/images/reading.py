@@ -1,15 +1,14 @@
 """Reads an image file as an upright RGB image of 8 bits a channel, whatever is stored."""
 
-import errno
 import os
 import re
 from contextlib import suppress
+from math import ceil, log2
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from utils.images.depth import deep_values, in_8_bits
 from utils.system.errors import DataError
 
 with suppress(ImportError):  # not required, but where it is installed, HEIC is read
@@ -32,6 +31,8 @@ KINDS = {
     rb"II\*\0|MM\0\*": "a TIFF of a kind that is not read; save it as PNG, or with 1 or 3 bands of 8 or 16 bits",
 }
 ORIENTATION = 0x0112  # of EXIF
+BITS, INK, LAYOUT = 258, 262, 284  # tags of TIFF
+WHITE_IS_ZERO, PLANES = 0, 2  # values of these
 LIGHT = 191  # grey level, three quarters of white, above which a drawing would hardly show on white
 
 
@@ -47,8 +48,6 @@ def read_image(path: Path, levels: tuple[float, float] | None = None) -> Image.I
         DataError: the file cannot be read as an image; the message has its path, what is wrong and what to do.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-            raise OSError
         with Image.open(path) as image:
             rgb = to_rgb(image, levels)
             with suppress(Exception):  # of a second page; MPO is a photograph with its preview
@@ -60,14 +59,12 @@ def read_image(path: Path, levels: tuple[float, float] | None = None) -> Image.I
 
 def what_is_wrong(path: Path, error: Exception) -> str:
     """Tell from an error why a file could not be read, and what to do."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return "a link to nowhere; delete it, or bring back the file that it leads to"
     if isinstance(error, FileNotFoundError):
-        if path.is_symlink():
-            return "a link to nowhere; delete it, or bring back the file that it leads to"
         return "no such image; check the path, or train again if the data have moved"
-    if os.path.exists(path) and not os.path.isfile(path):
-        return "a folder; name an image" if os.path.isdir(path) else "not a file; delete it"
-    if isinstance(error, OSError) and error.errno == errno.ELOOP:
-        return "a link that leads to itself; delete it"
+    if os.path.isdir(path):
+        return "a folder; name an image"
     if isinstance(error, PermissionError):
         return "no permission to read it; change the file's access rights"
     if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the decoder
@@ -75,9 +72,8 @@ def what_is_wrong(path: Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"over {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which is not read; save it smaller"
     if isinstance(error, UnidentifiedImageError):  # whose own message only repeats the path
-        with suppress(OSError):  # the file may have gone meanwhile
-            with path.open("rb") as file:
-                start = file.read(256)
+        with suppress(OSError), path.open("rb") as file:  # it may have gone meanwhile
+            start = file.read(256)
             for kind, what in KINDS.items():
                 if re.match(kind, start, re.DOTALL | re.IGNORECASE):
                     return what
@@ -98,6 +94,45 @@ def to_rgb(image: Image.Image, levels: tuple[float, float] | None = None) -> Ima
         is_light = (np.asarray(image.convert("L")) * opacity).sum() > LIGHT * opacity.sum()
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black" if is_light else "white"), image)
     return image.convert("RGB")
+
+
+def deep_values(image: Image.Image) -> np.ndarray | None:
+    """Read the values of an image of more than 8 bits, float32 (H, W), or return `None`; of 16 bits a colour, Pillow
+    gives the upper bytes, which do."""
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "RGB" and tags.get(BITS, (8,))[0] == 16 and tags.get(LAYOUT) == PLANES:  # Pillow reads noise
+        raise ValueError("its colours are in planes of 16 bits: save it as PNG")
+    if image.mode[0] not in "IF":
+        return None
+    image.load()  # a damaged file would be no error to NumPy
+    values = np.asarray(image).astype(np.float32)
+    return sum(range_of(*extremes(values))) - values if tags.get(INK) == WHITE_IS_ZERO else values
+
+
+def extremes(values: np.ndarray) -> tuple[float, float]:
+    """Find the lowest and the highest value that is a number."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("its pixels are not numbers")
+    return float(finite.min()), float(finite.max())
+
+
+def range_of(low: float, high: float) -> tuple[float, float]:
+    """Compute the range that is shown from black to white for values from `low` to `high`: from 0 to the least 2^k - 1
+    that holds them; these two themselves where some are negative or they fill less than a quarter of that."""
+    top = 2.0 ** ceil(log2(high + 1)) - 1 if low >= 0 else 0.0
+    return (low, high) if low < 0 or 0 < high - low < top / 4 else (0.0, top)
+
+
+def in_8_bits(values: np.ndarray, levels: tuple[float, float] | None) -> Image.Image:
+    """Convert values to an 8-bit image, from black at `levels[0]` to white at `levels[1]`, or over the `range_of` their
+    `extremes`, which are left in `info["values"]`; what is no number becomes black."""
+    low, high = extremes(values)
+    black, white = levels or range_of(low, high)
+    grey = np.nan_to_num((values - black) * (255 / ((white - black) or 1)))
+    image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+    image.info["values"] = low, high
+    return image
 
 
 def shrink(image: Image.Image, longest_side: int = 640) -> Image.Image:

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from utils.explain.occlusion import region_effects
 from utils.explain.removal import embed_in_parts
-from utils.images.decoding import decode
 from utils.images.folder import images_below, printable
+from utils.images.frame import decode
 from utils.images.reading import what_is_wrong
 from utils.search.store import Index
 from utils.Siamese import SiameseNetwork
@@ -103,7 +103,7 @@ def _batches(
     # A state is taken before its file is read: if the file changes meanwhile, queries and builds see the change.
     files = sorted(files)
     paths = [folder / file for file, _ in files]
-    found = decode(paths, model.frame, num_workers, verbose=False, describe=lambda path, image: image.size)
+    found = decode(paths, model.frame, lambda path, image: image.size, num_workers, verbose=False)
     images = zip(files, tqdm(found, title, len(files), unit="image", disable=not verbose, delay=2))
     while batch := list(islice(images, size)):
         left_out += [f"{file}: {image}" for (file, _), image in batch if isinstance(image, str)]
@@ -129,11 +129,7 @@ def images_in(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     found, wrong = {}, {}
     for path in images_below(folder, wrong):
         try:
-            file = path.relative_to(folder).as_posix()
-            if printable(file) == file:
-                found[file] = file_state(path)
-            else:
-                wrong[path] = "a name that is not valid text; rename it"
+            found[path.relative_to(folder).as_posix()] = file_state(path)
         except OSError as error:
             wrong[path] = what_is_wrong(path, error)
     problems = {printable(path.relative_to(folder).as_posix()): what for path, what in wrong.items()}

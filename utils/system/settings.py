@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "shipped"  # trained networks that come with the project
 
@@ -18,8 +18,17 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-FORBIDDEN = r'\\/:*?"<>|\x00-\x1f'  # in names on Windows; nor a dot or space at an end, nor a device
-NAME = rf"(?i)^(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[^. {FORBIDDEN}]([^{FORBIDDEN}]*[^. {FORBIDDEN}])?\Z"
+
+
+def _existing(path: Path) -> Path:
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
+        raise ValueError("should be a path that exists, but there is nothing")
+    return path
+
+
+Existing = Annotated[Path, AfterValidator(_existing)]
+NAME = r'^[^. \\/:*?"<>|\x00-\x1f][^\\/:*?"<>|\x00-\x1f]*\Z'  # of a folder, also on Windows
 
 
 class Section(BaseModel):
@@ -60,7 +69,7 @@ class ImageOptions(Section):
     """probability that a box of an image is covered by the same box of another image, which does not change its class;
     in training, but not while the head is trained alone. Maps then agree better with what happens; much more than 0.2
     costs accuracy"""
-    cover: Path | None = None
+    cover: Existing | None = None
     """regions that training does not see, as what surrounds them is mirrored into them: the `evidence.csv` of
     `python -m utils evidence`, or a folder of masks as `Data/<name>_masks`"""
     brightness: NotNegative = 0.0
@@ -71,14 +80,6 @@ class ImageOptions(Section):
     """as `brightness`"""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """as `brightness`"""
-
-    @field_validator("cover")
-    @classmethod
-    def _cover_exists(cls, path: Path | None) -> Path | None:
-        path = path and Path(os.path.expanduser(path))
-        if path is not None and not os.path.exists(path):
-            raise ValueError("should be a file or a folder of masks, but there is none")
-        return path
 
 
 class Hyperparameters(Section):
@@ -108,12 +109,6 @@ class Hyperparameters(Section):
     """for `SGD`"""
     max_norm: Positive = 1.0
     """gradients are clipped to this norm"""
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self):
-        if self.nesterov and self.optimizer == "SGD" and self.momentum == 0:
-            raise ValueError("nesterov: True needs a momentum above 0; set hyperparameters.momentum")
-        return self
 
 
 class EarlyStoppingOptions(Section):
@@ -156,7 +151,7 @@ class Config(Section):
     of [timm](https://huggingface.co/docs/timm) by its name there"""
     pretrained: bool = False
     """start from ImageNet weights; those of `EfficientNetLite0` are installed, others are downloaded once"""
-    weights: Path | None = None
+    weights: Existing | None = None
     """file with other weights for the backbone, as its library publishes them"""
     pooling: Literal["auto", "gem", "avg"] = "auto"
     """of feature maps: `gem` (generalised mean) or `avg` (the paper's); `auto`: `gem`, or a transformer's own"""
@@ -183,9 +178,6 @@ class Config(Section):
     on_bad_image: Literal["skip", "error"] = "skip"
     """images that cannot be read, each named with the reason: `skip` trains without them, `error` stops before the
     first epoch"""
-    cache_gigabytes: Positive = 100.0
-    """the most that decoded images may take, for each `image.size`; an image of 224 x 224 pixels takes 150 kB. They are
-    kept in `outputs_path`, in the hidden folder `.cache`, which may be deleted whenever nothing is running"""
     image: ImageOptions = ImageOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()
@@ -199,22 +191,14 @@ class Config(Section):
     gpu: Annotated[int, Field(ge=0)] = 0
     """which one, numbered as in nvidia-smi"""
 
-    @field_validator("weights")
-    @classmethod
-    def _weights_exist(cls, path: Path | None) -> Path | None:
-        path = path and Path(os.path.expanduser(path))
-        if path is not None and not os.path.isfile(path):
-            raise ValueError("should be a file, but there is no such file")
-        return path
-
     @field_validator("group_pattern")
     @classmethod
     def _pattern_captures(cls, pattern: str | None) -> str | None:
         try:
-            captures = pattern is None or re.compile(pattern).groups == 1
+            groups = re.compile(pattern or "()").groups
         except re.error as error:
             raise ValueError(f"should be a regular expression, but is not a valid one ({error})") from None
-        if not captures:
+        if groups != 1:
             raise ValueError("should have one pair of brackets ( ) around the part of the path that a group shares")
         return pattern
 

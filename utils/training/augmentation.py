@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from utils.explain.removal import blur
+from utils.images.cache import StoredImages
 from utils.images.frame import mean_colour
-from utils.images.stored import StoredImages
 from utils.system.settings import ImageOptions
 
 MIN_PIXELS = 20e6  # of all training images; for fewer, worker processes cost more time than they save

@@ -8,9 +8,9 @@ import torch
 from scipy.ndimage import distance_transform_edt
 
 from utils.evaluate.localisation import load_masks
+from utils.images.cache import StoredImages
 from utils.images.frame import Frame
 from utils.images.places import BOX, in_frame
-from utils.images.stored import StoredImages
 from utils.system.errors import DataError
 from utils.system.settings import Config
 

@@ -37,7 +37,7 @@ def model_card(
         history: a row per epoch, as training leaves it.
         test: scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: not measured yet.
     """
-    config = Config(**info["config"])
+    config = Config(**{key: value for key, value in info["config"].items() if key in Config.model_fields})  # of today
     counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
     few = [(number, f"{name} image") for number, name in zip(counts.sum()[1:], ("validation", "test"))]
     environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)

@@ -22,7 +22,7 @@ HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "va
 # Settings that do not change the result, or by rounding alone. Other images, weights or covers have other fingerprints.
 IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "device", "cuda", "gpu"}
 IGNORED |= {"dataset", "data_path", "checkpoints_path", "outputs_path", "compare_path", "weights", "image.cover"}
-IGNORED |= {"on_bad_image", "cache_gigabytes"}
+IGNORED |= {"on_bad_image"}
 
 
 def alone_in(folder: Path) -> AbstractContextManager:
