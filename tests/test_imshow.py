@@ -80,15 +80,12 @@ def test_a_region_smaller_than_a_cell_is_outlined_too():
     assert line.min(axis=0) == pytest.approx([49.5, 99.5]) and line.max(axis=0) == pytest.approx([51.5, 101.5])
 
 
-def test_without_evidence_the_image_shows_plainly(wide):
-    assert np.array_equal(overlay(wide, torch.zeros(7, 7)), np.asarray(wide))
-
-
-def test_full_evidence_is_the_colormaps_top_at_full_opacity_on_grey(wide):
+def test_full_evidence_is_the_colormaps_top_at_full_opacity_on_grey_and_without_any_the_image_shows_plainly(wide):
     top = 255 * np.array(COLORMAP(1.0)[:3])
     expected = (1 - OPACITY) * np.asarray(wide.convert("L"), dtype=float)[..., None] + OPACITY * top
     assert np.abs(overlay(wide, torch.ones(7, 7)) - expected).max() <= 0.5
     assert top[0] > top[2]  # yellow, not blue
+    assert np.array_equal(overlay(wide, torch.zeros(7, 7)), np.asarray(wide))
 
 
 def test_the_map_lies_where_the_evidence_is_at_the_images_own_aspect_ratio(wide):
@@ -161,23 +158,18 @@ def test_weak_evidence_is_drawn_weaker_than_the_pairs_strongest(wide):
     maps = torch.zeros(8, 8)
     maps[2, 5] = 1
     for row in (0, 3):
-        assert np.array_equal(panels[row + 1], overlay(wide, maps)) and np.array_equal(
-            panels[row + 2], overlay(wide, maps / 4)
-        )
-        assert not np.array_equal(panels[row + 1], panels[row + 2])
+        assert np.array_equal(panels[row + 1], overlay(wide, maps))
+        assert np.array_equal(panels[row + 2], overlay(wide, maps / 4))
 
 
 def test_matching_regions_are_circled_where_they_lie(wide):
     tall = wide.transpose(Image.Transpose.ROTATE_90)
-    figure = show_matches(
-        (wide, tall), [Match((0.5, 0.25), (0.1, 0.5), 2.0), Match((0.9, 0.9), (0.9, 0.1), 1.0)], ("a", "b")
-    )
-    (left, right), numbers = figure.axes, [[text.get_text() for text in axis.texts] for axis in figure.axes]
-    assert numbers == [["1", "2"]] * 2 and [axis.get_title() for axis in figure.axes] == ["a", "b"]
-    assert np.allclose(left.patches[0].center, (0.25 * 90 - 0.5, 0.5 * 30 - 0.5)) and np.allclose(
-        right.patches[0].center, (0.5 * 30 - 0.5, 0.1 * 90 - 0.5)
-    )
-    assert [left.patches[k].get_edgecolor() == right.patches[k].get_edgecolor() for k in (1, 3)] == [True, True]
+    matches = [Match((0.5, 0.25), (0.1, 0.5), 2.0), Match((0.9, 0.9), (0.9, 0.1), 1.0)]
+    left, right = show_matches((wide, tall), matches, ("a", "b")).axes
+    for axis, name, centre in ((left, "a", (0.25 * 90 - 0.5, 0.5 * 30 - 0.5)), (right, "b", (14.5, 8.5))):
+        assert [text.get_text() for text in axis.texts] == ["1", "2"] and axis.get_title() == name
+        assert np.allclose(axis.patches[0].center, centre)
+    assert all(left.patches[k].get_edgecolor() == right.patches[k].get_edgecolor() for k in (1, 3))
     assert left.patches[1].get_edgecolor() != left.patches[3].get_edgecolor()
     assert show_matches((wide, tall), []).axes[0].texts[0].get_text() == "no matching regions"
 
@@ -201,16 +193,12 @@ def test_what_if_blurs_the_region_of_the_original_and_says_the_change(wide):
     assert figure.axes[3].get_title() == "counterfactual region blurred\nsimilarity 0.80 → 0.90"
 
 
-def test_a_large_similarity_matrix_stays_a_figure(wide):
-    figure = show_similarity_matrix(np.eye(300), [wide] * 300, ["a"] * 300)
-    assert max(figure.get_size_inches()) < 20 and not figure.axes[0].artists
-
-
-def test_similarity_matrix_shows_every_image_along_both_edges(wide):
-    figure = show_similarity_matrix(np.eye(3), [wide] * 3, ["a", "b", "c"])
-    axis = figure.axes[0]
+def test_similarity_matrix_shows_every_image_along_both_edges_as_long_as_they_fit(wide):
+    axis = show_similarity_matrix(np.eye(3), [wide] * 3, ["a", "b", "c"]).axes[0]
     assert sum(isinstance(artist, AnnotationBbox) for artist in axis.artists) == 6
     assert [text.get_text() for text in axis.texts[:9]] == [f"{number:.2f}" for number in np.eye(3).ravel()]
+    figure = show_similarity_matrix(np.eye(41), [wide] * 41, ["a"] * 41)
+    assert max(figure.get_size_inches()) < 20 and not figure.axes[0].artists
 
 
 def test_grids_hold_all_images_under_their_titles(wide):
@@ -222,17 +210,17 @@ def test_grids_hold_all_images_under_their_titles(wide):
 
 
 def test_near_duplicates_stand_in_a_row_with_their_conflicts(colour_folder):
-    for source, copies in (("red/0", ["red/1", "red/2"]), ("red/5", ["blue/5"]), ("blue/7", ["blue/8"])):
-        for copy in copies:
-            (colour_folder / f"{copy}.png").write_bytes((colour_folder / f"{source}.png").read_bytes())
+    for source, copy in (("red/0", "red/1"), ("red/0", "red/2"), ("red/5", "blue/5")):
+        (colour_folder / f"{copy}.png").write_bytes((colour_folder / f"{source}.png").read_bytes())
     config = config_in(colour_folder)
-    assert show_near_duplicates(replace(audit(config), groups=()), config) is None
-    figure = show_near_duplicates(audit(config), config)
-    titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]
+    found = audit(config)
+    axes = show_near_duplicates(found, config).axes
+    titles = [axis.get_title().replace("\n", " ") for axis in axes]
     assert titles[:3] == ["blue (conflicting) 5.png", "red (conflicting) 5.png", ""]
-    assert titles[3:] == ["red 0.png", "red 1.png", "red 2.png", "blue 7.png", "blue 8.png", ""]
-    assert np.array_equal(figure.axes[3].get_images()[0].get_array(), Image.open(colour_folder / "red/0.png"))
-    assert len(show_near_duplicates(audit(config), config, most=1).axes) == 2
+    assert titles[3:] == ["red 0.png", "red 1.png", "red 2.png"]
+    assert np.array_equal(axes[3].get_images()[0].get_array(), Image.open(colour_folder / "red/0.png"))
+    assert len(show_near_duplicates(found, config, most=1).axes) == 2
+    assert show_near_duplicates(replace(found, groups=()), config) is None
 
 
 def test_long_names_are_shortened_beside_their_panels():

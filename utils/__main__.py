@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from utils.system.settings import Config
 
-PUBLIC_SETS = ("AirBnB", "Flowers", "Skin_cancer")
 EPILOG = """A dataset is a folder Data/NAME with a sub-folder of images for each class, and a block NAME under
 `datasets:` in config.yml. After training, 02_Inference.ipynb explains the network and 03_Evaluate.ipynb scores it."""
 
@@ -44,7 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
     text = "fetch one of the paper's image sets into Data/; one that is there stays"
     download = _add(commands, "download", text, _download)
-    download.add_argument("name", choices=PUBLIC_SETS, help="which set")
+    download.add_argument("name", help="AirBnB, Flowers or Skin_cancer")
     text = "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"
     _add(commands, "audit", text, _audit, of_dataset)
     text = "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"

@@ -138,30 +138,22 @@ def test_a_folder_of_class_folders_is_compared_with_the_classes_in_the_names(tra
     assert [image["name"] for image in held["images"]] == ["rose/1.jpg", "tulip/1.jpg"] and not held["missing"]
 
 
-def test_without_a_checkpoint_the_network_is_the_trained_one(trained, monkeypatch, capsys):
+def test_the_network_is_the_trained_one_or_a_checkpoint_at_the_configured_threshold(trained, monkeypatch, capsys):
     (trained / "checkpoints" / "Mine").mkdir(parents=True)
     info = {"classes": ["c", "d"], "config": {}, "calibrated_threshold": 0.5}
     make_network().save(trained / "checkpoints" / "Mine" / "model.pth", **info)
-    photographs(trained, 2)
-    monkeypatch.chdir(trained)
-    for output, written in (("page.html", "page.html"), (".", "report.html")):
-        command_line.main(["report", "00.jpg", "01.jpg", "--output", output])
-        note = "Mine: trained on c, d; similar above a similarity of 0.5"
-        assert capsys.readouterr().out == f"{note}\n{written}\n"
-        held = contents((trained / written).read_text(encoding="utf-8"))
-        assert held["network"] == note
-
-
-def test_a_checkpoint_decides_at_the_configured_threshold_and_may_lack_what_training_leaves(
-    trained, monkeypatch, capsys
-):
-    make_network().save(trained / "bare.pth")  # at 0.5
+    make_network().save(trained / "bare.pth")  # without what training leaves
     (trained / "config.yml").write_text("dataset: Mine\nthreshold: 0.1")
     photographs(trained, 2)
     monkeypatch.chdir(trained)
-    command_line.main(["report", "00.jpg", "01.jpg", "--checkpoint", "bare.pth", "--output", "page.html"])
-    assert "does not name; similar above a similarity of 0.9\n" in capsys.readouterr().out
-    assert contents((trained / "page.html").read_text(encoding="utf-8"))["threshold"] == 0.1
+    for options, written, network in (
+        (["--output", "."], "report.html", "Mine: trained on c, d"),
+        (["--output", "page.html", "--checkpoint", "bare.pth"], "page.html", "does not name"),
+    ):
+        command_line.main(["report", "00.jpg", "01.jpg", *options])
+        assert capsys.readouterr().out.endswith(f"{network}; similar above a similarity of 0.9\n{written}\n")
+        held = contents((trained / written).read_text(encoding="utf-8"))
+        assert network in held["network"] and held["threshold"] == 0.1
 
 
 @pytest.mark.parametrize(

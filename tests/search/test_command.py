@@ -9,7 +9,6 @@ from samples import make_files, noise
 from toy import trained_network
 
 from utils import __main__ as command_line
-from utils.search import build as building
 from utils.search import store
 
 INFO = {"classes": ["a", "b"], "config": {}, "calibrated_threshold": 0.5}  # what training leaves
@@ -123,23 +122,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(place, capsys, arguments, words):
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
     assert caught.value.code == 2 and re.search(words, line)
-
-
-def test_a_build_that_is_stopped_keeps_what_it_has_and_says_how_to_go_on(place, monkeypatch, capsys):
-    add, batches = store.Index.add, []
-
-    def stopped(self, states, *rest):
-        if batches:
-            raise KeyboardInterrupt
-        batches.append(states)
-        add(self, states, *rest)
-
-    monkeypatch.setattr(building, "EMBEDDED_AT_ONCE", 4)
-    monkeypatch.setattr(store.Index, "add", stopped)
-    search("build", "photos")
-    out = capsys.readouterr().out
-    assert "photos: 4 images in the index; new or changed: 4" in out
-    assert "stopped: what is in the index can be searched; build again to go on from there" in out
 
 
 def test_an_index_that_another_program_writes_is_a_line(place, monkeypatch, capsys):

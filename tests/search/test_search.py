@@ -257,7 +257,7 @@ def test_a_file_that_changes_while_the_index_is_built_is_seen_as_changed(model, 
     assert "new or changed: 1, gone: " in build(model, folder, path, explain=True)
 
 
-def test_a_build_that_dies_goes_on_from_its_last_batch(model, folder, path, monkeypatch):
+def test_a_build_that_is_stopped_goes_on_from_its_last_batch(model, folder, path, monkeypatch):
     written = []
 
     class Dying(sqlite3.Connection):
@@ -265,12 +265,12 @@ def test_a_build_that_dies_goes_on_from_its_last_batch(model, folder, path, monk
             super().executemany(statement, rows)
             written.append(statement)
             if sum("INTO images" in one for one in written) == 3:
-                raise MemoryError  # with the third batch of two written, but not committed
+                raise KeyboardInterrupt  # with the third batch of two written, but not committed
 
     with monkeypatch.context() as patch:
         patch.setattr(building, "EMBEDDED_AT_ONCE", 2)
         patch.setattr(store.sqlite3, "connect", partial(sqlite3.connect, factory=Dying))
-        with pytest.raises(MemoryError):
+        with pytest.raises(KeyboardInterrupt):
             build(model, folder, path)
     assert len(files_in(model, path)) == 4
     passes = count_passes(model)

@@ -53,24 +53,21 @@ def build_index(
         SearchError: the index is damaged or cannot be written.
     """
     found, problems = images_in(folder)
-    left_out, embedded, stopped = [f"{name}: {what}" for name, what in problems.items()], 0, False
+    left_out, embedded = [f"{name}: {what}" for name, what in problems.items()], 0
     with Index(path, model, folder) as index:
         known = index.states()
         staying = may_come_back(folder, known.keys() - found.keys(), problems)
         gone = known.keys() - found.keys() - staying.keys()
         index.remove(state for state in known.items() - found.items() if state[0] not in staying)
         batches = partial(_batches, model, folder, left_out, num_workers, verbose)
-        try:
-            for states, pixels, sizes in batches(found.items() - known.items(), EMBEDDED_AT_ONCE, "Embedding"):
-                z = embed_in_parts(model, model.normalize(pixels), EMBEDDED_AT_ONCE)
-                index.add(states, sizes, z.cpu().numpy())
-                embedded += len(states)
-            ids = index.unexplained() if explain else {}
-            for states, pixels, _ in batches(ids, MEASURED_AT_ONCE, "Occluding regions"):
-                effects = region_effects(model, model.normalize(pixels), verbose=False)
-                index.add_effects([ids[state] for state in states], effects.delta)
-        except KeyboardInterrupt:
-            stopped = True
+        for states, pixels, sizes in batches(found.items() - known.items(), EMBEDDED_AT_ONCE, "Embedding"):
+            z = embed_in_parts(model, model.normalize(pixels), EMBEDDED_AT_ONCE)
+            index.add(states, sizes, z.cpu().numpy())
+            embedded += len(states)
+        ids = index.unexplained() if explain else {}
+        for states, pixels, _ in batches(ids, MEASURED_AT_ONCE, "Occluding regions"):
+            effects = region_effects(model, model.normalize(pixels), verbose=False)
+            index.add_effects([ids[state] for state in states], effects.delta)
         images, unexplained = len(index.states()), len(index.unexplained())
     lines = ["the index was of another network or version: built from the start"] if index.emptied else []
     lines += ["left out:", *left_out] if left_out else []
@@ -79,8 +76,6 @@ def build_index(
         lines += [f"{place}: nothing is found in it now; {kept}"] if place not in staying else []  # a file has its line
     changes = f"new or changed: {embedded}, gone: {len(gone)}"
     lines.append(f"{folder}: {counted(images, 'image')} in the index; {changes}")
-    if stopped:
-        lines.append("stopped: what is in the index can be searched; build again to go on from there")
     if unexplained:
         lines.append(f"{counted(unexplained, 'image')} not measured yet; a query measures those that it finds")
     return "\n".join(lines)
