@@ -23,15 +23,22 @@ def first_batch(trainer, seed=0):
     return batch, next(trainer.phase.inputs([images_of(batch)], 1, 0.0, rng))
 
 
+def before_epochs(monkeypatch, act):
+    """Do something before each epoch: `act(trainer, epoch)`."""
+    run_epoch = Trainer.run_epoch
+    monkeypatch.setattr(Trainer, "run_epoch", lambda self, k, bar: act(self, k) or run_epoch(self, k, bar))
+
+
+def stop_at(epoch, error=KeyboardInterrupt):
+    def act(trainer, number):
+        if number == epoch:
+            raise error
+
+    return act
+
+
 def interrupted(monkeypatch, config, epoch):
     """Train until Ctrl-C is pressed in this epoch; returns the history."""
-    run_epoch = Trainer.run_epoch
-
-    def stop(self, number, bar):
-        if number == epoch:
-            raise KeyboardInterrupt
-        return run_epoch(self, number, bar)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run_epoch", stop)
+        before_epochs(patch, stop_at(epoch))
         return Trainer(config, prepare_split(config)[0]).run()

@@ -30,8 +30,7 @@ class Explanation:
         factual: evidence for the decision, shape (N, 2, H, W) in [0, 1], the strongest point of each map 1.
         counterfactual: evidence against it, likewise.
         raw: signed evidence for the decision, shape (N, 2, h, w), not normalised.
-        strength: each map's largest evidence as a share of the pair's largest, shape (N, 2, 2): image; factual,
-            counterfactual.
+        strength: each map's largest evidence as a share of the pair's, (N, 2, 2): image; factual, counterfactual.
         empty: maps that are zero everywhere, bool of shape (N, 2, 2).
     """
 
@@ -48,12 +47,10 @@ class Explanation:
 def explain(
     model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str = "occlusion"
 ) -> Explanation:
-    """Explain the decisions on N pairs.
+    """Explain the decisions on N pairs; the model's mode, parameters and gradients are left as found.
 
     Args:
-        model: its mode, parameters and gradients are left as found.
-        batch1: preprocessed images, shape (N, 3, H, W), on any device.
-        batch2: their partners, likewise.
+        batch1, batch2: preprocessed images and their partners, shape (N, 3, H, W) each, on any device.
         method: `occlusion` blurs one region after the other of each image, and measures the effect on the squared
             distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`. A map spreads these effects over the image
             (`utils.explain.occlusion`). What counts as noise is left out of the maps and stays in `raw`: evidence
@@ -71,10 +68,8 @@ def explain(
         >>> e.factual[0, 0]  # what in the cat speaks for the decision, shape (H, W)
     """
     if batch1.ndim != 4 or batch1.shape != batch2.shape or not len(batch1) or batch1.shape[1] != 3:
-        raise ValueError(
-            f"two batches of shape (N, 3, H, W) with N >= 1 are needed, got {tuple(batch1.shape)} and "
-            f"{tuple(batch2.shape)}"
-        )
+        shapes = f"{tuple(batch1.shape)} and {tuple(batch2.shape)}"
+        raise ValueError(f"two batches of shape (N, 3, H, W) with N >= 1 are needed, got {shapes}")
     both, count = torch.cat([batch1, batch2.to(batch1.device)]), len(batch1)
     return explain_pairs(model, both, range(count), range(count, 2 * count), method)
 
@@ -116,13 +111,9 @@ def grad_cam(
 ) -> Explanation:
     """Explain pairs by the paper's Grad-CAM (Selvaraju et al. 2017, Eq. 1-2) of the closeness `-D^2`.
 
-    With A the backbone's final activations and g the gradient of `-D^2` with respect to A, evidence for "similar" is
-    `sum_c mean_hw(g_c) A_c`.
-
-    Args:
-        activations1: `model.activations` of the first images, shape (N, C, h, w) of a convolutional network.
-        activations2: of their partners, likewise.
-        image_size: height and width in pixels at which maps are drawn.
+    With A the `model.activations` of the first images and of their partners, (N, C, h, w) of a convolutional network,
+    and g the gradient of `-D^2` with respect to A, evidence for "similar" is `sum_c mean_hw(g_c) A_c`. Maps are drawn
+    at `image_size`, height and width in pixels.
     """
     activations = torch.cat([activations1, activations2]).detach().requires_grad_()
     with eval_mode(model), torch.enable_grad():
@@ -146,14 +137,10 @@ def explain_effects(
     effects: RegionEffects,
     first: Sequence[int],
     second: Sequence[int],
-    image_size: tuple[int, int],
+    image_size: Sequence[int],
 ) -> Explanation:
-    """Explain P pairs of images whose `region_effects` are known, as `explain` by `occlusion`, without a forward pass.
-
-    Args:
-        first, second: positions in `effects` of the images of each pair, P of each.
-        image_size: height and width in pixels at which maps are drawn.
-    """
+    """Explain P pairs of images, by their positions in known `region_effects`, as `explain` by `occlusion`, without a
+    forward pass; `image_size` is the height and width in pixels at which maps are drawn."""
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
     sign = 2 * model.is_similar(distance).to(distance) - 1
     raw = sign[:, None, None, None] * effects.maps(first, second)

@@ -6,9 +6,8 @@ import pandas as pd
 
 
 class EarlyStopping:
-    """Remembers the best value of a score that should rise, such as the AUC, and counts the epochs since.
-
-    After `patience` epochs without an improvement larger than `min_delta`, `should_stop` turns true.
+    """Remembers the best value of a score that should rise, such as the AUC. After `patience` epochs without an
+    improvement larger than `min_delta`, `should_stop` turns true.
 
     Examples:
         >>> stopping = EarlyStopping(patience=1)

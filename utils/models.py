@@ -10,7 +10,6 @@ from utils.images.folder import first_names
 from utils.images.synthetic import SYNTHETIC
 from utils.networks.pooling import CentredPooling
 from utils.Siamese import SiameseNetwork
-from utils.system.errors import ModelError
 from utils.system.machine import choose_device, keep_freed_memory, seeded
 from utils.system.settings import Config
 
@@ -39,19 +38,10 @@ def starting_point(config: Config) -> str:
 
 
 def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
-    """Load the network in `config.trained_path`, on the configured device and with the configured threshold.
-
-    Returns:
-        The network, and a sentence that says which one it is.
-
-    Raises:
-        ConfigError, ModelError: each says what to fix.
-    """
+    """Load the network in `config.trained_path`, on the configured device and with the configured threshold; also
+    returns a sentence that says which one it is. Raises a ConfigError or a ModelError."""
     keep_freed_memory()
-    path = config.trained_path / "model.pth"
-    model = SiameseNetwork.load(path, choose_device(config))
-    if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
-        raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
+    model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
     model.threshold = config.threshold
     note = f"{config.dataset}: trained on {first_names(model.info['classes'], MOST_CLASSES)}"
     if config.trained_path != config.checkpoints_path:
@@ -65,30 +55,19 @@ def photographs_network(device: torch.device) -> SiameseNetwork:
     The embedding is the mean of EfficientNet-Lite0's final map, centred and scaled to one length, so that
     `d = sqrt(1 - cos)`.
     """
-    model = SiameseNetwork(
-        "EfficientNetLite0",
-        pretrained=True,
-        pooling="avg",
-        embedding_dim=None,
-        threshold=PHOTOGRAPHS_THRESHOLD,
-        normalize_embeddings=True,
-    )
+    options = {"embedding_dim": None, "threshold": PHOTOGRAPHS_THRESHOLD, "normalize_embeddings": True}
+    model = SiameseNetwork("EfficientNetLite0", pretrained=True, pooling="avg", **options)
     model.pooling = CentredPooling(model.backbone[-1])
     return model.to(device).eval()
 
 
 def network_for(config: Config, images: Iterable[Path]) -> tuple[SiameseNetwork, str]:
     """Load the network that compares these images, or the images in these folders: the configuration's trained network.
-
     While nothing is trained, ImageNet features compare. The network of the built-in scenes serves these scenes only.
-
-    Returns:
-        The network, and a sentence that says which one it is.
-    """
+    Also returns a sentence that says which one it is."""
     inside = config.data_path.resolve()
     scenes = all(path.resolve().is_relative_to(inside) for path in images)
-    trained = os.path.isfile(config.trained_path / "model.pth")
-    if trained and (scenes or config.dataset != SYNTHETIC):
+    if os.path.isfile(config.trained_path / "model.pth") and (scenes or config.dataset != SYNTHETIC):
         return load_trained(config)
     keep_freed_memory()
     return photographs_network(choose_device(config)), (

@@ -10,26 +10,23 @@ import torch
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
-from trainers import started
+from trainers import before_epochs, interrupted, started, stop_at
 
 from utils.__main__ import main
 from utils.dataset import prepare_split, read_split
 from utils.networks.backbones import backbone_blocks
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError, TrainingError
-from utils.training import loop, train
+from utils.training import train
 from utils.training.loop import Trainer
 from utils.training.phases import HEAD_RATE, Phase
 from utils.training.results import HISTORY
 
 
 def test_two_runs_give_the_same_history_another_seed_another(config, tmp_path):
+    image = {"size": (16, 16), "RandomRotationDegrees": 20}
     histories = [
-        train(
-            config(
-                seed=seed, checkpoints_path=tmp_path / str(run), image={"size": (16, 16), "RandomRotationDegrees": 20}
-            )
-        ).drop(columns="seconds")
+        train(config(seed=seed, checkpoints_path=tmp_path / str(run), image=image)).drop(columns="seconds")
         for run, seed in enumerate((1, 1, 2))
     ]
     pd.testing.assert_frame_equal(histories[0], histories[1], check_exact=True)
@@ -59,45 +56,28 @@ def test_results_on_disk(config):
 def test_the_checkpoint_holds_a_threshold_that_parts_the_validation_pairs(config):
     settings = config({"epochs": 12})
     train(settings)
-    model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
-    split = pd.read_csv(settings.checkpoints_path / "split.csv")
-    images = {
-        name: torch.stack([model.preprocess(Image.open(settings.data_path / file)) for file in rows.file])
-        for name, rows in split.groupby("split")
-    }
+    model, split = (
+        SiameseNetwork.load(settings.checkpoints_path / "model.pth"),
+        read_split(settings.checkpoints_path / "split.csv"),
+    )
+    blue, red = (split.file[(split.split == "valid") & (split.label == label)].iloc[:2] for label in ("blue", "red"))
+    one, same, other = (model.preprocess(Image.open(settings.data_path / file))[None] for file in (*blue, red.iloc[0]))
     with torch.no_grad():
-        blue, red = (
-            images["valid"][np.flatnonzero(split[split.split == "valid"].label == name)] for name in ("blue", "red")
-        )
-        same, other = (
-            float((model.embed(blue[:1]) - model.embed(x)).norm()) / model.margin for x in (blue[1:], red[:1])
-        )
-        assert same < model.info["calibrated_threshold"] < other
+        distances = [float((model.embed(one) - model.embed(x)).norm()) / model.margin for x in (same, other)]
+    assert distances[0] < model.info["calibrated_threshold"] < distances[1]
 
 
-def test_training_pads_as_its_checkpoint_does(config):
+def test_a_network_sees_images_as_training_did(config):
+    """Padded, and over the range of values of all images, of 11 bits."""
     settings = config(image={"size": (16, 16), "fit": "pad", "normalization": {"mean": (0.1, 0.2, 0.3)}})
     for i, path in enumerate(settings.data_path.glob("*/*.png")):
-        Image.open(path).resize((20, 10 + i)).save(path)
+        grey = Image.open(path).convert("L").resize((20, 10 + i))
+        Image.fromarray(np.asarray(grey, np.uint16) * 9).save(path)
     trainer = started(settings)
     trainer.results.history.append(trainer.run_epoch(1, tqdm(disable=True)))
     trainer.keep()
     model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
-    assert model.frame == ((16, 16), "pad", (0.1, 0.2, 0.3), None)
-
-
-def test_a_network_keeps_the_range_of_values_of_its_images(config):
-    settings = config(image={"size": (16, 16)})
-    for path in settings.data_path.glob("*/*.png"):
-        Image.fromarray(np.asarray(Image.open(path).convert("L"), np.uint16) * 9).save(path)  # 11 bits
-    trainer = started(settings)
-    trainer.results.history.append(trainer.run_epoch(1, tqdm(disable=True)))
-    trainer.keep()
-    model = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
-    assert model.frame.levels == (0, 2047)
-    first = trainer.data.table[trainer.data.table.split == "train"].file.iloc[0]
-    with Image.open(settings.data_path / first) as image:
-        assert torch.equal(model.preprocess(image), model.normalize(trainer.data.images["train"][0]))
+    assert model.frame == ((16, 16), "pad", (0.1, 0.2, 0.3), (0, 2047))
     table = trainer.data.table
     for split, images in trainer.data.images.items():
         for image, file in zip(images[np.arange(len(images))], table.file[table.split == split], strict=True):
@@ -151,14 +131,7 @@ def test_a_run_that_dies_leaves_a_network_and_its_own_split(config, monkeypatch,
     settings = config()
     train(settings)
     before = {path.name: path.read_bytes() for path in settings.checkpoints_path.iterdir()}
-    run_epoch = Trainer.run_epoch
-
-    def dying(self, number, bar):
-        if number == epoch:
-            raise TrainingError("dead")
-        return run_epoch(self, number, bar)
-
-    monkeypatch.setattr(Trainer, "run_epoch", dying)
+    before_epochs(monkeypatch, stop_at(epoch, TrainingError))
     with pytest.raises(TrainingError):
         train(config(seed=5))
     after = {path.name: path.read_bytes() for path in settings.checkpoints_path.iterdir()}
@@ -193,63 +166,30 @@ def test_a_kill_between_a_network_and_its_split_never_leaves_another_networks_sp
 
 
 def test_networks_with_random_layers_repeat_too(config, tmp_path):
-    settings = [
-        config(
-            {"epochs": 1},
-            backbone_model="efficientnet_b0",
-            image={"size": (32, 32)},
-            checkpoints_path=tmp_path / str(k),
-        )
-        for k in (0, 1)
-    ]
-    losses = []
-    for setting in settings:
+    options, losses = {"backbone_model": "efficientnet_b0", "image": {"size": (32, 32)}}, []
+    for run in "ab":
         torch.rand(len(losses))  # the global generator is elsewhere each time
-        losses.append(train(setting).train_loss.tolist())
+        losses.append(train(config({"epochs": 1}, checkpoints_path=tmp_path / run, **options)).train_loss.tolist())
     assert losses[0] == losses[1]
 
 
 def test_an_interrupt_keeps_what_was_trained(config, monkeypatch):
-    run_epoch = Trainer.run_epoch
-
-    def interrupted(self, epoch, bar):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return run_epoch(self, epoch, bar)
-
-    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
     settings = config({"epochs": 5})
-    assert train(settings).epoch.tolist() == [1]
+    assert interrupted(monkeypatch, settings, 2).epoch.tolist() == [1]
     assert len(pd.read_csv(settings.checkpoints_path / "history.csv")) == 1
     assert "calibrated_threshold" in SiameseNetwork.load(settings.checkpoints_path / "model.pth").info
 
 
-def test_history_is_on_disk_after_every_epoch(config, monkeypatch):
-    rows = []
-    run_epoch = Trainer.run_epoch
+def test_history_is_on_disk_after_every_epoch_and_files_that_vanish_do_not_stop_it(config, monkeypatch):
+    settings, rows = config({"epochs": 3}), []
 
-    def counting(self, epoch, bar):
-        file = self.results.folder / "history.csv"
+    def act(trainer, epoch):
+        file = trainer.results.folder / "history.csv"
         rows.append(len(pd.read_csv(file)) if file.exists() else 0)
-        return run_epoch(self, epoch, bar)
+        shutil.rmtree(settings.data_path, ignore_errors=True)
 
-    monkeypatch.setattr(Trainer, "run_epoch", counting)
-    train(config({"epochs": 3}))
-    assert rows == [0, 1, 2]
-
-
-def test_files_that_vanish_while_training_runs_do_not_stop_it(config, monkeypatch):
-    settings = config({"epochs": 3})
-    run_epoch, epochs = Trainer.run_epoch, []
-
-    def vanish(trainer, epoch, bar):
-        epochs.append(epoch)
-        if epoch == 2:
-            shutil.rmtree(settings.data_path)
-        return run_epoch(trainer, epoch, bar)
-
-    monkeypatch.setattr(Trainer, "run_epoch", vanish)
-    assert len(train(settings)) == 3 and epochs == [1, 2, 3] and not settings.data_path.exists()
+    before_epochs(monkeypatch, act)
+    assert len(train(settings)) == 3 and rows == [0, 1, 2] and not settings.data_path.exists()
 
 
 def test_training_goes_on_without_images_that_break_after_the_split(config, capsys):
@@ -354,17 +294,9 @@ def test_of_a_transformer_the_last_third_is_trained(config, tmp_path):
 def test_the_head_alone_is_kept_as_its_schedule_left_it(config, tmp_path, monkeypatch, aucs, kept):
     """Of three epochs of the head, only the last can be the best; epochs of fine-tuning compete with it."""
     scripted(monkeypatch, aucs)
-    run_epoch = Trainer.run_epoch
-
-    def interrupted(self, epoch, bar):
-        if epoch > len(aucs):
-            raise KeyboardInterrupt
-        return run_epoch(self, epoch, bar)
-
-    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
     torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
     settings = config({"epochs": 1, "head_steps": 9, "batch_size": 4}, weights=tmp_path / "w.pth")
-    assert train(settings).valid_auc.tolist() == aucs
+    assert interrupted(monkeypatch, settings, len(aucs) + 1).valid_auc.tolist() == aucs
     assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
 
 
@@ -373,10 +305,7 @@ def test_where_the_schedule_has_an_end_the_last_network_is_kept(config, monkeypa
     scripted(monkeypatch, [0.7, 0.9, 0.8])
     settings = config({"epochs": 3}, LRScheduler={"name": schedule})
     train(settings)
-    best, last = (SiameseNetwork.load(settings.checkpoints_path / f"{name}.pth") for name in ("model", "last"))
-    assert best.info["epoch"] == kept
-    alike = [torch.equal(a, b) for a, b in zip(best.head.parameters(), last.head.parameters())]
-    assert alike == [kept == 3] * len(alike)
+    assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
 
 
 def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config):
@@ -384,9 +313,8 @@ def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config)
 
 
 def test_an_interrupt_before_the_first_epoch_ends_leaves_nothing(config, monkeypatch):
-    monkeypatch.setattr(Trainer, "run_epoch", lambda self, epoch, bar: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        train(config())
+        interrupted(monkeypatch, config(), 1)
     assert not (config().checkpoints_path / "last.pth").exists()
 
 
@@ -405,11 +333,3 @@ def test_the_command_line_reports_the_epoch_that_was_kept(config, monkeypatch, c
 def test_a_process_alone_shows_its_progress_if_that_is_wanted(config, capsys, verbose):
     train(config({"epochs": 1, "verbose": verbose}))
     assert ("Epoch 1/1" in capsys.readouterr().err) is verbose
-
-
-def test_training_reuses_freed_memory(config, monkeypatch):
-    asked = []
-    monkeypatch.setattr(loop, "keep_freed_memory", lambda: asked.append(True))
-    monkeypatch.setattr(Trainer, "run", lambda self: None)
-    train(config())
-    assert asked == [True]

@@ -16,11 +16,8 @@ PROBE_SIDE = 96  # pixels; side of the images that show how far blocks carry a c
 
 @dataclass(frozen=True)
 class Stage:
-    """A block of a backbone, and how far it carries a change.
-
-    Along either side, position i of the output map depends on positions `stride * i - before` to `stride * i + after`
-    of the input map.
-    """
+    """A block of a backbone, and how far it carries a change: along either side, position i of the output map depends
+    on positions `stride * i - before` to `stride * i + after` of the input map."""
 
     block: nn.Module
     stride: int
@@ -35,11 +32,8 @@ class Stage:
         return torch.stack([first.clamp(min=0), last.clamp(max=side // self.stride - 1) + 1], dim=1)
 
     def needed(self, positions: torch.Tensor, side: int) -> tuple[torch.Tensor, int]:
-        """The parts of an input map with `side` positions on which output positions (start, end), shape (R, 2), depend.
-
-        Returns:
-            Where each part starts, shape (R,), and the length of them all; both are multiples of the stride.
-        """
+        """The parts of an input map with `side` positions on which output positions (start, end), shape (R, 2), depend:
+        where each starts, shape (R,), and the length of them all; both are multiples of the stride."""
         starts = (positions[:, 0] * self.stride - self.before).clamp(min=0) // self.stride
         ends = (((positions[:, 1] - 1) * self.stride + self.after) // self.stride + 1).clamp(max=side // self.stride)
         length = int((ends - starts).max())
@@ -48,11 +42,9 @@ class Stage:
 
 @torch.no_grad()
 def local_stages(model: SiameseNetwork) -> list[Stage]:
-    """Find the earlier blocks of a backbone that carry a change of a pixel only so far.
-
-    Convolutions do; squeeze-and-excitation, with which the list ends, carries it everywhere. On a GPU there are none,
-    as many small copies cost more there than they save.
-    """
+    """Find the earlier blocks of a backbone that carry a change of a pixel only so far. Convolutions do;
+    squeeze-and-excitation, with which the list ends, carries it everywhere. On a GPU there are none, as many small
+    copies cost more there than they save."""
     given, stages = model.mean.new_zeros(1, 3, PROBE_SIDE, PROBE_SIDE), []
     with eval_mode(model):
         for block in model.backbone if model.mean.device.type == "cpu" else ():
@@ -70,10 +62,8 @@ def local_stages(model: SiameseNetwork) -> list[Stage]:
 
 
 def _stage(block: nn.Module, given: torch.Tensor, stride: int) -> Stage | None:
-    """Find out how far a block carries a change of its input map (1, C, h, h); None if it may reach every position.
-
-    A value that is not a number (NaN) makes every position NaN that depends on it, whatever the weights are.
-    """
+    """Find out how far a block carries a change of its input map (1, C, h, h); None if it may reach every position. NaN
+    makes every position NaN that depends on it, whatever the weights are."""
     side = given.shape[2]
     places = torch.arange(stride) + side // 2 // stride * stride
     probes = given.repeat(stride, 1, 1, 1)
@@ -88,11 +78,8 @@ def _stage(block: nn.Module, given: torch.Tensor, stride: int) -> Stage | None:
 
 
 class IncrementalEmbedder:
-    """Embeds one preprocessed image (3, H, W) with regions occluded, by a network in eval mode and its `local_stages`.
-
-    Attributes:
-        embedding: of the untouched image, shape (D,).
-    """
+    """Embeds one preprocessed image (3, H, W) with regions occluded, by a network in eval mode and its `local_stages`;
+    `embedding`, (D,), is that of the untouched image."""
 
     def __init__(self, model: SiameseNetwork, image: torch.Tensor, stages: Sequence[Stage]) -> None:
         self.model, self.stages = model, stages

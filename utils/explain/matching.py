@@ -23,31 +23,21 @@ class Match(NamedTuple):
 def matching_regions(
     effects: RegionEffects, first: int, second: int, boxes: tuple[Box, Box], image_size: tuple[int, int]
 ) -> list[Match]:
-    """Find the strongest matches between two images, by their positions in `effects`.
-
-    Args:
-        boxes: the part of the network's frame, of `image_size` in pixels, that each image fills.
-
-    Returns:
-        The matches, the strongest first; their centres are shares of the images' sides, not of the frame's.
-    """
+    """Find the strongest matches between two images, by their positions in `effects`; `boxes` are the part of the
+    network's frame, of `image_size` in pixels, that each image fills. Centres are shares of the images' sides."""
     interaction = effects.interaction(first, second).cpu()
     filled = torch.zeros(2, *image_size)
     for frame, box in zip(filled, boxes):
         frame[box.slices] = 1
     inside = F.adaptive_max_pool2d(filled, interaction.shape[:2]) > 0
     interaction *= inside[0][:, :, None, None] & inside[1]
-    return [
-        Match(*(_in_image(centre, box, image_size) for centre, box in zip(match, boxes)), match.strength)
-        for match in strongest_matches(interaction)
-    ]
 
+    def in_image(centre: tuple[float, float], box: Box) -> tuple[float, float]:
+        row, column = (share * side for share, side in zip(centre, image_size))
+        return min(max((row - box.top) / box.height, 0.0), 1.0), min(max((column - box.left) / box.width, 0.0), 1.0)
 
-def _in_image(centre: tuple[float, float], box: Box, image_size: tuple[int, int]) -> tuple[float, float]:
-    """Convert shares of the frame's sides to shares of the sides of the image in the box."""
-    row = (centre[0] * image_size[0] - box.top) / box.height
-    column = (centre[1] * image_size[1] - box.left) / box.width
-    return min(max(row, 0.0), 1.0), min(max(column, 0.0), 1.0)
+    matches = strongest_matches(interaction)
+    return [Match(in_image(m.first, boxes[0]), in_image(m.second, boxes[1]), m.strength) for m in matches]
 
 
 def strongest_matches(interaction: torch.Tensor, count: int = 4) -> list[Match]:

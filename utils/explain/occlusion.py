@@ -49,15 +49,16 @@ class RegionEffects:
         """The effect of every region on the squared distance of P pairs, shape (P, 2, R), exact:
         `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2 = |delta_R|^2 - 2 <delta_R, z1 - z2>`. Above 0, the region speaks
         for "similar"."""
-        sides = self._sides(first, second)
-        return torch.stack([effect_on_distance(self.delta[i], difference) for i, difference in sides], dim=1)
+        return torch.stack([effect_on_distance(self.delta[i], d) for i, d in self._sides(first, second)], dim=1)
 
     def maps(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
         """Maps of the effects on the squared distance of P pairs, shape (P, 2, GRID, GRID): the sum of a map over a
         region is about the region's effect."""
-        sides = ((self.density[i], difference) for i, difference in self._sides(first, second))
-        maps = (d[..., -1] - 2 * torch.einsum("phwd,pd->phw", d[..., :-1], difference) for d, difference in sides)
-        return torch.stack([*maps], dim=1)
+        maps = []
+        for i, difference in self._sides(first, second):
+            density = self.density[i]
+            maps.append(density[..., -1] - 2 * torch.einsum("phwd,pd->phw", density[..., :-1], difference))
+        return torch.stack(maps, dim=1)
 
     def of_masks(self, first: Sequence[int], second: Sequence[int], masks: torch.Tensor) -> torch.Tensor:
         """The effect on the squared distance of P pairs, shape (P, 2), of occluding all positions of masks, bool of
@@ -75,11 +76,9 @@ class RegionEffects:
         return [(a, self.embeddings[a] - self.embeddings[b]) for a, b in ((i, j), (j, i))]
 
     def interaction(self, first: int, second: int) -> torch.Tensor:
-        """How well each position of one image matches each position of another, shape (h, w, h, w), h = w = GRID / 2.
-
-        Occluding R in image 1 and Q in image 2 changes the squared distance by both effects, less the interaction
-        `2 <delta_R, delta_Q>`. It is above 0 where both regions move the embeddings in one direction: they match.
-        """
+        """How well each position of one image matches each position of another, shape (h, w, h, w), h = w = GRID / 2:
+        occluding R in image 1 and Q in image 2 changes the squared distance by both effects, less the interaction
+        `2 <delta_R, delta_Q>`. It is above 0 where both move the embeddings in one direction."""
         one, two = (F.avg_pool2d(self.density[i, ..., :-1].permute(2, 0, 1), 2).flatten(1) for i in (first, second))
         half = (GRID // 2, GRID // 2)
         return (2 * one.T @ two).unflatten(0, half).unflatten(2, half)
@@ -91,14 +90,11 @@ def joined(parts: Sequence[RegionEffects]) -> RegionEffects:
 
 
 def in_few_dimensions(effects: RegionEffects, most: int) -> RegionEffects:
-    """Write long embeddings and effects with fewer numbers, for files; `density` is left empty.
+    """Write embeddings and effects with `most` numbers, where there are more, for files; `density` is left empty.
 
     The span of the embeddings comes first, then the directions in which most effects lie. The last dimension holds the
     length of what is left of an effect. So the effect of a region on the distance of a pair stays what it was, up to as
     many images as there are dimensions; that of several regions at once becomes an estimate.
-
-    Args:
-        most: dimensions of the result, where there are more.
     """
     z, delta = effects.embeddings.double(), effects.delta.double()
     if z.shape[1] <= most:
@@ -122,14 +118,10 @@ def effect_on_distance(delta: torch.Tensor, difference: torch.Tensor) -> torch.T
 
 @torch.no_grad()
 def region_effects(model: SiameseNetwork, batch: torch.Tensor, verbose: bool = True) -> RegionEffects:
-    """Measure the effect of each region: embed each image with one region after the other blurred.
+    """Measure the effect of each region: embed each of the preprocessed images (N, 3, H, W), on any device, with one
+    region after the other blurred; this is occlusion (Zeiler & Fergus 2014; for similarity, Dong et al. 2019).
 
-    This is occlusion (Zeiler & Fergus 2014; for similarity, Dong et al. 2019). On a CPU that gains from it, the network
-    computes in bfloat16.
-
-    Args:
-        batch: preprocessed images (N, 3, H, W), on any device.
-        verbose: show a progress bar, if it takes longer than two seconds.
+    On a CPU that gains from it, the network computes in bfloat16. `verbose` shows a progress bar after two seconds.
     """
     keep_freed_memory()
     batch = batch.to(model.mean.device)

@@ -19,11 +19,9 @@ REGION_SHARE = 0.1  # of the image's area: what a check removes
 class Interventions:
     """N pairs of preprocessed images, two batches (N, 3, H, W), compared before and after a change of one image.
 
-    Results are margins of the decision: how far the raw distance lies on the decision's side of the threshold, in units
-    of the contrastive margin. It is positive before the change, and grows when the decision gets stronger.
-
-    Attributes:
-        margins_before: margins (N,) of the untouched pairs.
+    Results are margins of the decision, `margins_before` (N,) those of the untouched pairs: how far the raw distance
+    lies on the decision's side of the threshold, in units of the contrastive margin. They are positive before the
+    change, and grow when the decision gets stronger.
     """
 
     def __init__(self, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, batch_size: int = 64) -> None:

@@ -33,11 +33,8 @@ class WhatIf:
         return f"similarity {_two_numbers(max(before, 0), max(after, 0))}"
 
     def report(self, names: tuple[str, str]) -> str:
-        """The result of each check, a line each: what the region's removal changes, and whether the map passes.
-
-        With the factual region removed, the decision should get weaker; with the counterfactual one, stronger; by each
-        of the removals.
-        """
+        """The result of each check, a line each: what the region's removal changes, and whether the map passes. With
+        the factual region removed, the decision should get weaker; with the counterfactual one, stronger."""
         return "\n".join(self._line(name, image, column) for image, name in enumerate(names) for column in (0, 1))
 
     def _line(self, name: str, image: int, column: int) -> str:
@@ -64,24 +61,17 @@ def what_if(
         boxes: the part of the network's frame that each image fills.
     """
     interventions = Interventions(model, images[:1], images[1:])
-    regions, before = strongest_region(maps), interventions.margins_before
+    regions, before = strongest_region(maps), interventions.margins_before.cpu()
 
     def margins(removal=None) -> torch.Tensor:
         """Of the decision, shape (2, 2), after removing one region of one image."""
-        return torch.stack([interventions.margins_after(regions[None, :, k], removal)[0] for k in (0, 1)], dim=1)
+        columns = [interventions.margins_after(regions[None, :, k], removal)[0] for k in (0, 1)]
+        return torch.stack(columns, dim=1).cpu()
 
-    blurred = margins()
-    similarity = (1 - model.threshold - interventions.sign * values for values in (before, blurred))
-    original, after = (values.cpu() for values in similarity)
-    return WhatIf(
-        float(original),
-        after.numpy(),
-        (blurred - before).cpu().numpy(),
-        regions,
-        empty.cpu().numpy(),
-        boxes,
-        {name: (margins(removal) - before).cpu().numpy() for name, removal in OTHER_REMOVALS.items()},
-    )
+    blurred, others = margins(), {name: (margins(removal) - before).numpy() for name, removal in OTHER_REMOVALS.items()}
+    original, after = (1 - model.threshold - interventions.sign.cpu() * values for values in (before, blurred))
+    change = (blurred - before).numpy()
+    return WhatIf(float(original), after.numpy(), change, regions, empty.cpu().numpy(), boxes, others)
 
 
 def _two_numbers(before: float, after: float) -> str:

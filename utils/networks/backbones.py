@@ -42,10 +42,8 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; afterwards, also after an exception, each module has its former mode again.
-
-    One thread at a time: another one would find the modes of this one, and restore them too early.
-    """
+    """Put a model into eval mode; afterwards, also after an exception, each module has its former mode again. One
+    thread at a time: another one would find the modes of this one, and restore them too early."""
     with ONE_THREAD:
         changed = [module for module in model.modules() if module.training]
         model.eval()
@@ -62,9 +60,9 @@ def suiting(image_size: tuple[int, int]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError, ValueError) as error:
+        advice = "enlarge it, or use the size that the network was made for"
         raise ModelError(
-            f"image.size: {list(image_size)} does not suit this backbone ({brief(error)}); enlarge it, or use the size "
-            "that the network was made for"
+            f"image.size: {list(image_size)} does not suit this backbone ({brief(error)}); {advice}"
         ) from None
 
 
@@ -132,17 +130,8 @@ def backbone_blocks(
 
     A network that does not run block by block is a single block, `TimmNetwork`; a transformer's gives (N, C). Images
     come normalised by ImageNet's mean and standard deviation; if weights expect others, the first block converts.
-
-    Args:
-        name: `Conv4`, `EfficientNetLite0`, `MobileNet`, `ResNet50`, or a name of timm.
-        pretrained: start from ImageNet weights; those of EfficientNetLite0 come with the installation, others are
-            downloaded once.
-        weights: file of weights to start from instead, as timm publishes them, or in the order of timm's layers.
-        image_size: (height, width) in pixels, for networks that are made for one size.
-
-    Raises:
-        ModelError: unknown network, an image size that it does not take, weights that cannot be downloaded, read or
-            matched.
+    Arguments and errors are those of `SiameseNetwork`; `weights` are as timm publishes them, or in the order of timm's
+    layers.
     """
     pretrained = pretrained and weights is None
     name = ALIASES.get(name, name)
@@ -201,11 +190,12 @@ def _of_timm(name: str, pretrained: bool, image_size: tuple[int, int]) -> nn.Mod
         try:
             model = timm.create_model(name, pretrained=True, **options)
         except Exception as error:  # its errors come from several libraries that fetch files
-            raise ModelError(
-                f"pretrained: the weights of {name} could not be downloaded ({brief(error)}); check the network and "
-                "run again, or give a local file as `weights: path`, or use EfficientNetLite0, whose weights are "
-                "installed, or set `pretrained: False`"
-            ) from None
+            advice = (
+                "check the network and run again, or give a local file as `weights: path`, or use EfficientNetLite0"
+            )
+            advice += ", whose weights are installed, or set `pretrained: False`"
+            what = f"the weights of {name} could not be downloaded ({brief(error)})"
+            raise ModelError(f"pretrained: {what}; {advice}") from None
     model.reset_classifier(0)
     if pretrained and packaged:
         _load_weights(model, Path(str(files(PACKAGED[name][0]) / "models" / PACKAGED[name][1])))

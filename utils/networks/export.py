@@ -14,7 +14,7 @@ from utils.system.files import replacing
 
 
 class _FromPixels(nn.Module):
-    """Embeds images given as pixels: it normalises them itself, so that nobody has to know the statistics."""
+    """Embeds images given as pixels, which it normalises itself."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -47,20 +47,13 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         "fit": model.frame.fit,
         "filter": "bilinear",
         "antialias": True,  # as Pillow's BILINEAR does; another resize makes an image dissimilar to itself
-        **({"fill": mean_colour(model.frame.mean)} if model.frame.fit == "pad" else {}),
-        **{key: model.info[key] for key in ("calibrated_threshold", "classes") if key in model.info},
     }
+    facts |= {"fill": mean_colour(model.frame.mean)} if model.frame.fit == "pad" else {}
+    facts |= {key: model.info[key] for key in ("calibrated_threshold", "classes") if key in model.info}
     with replacing(path) as file, eval_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(
-            _FromPixels(model).eval(),
-            (example,),
-            input_names=["images"],
-            output_names=["embeddings"],
-            dynamic_shapes={"images": {0: torch.export.Dim("count")}},
-            dynamo=True,
-            verbose=False,
-        )
-        written = program.model_proto
+        names = {"input_names": ["images"], "output_names": ["embeddings"], "dynamo": True, "verbose": False}
+        count = {"images": {0: torch.export.Dim("count")}}
+        written = torch.onnx.export(_FromPixels(model).eval(), (example,), dynamic_shapes=count, **names).model_proto
         onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in facts.items()})
         onnx.save(written, file)

@@ -27,11 +27,8 @@ class CentredPooling(AveragePooling):
     """Mean over positions, less what it is on average over a network's training images: (N, C, h, w) -> (N, C).
 
     Features are never negative, so any two images seem alike; without their mean, unrelated images are at a right
-    angle.
-
-    Args:
-        norm: the batch normalisation, followed by ReLU6, that makes the map. Its scale and shift are the standard
-            deviation and mean of what ReLU6 gets, taken as normally distributed.
+    angle. `norm` is the batch normalisation, followed by ReLU6, that makes the map: its shift and scale are the mean
+    and standard deviation of what ReLU6 gets, taken as normally distributed.
     """
 
     def __init__(self, norm: nn.Module) -> None:
