@@ -238,7 +238,7 @@ def test_what_cannot_be_named_is_left_out_with_a_reason(model, folder, path):
         build(model, folder, path)
 
 
-@pytest.mark.parametrize("listed", [(building, "images_in"), (Index, "unexplained")])
+@pytest.mark.parametrize("listed", [(building, "images_in"), (Index, "add")])
 def test_a_file_that_changes_while_the_index_is_built_is_seen_as_changed(model, folder, path, monkeypatch, listed):
     def and_then_some_change(*arguments):
         found = function(*arguments)

@@ -28,11 +28,8 @@ SIDE = 72  # pixels, of a thumbnail
 
 
 class Chooser:
-    """A widget to choose a pair of images: thumbnails, each with a button for image 1 and one for image 2.
-
-    Nothing is measured before both are chosen, and each image once, however often it is chosen. At most `MOST` images
-    are shown; more can be uploaded. Those that cannot be read are named.
-    """
+    """A widget to choose a pair of images: thumbnails, each with a button for image 1 and one for image 2, of at most
+    `MOST` images; more can be uploaded. Each image is measured once, when it is first explained."""
 
     def __init__(self, model: SiameseNetwork, paths: Sequence[Path]) -> None:
         self.model, self.chosen = model, [None, None]  # paths of image 1 and image 2
@@ -60,12 +57,9 @@ class Chooser:
             return self._show(f"Now choose image {self.chosen.index(None) + 1}.")
         self._show("Measuring …")
         try:
-            self._explain()
+            compared = Comparison(self.model, self.chosen)
         except DataError as error:  # a file that was deleted meanwhile
-            self._show(str(error))
-
-    def _explain(self) -> None:
-        compared = Comparison(self.model, self.chosen)
+            return self._show(str(error))
         compared.effects = {i: self.effects[path] for i, path in enumerate(self.chosen) if path in self.effects}
         pair, what_if = compared.pair(0, 1), compared.what_if(0, 1)
         self.effects |= {self.chosen[i]: effects for i, effects in compared.effects.items()}
@@ -91,11 +85,10 @@ class Chooser:
         image.save(data := io.BytesIO(), "JPEG", quality=80)
         thumbnail = _tag(data, f"width: {SIDE}px; height: {SIDE}px; object-fit: contain")
         name = f"<small title='{escape(path.name)}'>{escape(short(path.stem, 13))}</small>"
-        self.buttons[path] = pair = []
-        for place in (0, 1):
-            tooltip = f"{path.name} as image {place + 1}"
-            pair.append(widgets.Button(description=str(place + 1), tooltip=tooltip, layout=self.narrow))
-            pair[place].on_click(partial(self.choose, path, place))
+        self.buttons[path] = pair = [widgets.Button(description=text, layout=self.narrow) for text in "12"]
+        for place, button in enumerate(pair):
+            button.tooltip = f"{path.name} as image {place + 1}"
+            button.on_click(partial(self.choose, path, place))
         tile = [widgets.HTML(f"{thumbnail}<br>{name}", layout=self.wide), widgets.HBox(pair, layout=self.wide)]
         self.tiles.children += (widgets.VBox(tile, layout=self.wide),)
         return None

@@ -55,26 +55,26 @@ def build_index(
     found, problems = images_in(folder)
     left_out, embedded = [f"{name}: {what}" for name, what in problems.items()], 0
     with Index(path, model, folder) as index:
-        known = index.states()
-        staying = may_come_back(folder, known.keys() - found.keys(), problems)
-        gone = known.keys() - found.keys() - staying.keys()
-        index.remove(state for state in known.items() - found.items() if state[0] not in staying)
+        known = index.files().keys()
+        lost = {file for file, _ in known} - found.keys()
+        staying = may_come_back(folder, lost, problems)
+        index.remove(state for state in known - found.items() if state[0] not in staying)
         batches = partial(_batches, model, folder, left_out, num_workers, verbose)
-        for states, pixels, sizes in batches(found.items() - known.items(), EMBEDDED_AT_ONCE, "Embedding"):
+        for states, pixels, sizes in batches(found.items() - known, EMBEDDED_AT_ONCE, "Embedding"):
             z = embed_in_parts(model, model.normalize(pixels), EMBEDDED_AT_ONCE)
             index.add(states, sizes, z.cpu().numpy())
             embedded += len(states)
-        ids = index.unexplained() if explain else {}
+        ids = index.files(unexplained=True) if explain else {}
         for states, pixels, _ in batches(ids, MEASURED_AT_ONCE, "Occluding regions"):
             effects = region_effects(model, model.normalize(pixels), verbose=False)
             index.add_effects([ids[state] for state in states], effects.delta)
-        images, unexplained = len(index.states()), len(index.unexplained())
+        images, unexplained = len(index.files()), len(index.files(unexplained=True))
     lines = ["the index was of another network or version: built from the start"] if index.emptied else []
     lines += ["left out:", *left_out] if left_out else []
     for place, count in Counter(staying.values()).items():
         kept = f"the index keeps {counted(count, 'image')} of it until it is deleted"
         lines += [f"{place}: nothing is found in it now; {kept}"] if place not in staying else []  # a file has its line
-    changes = f"new or changed: {embedded}, gone: {len(gone)}"
+    changes = f"new or changed: {embedded}, gone: {len(lost - staying.keys())}"
     lines.append(f"{folder}: {counted(images, 'image')} in the index; {changes}")
     if unexplained:
         lines.append(f"{counted(unexplained, 'image')} not measured yet; a query measures those that it finds")
@@ -108,15 +108,8 @@ def _batches(
 
 
 def images_in(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """List the files of a folder and its sub-folders that are named as images; hidden ones are skipped.
-
-    Returns:
-        The state of each file; and what is wrong with each file or folder that cannot be listed or named, by its path
-        in `folder`.
-
-    Raises:
-        DataError: no such folder, or no image in it.
-    """
+    """List the images in a folder and its sub-folders, hidden ones aside: the state of each file; and what is wrong
+    with each file or folder that cannot be listed or named. Raises a DataError if there is none."""
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder; name the folder of images to search")
     if printable(full := str(folder.resolve())) != full:

@@ -116,10 +116,12 @@ class Index(AbstractContextManager):
             rows = [("network", network), ("folder", str(folder.resolve())), ("built", str(time.time()))]
             self.db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
 
-    def states(self) -> dict[str, str]:
-        """The files whose images are in the index, and their states."""
+    def files(self, unexplained: bool = False) -> dict[tuple[str, str], int]:
+        """The images in the index, or those whose effects are not measured: file and state -> id."""
+        which = "WHERE id NOT IN (SELECT id FROM effects)" if unexplained else ""
         with self._reporting():
-            return dict(self.db.execute("SELECT file, state FROM images"))
+            rows = self.db.execute(f"SELECT file, state, id FROM images {which}")
+            return {(file, state): number for file, state, number in rows}
 
     def remove(self, states: Iterable[tuple[str, str]]) -> None:
         """Remove images, given by files and states, all or none."""
@@ -144,12 +146,6 @@ class Index(AbstractContextManager):
         rows = [(one.tobytes(), number) for number, one in zip(ids, delta.cpu().numpy().astype("<f2"))]
         with self._reporting(), self.db:
             self.db.executemany("INSERT OR REPLACE INTO effects SELECT id, ? FROM images WHERE id = ?", rows)
-
-    def unexplained(self) -> dict[tuple[str, str], int]:
-        """List the images whose effects are not measured: file and state -> id."""
-        unknown = "SELECT file, state, id FROM images WHERE id NOT IN (SELECT id FROM effects) ORDER BY file"
-        with self._reporting():
-            return {(file, state): number for file, state, number in self.db.execute(unknown)}
 
     def nearest(self, z: np.ndarray, count: int) -> list[tuple[float, Entry]]:
         """Find the `count` images nearest to an embedding (D,), with their raw distances, nearest first.

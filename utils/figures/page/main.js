@@ -26,16 +26,12 @@ async function show() {
   if (!pair && last) cells[last[0]][last[1]].focus();
 }
 
-$("threshold").addEventListener("input", (event) => {
-  state.threshold = Number(event.target.value);
-  setThreshold();
+function setThreshold(value) {
+  state.threshold = value;
+  $("above").textContent = `similar above ${number(value)}`;
+  $("threshold").setAttribute("aria-valuetext", number(value));
   if (state.from) refresh();
   else refreshTable();
-});
-
-function setThreshold() {
-  $("above").textContent = `similar above ${number(state.threshold)}`;
-  $("threshold").setAttribute("aria-valuetext", number(state.threshold));
 }
 
 addEventListener("keydown", (event) => {
@@ -45,11 +41,12 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("hashchange", show);
 
-$("threshold").value = state.threshold;
-setThreshold();
+$("threshold").value = 1 - data.threshold;
+setThreshold(1 - data.threshold);
+$("threshold").addEventListener("input", (event) => setThreshold(Number(event.target.value)));
 $("network").textContent = data.network;
 $("left-out").hidden = !data.missing.length;
-$("missing").append(...data.missing.map((line) => Object.assign(document.createElement("li"), { textContent: line })));
+$("missing").append(...data.missing.map((textContent) => make("li", { textContent })));
 $("regions").textContent = count(images[0]);
 if (images.length > 2) buildTable();
 show();

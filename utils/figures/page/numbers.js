@@ -5,6 +5,11 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const GRID = data.grid;
 
 const $ = (id) => document.getElementById(id);
+function make(tag, values = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), values);
+  node.append(...children);
+  return node;
+}
 const state = { threshold: 1 - data.threshold, shown: 0, pair: null };
 
 function bytes(text, Type) {

@@ -8,8 +8,7 @@ const stepOf = (share) => 3 * Math.round(255 * share);
 const colourOf = (table, share) => `rgb(${table.subarray(stepOf(share), stepOf(share) + 3).join(" ")})`;
 
 function surface(width, height) {
-  const canvas = Object.assign(document.createElement("canvas"), { width, height });
-  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  const pen = make("canvas", { width, height }).getContext("2d", { willReadFrequently: true });
   pen.imageSmoothingQuality = "high";
   return pen;
 }
@@ -77,9 +76,8 @@ function blurWindow(canvas, image, region) {
 }
 
 function outline(stage, image, region, style) {
-  const [top, bottom, left, right] = place(image, region), frame = document.createElement("div");
+  const [top, bottom, left, right] = place(image, region), frame = make("div", { className: `window ${style}` });
   const sides = { top, left, height: bottom - top, width: right - left };
-  frame.className = `window ${style}`;
   for (const [side, share] of Object.entries(sides)) frame.style[side] = `${100 * share}%`;
   stage.append(frame);
 }

@@ -1,34 +1,21 @@
 const cells = []; // of the table, by row and column
 
 function buildTable() {
-  const table = document.querySelector("table"), head = table.createTHead().insertRow(), body = table.createTBody();
-  head.append(document.createElement("th"));
-  images.forEach((image, i) => {
-    const row = body.insertRow();
-    head.append(heading(image, "col", false));
-    row.append(heading(image, "row", true));
+  const heads = images.map((image) => make("th", { scope: "col", title: image.name },
+    make("img", { src: image.source, alt: image.name })));
+  const rows = images.map((image, i) => {
     cells.push(images.map((other, j) => {
-      const cell = row.insertCell();
       if (i === j) return null;
-      const link = document.createElement("a"), value = similarity(image.z, other.z);
-      Object.assign(link, { href: `#${i}-${j}`, textContent: number(value), value });
+      const value = similarity(image.z, other.z), className = value > 0.6 ? "bright" : "";
+      const link = make("a", { href: `#${i}-${j}`, textContent: number(value), value, className });
       link.style.setProperty("--colour", colourOf(SIMILARITY, value));
-      link.classList.toggle("bright", value > 0.6);
-      cell.append(link);
       return link;
     }));
+    const named = [make("img", { src: image.source, alt: "" }), make("bdi", { textContent: image.name })];
+    const head = make("th", { scope: "row", title: image.name }, make("div", {}, ...named));
+    return make("tr", {}, head, ...cells[i].map((link) => make("td", {}, link ?? "")));
   });
-}
-
-function heading(image, scope, named) {
-  const [cell, inside, picture, name] = ["th", "div", "img", "bdi"].map((tag) => document.createElement(tag));
-  Object.assign(picture, { src: image.source, alt: named ? "" : image.name });
-  inside.append(picture);
-  name.textContent = cell.title = image.name;
-  if (named) inside.append(name);
-  cell.scope = scope;
-  cell.append(inside);
-  return cell;
+  document.querySelector("table").append(make("thead", {}, make("tr", {}, make("th"), ...heads)), make("tbody", {}, ...rows));
 }
 
 function refreshTable() {
@@ -37,8 +24,7 @@ function refreshTable() {
     if (!link) return;
     similar += isSimilar(link.value) && i < j;
     link.classList.toggle("dissimilar", !isSimilar(link.value));
-    const decision = word(isSimilar(link.value));
-    link.setAttribute("aria-label", `${images[i].name} and ${images[j].name}: ${number(link.value)}, ${decision}`);
+    link.ariaLabel = `${images[i].name} and ${images[j].name}: ${number(link.value)}, ${word(isSimilar(link.value))}`;
   }));
   const pairs = (images.length * (images.length - 1)) / 2;
   $("count").textContent = `${images.length} images: ${similar} of ${pairs} pairs ${similar === 1 ? "is" : "are"} similar at this threshold.`;
