@@ -12,9 +12,10 @@ from utils.system.errors import ConfigError
 from utils.system.machine import bfloat16_pays, choose_device, keep_freed_memory
 
 
-@pytest.fixture
-def config(tmp_path):
-    return lambda **settings: config_in(tmp_path, **settings)
+def choose(monkeypatch, tmp_path, cards, mps, settings):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    return choose_device(config_in(tmp_path, **{"device": "auto"} | settings))
 
 
 @pytest.mark.parametrize(
@@ -31,10 +32,8 @@ def config(tmp_path):
         (0, True, {"cuda": False}, "cpu"),
     ],
 )
-def test_device(config, monkeypatch, cards, mps, settings, expected):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert str(choose_device(config(**{"device": "auto"} | settings))) == expected
+def test_device(monkeypatch, tmp_path, cards, mps, settings, expected):
+    assert str(choose(monkeypatch, tmp_path, cards, mps, settings)) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,11 +45,9 @@ def test_device(config, monkeypatch, cards, mps, settings, expected):
         (1, {"device": "mps"}, "needs an Apple GPU"),
     ],
 )
-def test_a_device_that_is_not_there_is_an_error(config, monkeypatch, cards, settings, message):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+def test_a_device_that_is_not_there_is_an_error(monkeypatch, tmp_path, cards, settings, message):
     with pytest.raises(ConfigError, match=message):
-        choose_device(config(**{"device": "auto"} | settings))
+        choose(monkeypatch, tmp_path, cards, False, settings)
 
 
 def test_cards_are_numbered_as_in_nvidia_smi():
@@ -61,45 +58,25 @@ def test_cards_are_numbered_as_in_nvidia_smi():
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"gpu": 1}, {"device": "cuda"}])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_each_process_takes_a_card_of_its_own(config, monkeypatch, settings, rank):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", str(rank))
-    assert choose_device(config(**{"device": "auto"} | settings)) == torch.device("cuda", rank)
-    assert choose_device(config(device="cpu")) == torch.device("cpu")
-
-
 @pytest.mark.parametrize(
-    "cards, device, expected",
+    "cards, settings, expected",
     [
-        (2, "auto", "no card 2; PyTorch sees 2, each process needs its own"),
-        (1, "cuda", "no card 2; PyTorch sees 1, each process needs its own"),
-        (0, "mps", "'mps' needs an Apple GPU, and trains in one process"),
-        (0, "auto", None),  # the CPU, though there is an Apple GPU
+        (3, {"gpu": 1}, "cuda:2"),
+        (3, {"device": "cuda"}, "cuda:2"),
+        (3, {"device": "cpu"}, "cpu"),
+        (0, {}, "cpu"),  # though there is an Apple GPU
+        (2, {}, "no card 2; PyTorch sees 2, each process needs its own"),
+        (0, {"device": "mps"}, "'mps' needs an Apple GPU, and trains in one process"),
     ],
 )
-def test_more_processes_than_cards(config, monkeypatch, cards, device, expected):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+def test_each_of_several_processes_takes_a_card_of_its_own(monkeypatch, tmp_path, cards, settings, expected):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    if expected is None:
-        assert choose_device(config(device=device)) == torch.device("cpu")
+    if expected.startswith(("cuda", "cpu")):
+        assert str(choose(monkeypatch, tmp_path, cards, True, settings)) == expected
     else:
         with pytest.raises(ConfigError, match=expected):
-            choose_device(config(device=device))
-
-
-@pytest.mark.parametrize(
-    "left", [{"LOCAL_WORLD_SIZE": ""}, {"LOCAL_WORLD_SIZE": "2"}, {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": ""}]
-)
-def test_what_another_launcher_left_behind_chooses_no_card(config, monkeypatch, left):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in left.items():
-        monkeypatch.setenv(name, value)
-    assert choose_device(config(device="auto", gpu=1)) == torch.device("cuda", 1)
+            choose(monkeypatch, tmp_path, cards, True, settings)
 
 
 def test_bfloat16_pays_where_the_hardware_computes_in_it(monkeypatch):

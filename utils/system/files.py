@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             f"{path}: cannot be written ({error.strerror or error}); make room, or choose another place"
         ) from None
     finally:
-        with suppress(OSError):  # on a read-only disk this fails, too, and would hide the error above
-            partial.unlink(missing_ok=True)
+        if os.path.exists(partial):  # False, too, where the name is too long
+            partial.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

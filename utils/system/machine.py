@@ -29,9 +29,9 @@ def choose_device(config: Config) -> torch.device:
         ConfigError: this machine does not have the device.
     """
     wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
-    rank = os.environ.get("LOCAL_RANK")
-    several = bool(rank) and int(os.environ.get("LOCAL_WORLD_SIZE") or 1) > 1  # processes on this machine
-    card, apple = int(rank) if several else config.gpu, torch.backends.mps.is_available() and not several
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1  # processes on this machine
+    card = int(os.environ["LOCAL_RANK"]) if several else config.gpu
+    apple = torch.backends.mps.is_available() and not several
     if wanted == "cuda" and not cards:
         reason = "PyTorch sees no CUDA card; use device: auto" if config.cuda else "cuda: False forbids it"
         raise ConfigError(f"device: 'cuda' was asked for, but {reason}")
