@@ -1,5 +1,3 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -14,13 +12,6 @@ def drawn(ground, shape=None, ink="black", size=(90, 120)):
     if shape:
         ImageDraw.Draw(image).ellipse(shape, fill=ink)
     return image
-
-
-def cut_short(share):
-    """A JPEG of which a share is left, closed by a program that mended it."""
-    noise(200, 200).resize((400, 400)).save(data := io.BytesIO(), "JPEG")
-    data = data.getvalue()
-    return Image.open(io.BytesIO(data[: int(share * len(data))] + b"\xff\xd9")).convert("RGB")
 
 
 def noisy(mean, spread):
@@ -40,10 +31,6 @@ def noisy(mean, spread):
         (drawn("white", (10, 10, 40, 40)), ""),
         (drawn("black", (10, 10, 40, 40), "white"), ""),
         (noise(8, 8).resize((80, 80)).point(lambda value: value / 9), "dark"),
-        (noisy(60, 20), ""),
-        (cut_short(0.5), "cut"),
-        (cut_short(1), ""),
-        (drawn((128, 128, 128), (10, 30, 80, 80)), ""),  # of grey all round
         (noise(60, 60), ""),
     ],
 )

@@ -17,16 +17,16 @@ from utils.images.pairs import (
 )
 from utils.system.errors import DataError
 
-LABELS = {
-    "unsorted strings": ["rose", "daisy", "rose", "tulip", "daisy", "rose", "rose", "tulip"],
-    "integers": [3, 1, 1, 3, 2, 2, 2, 9, 9],
-    "an image alone in its class": ["b", "a", "lonely", "a", "b", "b"],
-    "one class of singles beside one of many": [1, 0, 0, 0],
-    "a table's column": pd.Series(["x", "y", "x", "y"], index=[7, 3, 5, 1]),
-}
 
-
-@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["rose", "daisy", "rose", "tulip", "daisy", "rose", "rose", "tulip"],
+        ["b", "a", "lonely", "a", "b", "b"],  # an image alone in its class
+        [1, 0, 0, 0],
+        pd.Series(["x", "y", "x", "y"], index=[7, 3, 5, 1]),
+    ],
+)
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_pairs_follow_the_papers_rule(labels, rounds):
     labels = list(labels)
@@ -64,7 +64,7 @@ def test_evaluation_pairs_depend_on_the_seed_alone():
     assert not np.array_equal(first.second, other.second)
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 4, 7, 16, 64, 1000])
+@pytest.mark.parametrize("batch_size", [2, 3, 7, 64, 1000])
 @pytest.mark.parametrize("count", [2, 3, 33, 64, 65])
 def test_image_batches_hold_every_image_once(count, batch_size):
     labels = generator(5).integers(0, 3, count)
