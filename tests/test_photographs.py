@@ -10,7 +10,6 @@ from scipy.stats import norm
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from utils.__main__ import main
 from utils.explain.occlusion import RegionEffects, effect_on_distance, in_few_dimensions
 from utils.models import build_model, network_for, photographs_network
 from utils.networks.pooling import CentredPooling
@@ -91,12 +90,3 @@ def test_a_page_of_fewer_numbers_keeps_the_effects_of_pairs():
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-2)
     assert torch.allclose(torch.cdist(few.embeddings, few.embeddings), torch.cdist(z, z), rtol=1e-4)
     assert in_few_dimensions(whole, 300) is whole
-
-
-def test_a_page_of_photographs_says_by_what_they_are_compared(photographs, tmp_path, capsys, monkeypatch):
-    for name, image in zip(("a.png", "b.png"), photographs):
-        image.resize((120, 80)).save(tmp_path / name)
-    monkeypatch.chdir(ROOT)
-    main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")])
-    assert "by ImageNet features of the installed weights" in capsys.readouterr().out
-    assert "by ImageNet features" in (tmp_path / "page.html").read_text(encoding="utf-8")

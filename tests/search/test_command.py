@@ -1,8 +1,6 @@
 """`python -m utils search build|query|export`, through the command line's own `main`."""
 
-import os
 import re
-import sys
 
 import pytest
 from samples import make_files, noise
@@ -74,15 +72,6 @@ def test_an_index_is_exported(place, capsys):
     assert parquet.read_table("out/index.parquet").column_names == ["path", "embedding"]
 
 
-@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names of any bytes are Linux's")
-def test_a_query_may_have_a_name_that_is_no_text(place, capsys):
-    search("build", "photos")
-    query = (place / "query.png").rename(os.fsdecode(b"caf\xe9.png"))
-    search("query", str(query), "--hits", "1")
-    (figure,) = (place / "outputs" / "Mine" / "search").glob("caf*.png")
-    assert capsys.readouterr().out.endswith(f"{figure.name}\n".replace("\udce9", "\\udce9"))
-
-
 def test_of_several_indexes_the_one_that_was_built_last_is_searched(place, capsys):
     for folder, name in (("photos", "old.png"), ("more", "other.png"), ("photos", "new.png")):
         make_files(place / folder, [name])
@@ -134,12 +123,3 @@ def test_an_index_that_another_program_writes_is_a_line(place, monkeypatch, caps
         search("build", "photos")
     assert caught.value.code == 2
     assert capsys.readouterr().err.endswith("(database is locked); wait until the other program has written it\n")
-
-
-def test_a_place_that_cannot_hold_an_index_is_a_line(place, capsys):
-    (place / "outputs" / "Mine").mkdir(parents=True)
-    (place / "outputs" / "Mine" / "search").write_text("a file where a folder should be")
-    with pytest.raises(SystemExit) as caught:
-        search("build", "photos")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and "cannot be used" in line and "check outputs_path" in line

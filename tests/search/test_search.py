@@ -319,8 +319,9 @@ def test_a_damaged_index_is_a_line_that_says_what_to_do(model, folder, path, dam
 
 def test_an_index_that_cannot_be_opened_is_a_line(model, folder, path):
     path.mkdir()
-    with pytest.raises(SearchError, match="index.sqlite: cannot be used .* access rights"):
-        build(model, folder, path)
+    for place in (path, folder / "0" / "0.png" / "index.sqlite"):
+        with pytest.raises(SearchError, match="index.sqlite: cannot be used .* access rights"):
+            build(model, folder, place)
 
 
 def test_what_is_missing_is_named(model, folder, path, tmp_path):

@@ -42,19 +42,14 @@ MOST = 100  # images in a page: their table has 9,900 cells
 def write_report(
     config: Config, paths: Sequence[Path], checkpoint: Path | None = None, output: Path | None = None
 ) -> tuple[Path, str, list[str]]:
-    """Compare images by `network_for` them, or by another network, and write the page.
-
-    Args:
-        paths: images, and folders of images, with their sub-folders; two images or more in all.
-        checkpoint: file of another network.
-        output: the file to write, or a folder for it. `None` is the folder of notebook 02's figures: one for each pair
-            under `config.outputs_path`, or `compare` for more images.
+    """Compare images, and those in folders and their sub-folders, by `network_for` them or by that of a checkpoint, and
+    write the page to a file, to a folder, or, for `None`, beside notebook 02's figures.
 
     Returns:
         The file; a sentence that names the network; and a line for each image that cannot be read and is left out.
 
     Raises:
-        DataError: nothing to compare, or more than `MOST` images.
+        DataError: fewer than two images, or more than `MOST`.
     """
     paths, problems = _images(paths)
     if checkpoint is None:
