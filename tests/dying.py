@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
 from PIL import Image
 
@@ -65,32 +66,29 @@ def draw_images(folder):
 
 
 def configurations(folder):
-    """From random weights, and from pretrained ones: the head alone first, then all of it."""
+    """From random weights, and from given ones: the head alone first, then all of it."""
     draw_images(folder / "data")
-    options = {"batch_size": 8, "verbose": False, "num_workers": 0}
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), folder / "weights.pth")
     base = Config(
         dataset="kills",
         data_path=folder / "data",
-        checkpoints_path=folder / "alone",
+        checkpoints_path=folder / "random",
         outputs_path=folder / "outputs",
-        image={"size": (64, 64), "RandomErasing": 0.5},
+        backbone_model="Conv4",
+        image={"size": (32, 32), "RandomErasing": 0.5},
         test_size=0.2,
         valid_size=0.3,
         device="cpu",
-        hyperparameters=options | {"epochs": 4},
+        hyperparameters={"batch_size": 8, "verbose": False, "num_workers": 0, "epochs": 4},
     )
-    return {
-        "random weights": changed(base, {"backbone_model": "Conv4", "pretrained": False}),
-        "pretrained": changed(
-            base,
-            {
-                "backbone_model": "EfficientNetLite0",
-                "pretrained": True,
-                "hyperparameters.head_steps": 9,
-                "hyperparameters.epochs": 2,
-            },
-        ),
+    given = {
+        "backbone_model": "test_efficientnet",
+        "weights": folder / "weights.pth",
+        "checkpoints_path": folder / "given",
     }
+    steps = {"hyperparameters.head_steps": 9, "hyperparameters.epochs": 2}
+    return {"random weights": base, "pretrained": changed(base, given | steps)}
 
 
 def difference(one, other):
@@ -98,13 +96,11 @@ def difference(one, other):
     histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (one, other)]
     if not histories[0].equals(histories[1]):
         return "history"
-    for name in ("split.csv", "model.pth", "last.pth"):
-        if name.endswith("csv"):
-            same = (one / name).read_bytes() == (other / name).read_bytes()
-        else:
-            a, b = (torch.load(folder / name, weights_only=True)["state_dict"] for folder in (one, other))
-            same = a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-        if not same:
+    if (one / "split.csv").read_bytes() != (other / "split.csv").read_bytes():
+        return "split"
+    for name in ("model.pth", "last.pth"):
+        a, b = (torch.load(folder / name, weights_only=True)["state_dict"] for folder in (one, other))
+        if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
             return name
     return None
 

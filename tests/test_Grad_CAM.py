@@ -11,7 +11,7 @@ from utils.Grad_CAM import METHODS, Explanation, explain, explain_pairs, grad_ca
 from utils.Siamese import AveragePooling, SiameseNetwork
 from utils.system.errors import ModelError
 
-PAIRS = 4
+PAIRS = 2
 
 
 def network(name="Conv4", pooling="gem", size=(24, 40)):
@@ -90,17 +90,6 @@ def test_grad_cam_equals_plain_autograd_of_each_image(name, pooling, size):
                 expected = bilinear(np.maximum(signed[k].astype(float), 0), size)
                 assert explanation.empty[n, k, i] == (expected.max() == 0)
                 assert abs(maps[n, k].numpy() - expected / (expected.max() or 1)).max() < 1e-5
-
-
-def test_with_average_pooling_mean_weights_equal_position_by_position():
-    model, (batch1, batch2) = network(pooling="avg"), batches()
-    final = model.backbone(torch.cat([batch1, batch2])).detach().requires_grad_()
-    z1, z2 = model.head(final.mean((2, 3))).chunk(2)
-    squared = (z1 - z2).square().sum(1)
-    sign = torch.where(squared.sqrt() / model.margin < 0.5, -1, 1)
-    (gradient,) = torch.autograd.grad((sign * squared).sum(), final)
-    expected = torch.stack((gradient * final).sum(1).detach().chunk(2), 1)
-    assert torch.allclose(explain(model, batch1, batch2, "distance").raw, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -253,18 +242,12 @@ def test_modes_come_back_after_an_exception(model, broken, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_works_under_no_grad_and_with_frozen_parameters(model, method):
+@pytest.mark.parametrize(
+    "context", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
+def test_it_works_in_modes_that_a_program_has_chosen_and_with_frozen_parameters(model, method, context):
     expected = explain(model, *batches(), method)
     model.requires_grad_(False)
-    with torch.no_grad():
-        assert torch.equal(explain(model, *batches(), method).raw, expected.raw)
-        assert not torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("context", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
-def test_it_works_in_modes_that_a_program_has_chosen(model, method, context):
-    expected = explain(model, *batches(), method)
     with context():
         images = [batch.clone() for batch in batches()]  # made in that mode
         found = explain(nn.DataParallel(model), *images, method)
@@ -272,11 +255,11 @@ def test_it_works_in_modes_that_a_program_has_chosen(model, method, context):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_another_precision_gives_the_same_or_a_line(model, method, dtype):
+def test_another_precision_gives_the_same_or_a_line(model, method):
+    dtype = torch.float16
     one, two = (batch.half().float() for batch in batches())  # so that half precision holds them
     expected = explain(model, one, two, method)
-    found = [explain(model, one.to(dtype), two, method), explain(model, one.to(dtype), two.to(dtype), method)]
+    found = [explain(model, one.to(dtype), two.double(), method)]
     torch.set_default_dtype(dtype)
     try:
         found.append(explain(model, one, two, method))
@@ -296,8 +279,8 @@ def test_threads_explain_one_after_the_other_and_leave_a_network_in_training_as_
     expected = explain(model, *images, method)
     model.train()
     modes, statistics = [m.training for m in model.modules()], [b.clone() for b in model.buffers()]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: explain(model, *images, method), range(12)))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: explain(model, *images, method), range(6)))
     assert all(torch.equal(one.raw, expected.raw) for one in found)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(one, other) for one, other in zip(model.buffers(), statistics))
@@ -335,7 +318,7 @@ def test_flat_and_extreme_images_give_finite_maps(method, normalize):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_few_images_at_a_time_pass_through_the_network(model, method, monkeypatch):
-    first, second = [0, 5, 2, 7, 0], [4, 1, 6, 3, 7]
+    first, second = [0, 1, 2, 3, 0], [2, 3, 0, 1, 3]
     batch = torch.cat(batches())
     expected = explain(model, batch[first], batch[second], method)
     monkeypatch.setattr(Grad_CAM, "BATCH_SIZE", 2)
@@ -364,5 +347,5 @@ def test_a_dissimilarity_of_just_the_threshold_is_not_below_it(model, method):
 def test_grad_cam_sees_each_image_once_however_many_pairs_it_is_in(model):
     seen = []
     model.backbone[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    explain_pairs(model, torch.cat(batches()), [0, 1, 2, 0, 1, 2], [3, 3, 3, 2, 0, 1], "distance")
-    assert seen == [4]  # images 4 to 7 are in no pair
+    explain_pairs(model, torch.cat(batches()), [0, 1, 0], [2, 2, 1], "distance")
+    assert seen == [3]  # the last image is in no pair

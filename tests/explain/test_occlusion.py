@@ -9,7 +9,6 @@ from utils.explain import incremental, occlusion
 from utils.explain.occlusion import (
     GRID,
     WINDOWS,
-    RegionEffects,
     Windows,
     all_windows,
     effects_of_regions,
@@ -212,25 +211,8 @@ def test_a_blank_image_has_no_evidence(model):
     assert e.empty.all() and not e.raw.any() and torch.isfinite(e.factual).all()
 
 
-def test_passes_reuse_freed_memory(model, batch, monkeypatch):
-    asked = []
-    monkeypatch.setattr(occlusion, "keep_freed_memory", lambda: asked.append(True))
-    region_effects(model, batch[:1])
-    assert asked
-
-
 def test_effects_that_are_no_more_than_rounding_count_as_none():
     """Of an embedding of length 50, a hundred thousandth: 5e-4, by the length of an effect."""
     delta = torch.tensor([[4e-4, 4e-4], [3e-4, 3e-4], [0.0, 6e-4], [0.0, 0.0]])
     found = occlusion._beyond_rounding(delta, torch.tensor([30.0, 40.0]))
     assert torch.equal(found, delta * torch.tensor([[1.0], [0.0], [1.0], [0.0]]))
-
-
-def test_a_dissimilarity_of_just_the_threshold_is_not_below_it(model, monkeypatch):
-    monkeypatch.setattr(model, "margin", 1e-6)
-    monkeypatch.setattr(model, "threshold", 1.0)  # the dissimilarity of a pair beyond the margin
-    generator, nothing = torch.Generator().manual_seed(0), torch.empty(2, 0)
-    density = torch.randn(2, GRID, GRID, 6, generator=generator)
-    effects = RegionEffects(torch.randn(2, 5, generator=generator), nothing, nothing, density)
-    e = explain_effects(model, effects, [0], [1], SIZE)
-    assert not e.is_similar.item() and torch.equal(e.raw, -effects.maps([0], [1]))

@@ -13,15 +13,14 @@ from utils.networks.backbones import TimmNetwork
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 
-NETWORKS = {
-    "vit_tiny_patch16_224": (32, 48),
-    "vit_small_patch14_dinov2": (28, 42),
+NETWORKS = {  # tiny ones of timm, where it has them
+    "test_vit": (32, 48),
     "swin_tiny_patch4_window7_224": (64, 64),
-    "convnext_atto": (32, 64),
-    "resnet18": (32, 48),
+    "test_convnext": (32, 64),
+    "test_resnet": (32, 48),
     "densenet121": (32, 32),
 }
-TRANSFORMERS = ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
+TRANSFORMERS = ["test_vit", "swin_tiny_patch4_window7_224"]
 
 
 class OwnEncoder(nn.Module):
@@ -67,9 +66,9 @@ def test_features_are_those_of_timm(name):
     options = {"img_size": NETWORKS[name]} if "vit" in name or "swin" in name else {}
     reference = timm.create_model(name, **options).eval()
     images = torch.rand(2, 3, *NETWORKS[name])
-    ours, scale = torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN), torch.tensor(timm.data.IMAGENET_DEFAULT_STD)
-    mean, std = (torch.tensor(reference.pretrained_cfg[key]) for key in ("mean", "std"))
-    ours, scale, mean, std = (values.view(3, 1, 1) for values in (ours, scale, mean, std))
+    known = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    known += tuple(reference.pretrained_cfg[key] for key in ("mean", "std"))
+    ours, scale, mean, std = (torch.tensor(values).view(3, 1, 1) for values in known)
     with torch.no_grad():
         expected = reference.forward_features((images * scale + ours - mean) / std)
         if isinstance(model.backbone[-1], TimmNetwork):
@@ -78,7 +77,7 @@ def test_features_are_those_of_timm(name):
 
 
 def test_grad_cam_of_a_vision_transformer_equals_timms_own_blocks_and_autograd():
-    model = network("vit_tiny_patch16_224")
+    model = network("test_vit")
     vit, images = model.backbone[-1].model, torch.rand(2, 3, 32, 48)
     known = model.backbone[:-1](images)  # with the statistics that it expects
     tokens = vit.blocks[:-1](vit.norm_pre(vit._pos_embed(vit.patch_embed(known)))).detach().requires_grad_()
@@ -105,8 +104,8 @@ def test_the_last_stage_begins_where_the_others_end(name):
 
 
 def test_own_pooling_is_the_only_one_of_a_transformer():
-    with pytest.raises(ModelError, match="pooling: gem: vit_tiny_patch16_224 pools its features itself; use .* auto"):
-        SiameseNetwork("vit_tiny_patch16_224", pooling="gem", image_size=(64, 64))
+    with pytest.raises(ModelError, match="pooling: gem: test_vit pools its features itself; use .* auto"):
+        SiameseNetwork("test_vit", pooling="gem", image_size=(64, 64))
 
 
 def test_a_network_around_an_encoder_normalises_and_is_no_file(tmp_path):

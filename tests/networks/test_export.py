@@ -19,7 +19,7 @@ def network(normalize_embeddings, backbone="Conv4"):
 
 def test_another_runtime_gives_the_same_embeddings(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    model = network(True, "vit_tiny_patch16_224").train()
+    model = network(True, "test_vit").train()
     model.info = {"calibrated_threshold": 0.4, "classes": ["a", "b"]}
     export_onnx(model, tmp_path / "model.onnx")
     assert model.training  # as it was found

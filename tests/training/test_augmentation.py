@@ -165,10 +165,8 @@ def test_an_images_draws_depend_on_seed_epoch_and_place_alone(loader):
     assert len({image.numpy().tobytes() for image in same}) == 12
 
 
-@pytest.mark.parametrize("start", [None, "spawn"], ids=["default", "as on Windows and macOS"])
-def test_worker_processes_make_the_same_images_epoch_after_epoch(loader, start):
+def test_worker_processes_make_the_same_images_epoch_after_epoch(loader):
     alone, workers = loader(), loader(2)
-    workers.loader.multiprocessing_context = start
     assert workers.loader.num_workers == 2
     before = torch.get_rng_state()
     for epoch in (1, 2):

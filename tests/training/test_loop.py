@@ -234,57 +234,56 @@ def test_training_takes_a_split_that_is_given(config):
     assert read_split(settings.checkpoints_path / "split.csv").equals(other) and not other.equals(table)
 
 
-PRETRAINED = {"backbone_model": "EfficientNetLite0", "pretrained": True, "image": {"size": (32, 32)}}
+@pytest.fixture
+def pretrained(tmp_path):
+    """Settings of a small network whose weights are given."""
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.pth")
+    return {"backbone_model": "test_efficientnet", "weights": tmp_path / "weights.pth", "image": {"size": (32, 32)}}
 
 
-def weights_of(path):
-    return SiameseNetwork.load(path).state_dict()
+def start_of(settings):
+    size, name = settings["image"]["size"], settings["backbone_model"]
+    return nn.Sequential(*backbone_blocks(name, weights=settings["weights"], image_size=size)).state_dict()
 
 
-def test_the_head_alone_learns_on_features_that_are_computed_once(config, monkeypatch):
+def test_the_head_alone_learns_on_features_that_are_computed_once(config, monkeypatch, pretrained):
     passes = []
     embed = SiameseNetwork.embed
     monkeypatch.setattr(SiameseNetwork, "embed", lambda model, batch: passes.append(len(batch)) or embed(model, batch))
-    settings = config({"epochs": 0, "head_steps": 40, "batch_size": 4}, **PRETRAINED)
+    settings = config({"epochs": 0, "head_steps": 40, "batch_size": 4}, **pretrained)
     history = train(settings)
     images = 12 + 4 + 4  # train, valid, test
     assert len(history) == 14 and history.valid_auc.max() == 1  # 12 images make 3 steps of 4
     assert history.learning_rate.max() <= HEAD_RATE and sum(passes) < 4 * images  # no training step embeds an image
-    start = nn.Sequential(*backbone_blocks("EfficientNetLite0", pretrained=True))
-    trained = SiameseNetwork.load(settings.checkpoints_path / "model.pth")
-    assert all(torch.equal(a, b) for a, b in zip(trained.backbone.state_dict().values(), start.state_dict().values()))
+    trained = SiameseNetwork.load(settings.checkpoints_path / "model.pth").backbone.state_dict()
+    assert all(map(torch.equal, trained.values(), start_of(pretrained).values()))
 
 
-def test_fine_tuning_follows_repeats_bit_for_bit_and_leaves_the_first_blocks_and_the_statistics(config, tmp_path):
+def test_fine_tuning_repeats_bit_for_bit_and_leaves_the_first_blocks_and_the_statistics(config, tmp_path, pretrained):
     options = {"epochs": 2, "head_steps": 5, "batch_size": 4, "learning_rate": 1e-3}
     for run in "ab":
-        history = train(config(options, checkpoints_path=tmp_path / run, **PRETRAINED))
+        history = train(config(options, checkpoints_path=tmp_path / run, **pretrained))
         assert history.epoch.tolist() == [1, 2, 3, 4]  # two of the head, two of fine-tuning
-    a, b = (weights_of(tmp_path / run / "last.pth") for run in "ab")
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    last = SiameseNetwork.load(tmp_path / "a" / "last.pth").backbone.state_dict()
-    start = nn.Sequential(*backbone_blocks("EfficientNetLite0", pretrained=True)).state_dict()
+    a, b = (SiameseNetwork.load(tmp_path / run / "last.pth") for run in "ab")
+    assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+    last, start = a.backbone.state_dict(), start_of(pretrained)
     changed = {name for name in start if not torch.equal(start[name], last[name])}
-    assert {int(name.split(".")[0]) for name in changed} == set(range(8, 21)) and not any(
-        "running" in n for n in changed
-    )
+    # Maps of 16, 8 and 4 positions a side come before a sixteenth of 32 pixels is left.
+    assert {int(name.split(".")[0]) for name in changed} == set(range(5, 9))
+    assert not any("running" in name for name in changed)
 
 
 def test_of_a_transformer_the_last_third_is_trained(config, tmp_path):
     """The weights are of another image size, as published ones are."""
-    name = "vit_tiny_patch16_224"
-    torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
-    settings = dict(backbone_model=name, weights=tmp_path / "weights.pth", image={"size": (32, 64)})
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "weights.pth")
+    settings = dict(backbone_model="test_vit", weights=tmp_path / "weights.pth", image={"size": (32, 64)})
     history = train(config({"epochs": 1, "head_steps": 3, "batch_size": 4, "learning_rate": 1e-3}, **settings))
     assert history.epoch.tolist() == [1, 2] and np.isfinite(history.train_loss).all()
-    folder = config().checkpoints_path
-    last = SiameseNetwork.load(folder / "last.pth").backbone.state_dict()
-    start = nn.Sequential(*backbone_blocks(name, weights=settings["weights"], image_size=(32, 64))).state_dict()
-    changed = {name for name in start if not torch.equal(start[name], last[name])}
-    # Of 13 groups of layers the first 9: what embeds patches, and 8 of 12 blocks.
-    assert {".".join(name.split(".")[2:4]) for name in changed if ".blocks." in name} == {
-        f"blocks.{number}" for number in range(8, 12)
-    }
+    last = SiameseNetwork.load(config().checkpoints_path / "last.pth").backbone.state_dict()
+    changed = {name for name, tensor in start_of(settings).items() if not torch.equal(tensor, last[name])}
+    # Of 7 groups of layers the first 5: what embeds patches, and 4 of 6 blocks.
+    assert {name.split(".")[3] for name in changed if ".blocks." in name} == {"4", "5"}
     assert not any(part in name for part in ("patch_embed", "pos_embed", "cls_token") for name in changed)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from trainers import interrupted
+from trainers import before_epochs, interrupted, stop_at
 
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import TrainingError
@@ -18,7 +18,7 @@ def memory(monkeypatch):
     """Limit the images of a training step, from this epoch on, and those of other passes, `evaluated`."""
 
     def hold(images, epoch=1, evaluated=100, error=LIKE_A_CARD):
-        embed_batch, backbone, run_epoch, now = FineTuning.embed_batch, SiameseNetwork.normalize, Trainer.run_epoch, []
+        embed_batch, backbone, now = FineTuning.embed_batch, SiameseNetwork.normalize, []
 
         def embed(self, batch):
             if len(batch) > images and now[-1] >= epoch:
@@ -32,21 +32,24 @@ def memory(monkeypatch):
 
         monkeypatch.setattr(FineTuning, "embed_batch", embed)
         monkeypatch.setattr(SiameseNetwork, "normalize", normalize)
-        monkeypatch.setattr(Trainer, "run_epoch", lambda self, k, bar: now.append(k) or run_epoch(self, k, bar))
+        before_epochs(monkeypatch, lambda trainer, epoch: now.append(epoch))
         return now
 
     return hold
 
 
-def weights_of(config):
-    return SiameseNetwork.load(config.checkpoints_path / "model.pth").state_dict()
+@pytest.fixture
+def weights(tmp_path):
+    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
+    return tmp_path / "w.pth"
 
 
 @pytest.mark.parametrize("error", [LIKE_A_CARD, LIKE_A_CPU])
-def test_batches_are_halved_until_they_fit_and_a_line_says_so(config, tmp_path, memory, capsys, error):
+def test_batches_are_halved_until_they_fit_and_a_line_says_so(config, tmp_path, memory, capsys, error, monkeypatch):
     one_cycle = {"LRScheduler": {"name": "OneCycle"}}
     smaller = config({"batch_size": 4}, checkpoints_path=tmp_path / "smaller", **one_cycle)
-    expected = train(smaller).drop(columns="seconds")
+    expected, emptied = train(smaller).drop(columns="seconds"), []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     memory(5, error=error)
     asked = config({"batch_size": 16}, **one_cycle)
     found = train(asked).drop(columns="seconds")
@@ -55,11 +58,10 @@ def test_batches_are_halved_until_they_fit_and_a_line_says_so(config, tmp_path, 
         f"out of memory with hyperparameters.batch_size {size}" for size in (16, 8)
     ]
     assert "goes on with 4, from the last finished epoch; reduce image.size [16, 16]" in told[1]
-    assert found.equals(expected)
-    used, wanted = weights_of(asked), weights_of(smaller)
-    assert all(torch.equal(used[name], wanted[name]) for name in wanted)
-    info = SiameseNetwork.load(asked.checkpoints_path / "model.pth").info
-    assert info["config"]["hyperparameters"]["batch_size"] == 4
+    assert found.equals(expected) and emptied == [True, True]  # a card gives back what did not fit
+    used, wanted = (SiameseNetwork.load(each.checkpoints_path / "model.pth") for each in (asked, smaller))
+    assert all(map(torch.equal, used.state_dict().values(), wanted.state_dict().values()))
+    assert used.info["config"]["hyperparameters"]["batch_size"] == 4
     assert "batch_size: 4" in (asked.checkpoints_path / "config.yml").read_text(encoding="utf-8")
 
 
@@ -67,32 +69,20 @@ def test_batches_are_halved_until_they_fit_and_a_line_says_so(config, tmp_path, 
 def test_training_goes_on_after_the_last_finished_epoch_also_in_the_next_run(
     config, memory, monkeypatch, capsys, schedule
 ):
+    """Memory runs out in the third epoch, and Ctrl-C is pressed in the fourth."""
     settings = config({"epochs": 4}, LRScheduler={"name": schedule})
     epochs = memory(4, epoch=3)
-    stopped = interrupted_with_smaller_batches(monkeypatch, settings)
+    with monkeypatch.context() as patch:
+        before_epochs(patch, stop_at(4))
+        stopped = train(settings)
     assert epochs == [1, 2, 3, 3] and stopped.epoch.tolist() == [1, 2, 3]
     capsys.readouterr()
-    history = train(settings)
-    assert "stopped after epoch 3; training goes on from there" in capsys.readouterr().out and epochs[-1] == 4
-    assert history.epoch.tolist() == [1, 2, 3, 4] and history[:3].equals(stopped)
-    assert "out of memory" not in capsys.readouterr().out
+    history, told = train(settings), capsys.readouterr().out
+    assert "stopped after epoch 3; training goes on from there" in told and "out of memory" not in told
+    assert epochs[-1] == 4 and history.epoch.tolist() == [1, 2, 3, 4] and history[:3].equals(stopped)
     if schedule == "OneCycle":  # 3 of 4 epochs are over, whatever their steps
         rates = history.learning_rate.to_numpy()
         assert rates[1] == rates.max() and rates[0] == pytest.approx(0.003 / 25) and rates[2] > 3 * rates[3] > 0
-
-
-def interrupted_with_smaller_batches(monkeypatch, settings):
-    """Train until Ctrl-C is pressed in the fourth epoch; memory runs out in the third."""
-    run_epoch = Trainer.run_epoch
-
-    def stop(self, number, bar):
-        if number == 4:
-            raise KeyboardInterrupt
-        return run_epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run_epoch", stop)
-        return train(settings)
 
 
 def test_a_run_does_not_go_on_with_another_batch_size_of_the_configuration(config, memory, monkeypatch, capsys):
@@ -102,38 +92,25 @@ def test_a_run_does_not_go_on_with_another_batch_size_of_the_configuration(confi
     assert "does not go on, as hyperparameters.batch_size changed" in capsys.readouterr().out
 
 
-def test_epochs_of_the_head_stay_as_many_when_fine_tuning_needs_smaller_batches(config, tmp_path, memory, capsys):
-    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
-    settings = config({"head_steps": 6, "epochs": 2}, weights=tmp_path / "w.pth")  # two steps an epoch
+def test_epochs_of_the_head_stay_as_many_when_fine_tuning_needs_smaller_batches(config, weights, memory, capsys):
     epochs = memory(4)
-    assert train(settings).epoch.tolist() == [1, 2, 3, 4, 5]
+    assert train(config({"head_steps": 6, "epochs": 2}, weights=weights)).epoch.tolist() == [1, 2, 3, 4, 5]
     assert epochs == [1, 2, 3, 4, 4, 5] and capsys.readouterr().out.count("out of memory") == 1
 
 
-def test_features_of_the_frozen_backbone_are_computed_in_batches_that_fit(config, tmp_path, memory, capsys):
-    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
+def test_features_of_the_frozen_backbone_are_computed_in_batches_that_fit(config, weights, memory, capsys):
     memory(100, evaluated=4)
-    train(config({"head_steps": 3, "epochs": 0}, weights=tmp_path / "w.pth"))
+    train(config({"head_steps": 3, "epochs": 0}, weights=weights))
     assert "goes on with 4, from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("pairs, smallest", [("batch", 4), ("sampled", 2)])
 def test_where_no_batch_with_pairs_fits_the_keys_are_named(config, memory, pairs, smallest):
     memory(0)
-    with pytest.raises(TrainingError) as caught:
+    keys = rf"hyperparameters.batch_size \({smallest}\) or image.size \[16, 16\]"
+    with pytest.raises(TrainingError, match=f"^out of memory; reduce {keys}$"):
         train(config(training_pairs=pairs))
-    assert str(caught.value) == (
-        f"out of memory; reduce hyperparameters.batch_size ({smallest}) or image.size [16, 16]"
-    )
     assert not (config().checkpoints_path / "last.pth").exists()
-
-
-def test_a_card_gives_back_what_did_not_fit_before_it_tries_again(config, memory, monkeypatch):
-    memory(4)
-    emptied = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-    train(config())
-    assert emptied == [True]
 
 
 def test_an_error_that_is_not_about_memory_is_passed_on(config, monkeypatch):
