@@ -122,7 +122,7 @@ def test_positions_and_parts_are_those_of_a_loop():
 
 
 def test_modes_are_left_as_found():
-    model = network("MobileNet", 64, 64).train()
+    model = network("test_resnet", 64, 64).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     local_stages(model)
     assert all(module.training for module in model.modules())

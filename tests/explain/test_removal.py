@@ -1,4 +1,3 @@
-import math
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from toy import (
     boxes,
     maps_of,
     naive_margins,
-    toy_image,
 )
 
 from utils.explain import removal
@@ -35,21 +33,13 @@ def test_the_strongest_region_equals_a_sort_with_ties_in_reading_order():
 
 def test_moved_regions_are_seeded_shifts_of_their_own_each():
     regions = torch.rand(5, 2, 6, 7, generator=torch.Generator().manual_seed(0)) > 0.7
-    untouched = regions.clone()
     first, again, other = (randomly_moved(regions, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, again) and not torch.equal(first, other) and torch.equal(regions, untouched)
-    shifts = []
-    for region, result in zip(regions.flatten(0, 1).numpy(), first.flatten(0, 1).numpy()):
-        shifts.append(
-            [(dy, dx) for dy in range(6) for dx in range(7) if (np.roll(region, (dy, dx), (0, 1)) == result).all()]
-        )
-        assert len(shifts[-1]) == 1
-    assert len({shift[0] for shift in shifts}) > 5
-
-
-def test_moved_regions_get_everywhere():
-    places = randomly_moved(boxes((3, 4), size=(4, 6)).expand(500, 2, 4, 6), np.random.default_rng(0)).sum((0, 1))
-    assert abs(places / 1000 - 1 / 24).max() < 4 * math.sqrt(1 / 24 * 23 / 24 / 1000)  # binomial
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    shifts = set()
+    for region, moved in zip(regions.flatten(0, 1), first.flatten(0, 1)):
+        ((dy, dx),) = [(y, x) for y in range(6) for x in range(7) if torch.equal(region.roll((y, x), (0, 1)), moved)]
+        shifts.add((dy, dx))
+    assert len(shifts) > 5
 
 
 @pytest.mark.parametrize("size", [(24, 40), (40, 24), (16, 16), (16, 200), (200, 16)])
@@ -59,8 +49,6 @@ def test_blur_equals_scipys(size):
     reach = [min(2 * max(size) // 8, side - 1) for side in size]
     expected = gaussian_filter(images.double(), sigma, mode="mirror", radius=reach, axes=(2, 3))
     assert result.dtype == torch.float32 and abs(result.numpy() - expected).max() < 1e-5
-    for image, blurred in zip(images, result):
-        assert torch.allclose(blur(image[None])[0], blurred, atol=1e-6)
 
 
 def test_blur_keeps_a_colour_and_takes_small_shapes_away():
@@ -72,44 +60,28 @@ def test_blur_keeps_a_colour_and_takes_small_shapes_away():
     assert blur(large)[..., 0].max() < 0.05 and blur(large)[..., -1].min() > 0.95
 
 
-@pytest.fixture(scope="module")
-def toy():
-    return Toy()
-
-
-@pytest.fixture
-def to_black(monkeypatch):
-    monkeypatch.setattr(removal, "blur", torch.zeros_like)
-
-
 @pytest.mark.parametrize("patch", MARGINS_AFTER)
-def test_margins_by_hand(toy, to_black, patch):
-    interventions = Interventions(toy, IMAGES1, IMAGES2)
-    untouched = IMAGES1.clone(), IMAGES2.clone()
+def test_margins_by_hand(monkeypatch, patch):
+    monkeypatch.setattr(removal, "blur", torch.zeros_like)
+    interventions, expected = Interventions(Toy(), IMAGES1, IMAGES2), torch.tensor(MARGINS_AFTER[patch])
     assert torch.allclose(interventions.margins_before, torch.tensor(MARGINS_BEFORE), atol=1e-5)
-    assert torch.allclose(
-        interventions.margins_after(maps_of(patch).bool()), torch.tensor(MARGINS_AFTER[patch]), atol=1e-5
-    )
+    assert torch.allclose(interventions.margins_after(maps_of(patch).bool()), expected, atol=1e-5)
     for side, images in enumerate([IMAGES1, IMAGES2]):
-        changed = images * (1 - PATCHES[patch])
-        assert torch.allclose(
-            interventions.margins_with(changed, side), torch.tensor(MARGINS_AFTER[patch])[:, side], atol=1e-5
-        )
-    assert torch.equal(IMAGES1, untouched[0]) and torch.equal(IMAGES2, untouched[1])
+        found = interventions.margins_with(images * (1 - PATCHES[patch]), side)
+        assert torch.allclose(found, expected[:, side], atol=1e-5)
 
 
-def test_margins_follow_the_networks_margin_and_threshold(to_black):
+def test_margins_equal_a_naive_loop_with_the_real_blur():
+    regions = torch.rand(3, 2, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.4
+    margins = Interventions(Toy(), IMAGES1, IMAGES2).margins_after(regions)
+    assert abs(margins.numpy() - naive_margins(regions.numpy())).max() < 1e-5
+
+
+def test_margins_follow_the_networks_margin_and_threshold():
     toy = Toy()
     toy.margin, toy.threshold = 4.0, 0.7  # distances 0.4, 2.5, 8: similar, similar, dissimilar
     interventions = Interventions(toy, IMAGES1, IMAGES2)
     assert interventions.margins_before.tolist() == pytest.approx([0.7 - 0.1, 0.7 - 0.625, 2 - 0.7])
-
-
-def test_a_distance_at_the_threshold_is_called_dissimilar(toy, to_black):
-    one, none = toy_image(1, 0)[None], toy_image(0, 0)[None]  # D = 1, half of the margin
-    interventions = Interventions(toy, one, none)
-    assert interventions.margins_before.item() == 0
-    assert interventions.margins_with(none, 0).item() == pytest.approx(-0.5, abs=1e-5)  # alike: less dissimilar
 
 
 def test_two_other_removals():
@@ -120,9 +92,3 @@ def test_two_other_removals():
         for row in range(4):
             for column in range(6):
                 assert moved[0, channel, (row + 2) % 4, (column + 3) % 6] == image[0, channel, row, column]
-
-
-def test_margins_equal_a_naive_loop_with_the_real_blur(toy):
-    regions = torch.rand(3, 2, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.4
-    margins = Interventions(toy, IMAGES1, IMAGES2).margins_after(regions)
-    assert abs(margins.numpy() - naive_margins(regions.numpy())).max() < 1e-5

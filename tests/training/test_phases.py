@@ -6,20 +6,12 @@ from trainers import first_batch, started
 from utils.explain.removal import blur
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import TrainingError
-from utils.system.settings import ImageOptions
 from utils.training import phases, train
-from utils.training.augmentation import Request
 from utils.training.data import images_of
-from utils.training.phases import VIEWS, FineTuning, early_blocks, frozen_features
+from utils.training.phases import VIEWS, early_blocks, frozen_features
 from utils.training.processes import Processes
 
 IMAGES = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return SiameseNetwork("resnet18", image_size=(32, 32))
 
 
 @pytest.fixture
@@ -32,19 +24,20 @@ def weights(tmp_path):
 # ------------------------------------------------------------------------------------------------ transfer learning
 
 
-def test_features_are_those_of_a_plain_pass_in_eval_mode_whatever_the_batches(model):
+def test_features_are_those_of_a_plain_pass_in_eval_mode_whatever_the_batches():
+    model = SiameseNetwork("test_resnet", image_size=(32, 32))
     found = frozen_features(model, IMAGES.split(4), exact=True)
     assert model.training  # left as found
     with torch.no_grad():
         expected = model.pooling(model.eval().backbone(model.normalize(IMAGES)))
     assert torch.allclose(found, expected, atol=1e-5)
-    assert frozen_features(model, [], exact=True).shape == (0, 512)
+    assert frozen_features(model, [], exact=True).shape == (0, 96)
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "blocks"), [("EfficientNetLite0", (224, 224), 8), ("EfficientNetLite0", (320, 480), 8),
-                                 ("resnet18", (224, 224), 8), ("Conv4", (64, 64), 0)]
-)  # fmt: skip
+    ("name", "size", "blocks"),
+    [("EfficientNetLite0", (320, 480), 8), ("resnet18", (64, 64), 8), ("Conv4", (64, 64), 0)],
+)
 def test_early_blocks_end_where_a_sixteenth_of_the_resolution_is_left(name, size, blocks):
     """EfficientNetLite0: statistics, convolution, norm and five blocks. resnet18: convolution, norm, ReLU, maximum, and
     two blocks each of strides 4 and 8. Conv4 never gets there."""
@@ -90,8 +83,7 @@ def test_the_view_is_drawn_for_each_image_of_a_batch(config, weights):
 # ------------------------------------------------------------------------------------------------------ fine-tuning
 
 
-@pytest.mark.parametrize("pairs, images_an_epoch", [("batch", 12), ("sampled", 2 * 2 * 12)])
-@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("pairs, images_an_epoch, rounds", [("batch", 12, 2), ("sampled", 2 * 2 * 12, 1)])
 def test_only_training_images_are_changed_each_as_often_as_configured(
     config, monkeypatch, pairs, images_an_epoch, rounds
 ):
@@ -197,21 +189,13 @@ def test_a_process_may_have_no_share_of_a_batch_or_of_the_validation_images(conf
 
 
 @pytest.mark.parametrize(
-    "options, optimizer_class, expected",
-    [
-        ({"optimizer": "Adam", "weight_decay": 0.1}, torch.optim.Adam, {"weight_decay": 0.1}),
-        ({"optimizer": "AdamW", "weight_decay": 0.2}, torch.optim.AdamW, {"weight_decay": 0.2}),
-        (
-            {"optimizer": "SGD", "momentum": 0.8, "nesterov": True},
-            torch.optim.SGD,
-            {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01},
-        ),
-    ],
+    "options", [{"optimizer": "AdamW", "weight_decay": 0.2}, {"optimizer": "SGD", "momentum": 0.8, "nesterov": True}]
 )
-def test_settings_of_the_optimizer_are_used(config, options, optimizer_class, expected):
+def test_settings_of_the_optimizer_are_used(config, options):
     optimizer = started(config(options)).phase.optimizer
-    assert type(optimizer) is optimizer_class
-    assert {key: optimizer.defaults[key] for key in expected} == expected and optimizer.defaults["lr"] == 0.003
+    found = {"optimizer": type(optimizer).__name__, **optimizer.defaults}
+    expected = {"lr": 0.003, "weight_decay": 0.01, **options}
+    assert {key: found[key] for key in expected} == expected
 
 
 def test_one_cycle_rises_to_the_learning_rate_and_ends_near_zero(config):
@@ -234,18 +218,10 @@ def test_gradients_are_clipped(config):
     assert moved.item() == pytest.approx(0.001, rel=0.01)
 
 
-def test_batches_of_the_public_configuration_hold_similar_pairs(config):
-    trainer = started(config({"batch_size": 4}))
-    for batch in trainer.data.batches(trainer.config, np.random.default_rng(0)):
-        labels = trainer.data.labels["train"][batch].numpy()
-        assert len(np.unique(labels)) < len(labels)
-
-
 @pytest.mark.parametrize("pairs, count", [("batch", 8), ("sampled", 16)])
 def test_a_loss_that_is_not_finite_stops_training_and_names_images_and_key(config, pairs, count):
     trainer = started(config(training_pairs=pairs))
     batch, inputs = first_batch(trainer)
-    trainer.step(batch, inputs)
     with torch.no_grad():
         trainer.model.head[0].bias.fill_(float("inf"))
     with pytest.raises(TrainingError, match=r"epoch 1: .*lower hyperparameters.learning_rate \(0.003\)") as caught:
@@ -254,14 +230,6 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_images_and_key(confi
     different = list(dict.fromkeys(files))
     assert len(files) == count
     assert str(caught.value).endswith(f"images: {', '.join(different[:3])} and {len(different) - 3} more")
-
-
-@pytest.mark.parametrize("count, end", [(2, ""), (3, ""), (4, " and 1 more")])
-def test_up_to_three_images_are_named_and_of_more_the_number(config, count, end):
-    phase = started(config()).phase
-    files = phase.data.table.file[phase.data.table.split == "train"].tolist()[:count]
-    error = phase.not_finite(1, np.arange(count), float("nan"), torch.zeros(count, 4))
-    assert str(error).endswith(f"look at its images: {', '.join(files[:3])}{end}")
 
 
 def test_of_a_batch_the_images_are_named_whose_embeddings_are_not_finite(config, monkeypatch):
@@ -286,11 +254,3 @@ def test_a_gradient_that_is_not_finite_stops_training_too(config):
     trainer.model.head[2].bias.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(TrainingError, match="or its gradient, is not finite"):
         trainer.step(*first_batch(trainer))
-
-
-def test_the_loader_makes_images_of_the_configured_size(config):
-    """Changed images keep the configured size and number format."""
-    trainer = started(config(image=ImageOptions(size=(16, 16), RandomResizedCrop=0.5).model_dump()))
-    (images,) = trainer.loader([Request(np.arange(3), 0, 1)])
-    assert images.shape == (3, 3, 16, 16) and images.dtype == torch.uint8
-    assert isinstance(trainer.phase, FineTuning)
