@@ -42,7 +42,7 @@ class SQLite:
         self.index = Index(folder / "index.sqlite", model, folder)
 
     def add(self, names: Sequence[str], z: np.ndarray) -> None:
-        self.index.add([(name, "0123456789abcdef") for name in names], [(1, 1)] * len(names), z)
+        self.index.add([(name, "0123456789abcdef") for name in names], z)
 
     def nearest(self, z: np.ndarray) -> list[str]:
         return [entry.file for _, entry in self.index.nearest(z, 10)]

@@ -188,7 +188,10 @@ def _search_query(options: argparse.Namespace, config: Config) -> None:
         if options.folder is None:
             print(f"searched: {index.folder}, which was indexed last; --folder chooses another")
         found = search(model, index, options.image, options.hits)
-    print("\n".join([found.table().to_string(index=False), *(hit.problem for hit in found.hits if hit.problem)]))
+    print(found.table().to_string(index=False))
+    for hit in found.hits:
+        if hit.pair is None:
+            print(f"{hit.file}: gone or changed; run python -m utils search build {found.folder} again")
     path = place_of(config, options.image, ".png")
     save_figure(show_hits(found), path)
     print(f"why: {path}" + f" (the first {MOST_ROWS})" * (len(found.hits) > MOST_ROWS))

@@ -39,7 +39,7 @@ def test_each_image_is_measured_once_when_it_is_first_explained(model, paths, mo
     passes, regions = [], sum(count**2 for _, count, _ in WINDOWS)
     model.backbone[0].register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
     compared = Comparison(model, paths)
-    assert sum(passes) == 5
+    assert compared.similarity.shape == (5, 5) and sum(passes) == 5
     for i, j in [(0, 1), (1, 2), (2, 0), (1, 1)]:
         compared.explain(i, j)
         compared.matches(i, j)

@@ -1,6 +1,7 @@
 """Images compared with each other: each is embedded once, and its regions are measured when it is first explained."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ class Comparison:
         names: of the files, see `distinct_names`.
         images: the originals at their own aspect ratio, in RGB, shrunk for figures.
         boxes: the part of the network's frame that each image fills.
-        similarity: all images against all, shape (N, N), 1 on the diagonal.
+        embeddings, similarity: of all images, (N, D), and of all against all, (N, N), 1 on the diagonal; they are
+            computed when first asked for.
 
     Raises:
         DataError: images that cannot be read, a line each.
@@ -56,9 +58,15 @@ class Comparison:
             print("images of more than 8 bits: each is shown over its own range of values, as the network knows none")
         self.names = distinct_names(self.paths)
         self.batch = torch.stack(batch)
-        self.embeddings = embed_in_parts(model, self.batch, 16)
         self.effects: dict[int, RegionEffects] = {}  # of the images explained so far
-        self.similarity = similarity_matrix(model, self.embeddings)
+
+    @cached_property
+    def embeddings(self) -> torch.Tensor:
+        return embed_in_parts(self.model, self.batch, 16)
+
+    @cached_property
+    def similarity(self) -> np.ndarray:
+        return similarity_matrix(self.model, self.embeddings)
 
     def explain(self, first: int, second: int) -> Explanation:
         """Explain one pair, given by positions; its maps have the network's image size."""

@@ -60,12 +60,12 @@ def build_index(
         staying = may_come_back(folder, lost, problems)
         index.remove(state for state in known - found.items() if state[0] not in staying)
         batches = partial(_batches, model, folder, left_out, num_workers, verbose)
-        for states, pixels, sizes in batches(found.items() - known, EMBEDDED_AT_ONCE, "Embedding"):
+        for states, pixels in batches(found.items() - known, EMBEDDED_AT_ONCE, "Embedding"):
             z = embed_in_parts(model, model.normalize(pixels), EMBEDDED_AT_ONCE)
-            index.add(states, sizes, z.cpu().numpy())
+            index.add(states, z.cpu().numpy())
             embedded += len(states)
         ids = index.files(unexplained=True) if explain else {}
-        for states, pixels, _ in batches(ids, MEASURED_AT_ONCE, "Occluding regions"):
+        for states, pixels in batches(ids, MEASURED_AT_ONCE, "Occluding regions"):
             effects = region_effects(model, model.normalize(pixels), verbose=False)
             index.add_effects([ids[state] for state in states], effects.delta)
         images, unexplained = len(index.files()), len(index.files(unexplained=True))
@@ -90,21 +90,19 @@ def _batches(
     files: Iterable[tuple[str, str]],
     size: int,
     title: str,
-) -> Iterator[tuple[Sequence[tuple[str, str]], torch.Tensor, Sequence[tuple[int, int]]]]:
-    """Read up to `size` images at a time: files with states, pixels (N, 3, H, W), uint8, and widths and heights.
-
-    `left_out` gets a line for each image that cannot be read.
-    """
+) -> Iterator[tuple[Sequence[tuple[str, str]], torch.Tensor]]:
+    """Read up to `size` images at a time: files with states, and pixels (N, 3, H, W), uint8; `left_out` gets a line for
+    each image that cannot be read."""
     # A state is taken before its file is read: if the file changes meanwhile, queries and builds see the change.
     files = sorted(files)
     paths = [folder / file for file, _ in files]
-    found = decode(paths, model.frame, lambda path, image: image.size, num_workers, verbose=False)
+    found = decode(paths, model.frame, lambda path, image: None, num_workers, verbose=False)
     images = zip(files, tqdm(found, title, len(files), unit="image", disable=not verbose, delay=2))
     while batch := list(islice(images, size)):
         left_out += [f"{file}: {image}" for (file, _), image in batch if isinstance(image, str)]
-        if readable := [(state, *image) for state, image in batch if not isinstance(image, str)]:
-            states, pixels, sizes = zip(*readable)
-            yield states, torch.from_numpy(np.stack(pixels)), sizes
+        if readable := [(state, image[0]) for state, image in batch if not isinstance(image, str)]:
+            states, pixels = zip(*readable)
+            yield states, torch.from_numpy(np.stack(pixels))
 
 
 def images_in(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.figures.drawing import draw_map, mark_matches, short, write_inside
-from utils.images.reading import read_image, shrink
+from utils.images.reading import shrink
 from utils.search.query import Found
 
 TITLES = ("query", "hit", "query, factual", "hit, factual", "query, counterfactual", "hit, counterfactual")
@@ -18,12 +18,9 @@ def show_hits(found: Found) -> Figure:
 
     A hit whose file was deleted or changed is a grey panel.
     """
-    query, hits = shrink(read_image(found.query), 320), found.hits[:MOST_ROWS]
-    pictures = (
-        Image.new("RGB", hit.image_size, "lightgrey") if hit.problem else read_image(found.folder / hit.file)
-        for hit in hits
-    )
-    images = [shrink(picture, 320) for picture in pictures]
+    query, hits = shrink(found.query, 320), found.hits[:MOST_ROWS]
+    grey = Image.new("RGB", query.size, "lightgrey")
+    images = [shrink(hit.pair["images"][1], 320) if hit.pair else grey for hit in hits]
     heights = [min(1.6, max(0.55, query.height / query.width, im.height / im.width)) for im in images]
     figure, axes = plt.subplots(
         len(images),
@@ -42,11 +39,12 @@ def show_hits(found: Found) -> Figure:
         row[1].set_xlabel("\n".join(short(part) for part in hit.file.rsplit("/", 1)), fontsize=6)
         row[0].imshow(query)
         row[1].imshow(image)
-        if hit.explanation is None:
+        if hit.pair is None:
             write_inside(row[2], "not explained", 7)
             continue
         mark_matches(row[:2], (query, image), hit.matches, size=6)
         for column, map_name in ((2, "factual"), (4, "counterfactual")):
-            for side, (picture, box) in enumerate(((query, found.box), (image, hit.box))):
-                draw_map(row[column + side], picture, hit.explanation, side, map_name, box, size=7)
+            for side, picture in enumerate((query, image)):
+                axis, box = row[column + side], hit.pair["boxes"][side]
+                draw_map(axis, picture, hit.pair["explanation"], side, map_name, box, size=7)
     return figure

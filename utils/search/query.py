@@ -2,24 +2,22 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from PIL import Image
 
-from utils.explain.matching import Match, matching_regions
-from utils.explain.occlusion import effects_of_regions, joined, region_effects
-from utils.Grad_CAM import Explanation, explain_effects
-from utils.images.frame import Box
-from utils.images.reading import read_image
+from utils.compare.comparison import Comparison
+from utils.explain.matching import Match
+from utils.explain.occlusion import effects_of_regions
 from utils.models import network_for
 from utils.search.build import INDEX, place_of
-from utils.search.store import Entry, Index, about
+from utils.search.store import Index, about
 from utils.Siamese import SiameseNetwork
-from utils.system.errors import DataError, SearchError
+from utils.system.errors import SearchError
 from utils.system.files import file_state, replacing
 from utils.system.settings import Config
 
@@ -29,22 +27,18 @@ class Hit:
     """An image that a query found."""
 
     file: str  # in the indexed folder
-    image_size: tuple[int, int]  # width and height in pixels
-    box: Box  # the part of the network's frame that it fills
     similarity: float  # to the query, in [0, 1]
     decision: str  # similar or dissimilar
-    explanation: Explanation | None = None  # of the pair, image 1 being the query; None if it could not be measured
-    matches: list[Match] = field(default_factory=list)  # regions that the two have in common, the strongest first
-    problem: str | None = None  # why it is not explained, and what to do
+    pair: dict | None  # query and hit as `Comparison.pair` gives them; `None` if the file has gone or changed
+    matches: list[Match]  # regions that the two have in common, the strongest first
 
 
 @dataclass(frozen=True)
 class Found:
-    """The hits of a query in the index of a folder, nearest first; `box` is the part of the frame the query fills."""
+    """The hits of a query in the index of a folder, nearest first."""
 
-    query: Path
+    query: Image.Image
     folder: Path
-    box: Box
     hits: list[Hit]
 
     def table(self) -> pd.DataFrame:
@@ -66,47 +60,35 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
     if not os.path.isdir(index.folder):
         advice = "bring it back, or run python -m utils search build FOLDER where it is"
         raise SearchError(f"{index.folder}: the indexed folder is not there now; {advice}")
-    image, own = read_image(query, model.frame.levels), query.resolve()
-    effects = region_effects(model, model.preprocess(image)[None])
-    found = index.nearest(effects.embeddings[0].cpu().numpy(), count + 1)
-    nearest = [(d, entry) for d, entry in found if (index.folder / entry.file).resolve() != own][:count]
+    effects = Comparison(model, [query]).effects_of(0)
+    (z,) = effects.embeddings
+    found = index.nearest(z.cpu().numpy(), count + 1)
+    nearest = [(d, one) for d, one in found if (index.folder / one.file).resolve() != query.resolve()][:count]
     if not nearest:
         raise SearchError(f"{index.path}: no other image in it; run python -m utils search build {index.folder} again")
-    hits, box, size = [], model.frame.box(image.size), model.image_size
-    for distance, entry in tqdm(nearest, "Explaining", unit="hit", delay=2):
-        hit_box, distance = model.frame.box(entry.image_size), torch.tensor(distance)
+    here = [one for _, one in nearest if _is_unchanged(index.folder / one.file, one.state)]
+    compared = Comparison(model, [query, *(index.folder / one.file for one in here)])
+    compared.effects = {0: effects}
+    for k, one in enumerate(here, start=1):
+        if one.delta is not None:
+            known = (torch.tensor(x[None].astype(np.float32)).to(z.device) for x in (one.embedding, one.delta))
+            compared.effects[k] = effects_of_regions(*known, model.image_size)
+    if new := [k for k in range(1, len(compared.paths)) if k not in compared.effects]:
+        with suppress(SearchError):  # an index that cannot be written to now serves all the same
+            index.add_effects([here[k - 1].id for k in new], compared.effects_of(*new).delta)
+    hits, places = [], {one.id: k for k, one in enumerate(here, start=1)}
+    for distance, one in nearest:
+        distance, k = torch.tensor(distance), places.get(one.id)
         decision = "similar" if model.is_similar(distance) else "dissimilar"
-        hit = entry.file, entry.image_size, hit_box, 1 - float(model.dissimilarity(distance)), decision
-        try:
-            delta = effects_of_hit(model, index, entry)
-        except DataError as error:
-            hits.append(Hit(*hit, problem=str(error)))
-            continue
-        z, delta = (torch.tensor(x[None].astype(np.float32)).to(model.mean.device) for x in (entry.embedding, delta))
-        both = joined([effects, effects_of_regions(z, delta, size)])
-        matches = matching_regions(both, 0, 1, (box, hit_box), size)
-        hits.append(Hit(*hit, explain_effects(model, both, [0], [1], size), matches))
-    return Found(query, index.folder, box, hits)
+        explained = (compared.pair(0, k), compared.matches(0, k)) if k else (None, [])
+        hits.append(Hit(one.file, 1 - float(model.dissimilarity(distance)), decision, *explained))
+    return Found(compared.images[0], index.folder, hits)
 
 
-def effects_of_hit(model: SiameseNetwork, index: Index, entry: Entry) -> np.ndarray:
-    """The effects (R, D) of an image's regions. Those that the index lacks are measured and written to it.
-
-    Raises:
-        DataError: its file has gone or changed, or cannot be read.
-    """
-    path, state = index.folder / entry.file, None
+def _is_unchanged(path: Path, state: str) -> bool:
     with suppress(OSError):
-        state = file_state(path)
-    if state != entry.state:
-        again = f"run python -m utils search build {index.folder} again"
-        raise DataError(f"{entry.file}: gone or changed; {again}")
-    if entry.delta is not None:
-        return entry.delta
-    delta = region_effects(model, model.preprocess(read_image(path, model.frame.levels))[None], verbose=False).delta
-    with suppress(SearchError):  # an index that cannot be written to now serves all the same
-        index.add_effects([entry.id], delta)
-    return delta[0].cpu().numpy()
+        return file_state(path) == state
+    return False
 
 
 def find_index(config: Config, folder: Path | None = None) -> tuple[Path, SiameseNetwork, str]:

@@ -19,13 +19,12 @@ from utils.explain.occlusion import WINDOWS
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import SearchError
 
-FORMAT = 4  # of the tables below
+FORMAT = 5  # of the tables below
 WAIT = 60.0  # seconds to wait for another process to finish writing
 # An id is never used again (AUTOINCREMENT), so the effects of a file's old content cannot become those of its new one.
 TABLES = {
     "effects": "id INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, delta BLOB NOT NULL",
-    "images": "id INTEGER PRIMARY KEY AUTOINCREMENT, file TEXT NOT NULL UNIQUE, state TEXT NOT NULL, "
-    "width INTEGER NOT NULL, height INTEGER NOT NULL, embedding BLOB NOT NULL",
+    "images": "id INTEGER PRIMARY KEY AUTOINCREMENT, file TEXT UNIQUE, state TEXT NOT NULL, embedding BLOB NOT NULL",
 }
 
 
@@ -35,7 +34,6 @@ class Entry(NamedTuple):
     id: int
     file: str  # its path in the indexed folder, with forward slashes
     state: str  # its `file_state` (system.files) before it was read
-    image_size: tuple[int, int]  # width and height in pixels
     embedding: np.ndarray  # (D,), float32
     delta: np.ndarray | None  # effects of its regions, (R, D), float16; `None` while they are not measured
 
@@ -129,16 +127,13 @@ class Index(AbstractContextManager):
             self.db.executemany("DELETE FROM images WHERE (file, state) = (?, ?)", states)
         self._loaded = None
 
-    def add(self, states: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]], embeddings: np.ndarray) -> None:
-        """Add images, all or none: files and states, widths and heights in pixels, and embeddings (N, D).
-
-        Files that another process has added meanwhile stay as they are.
-        """
+    def add(self, states: Sequence[tuple[str, str]], embeddings: np.ndarray) -> None:
+        """Add images, all or none: files and states, and embeddings (N, D). Files that another process has added
+        meanwhile stay as they are."""
         blobs = (row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4"))
-        rows = ((*state, *size, blob) for state, size, blob in zip(states, sizes, blobs))
-        columns = "(file, state, width, height, embedding)"
+        rows = ((*state, blob) for state, blob in zip(states, blobs))
         with self._reporting(), self.db:
-            self.db.executemany(f"INSERT OR IGNORE INTO images {columns} VALUES (?, ?, ?, ?, ?)", rows)
+            self.db.executemany("INSERT OR IGNORE INTO images (file, state, embedding) VALUES (?, ?, ?)", rows)
         self._loaded = None
 
     def add_effects(self, ids: Sequence[int], delta: torch.Tensor) -> None:
@@ -185,10 +180,8 @@ class Index(AbstractContextManager):
         self._loaded = state
 
     def _entry(self, number: int) -> Entry:
-        found = (
-            "SELECT file, state, width, height, embedding, delta FROM images LEFT JOIN effects USING (id) WHERE id = ?"
-        )
-        ((file, state, width, height, embedding, delta),) = self.db.execute(found, (number,))
+        effects = "SELECT file, state, embedding, delta FROM images LEFT JOIN effects USING (id) WHERE id = ?"
+        ((file, state, embedding, delta),) = self.db.execute(effects, (number,))
         if delta is not None:
             delta = np.frombuffer(delta, "<f2").reshape(-1, self.dim)
-        return Entry(number, file, state, (width, height), np.frombuffer(embedding, "<f4"), delta)
+        return Entry(number, file, state, np.frombuffer(embedding, "<f4"), delta)
