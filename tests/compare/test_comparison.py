@@ -6,7 +6,6 @@ from PIL import Image
 from utils.compare import comparison
 from utils.compare.comparison import Comparison, describe, explained_pairs
 from utils.explain import occlusion
-from utils.explain.matching import strongest_matches
 from utils.explain.occlusion import WINDOWS, RegionEffects, region_effects
 from utils.explain.removal import OTHER_REMOVALS, Interventions, blur
 from utils.Grad_CAM import Explanation, explain
@@ -73,14 +72,6 @@ def test_a_photograph_of_a_turned_camera_is_explained_and_shown_upright(model, p
     compared = Comparison(model, [paths[1], tmp_path / "turned.png"])
     assert np.array_equal(*compared.images) and compared.boxes[0] == compared.boxes[1]
     assert torch.equal(*compared.batch)
-
-
-def test_matches_are_those_of_the_pairs_regions(model, paths):
-    compared = Comparison(model, paths)
-    batch = torch.stack([model.preprocess(Image.open(path)) for path in paths])
-    expected = strongest_matches(region_effects(model, batch[[1, 3]]).interaction(0, 1))
-    found = compared.matches(1, 3)
-    assert found and [match[:2] for match in found] == [match[:2] for match in expected]
 
 
 @pytest.fixture
@@ -179,10 +170,8 @@ def test_deep_images_are_shown_over_the_networks_range_or_their_own_which_is_sai
 def test_all_images_that_cannot_be_read_are_named_at_once(model, paths):
     paths[1].write_text("no image")
     paths[2].unlink()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=f"{paths[1]}: not a readable image.*\n{paths[2]}: no such image"):
         Comparison(model, paths)
-    text, gone = str(caught.value).splitlines()
-    assert text.startswith(f"{paths[1]}: not a readable image") and gone.startswith(f"{paths[2]}: no such image")
 
 
 def test_the_papers_maps_come_with_how_well_they_predict_the_measured_effects(model, paths):

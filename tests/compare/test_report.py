@@ -302,18 +302,17 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_a_click_occludes_
 
 
 @in_a_browser
-def test_of_a_pair_beyond_the_margin_a_region_is_told_by_the_distance(browser, files, pair):
+@pytest.mark.parametrize(
+    "before, after, words",
+    [
+        (0.9, 0.904, "similarity 0.900 → 0.904"),
+        (-0.2, 0.1, "similarity 0.00 → 0.10"),
+        (-0.3, -0.3003, "distance / margin 1.3000 → 1.3003"),
+    ],
+)
+def test_a_change_has_as_many_decimals_as_show_it(browser, files, before, after, words):
     browser.open(files / "pair.html")
-    effects = pair.effects_of(0, 1)
-    z1, z2 = effects.embeddings
-    place = int(effects.on_pairs([0], [1])[0, 0, START:].abs().argmax())  # of the window that does most
-    region, spot = START + place, at_region(*divmod(place, PER_SIDE))
-    distances = [float((z - z2).norm()) for z in (z1, z1 - effects.delta[0, region])]
-    browser.ask(f"data.margin = {min(distances) / 1.5}; refresh()")
-    browser.mouse(FIRST, *spot)
-    before, after = (1.5 * distance / min(distances) for distance in distances)
-    assert f"distance / margin {before:.2f} → {after:.2f}" in browser.text("#readout") and abs(after - before) > 0.01
-    assert browser.text("#number") == "0.00"
+    assert browser.ask(f"change({before}, {after})") == words
 
 
 @in_a_browser
