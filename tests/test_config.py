@@ -138,18 +138,15 @@ def test_a_block_overrides_key_by_key_at_every_depth(load):
     assert config.hyperparameters.epochs == 2 and config.hyperparameters.batch_size == 8
 
 
-@pytest.mark.parametrize(
-    "dataset, data_path, seed, size",
-    [
+def test_the_dataset_asked_for_wins_over_the_files_own(load):
+    for dataset, data_path, seed, size in (
         ("Elsewhere", "/images/elsewhere", 2, (64, 96)),
         ("Mine", "Data/Mine", 1, (64, 96)),  # an empty block
         ("Small", "Data/Small", 1, (32, 48)),
-    ],
-)
-def test_the_dataset_asked_for_wins_over_the_files_own(load, dataset, data_path, seed, size):
-    config = load(BLOCKS, dataset)
-    assert (config.dataset, config.data_path, config.seed, config.image.size) == (dataset, Path(data_path), seed, size)
-    assert config.checkpoints_path == Path("checkpoints") / dataset and config.outputs_path == Path("outputs") / dataset
+    ):
+        config = load(BLOCKS, dataset)
+        assert (config.dataset, config.data_path, config.seed) == (dataset, Path(data_path), seed)
+        assert config.image.size == size and config.outputs_path == Path("outputs") / dataset
 
 
 @pytest.mark.parametrize("name", ["0625", "2018_01", "1.10", "No", "2024-01-05", "1e3"])
@@ -239,10 +236,6 @@ def test_a_wrong_key_or_value_is_named_with_what_was_expected_and_found(error_li
         assert "pydantic" not in line and "<class" not in line and "Input" not in line
 
 
-def test_sampled_pairs_allow_batches_of_two(load):
-    assert load("dataset: A\ntraining_pairs: sampled\nhyperparameters: {batch_size: 2}").hyperparameters.batch_size == 2
-
-
 def test_every_problem_gets_a_line(error_lines):
     lines = error_lines("dataset: A\nsede: 1\nmargin: -1\nimage: {hue: 2, size: 1}")
     assert sorted(line.split(": ")[0] for line in lines) == ["image.hue", "image.size", "margin", "sede"]
@@ -267,12 +260,6 @@ def test_a_dataset_that_the_file_does_not_have(error_lines, text, dataset, words
     assert line.startswith("dataset: ") and all(word in line for word in words), line
 
 
-def test_datasets_that_are_no_blocks(error_lines):
-    for text in ("datasets: [A, B]", "datasets: {A: {}, B: [seed]}"):
-        [line] = error_lines("dataset: A\n" + text)
-        assert line.startswith("datasets: expected a block of settings")
-
-
 @pytest.mark.parametrize(
     "content, start",
     [
@@ -281,6 +268,8 @@ def test_datasets_that_are_no_blocks(error_lines):
         ("dataset: A\nimage: {size: [1, 2}\n", ", line 2: not valid YAML"),
         ("dataset: A\nseed: 1\n  hue: 1\n", ", line 3: not valid YAML"),
         ("dataset: A\nimage:\n  hue: 0\n  hue: 0.1\n", ", line 4: not valid YAML (hue: written twice)"),
+        ("dataset: A\ndatasets: [A, B]\n", "datasets: expected a block of settings"),
+        ("dataset: A\ndatasets: {A: {}, B: [seed]}\n", "datasets: expected a block of settings"),
         ("- dataset\n- A\n", "expected `key: value`"),
         ("", "expected `key: value`"),
     ],
@@ -302,29 +291,19 @@ def test_letters_written_as_escapes_are_no_mistake(load):
 
 
 @pytest.mark.parametrize(
-    "content, end",
+    "text, start, end",
     [
-        ("dataset: A\n# a、b\nimage：{}\nseed: 1\n", "or the one above; write : and a space instead of ："),
-        ("dataset: A\nimage: {size: [1, 2}\n# a：b，c\n", "or the one above"),
+        ("# a、b\nimage：{}\nseed: 1", ", line 4: not valid", "or the one above; write : and a space instead of ："),
+        ("image: {size: [1, 2}\n# a：b，c", ", line 2: not valid", "or the one above"),
+        ("image: {size: [128，64]}", "image.size.0: ", "got '128，64'; write , and a space instead of ，"),
+        ("image: {size: 【128, 64】}", "image.size: ", "got '【128'; write [ instead of 【"),
+        ("hyperparameters: {epochs：3}", "hyperparameters.epochs：3: ", "'epochs'?; write : and a space instead of ："),
+        ("seed: seven", "seed: ", "got 'seven'"),
     ],
 )
-def test_chinese_colons_and_commas_are_named(error_lines, content, end):
-    [line] = error_lines(content)
-    assert line.endswith(end), line
-
-
-@pytest.mark.parametrize(
-    "text, key, end",
-    [
-        ("image: {size: [128，64]}", "image.size.0", "got '128，64'; write , and a space instead of ，"),
-        ("image: {size: 【128, 64】}", "image.size", "got '【128'; write [ instead of 【"),
-        ("hyperparameters: {epochs：3}", "hyperparameters.epochs：3", "'epochs'?; write : and a space instead of ："),
-        ("seed: seven", "seed", "got 'seven'"),
-    ],
-)
-def test_signs_of_a_chinese_keyboard_are_named_where_a_value_is_wrong(error_lines, text, key, end):
+def test_signs_of_a_chinese_keyboard_are_named(error_lines, text, start, end):
     [line, *_] = error_lines("dataset: A\n" + text)
-    assert line.startswith(f"{key}: ") and line.endswith(end), line
+    assert line.startswith(start) and line.endswith(end), line
 
 
 def test_a_merged_block_is_not_a_key_written_twice(load):
@@ -332,9 +311,10 @@ def test_a_merged_block_is_not_a_key_written_twice(load):
     assert (load(text).seed, load(text).gpu) == (2, 3)
 
 
-def test_steps_of_the_head_are_for_pretrained_weights(load):
+def test_settings_that_depend_on_each_other(load):
     assert load("dataset: A\npretrained: True\nhyperparameters: {epochs: 0}").head_steps == 300
     assert load("dataset: A\nhyperparameters: {head_steps: 50}").head_steps == 0
+    load("dataset: A\ntraining_pairs: sampled\nhyperparameters: {batch_size: 2}")
 
 
 def test_a_file_of_weights_may_lie_in_the_home_folder(load, tmp_path, monkeypatch):

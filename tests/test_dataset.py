@@ -3,24 +3,17 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from samples import break_file, make_files, near_duplicates_in, noise
+from samples import break_file, config_in, make_files, near_duplicates_in, noise
 
 from utils.dataset import group_images, load_split, prepare_split, read_split
 from utils.images.cache import read_fingerprints
 from utils.images.folder import scan
 from utils.images.frame import Frame, to_uint8
 from utils.system.errors import DataError
-from utils.system.settings import Config
 
 
 def config_for(folder, **settings):
-    settings = {
-        "dataset": "Mine",
-        "test_size": 0.25,
-        "valid_size": 0.25,
-        "hyperparameters": {"verbose": False},
-    } | settings
-    return Config(data_path=folder, checkpoints_path=folder, outputs_path=folder, **settings)
+    return config_in(folder, **{"test_size": 0.25, "valid_size": 0.25} | settings)
 
 
 def files_of(**counts):

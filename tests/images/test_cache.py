@@ -12,7 +12,7 @@ import pytest
 import torch
 from dying import KILLED, exit_code
 from PIL import Image
-from samples import break_file, make_files, near_duplicates_in, noise
+from samples import break_file, config_in, make_files, near_duplicates_in, noise
 
 from utils.dataset import prepare_split
 from utils.evaluate.audit import audit
@@ -25,7 +25,6 @@ from utils.images.frame import Frame, to_uint8
 from utils.images.reading import read_image
 from utils.models import load_trained
 from utils.system.errors import UserError
-from utils.system.settings import Config
 from utils.training import train
 
 FILES = [f"{label}/{i}.png" for label in "ab" for i in range(6)]
@@ -34,15 +33,8 @@ BYTES = 3 * 16 * 20  # of an image
 
 
 def config_for(folder, **settings):
-    defaults = {
-        "dataset": "Mine",
-        "data_path": folder / "data",
-        "checkpoints_path": folder / "checkpoints",
-        "outputs_path": folder / "outputs",
-        "image": {"size": FRAME.size},
-        "hyperparameters": {"verbose": False},
-    }
-    return Config(**defaults | settings)
+    places = {f"{name}_path": folder / name for name in ("data", "checkpoints", "outputs")}
+    return config_in(folder, **places | {"image": {"size": FRAME.size}} | settings)
 
 
 @pytest.fixture
@@ -225,19 +217,6 @@ def test_what_cannot_be_read_is_named_and_left_out_before_and_after_it_was_cache
         assert table.file.tolist() == left and len(known) == 10 and bad[1].startswith(f"{FILES[11]}: {reason}")
     noise(seed=5).save(config.data_path / FILES[2])  # mended
     assert [*read_images(config, FILES, FRAME)[1]] == [FILES[11]]
-
-
-def test_a_file_that_changes_while_it_is_decoded_is_decoded_again(config, monkeypatch):
-    def change(path, levels):
-        image = read_image(path, levels)
-        if path.name == "0.png":
-            noise(seed=7).save(path)
-        return image
-
-    with monkeypatch.context() as patch:
-        patch.setattr("utils.images.frame.read_image", change)
-        fingerprints_of(config)
-    assert torch.equal(pixels_of(config), decoded(config))
 
 
 def test_images_of_more_than_8_bits_are_decoded_by_the_range_of_their_set(config):
