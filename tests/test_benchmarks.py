@@ -14,7 +14,7 @@ from benchmarks.common import about_computer, changed
 from benchmarks.datasets import measure
 from utils.dataset import prepare_split
 from utils.Grad_CAM import explain
-from utils.images.duplicates import MAX_BITS
+from utils.images.fingerprints import MAX_BITS
 from utils.Siamese import SiameseNetwork
 
 

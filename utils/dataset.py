@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from utils.images.cache import StoredImages, read_fingerprints, read_images
-from utils.images.duplicates import Fingerprint, join, near_duplicate_groups
+from utils.images.fingerprints import join, near_duplicate_groups, notes_on_looks
 from utils.images.folder import SPLITS, check_two_classes, doubtful_folders, first_names, scan
 from utils.images.frame import Frame
-from utils.images.looks import notes_on_looks
 from utils.images.splitting import split_images
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 from utils.system.errors import DataError
@@ -18,9 +17,7 @@ from utils.system.files import counted
 from utils.system.settings import Config
 
 
-def group_images(
-    table: pd.DataFrame, fingerprints: Sequence[Fingerprint], config: Config
-) -> tuple[np.ndarray, list[str]]:
+def group_images(table: pd.DataFrame, fingerprints: pd.DataFrame, config: Config) -> tuple[np.ndarray, list[str]]:
     """Group the images of a table that must stay in one split, whatever their classes: near duplicates, and files that
     agree in what `group_pattern` captures of their paths; returns each one's group, (N,), and notes for the user."""
     notes, groups = [], np.arange(len(table))
@@ -78,7 +75,7 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
     notes = notes_on_bad_images(bad, len(found), config) + skipped
     check_two_classes(table, config.data_path, bad)
     notes += doubtful_folders(table, config.data_path)
-    notes += notes_on_looks(table.file, [known.looks for known in fingerprints], levels)
+    notes += notes_on_looks(fingerprints.looks, levels)
     groups, grouped = group_images(table, fingerprints, config)
     notes += grouped
     if "split" in table:

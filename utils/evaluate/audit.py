@@ -7,10 +7,9 @@ import pandas as pd
 
 from utils.dataset import groups_across, prepare_folder
 from utils.images.cache import read_fingerprints
-from utils.images.duplicates import copy_groups, near_duplicate_groups
+from utils.images.fingerprints import copy_groups, near_duplicate_groups, notes_on_looks
 from utils.images.folder import doubtful_folders, first_names, scan
 from utils.images.frame import Frame
-from utils.images.looks import notes_on_looks
 from utils.images.splitting import split_sizes
 from utils.system.errors import DataError
 from utils.system.settings import Config
@@ -86,7 +85,7 @@ def audit(config: Config) -> Audit:
     prepare_folder(config)
     table, skipped = scan(config.data_path)
     readable, known, unreadable, levels = read_fingerprints(config, table)
-    if not known:
+    if known.empty:
         raise DataError(f"{config.data_path}: none of its {len(table)} images can be read; copy them again")
     counts = readable.label.value_counts(sort=False)
     splits = {label: split_sizes(count, config.test_size, config.valid_size) for label, count in counts.items()}
@@ -95,13 +94,13 @@ def audit(config: Config) -> Audit:
         unreadable=unreadable,
         skipped=skipped,
         doubtful=doubtful_folders(readable, config.data_path),
-        looks=notes_on_looks(readable.file, [fingerprint.looks for fingerprint in known], levels),
+        looks=notes_on_looks(known.looks, levels),
         copies=_named(copy_groups(known), readable),
         groups=_named(groups, readable),
         conflicting=groups_across(readable, groups, "label"),
         parted=groups_across(readable, groups, "split") if "split" in readable else (),
         small=[label for label, sizes in splits.items() if min(sizes.values()) < 2 and "split" not in readable],
-        sizes=np.array([fingerprint.size for fingerprint in known]),
+        sizes=known[["width", "height"]].to_numpy(),
         frame=Frame(config.image.size, config.image.fit),
     )
 

@@ -19,7 +19,7 @@ import PIL
 import torch
 from filelock import FileLock
 
-from utils.images.duplicates import HASH_SIDE, Fingerprint, fingerprint_of
+from utils.images.fingerprints import fingerprint_of
 from utils.images.frame import Frame, decode, mean_colour
 from utils.images.reading import range_of
 from utils.images.synthetic import SYNTHETIC
@@ -68,7 +68,7 @@ def _mapped(path: str, shape: tuple[int, ...], slots: np.ndarray, checksums: np.
 
 def read_fingerprints(
     config: Config, table: pd.DataFrame
-) -> tuple[pd.DataFrame, list[Fingerprint], list[str], tuple[float, float] | None]:
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str], tuple[float, float] | None]:
     """Read the fingerprints of the files of a table, `file` relative to `data_path`, from the cache if they are there.
 
     Returns:
@@ -82,10 +82,7 @@ def read_fingerprints(
     if levels:
         _, rows, problems = ImageCache(config, frame._replace(levels=levels)).find(table.file)
     readable = table[~table.file.isin(problems)].reset_index(drop=True)
-    known = []
-    for *_, content, bits, width, height, looks, values in rows.loc[readable.file].itertuples(index=False):
-        hashes = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8)).view(bool).reshape(-1, HASH_SIDE**2)
-        known.append(Fingerprint(bytes.fromhex(content), hashes, (width, height), looks, values))
+    known = rows.loc[readable.file]
     return readable, known, [f"{file}: {problem}" for file, problem in problems.items()], levels
 
 
@@ -165,14 +162,14 @@ class ImageCache:
                 if isinstance(found, str):
                     problems[file] = found
                     continue
-                image, (content, bits, shape, looks, values) = found
+                image, known = found
                 out.write(image)
-                packed, slot = np.packbits(bits).tobytes().hex(), used + len(new)
-                new.append((file, missing[file], slot, zlib.crc32(image), content.hex(), packed, *shape, looks, values))
+                place = {"slot": used + len(new), "checksum": zlib.crc32(image)}
+                new.append({"file": file, "state": missing[file]} | place | known)
             out.flush()
             os.fsync(out.fileno())
         if new:
-            added = pd.DataFrame(new, columns=["file", *COLUMNS]).set_index("file")
+            added = pd.DataFrame(new).set_index("file")
             gone = rows.index.isin(added.index) | rows.index.isin(problems)
             with replacing(self.table) as file:
                 pd.concat([rows[~gone], added]).to_csv(file, quoting=csv.QUOTE_NONNUMERIC)

@@ -1,20 +1,22 @@
-"""Twins: against naive double loops and small drawn pictures."""
+"""Near duplicates and looks: against naive double loops and small drawn pictures."""
 
 import imagehash
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image, ImageFilter
-from tqdm.auto import tqdm
+from PIL import Image, ImageDraw, ImageFilter
+from samples import noise
 
-from utils.images import duplicates
-from utils.images.duplicates import (
+from utils.images.fingerprints import (
     MAX_BITS,
-    Fingerprint,
+    SIDE,
     copy_groups,
     fingerprint_of,
     hashes_of,
     join,
+    looks_of,
     near_duplicate_groups,
+    notes_on_looks,
 )
 from utils.images.reading import read_image
 
@@ -26,11 +28,13 @@ def picture(seed, size=(80, 60)):
 
 
 def fingerprints_of(bits):
-    return [Fingerprint(f"file {i}".encode(), row[None], (1, 1)) for i, row in enumerate(bits)]
+    """Of the hashes of each image, bool (P, 256), or its only one."""
+    packed = [np.packbits(row).tobytes().hex() for row in bits]
+    return pd.DataFrame({"content": [f"file {i}" for i in range(len(packed))], "bits": packed})
 
 
 def fingerprints_in(paths):
-    return [fingerprint_of(path, read_image(path)) for path in paths]
+    return pd.DataFrame([fingerprint_of(path, read_image(path)) for path in paths])
 
 
 def naive_groups(count, linked):
@@ -70,9 +74,9 @@ def test_the_same_picture_mirrored_or_turned_is_found(tmp_path, seed, change):
 def test_pictures_that_are_alike_only_in_their_poses_do_not_undo_what_is_alike_as_it_lies():
     bits = np.random.default_rng(0).random((6, 256)) < 0.5
     bits[1] = bits[0]
-    same_pose = [known._replace(bits=np.stack([known.bits[0], bits[0]])) for known in fingerprints_of(bits)]
-    assert near_duplicate_groups(same_pose).tolist() == [0, 0, 2, 3, 4, 5]
-    some = [*same_pose[:3], *fingerprints_of(bits)[3:]]
+    same_pose = [np.stack([row, bits[0]]) for row in bits]
+    assert near_duplicate_groups(fingerprints_of(same_pose)).tolist() == [0, 0, 2, 3, 4, 5]
+    some = fingerprints_of([*same_pose[:3], *bits[3:]])
     assert near_duplicate_groups(some).tolist() == [0, 0, 0, 3, 4, 5]
 
 
@@ -90,7 +94,7 @@ def test_a_picture_without_a_direction_has_a_hash_of_every_pose():
 @pytest.mark.parametrize("chunk", [7, 2048])
 @pytest.mark.parametrize("seed", range(4))
 def test_groups_are_the_connected_components_of_close_hashes(monkeypatch, seed, chunk):
-    monkeypatch.setattr(duplicates, "CHUNK_HASHES", chunk)
+    monkeypatch.setattr("utils.images.fingerprints.CHUNK_HASHES", chunk)
     rng = np.random.default_rng(seed)
     bits = rng.random((4, 256)) < 0.5
     # Between 0 and about 70 bits apart.
@@ -110,18 +114,6 @@ def test_the_threshold_is_met_to_the_bit_and_chains_hold_together():
     assert near_duplicate_groups(fingerprints_of(bits)).tolist() == [0, 0, 0, 3, 4, 5, 6, 7]
 
 
-def test_a_bar_comes_only_where_it_takes_long(monkeypatch, capsys):
-    fingerprints = fingerprints_of(np.random.default_rng(0).random((60, 256)) < 0.5)
-    monkeypatch.setattr(duplicates, "CHUNK_HASHES", 7)
-    near_duplicate_groups(fingerprints, verbose=True)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(duplicates, "tqdm", lambda chunks, delay, **options: tqdm(chunks, **options))
-    near_duplicate_groups(fingerprints)
-    assert capsys.readouterr().err == ""
-    near_duplicate_groups(fingerprints, verbose=True)
-    assert "Comparing images: 100%" in capsys.readouterr().err
-
-
 def test_flat_images_are_duplicates_only_as_copies(tmp_path):
     for index, grey in enumerate([200, 200, 10, 90, 160, 240]):
         Image.new("RGB", (40, 40), (grey,) * 3).save(tmp_path / f"{index}.png")
@@ -130,7 +122,7 @@ def test_flat_images_are_duplicates_only_as_copies(tmp_path):
     for seed in range(7, 10):
         picture(seed).save(tmp_path / f"{seed}.png")
     fingerprints = fingerprints_in(sorted(tmp_path.iterdir()))
-    assert [len(known.bits) == 0 for known in fingerprints] == [True] * 7 + [False] * 3
+    assert (fingerprints.bits == "").tolist() == [True] * 7 + [False] * 3
     assert near_duplicate_groups(fingerprints).tolist() == [0, 0, *range(2, 10)]
 
 
@@ -138,18 +130,17 @@ def test_a_set_of_pictures_that_the_hash_cannot_tell_apart_is_left_alone():
     bits = np.zeros((10, 256), bool)
     bits[np.arange(10), np.arange(10)] = True
     fingerprints = fingerprints_of(bits)
-    fingerprints[7] = fingerprints[2]
+    fingerprints.loc[7] = fingerprints.loc[2]
     assert near_duplicate_groups(fingerprints).tolist() == [0, 1, 2, 3, 4, 5, 6, 2, 8, 9]
 
 
 def test_copies_are_duplicates_even_where_they_are_most_of_the_set():
-    one, other, *_ = fingerprints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
-    assert near_duplicate_groups([one, other, other, other]).tolist() == [0, 1, 1, 1]
+    fingerprints = fingerprints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
+    assert near_duplicate_groups(fingerprints.loc[[0, 1, 1, 1]]).tolist() == [0, 1, 1, 1]
 
 
 def test_exact_groups_compare_contents():
-    none = np.empty((0, 256), bool)
-    assert copy_groups([Fingerprint(content, none, (1, 1)) for content in (b"x", b"y", b"x")]).tolist() == [0, 1, 0]
+    assert copy_groups(pd.DataFrame({"content": ["x", "z", "y", "x", "y"]})).tolist() == [0, 1, 2, 0, 2]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -160,3 +151,56 @@ def test_join_is_the_naive_merge(seed):
     pairs = set(zip(*links.tolist())) | set(zip(*links[::-1].tolist()))
     expected = naive_groups(30, lambda i, j: before[i] == before[j] or (i, j) in pairs)
     assert join(before, *links).tolist() == expected
+
+
+# ------------------------------------------------------------------------------------ what can hardly be seen
+
+
+def drawn(ground, shape=None, ink="black", size=(90, 120)):
+    image = Image.new("RGB", size, ground)
+    if shape:
+        ImageDraw.Draw(image).ellipse(shape, fill=ink)
+    return image
+
+
+def noisy(mean, spread):
+    return Image.fromarray(
+        np.random.default_rng(0).normal(mean, spread, (80, 80)).clip(0, 255).astype(np.uint8)
+    ).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        (drawn("white"), "blank"),
+        (drawn("black"), "blank"),
+        (drawn("grey"), "blank"),
+        (noisy(250, 1), "blank"),
+        (drawn("white", (10, 10, 14, 14)), "blank"),  # a speck of 0.2 %
+        (drawn("white", (10, 10, 40, 40)), ""),
+        (drawn("black", (10, 10, 40, 40), "white"), ""),
+        (noise(8, 8).resize((80, 80)).point(lambda value: value / 9), "dark"),
+        (noise(60, 60), ""),
+    ],
+)
+def test_what_can_hardly_be_seen_is_found(image, expected):
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), float)
+    assert looks_of(image, grey) == expected
+    image.info |= {"pages": True, "values": (0, 9)}
+    assert looks_of(image, grey).split() == ["deep", *expected.split(), "pages"]
+
+
+def test_a_blank_first_page_is_both(tmp_path):
+    drawn("white").save(tmp_path / "a.tif", save_all=True, append_images=[noise(120, 90)])
+    assert looks_of(read_image(tmp_path / "a.tif"), np.full((SIDE, SIDE), 255.0)) == "blank pages"
+
+
+def test_a_line_for_each_finding():
+    looks = ["", "blank", "deep blank pages", "deep blank", "blank", ""]
+    assert notes_on_looks(pd.Series(looks, [f"a/{i}.png" for i in range(6)]), (0, 4095)) == [
+        "2 images of more than 8 bits: values from 0 to 4095 are shown from black to white, also later by this network"
+        ": a/2.png, a/3.png",
+        "4 images with (nearly) nothing to see; delete or replace them: a/1.png, a/2.png, a/3.png and 1 more",
+        "1 image with more pages or frames, of which the first is taken; save others as files of their own: a/2.png",
+    ]
+    assert notes_on_looks(pd.Series([""], ["a/1.png"]), None) == []

@@ -1,23 +1,35 @@
-"""Finds near duplicates: copies of a file, and the same picture saved again, resized, recoloured, mirrored or turned.
+"""What is known of each image: which are near duplicates, and what is odd about those that can be read.
 
-A network that has been trained on one of them knows the other, so both must be in one split.
+Near duplicates are copies of a file, and the same picture saved again, resized, recoloured, mirrored or turned. A
+network that has been trained on one of them knows the other, so both must be in one split.
 """
 
 import hashlib
-from collections.abc import Sequence
 from itertools import combinations_with_replacement, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from utils.images.looks import FLAT_STD, SIDE, looks_of
+from utils.images.folder import first_names
+from utils.system.files import counted
 
+SIDE = 64  # pixels, to which an image is reduced to look at it
+FLAT_STD = 2.0  # grey levels; an image of a lower standard deviation is flat
+NEAR, MOST = 8, 0.995  # grey levels from the median, within which this share of a nearly blank image lies
+DARK = 32  # grey level below which all but a hundredth of a dark image is
+LOOKS = {
+    "deep": "of more than 8 bits: values from {0:g} to {1:g} are shown from black to white, also later by this network",
+    "blank": "with (nearly) nothing to see; delete or replace them",
+    "dark": "all dark; if they are scans, or colours of 10 to 14 bits, save them over the whole range",
+    "pages": "with more pages or frames, of which the first is taken; save others as files of their own",
+}
 # A hash has HASH_SIDE^2 bits, of which HALF rule out most pairs. The usual 8^2 take many skin lesions for the same.
 HASH_SIDE, HALF = 16, 128
 # Bits in which hashes of near duplicates may differ: in the paper's three sets, all pairs up to here are duplicates,
@@ -27,23 +39,40 @@ UNSURE = 0.1  # of a picture's usual coefficient; by less, none of its direction
 CHUNK_HASHES = 1024  # hashes that are compared with as many others at a time: a matrix of 4 MB
 
 
-class Fingerprint(NamedTuple):
-    """A digest of a file; of its image the `hashes_of`, (P, 256), width and height, `looks_of` and, as text, the lowest
-    and highest value of more than 8 bits."""
-
-    content: bytes
-    bits: np.ndarray
-    size: tuple[int, int]
-    looks: str = ""
-    values: str = ""
-
-
-def fingerprint_of(path: Path, image: Image.Image) -> Fingerprint:
-    """Compute the fingerprint of a file that was read as `image`."""
+def fingerprint_of(path: Path, image: Image.Image) -> dict[str, Any]:
+    """Compute the fingerprint of a file that was read as `image`, as a row of a table: `content`, a digest of the file;
+    `bits`, the `hashes_of` its image; `width` and `height`; `looks`; and `values`, the lowest and highest one of more
+    than 8 bits."""
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), float)
-    values = " ".join(map(str, image.info.get("values", ())))
-    content = hashlib.sha256(path.read_bytes()).digest()
-    return Fingerprint(content, hashes_of(grey), image.size, looks_of(image, grey), values)
+    return {
+        "content": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bits": np.packbits(hashes_of(grey)).tobytes().hex(),
+        "width": image.width,
+        "height": image.height,
+        "looks": looks_of(image, grey),
+        "values": " ".join(map(str, image.info.get("values", ()))),
+    }
+
+
+def looks_of(image: Image.Image, grey: np.ndarray) -> str:
+    """Find the keys of `LOOKS` that apply to an image as `read_image` returns it, parted by spaces; `grey` is the same,
+    reduced to (SIDE, SIDE)."""
+    blank = grey.std() < FLAT_STD or (abs(grey - np.median(grey)) <= NEAR).mean() >= MOST
+    dark = not blank and np.quantile(grey, 0.99) < DARK
+    found = {"deep": "values" in image.info, "blank": blank, "dark": dark, "pages": image.info.get("pages")}
+    return " ".join(look for look in LOOKS if found[look])
+
+
+def notes_on_looks(looks: pd.Series, levels: tuple[float, float] | None) -> list[str]:
+    """Write a line for each finding in the `looks` of files, with the number of images and the first names; `levels` as
+    in `to_rgb`."""
+    table = looks.str.split().explode()
+    found = {look: table.index[table == look].tolist() for look in LOOKS}
+    return [
+        f"{counted(len(names), 'image')} {LOOKS[look].format(*levels or ())}: {first_names(names)}"
+        for look, names in found.items()
+        if names
+    ]
 
 
 def hashes_of(grey: np.ndarray) -> np.ndarray:
@@ -63,16 +92,18 @@ def hashes_of(grey: np.ndarray) -> np.ndarray:
     return np.stack([(pose > np.median(pose)).ravel() for pose in poses])
 
 
-def near_duplicate_groups(fingerprints: Sequence[Fingerprint], verbose: bool = False) -> np.ndarray:
-    """Group images that have the same content, or hashes that differ in at most `MAX_BITS` bits, also through others:
-    for every image the position of its group's first image, int (N,).
+def near_duplicate_groups(fingerprints: pd.DataFrame, verbose: bool = False) -> np.ndarray:
+    """Group images, of which `fingerprints` has a row each, that have the same content, or hashes that differ in at
+    most `MAX_BITS` bits, also through others: for every image the position of its group's first image, int (N,).
 
     First images are compared as they lie, then in their poses. Where one group would get more than half of all images,
     hashes cannot tell these pictures apart (drawings of the same outline, for instance), and do not count.
     """
     groups = copy_groups(fingerprints)
+    hexadecimal = map(bytes.fromhex, fingerprints.bits)
+    known = [np.unpackbits(np.frombuffer(b, np.uint8)).view(bool).reshape(-1, HASH_SIDE**2) for b in hexadecimal]
     for hashes in (slice(1), slice(1, None)):  # as the images lie; in their poses
-        linked, parts = groups, [known.bits[hashes] for known in fingerprints]
+        linked, parts = groups, [bits[hashes] for bits in known]
         owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         bits = np.concatenate(parts) if parts else np.empty((0, 0))
         chunks = list(combinations_with_replacement(range(0, len(bits), CHUNK_HASHES), 2))
@@ -92,10 +123,10 @@ def near_duplicate_groups(fingerprints: Sequence[Fingerprint], verbose: bool = F
     return groups
 
 
-def copy_groups(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
+def copy_groups(fingerprints: pd.DataFrame) -> np.ndarray:
     """Group files of the same content; numbered as in `near_duplicate_groups`."""
-    seen: dict[bytes, int] = {}
-    return np.array([seen.setdefault(known.content, i) for i, known in enumerate(fingerprints)], dtype=int)
+    _, first, inverse = np.unique(fingerprints.content, return_index=True, return_inverse=True)
+    return first[inverse]
 
 
 def join(groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
