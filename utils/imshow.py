@@ -84,12 +84,8 @@ def show_explanation(
     names: tuple[str, str] = ("image 1", "image 2"),
     boxes: tuple[Box | None, Box | None] = (None, None),
 ) -> Figure:
-    """Show the paper's six panels: each of two original images, and its factual and counterfactual map over it.
-
-    Args:
-        explanation: of this pair alone.
-        boxes: the part of the maps that each image fills, `model.frame.box(image.size)`; `None` for all of them.
-    """
+    """Show the paper's six panels: each image of a pair, and its factual and counterfactual map over it; `boxes` are
+    the parts of the maps that the images fill, `model.frame.box(image.size)`."""
     similar = bool(explanation.is_similar[0])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
     images = tuple(shrink(image) for image in images)

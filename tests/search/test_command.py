@@ -7,7 +7,6 @@ from samples import make_files, noise
 from toy import trained_network
 
 from utils import __main__ as command_line
-from utils.search import store
 
 INFO = {"classes": ["a", "b"], "config": {}, "calibrated_threshold": 0.5}  # what training leaves
 
@@ -111,15 +110,3 @@ def test_a_mistake_is_one_line_and_exit_code_2(place, capsys, arguments, words):
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
     assert caught.value.code == 2 and re.search(words, line)
-
-
-def test_an_index_that_another_program_writes_is_a_line(place, monkeypatch, capsys):
-    search("build", "photos")
-    monkeypatch.setattr(store, "WAIT", 0.01)
-    (path,) = (place / "outputs" / "Mine" / "search").glob("*.sqlite")
-    writing = store.Index(path, trained_network(size=(16, 24)))
-    with writing as index, pytest.raises(SystemExit) as caught:
-        index.db.execute("BEGIN EXCLUSIVE")
-        search("build", "photos")
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.endswith("(database is locked); wait until the other program has written it\n")

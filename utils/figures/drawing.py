@@ -36,14 +36,8 @@ def overlay(image: Image.Image, heatmap: torch.Tensor) -> np.ndarray:
 def explained_image(
     image: Image.Image, explanation: Explanation, row: int, map_name: str, box: Box | None
 ) -> np.ndarray:
-    """Lay one map of one pair over its image, by `overlay`; colours are as strong as the evidence, compared with the
-    pair's strongest.
-
-    Args:
-        row: 0 for image 1, 1 for image 2.
-        map_name: `factual` or `counterfactual`.
-        box: the part of the map that the image fills; `None` for all of it.
-    """
+    """Lay the `factual` or `counterfactual` map of image 1 (row 0) or 2 of one pair over it, by `overlay`, as strong as
+    its evidence is beside the pair's strongest; `box` is the part of the map that the image fills, `None` for all."""
     strength = explanation.strength[0, row, MAPS.index(map_name)]
     return overlay(image, inside(getattr(explanation, map_name)[0, row], box) * strength)
 

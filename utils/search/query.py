@@ -93,11 +93,7 @@ def _is_unchanged(path: Path, state: str) -> bool:
 
 def find_index(config: Config, folder: Path | None = None) -> tuple[Path, SiameseNetwork, str]:
     """Find the file of a folder's index, or, for `None`, of the index that was built last; its network, and a sentence
-    that says which one that is.
-
-    Raises:
-        SearchError: there is no index.
-    """
+    that says which one that is. Raises a SearchError if there is no index."""
     place = config.outputs_path / "search"
     found = sorted(place.glob(f"*{INDEX}")) if folder is None else [place_of(config, folder, INDEX)]
     if not found or not os.path.isfile(found[0]):
@@ -109,15 +105,8 @@ def find_index(config: Config, folder: Path | None = None) -> tuple[Path, Siames
 
 def export_parquet(index: Index, path: Path) -> int:
     """Write the full paths and the embeddings of an index, as columns `path` (text) and `embedding` (D numbers,
-    float32), which LanceDB, Qdrant and Milvus read.
-
-    Returns:
-        How many images were written.
-
-    Raises:
-        SearchError: the package that writes Parquet is missing.
-        UserError: the file cannot be written.
-    """
+    float32), which LanceDB, Qdrant and Milvus read; returns how many. Raises a UserError if pyarrow is missing or the
+    file cannot be written."""
     try:
         import pyarrow
         from pyarrow import parquet

@@ -20,7 +20,6 @@ from utils.Siamese import SiameseNetwork
 from utils.system.errors import SearchError
 
 FORMAT = 5  # of the tables below
-WAIT = 60.0  # seconds to wait for another process to finish writing
 # An id is never used again (AUTOINCREMENT), so the effects of a file's old content cannot become those of its new one.
 TABLES = {
     "effects": "id INTEGER PRIMARY KEY REFERENCES images ON DELETE CASCADE, delta BLOB NOT NULL",
@@ -76,7 +75,7 @@ class Index(AbstractContextManager):
         with self._reporting():
             if folder is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self.db = sqlite3.connect(path, timeout=WAIT)
+            self.db = sqlite3.connect(path, timeout=60)  # seconds, while another process writes
             self.db.execute("PRAGMA foreign_keys = ON")
             if folder is not None:
                 self._prepare(network, folder)
@@ -96,9 +95,7 @@ class Index(AbstractContextManager):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            advice = "wait until the other program has written it"
-            if "locked" not in str(error):
-                advice = "check outputs_path, its access rights and room, or delete it and build again"
+            advice = "wait if another program writes it, check access rights and room, or delete it and build again"
             raise SearchError(f"{self.path}: cannot be used ({getattr(error, 'strerror', error)}); {advice}") from None
 
     def _prepare(self, network: str, folder: Path) -> None:
