@@ -87,14 +87,10 @@ def _images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
 def page(compared: Comparison, network: str = "") -> str:
     """Make the page, as HTML; `network` is a sentence that names the network."""
-    contents = {
-        "css": (PAGE / "page.css").read_text(encoding="utf-8"),
-        "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
-        # A name may hold "</script>": without "<" the browser finds no tag in it.
-        "data": json.dumps(_contents(compared, network)).replace("<", "\\u003c"),
-    }
-    before, *parts = (PAGE / "page.html").read_text(encoding="utf-8").split("{{")
-    return before + "".join(contents[name] + rest for name, rest in (part.split("}}", 1) for part in parts))
+    html, css, *scripts = ((PAGE / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS))
+    # A name may hold "</script>": without "<" the browser finds no tag in it.
+    data = json.dumps(_contents(compared, network)).replace("<", "\\u003c")
+    return html.replace("{{css}}", css).replace("{{script}}", "\n".join(scripts)).replace("{{data}}", data)
 
 
 def _contents(compared: Comparison, network: str) -> dict:
