@@ -11,8 +11,7 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from utils.explain.occlusion import RegionEffects, effect_on_distance, in_few_dimensions
-from utils.models import build_model, network_for, photographs_network
-from utils.networks.pooling import CentredPooling
+from utils.models import CentredPooling, build_model, network_for, photographs_network
 from utils.Siamese import embedding_distance
 from utils.system.settings import Config
 

@@ -52,13 +52,11 @@ def explain(
     Args:
         batch1, batch2: preprocessed images and their partners, shape (N, 3, H, W) each, on any device.
         method: `occlusion` blurs one region after the other of each image, and measures the effect on the squared
-            distance, `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2`. A map spreads these effects over the image
-            (`utils.explain.occlusion`). What counts as noise is left out of the maps and stays in `raw`: evidence
-            weaker than a fifth of its image's strongest; evidence against the decision weaker than a tenth of the
-            pair's strongest, or whose strongest tenth of the image, occluded as a whole, would by the same measurements
-            not make the decision stronger.
-            `distance` is the paper's Grad-CAM, see `grad_cam`: one forward pass, and a backward pass of the head.
-            Both give one signed map: evidence for "similar", its opposite for "dissimilar".
+            distance (`RegionEffects`). What counts as noise is left out of the maps and stays in `raw`: evidence weaker
+            than a fifth of its image's strongest; evidence against the decision weaker than a tenth of the pair's
+            strongest, or whose strongest tenth of the image, occluded as a whole, would by the same measurements not
+            make the decision stronger. `distance` is the paper's Grad-CAM, see `grad_cam`: one forward pass, and a
+            backward pass of the head. Both give one signed map: evidence for "similar", its opposite for "dissimilar".
 
     Raises:
         ValueError: unknown method, or batches that are not two equal stacks of images.

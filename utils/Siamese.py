@@ -15,16 +15,35 @@ from torch import nn
 
 from utils.images.frame import Frame, to_uint8
 from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_blocks, brief, eval_mode, suiting
-from utils.networks.pooling import AveragePooling, GeM
 from utils.system.errors import ModelError
 from utils.system.files import replacing
 
 ENCODER = "an encoder of one's own"
-POOLINGS = {"auto": GeM, "gem": GeM, "avg": AveragePooling}  # of feature maps
 FITS = ("stretch", "pad")
 SAVED = ("backbone_model", "pooling", "embedding_dim", "image_size", "margin", "threshold", "mean", "std", "fit")
 FORMER_TENSORS = ("mean_embedding", "blurred_features", "removable")  # in files of earlier versions
 SAVED += ("normalize_embeddings", "levels")  # arguments that make the network again
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling `(mean_hw A^p)^(1/p)` (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N, C)."""
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p, self.eps = p, eps
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        return activations.float().clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+class AveragePooling(nn.Module):
+    """Mean over positions, the paper's pooling: (N, C, h, w) -> (N, C)."""
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        return activations.float().mean((2, 3))
+
+
+POOLINGS = {"auto": GeM, "gem": GeM, "avg": AveragePooling}  # of feature maps
 
 
 class ContrastiveLoss(nn.Module):
@@ -43,13 +62,8 @@ class ContrastiveLoss(nn.Module):
         self.margin = margin
 
     def forward(self, distance: torch.Tensor, label: torch.Tensor, balanced: bool = False) -> torch.Tensor:
-        """Mean loss of pairs.
-
-        Args:
-            distance: raw distances D >= 0, shape (P,), not clipped.
-            label: 0 similar, 1 dissimilar, shape (P,).
-            balanced: similar and dissimilar pairs weigh the same in total, however many there are of each.
-        """
+        """Mean loss of pairs, of their raw distances D >= 0, (P,), and labels, 0 similar, 1 dissimilar, (P,). If
+        `balanced`, similar and dissimilar pairs weigh the same in total, however many there are of each."""
         label = label.to(distance.dtype)
         loss = 0.5 * ((1 - label) * distance.square() + label * (self.margin - distance).clamp(min=0).square())
         if not balanced:
@@ -187,11 +201,7 @@ class SiameseNetwork(nn.Module):
 
     def activations(self, batch: torch.Tensor) -> torch.Tensor:
         """What Grad-CAM is computed at: the final map (N, C, h, w), or what a transformer's last stage is given. Behind
-        that stage a class token no longer depends on the other tokens.
-
-        Raises:
-            ModelError: the inside of `an encoder of one's own` is unknown.
-        """
+        that stage a class token no longer depends on the other tokens."""
         if self.architecture["backbone_model"] == ENCODER:
             raise ModelError(f"method: 'distance' looks inside the network, which {ENCODER} hides; use 'occlusion'")
         if not isinstance(self.pooling, nn.Identity):
@@ -225,12 +235,8 @@ class SiameseNetwork(nn.Module):
         return self.dissimilarity(distance) < self.threshold
 
     def save(self, path: str | Path, **info: Any) -> None:
-        """Write weights, architecture, preprocessing and `info` (plain values only) to one file.
-
-        Raises:
-            ModelError: the network was made `around` an encoder, which only its own code can make again.
-            UserError: the file cannot be written.
-        """
+        """Write weights, architecture, preprocessing and `info` (plain values only) to one file; not of a network that
+        was made `around` an encoder. Raises a UserError if the file cannot be written."""
         if self.architecture["backbone_model"] == ENCODER:
             raise ModelError(f"{path}: {ENCODER} cannot be saved here; keep its own file, and make it again")
         state = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
@@ -241,9 +247,8 @@ class SiameseNetwork(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SiameseNetwork:
-        """Load a network that `save` wrote, in eval mode; what was saved beside it is in `model.info`.
-
-        The file holds plain tensors and values, and cannot run code.
+        """Load a network that `save` wrote, in eval mode; what was saved beside it is in `model.info`. The file holds
+        plain tensors and values, and cannot run code.
 
         Raises:
             ModelError: no such file, or not a checkpoint of this project.
@@ -269,15 +274,8 @@ def embedding_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
 
 
 def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compare all images of a batch with each other, each pair once.
-
-    Args:
-        embeddings: shape (B, D).
-        labels: class of each image, shape (B,).
-
-    Returns:
-        Raw distances and pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,).
-    """
+    """Compare all images of a batch with each other, each pair once: embeddings (B, D), classes (B,) -> raw distances and
+    pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,)."""
     i, j = torch.triu_indices(len(labels), len(labels), offset=1).to(embeddings.device)
     return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
 

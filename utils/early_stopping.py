@@ -36,10 +36,9 @@ class EarlyStopping:
 def best_epoch(history: pd.DataFrame, first: int = 1, last: int | None = None) -> int:
     """Choose the epoch to keep: the one with the highest `valid_auc` and, among equals, the lowest `valid_loss`.
 
-    Args:
-        first: epochs before, counted from 1, are not candidates; if it is still to come, the latest epoch is kept.
-        last: the epoch that ends a schedule of the learning rate. Once it is there it is kept, whatever its score: on
-            few validation images, which epoch scores best is chance (docs/trials.md).
+    Epochs before `first`, counted from 1, are not candidates; if it is still to come, the latest is kept. `last` ends a
+    schedule of the learning rate. Once it is there it is kept, whatever its score: on few validation images, which
+    epoch scores best is chance (docs/trials.md).
     """
     if len(history) == last:
         return last

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.distributions import Normal
 
 from utils.images.folder import first_names
 from utils.images.synthetic import SYNTHETIC
-from utils.networks.pooling import CentredPooling
-from utils.Siamese import SiameseNetwork
+from utils.Siamese import AveragePooling, SiameseNetwork
 from utils.system.machine import choose_device, keep_freed_memory, seeded
 from utils.system.settings import Config
 
@@ -47,6 +48,29 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     if config.trained_path != config.checkpoints_path:
         note += ". You have not trained yet: this network comes with the project"
     return model, note
+
+
+class CentredPooling(AveragePooling):
+    """Mean over positions, less what it is on average over a network's training images: (N, C, h, w) -> (N, C).
+
+    Features are never negative, so any two images seem alike; without their mean, unrelated images are at a right
+    angle. `norm` is the batch normalisation, followed by ReLU6, that makes the map: its shift and scale are the mean
+    and standard deviation of what ReLU6 gets, taken as normally distributed.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        mean, std = norm.bias.detach(), norm.weight.detach().abs()
+        self.register_buffer("mean", expected_excess(mean, std, 0.0) - expected_excess(mean, std, 6.0))
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        return super().forward(activations) - self.mean
+
+
+def expected_excess(mean: torch.Tensor, std: torch.Tensor, limit: float) -> torch.Tensor:
+    """The mean of `max(y - limit, 0)` for normally distributed y, of the shape of `mean`."""
+    above, normal = (mean - limit) / std, Normal(0.0, 1.0)
+    return std * normal.log_prob(above).exp() + (mean - limit) * normal.cdf(above)
 
 
 def photographs_network(device: torch.device) -> SiameseNetwork:

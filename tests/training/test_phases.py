@@ -218,35 +218,12 @@ def test_gradients_are_clipped(config):
     assert moved.item() == pytest.approx(0.001, rel=0.01)
 
 
-@pytest.mark.parametrize("pairs, count", [("batch", 8), ("sampled", 16)])
-def test_a_loss_that_is_not_finite_stops_training_and_names_images_and_key(config, pairs, count):
-    trainer = started(config(training_pairs=pairs))
-    batch, inputs = first_batch(trainer)
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_key(config):
+    trainer = started(config())
     with torch.no_grad():
         trainer.model.head[0].bias.fill_(float("inf"))
-    with pytest.raises(TrainingError, match=r"epoch 1: .*lower hyperparameters.learning_rate \(0.003\)") as caught:
-        trainer.step(batch, inputs)
-    files = trainer.data.table.file[trainer.data.table.split == "train"].to_numpy()[images_of(batch)]
-    different = list(dict.fromkeys(files))
-    assert len(files) == count
-    assert str(caught.value).endswith(f"images: {', '.join(different[:3])} and {len(different) - 3} more")
-
-
-def test_of_a_batch_the_images_are_named_whose_embeddings_are_not_finite(config, monkeypatch):
-    trainer, normalize = started(config()), SiameseNetwork.normalize
-    batch, inputs = first_batch(trainer)
-    trainer.model.eval()  # or batch statistics would spread it
-
-    def spoil(model, images):
-        spoilt = normalize(model, images)
-        spoilt[5] = float("nan")
-        return spoilt
-
-    monkeypatch.setattr(SiameseNetwork, "normalize", spoil)
-    with pytest.raises(TrainingError) as caught:
-        trainer.step(batch, inputs)
-    file = trainer.data.table.file[trainer.data.table.split == "train"].iloc[batch[5]]
-    assert str(caught.value).endswith(f"images: {file}")
+    with pytest.raises(TrainingError, match=r"epoch 1: .*lower hyperparameters.learning_rate \(0.003\)"):
+        trainer.step(*first_batch(trainer))
 
 
 def test_a_gradient_that_is_not_finite_stops_training_too(config):

@@ -135,7 +135,7 @@ def test_a_process_with_other_images_than_the_first_says_so(config, monkeypatch)
     monkeypatch.setattr(Processes, "from_first", lambda self, value: first)
     file = config.data_path / table.file[table.split == "train"].iloc[0]
     Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
-    with pytest.raises(TrainingError, match="process 1 has other images or weights than the first; copy them"):
+    with pytest.raises(TrainingError, match="process 1 has other images or weights than the first; copy"):
         Trainer(config, table, Processes(1, 2))
 
 

@@ -1,1 +1,1 @@
-"""Networks: backbones, pooling, export."""
+"""Networks: backbones, and export."""

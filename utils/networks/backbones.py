@@ -210,7 +210,9 @@ def _blocks(model: nn.Module, image_size: tuple[int, int]) -> list[nn.Module]:
     """
     children = dict(model.named_children())
     ends = [place for place, child in enumerate(children) if child in ENDS]
-    blocks = list(_in_sequence(list(children.values())[: ends[0] if ends else None]))
+    blocks = list(children.values())[: ends[0] if ends else None]
+    while any(isinstance(block, nn.Sequential) for block in blocks):
+        blocks = [part for block in blocks for part in (block if isinstance(block, nn.Sequential) else [block])]
     images = torch.rand((1, 3, *image_size), generator=torch.Generator().manual_seed(0))
     with eval_mode(model):
         with suiting(image_size):
@@ -228,15 +230,6 @@ def _blocks(model: nn.Module, image_size: tuple[int, int]) -> list[nn.Module]:
 def _is_map(features: torch.Tensor, model: nn.Module) -> bool:
     """Tell a convolutional network's features (N, C, h, w) from tokens (N, T, C) and from maps (N, h, w, C)."""
     return features.ndim == 4 and features.shape[1] == model.num_features
-
-
-def _in_sequence(modules: Iterable[nn.Module]) -> Iterable[nn.Module]:
-    """List the blocks of nested Sequentials."""
-    for module in modules:
-        if isinstance(module, nn.Sequential):
-            yield from _in_sequence(module)
-        else:
-            yield module
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

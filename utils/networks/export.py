@@ -29,10 +29,8 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
 
     The file's metadata hold what a decision needs beside the embeddings, each as JSON: `margin`, `threshold`,
     `calibrated_threshold` (if the network has one), `image_size`, `fit`, `filter` and `antialias` of the resize, for
-    `pad` its `fill` (RGB in 0-255), and `classes`. Two images are similar if `||z1 - z2|| / margin < threshold`.
-
-    Raises:
-        ModelError: the packages that write ONNX are missing.
+    `pad` its `fill` (RGB in 0-255), and `classes`. Two images are similar if `||z1 - z2|| / margin < threshold`. Raises
+    a ModelError if the packages that write ONNX are missing.
     """
     try:
         import onnx

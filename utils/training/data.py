@@ -16,13 +16,9 @@ Batch = np.ndarray | Pairs  # positions of images, all of which are compared wit
 
 
 class TrainingData:
-    """The images, classes and pairs of the training and the validation split.
+    """The images, classes and pairs of the training and the validation split, of a table `file`, `label`, `split`.
 
     Images are in the cache, so a file that is deleted later stops no epoch. Printed lines name those that are lost.
-
-    Args:
-        table: the split: `file`, `label`, `split`.
-        frame: size of the images, and how they are fitted to it.
     """
 
     def __init__(self, config: Config, table: pd.DataFrame, frame: Frame) -> None:

@@ -46,9 +46,7 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
         One row per epoch, with the columns `results.HISTORY`.
 
     Raises:
-        ConfigError: a setting that this machine cannot fulfil.
-        DataError: images that cannot be read or split.
-        ModelError: the backbone, or its weights, cannot be loaded.
+        ConfigError, DataError, ModelError: a setting, the images or the backbone's weights cannot be used.
         TrainingError: another run trains in this folder, the loss is not finite, memory is too small, or processes have
             different images.
     """
@@ -95,7 +93,7 @@ class Trainer:
         self.data = TrainingData(config, table, self.model.frame)
         fingerprints, rank = self.data.fingerprints, self.processes.rank
         if fingerprints != self.processes.from_first(fingerprints):
-            raise TrainingError(f"process {rank} has other images or weights than the first; copy them, or share them")
+            raise TrainingError(f"process {rank} has other images or weights than the first; copy or share them")
         self.stopped = self.processes.from_first(unfinished(config, fingerprints) if rank == 0 else None)
         # Smaller batches make an epoch longer; the epochs stay as many.
         self.head_epochs = math.ceil(config.head_steps / self.data.steps(config))
@@ -174,8 +172,7 @@ class Trainer:
         gradient is not finite, and a RuntimeError if memory runs out."""
         parameters = [p for group in self.phase.optimizer.param_groups for p in group["params"]]
         own, penalty = self.processes.attempt(lambda: self.phase.embed(inputs))
-        embeddings = self.processes.gather(own, len(images_of(batch)))
-        loss = self.phase.loss(batch, embeddings)
+        loss = self.phase.loss(batch, self.processes.gather(own, len(images_of(batch))))
         objective = loss + penalty
         self.phase.optimizer.zero_grad()
         self.processes.attempt(lambda: objective.backward() if objective.requires_grad else None)
@@ -186,7 +183,9 @@ class Trainer:
             self.phase.scheduler.step()
         value, norm = torch.stack([loss.detach(), norm]).tolist()
         if not (math.isfinite(value) and math.isfinite(norm)):
-            raise self.phase.not_finite(len(self.results.history) + 1, batch, value, embeddings.detach())
+            key, what = self.phase.key, f"the loss ({value:g}), or its gradient, is not finite"
+            advice = f"lower hyperparameters.{key} ({getattr(self.options, key):g})"
+            raise TrainingError(f"epoch {len(self.results.history) + 1}: {what}; {advice}")
         return value
 
     def smaller_batches(self) -> int:

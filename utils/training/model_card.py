@@ -29,14 +29,8 @@ def write_model_card(
 def model_card(
     info: dict[str, Any], table: pd.DataFrame, history: pd.DataFrame, test: dict[str, Any] | None = None
 ) -> str:
-    """The model card as Markdown.
-
-    Args:
-        info: what is saved beside the network: `config`, `calibrated_threshold` and `epoch`, the epoch that was kept.
-        table: the split: `file`, `label`, `split`.
-        history: a row per epoch, as training leaves it.
-        test: scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: not measured yet.
-    """
+    """The model card as Markdown, of what training leaves, `info` beside the network, the split and a row per epoch, and
+    of the scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: not measured yet."""
     config = Config(**{key: value for key, value in info["config"].items() if key in Config.model_fields})  # of today
     counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
     few = [(number, f"{name} image") for number, name in zip(counts.sum()[1:], ("validation", "test"))]

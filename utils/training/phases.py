@@ -19,15 +19,13 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
-from utils.images.folder import first_names
 from utils.images.pairs import Pairs
 from utils.networks.backbones import TimmNetwork
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance, eval_mode
-from utils.system.errors import TrainingError
 from utils.system.machine import bfloat16_pays
 from utils.system.settings import Config
 from utils.training.augmentation import ImageLoader, Request, halved_boxes, occlude_halves
-from utils.training.data import Batch, TrainingData, images_of
+from utils.training.data import Batch, TrainingData
 from utils.training.processes import Processes
 
 HEAD_RATE = 1e-3  # peak learning rate of the head alone
@@ -83,7 +81,7 @@ class Phase:
             self.scheduler = ReduceLROnPlateau(self.optimizer, "max", plan.factor, plan.patience, min_lr=plan.min_lr)
 
     def loss(self, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
-        """The contrastive loss of a batch. Embeddings (B, D) are in the order of `images_of(batch)`."""
+        """The contrastive loss of a batch, whose embeddings (B, D) are in the order of `images_of(batch)`."""
         if isinstance(batch, Pairs):
             label = torch.from_numpy(batch.label).to(self.device)
             return self.contrastive(embedding_distance(*embeddings.chunk(2)), label)
@@ -99,15 +97,6 @@ class Phase:
         scores = score_pairs(dissimilarity.numpy(), pairs.label, self.config.threshold)
         valid = {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
         return valid, calibrate_threshold(dissimilarity.numpy(), pairs.label)
-
-    def not_finite(self, epoch: int, batch: Batch, loss: float, embeddings: torch.Tensor) -> TrainingError:
-        """The error of a step; it names up to three images, first of all those whose embeddings are not finite."""
-        files = self.data.table.file[self.data.table.split == "train"].to_numpy()[images_of(batch)]
-        broken = ~embeddings.isfinite().all(1).cpu().numpy()
-        files = list(dict.fromkeys(files[broken] if broken.any() else files))
-        key = f"hyperparameters.{self.key} ({getattr(self.options, self.key):g})"
-        what = f"epoch {epoch}: the loss of a batch ({loss:g}), or its gradient, is not finite"
-        return TrainingError(f"{what}; lower {key}, or look at its images: {first_names(files)}")
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain values and tensors."""

@@ -26,11 +26,7 @@ IGNORED |= {"on_bad_image"}
 
 
 def alone_in(folder: Path) -> AbstractContextManager:
-    """Keep other runs out of a folder of results. When this process ends, however it ends, the system lets them in.
-
-    Raises:
-        TrainingError: another run is training there, or the folder cannot be written to.
-    """
+    """Keep other runs out of a folder of results. When this process ends, however it ends, the system lets them in."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / ".lock", mode=0o666).acquire(timeout=0)  # 666: another user may be the next
@@ -40,14 +36,9 @@ def alone_in(folder: Path) -> AbstractContextManager:
 
 
 def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
-    """Find the run of these settings and images that was stopped: its checkpoint, `last.pth`; `None` if there is none.
-
-    A `last.pth` of another stopped run is put aside, as `last-<date>.pth`. That run is found again once its settings
-    are back. Prints what it does.
-
-    Args:
-        data: the fingerprints of today's images, as in `TrainingData`.
-    """
+    """Find the run of these settings and images, by their fingerprints `data`, that was stopped: its checkpoint,
+    `last.pth`; `None` if there is none. That of another stopped run is put aside, as `last-<date>.pth`, and found again
+    once its settings are back. Prints what it does."""
     last = config.checkpoints_path / "last.pth"
     for path in [last, *sorted(last.parent.glob("last-*.pth"), reverse=True)]:
         if not path.exists():
@@ -81,12 +72,7 @@ def _changed(run: dict[str, Any], config: Config, data: dict[str, list]) -> list
 
 class Results:
     """The files of a run: `model.pth` (best epoch), its model card `README.md`, `last.pth`, `history.csv`, `config.yml`
-    and `split.csv`.
-
-    Args:
-        table: the split, of the images that could be read: `file`, `label`, `split`.
-        first, last: as in `best_epoch`.
-    """
+    and `split.csv`, the `table` of images that could be read; `first` and `last` are as in `best_epoch`."""
 
     def __init__(self, config: Config, table: pd.DataFrame, first: int, last: int | None) -> None:
         self.config, self.table, self.first, self.last = config, table, first, last
@@ -100,10 +86,8 @@ class Results:
         return pd.DataFrame(self.history, columns=HISTORY)
 
     def keep(self, model: SiameseNetwork, threshold: float, run: dict[str, Any]) -> None:
-        """Write the files of a finished epoch; those of the best network only if this epoch is the best so far.
-
-        A stopped run goes on from `run`, the trainer's state, the history and the best network.
-        """
+        """Write the files of a finished epoch; those of the best network only if this epoch is the best so far. A
+        stopped run goes on from `run`, the trainer's state, the history and the best network."""
         best = best_epoch(self.frame(), self.first, self.last) == len(self.history)
         if best:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
@@ -114,10 +98,8 @@ class Results:
         self.write(model if best else None)
 
     def restore(self, model: SiameseNetwork, run: dict[str, Any], write: bool) -> None:
-        """Go back to where a run was stopped.
-
-        Its files are written again: it may have been killed between two of them, or another run has replaced them.
-        """
+        """Go back to where a run was stopped. Its files are written again: it may have been killed between two of them,
+        or another run has replaced them."""
         self.history, self.best = run["history"], run["best"]
         if write:
             model.load_state_dict(self.best["state_dict"])
