@@ -21,8 +21,7 @@ from utils.dataset import read_split
 from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings, randomisation_check
 from utils.evaluate.localisation import load_masks, localisation_table, pointing_game
 from utils.evaluate.scores import measure_split, score_pairs
-from utils.explain.matching import strongest_matches
-from utils.explain.occlusion import region_effects
+from utils.explain.occlusion import region_effects, strongest_matches
 from utils.explain.removal import Interventions
 from utils.Grad_CAM import explain_pairs
 from utils.images.pairs import PAIR_LABELS, Pairs, evenly_spaced_pairs

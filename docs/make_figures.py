@@ -16,7 +16,7 @@ from PIL import Image
 
 from utils.compare.comparison import Comparison
 from utils.config import load_config
-from utils.explain.what_if import MAPS
+from utils.explain.removal import MAPS
 from utils.imshow import show_explanation
 from utils.models import load_trained
 from utils.Siamese import SiameseNetwork

@@ -9,8 +9,8 @@ from PIL import Image
 from samples import config_in
 
 from utils.evaluate.audit import audit
-from utils.explain.matching import Match
-from utils.explain.what_if import WhatIf
+from utils.explain.occlusion import Match
+from utils.explain.removal import WhatIf
 from utils.figures.drawing import overlay, short
 from utils.figures.style import COLORMAP, OPACITY
 from utils.Grad_CAM import Explanation

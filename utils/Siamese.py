@@ -274,8 +274,8 @@ def embedding_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
 
 
 def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compare all images of a batch with each other, each pair once: embeddings (B, D), classes (B,) -> raw distances and
-    pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,)."""
+    """Compare all images of a batch with each other, each pair once: embeddings (B, D) and classes (B,) -> raw
+    distances and pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,)."""
     i, j = torch.triu_indices(len(labels), len(labels), offset=1).to(embeddings.device)
     return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
 

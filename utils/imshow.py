@@ -12,9 +12,8 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image, ImageFilter
 
 from utils.evaluate.audit import Audit
-from utils.explain.matching import Match
-from utils.explain.removal import BLUR_SIGMA
-from utils.explain.what_if import MAPS, WhatIf
+from utils.explain.occlusion import Match
+from utils.explain.removal import BLUR_SIGMA, MAPS, WhatIf
 from utils.figures.drawing import draw_map, explained_image, inside, line_around, mark_matches, mask_of, short
 from utils.figures.style import COLORMAP, HEATMAP, NUMBERS
 from utils.Grad_CAM import Explanation

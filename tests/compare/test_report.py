@@ -16,8 +16,7 @@ from sklearn.datasets import load_sample_image
 from utils import __main__ as command_line
 from utils.compare.comparison import Comparison
 from utils.compare.report import MOST, page
-from utils.explain.matching import WEAKEST_MATCH
-from utils.explain.occlusion import GRID, WINDOWS, all_windows, regression
+from utils.explain.occlusion import GRID, WEAKEST_MATCH, WINDOWS, all_windows, regression
 from utils.explain.removal import strongest_region
 from utils.figures.drawing import explained_image
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL

@@ -9,10 +9,16 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.compare.choosing import distinct_names
-from utils.explain.matching import Match, matching_regions
-from utils.explain.occlusion import RegionEffects, correlation, joined, region_effects, region_sums
-from utils.explain.removal import embed_in_parts
-from utils.explain.what_if import WhatIf, what_if
+from utils.explain.occlusion import (
+    Match,
+    RegionEffects,
+    correlation,
+    joined,
+    matching_regions,
+    region_effects,
+    region_sums,
+)
+from utils.explain.removal import WhatIf, embed_in_parts, what_if
 from utils.Grad_CAM import Explanation, explain, explain_effects
 from utils.images.pairs import Pairs, used_images
 from utils.images.reading import read_image, shrink
@@ -117,7 +123,7 @@ class Comparison:
         return matching_regions(self.effects_of(first, second), 0, 1, boxes, self.model.image_size)
 
     def what_if(self, first: int, second: int) -> WhatIf:
-        """Put the maps of one pair to the test, see `utils.explain.what_if`."""
+        """Put the maps of one pair to the test, see `utils.explain.removal`."""
         explanation = self.explain(first, second)
         maps = torch.stack([explanation.factual[0], explanation.counterfactual[0]], dim=1)
         boxes = self.boxes[first], self.boxes[second]

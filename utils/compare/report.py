@@ -17,8 +17,7 @@ from PIL import Image
 
 from utils.compare.choosing import names_with_folders, pair_folder
 from utils.compare.comparison import Comparison
-from utils.explain.matching import WEAKEST_MATCH
-from utils.explain.occlusion import GRID, WINDOWS, in_few_dimensions, regression
+from utils.explain.occlusion import GRID, WEAKEST_MATCH, WINDOWS, in_few_dimensions, regression
 from utils.explain.removal import REGION_SHARE
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL

@@ -14,8 +14,7 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.localisation import centred_gaussian
 from utils.explain.occlusion import correlation
-from utils.explain.removal import Interventions, pixel_ranks, randomly_moved, strongest_region
-from utils.explain.what_if import MAPS
+from utils.explain.removal import MAPS, Interventions, pixel_ranks, randomly_moved, strongest_region
 from utils.Grad_CAM import Explanation, explain
 from utils.images.pairs import PAIR_LABELS
 from utils.Siamese import SiameseNetwork, eval_mode

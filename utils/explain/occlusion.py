@@ -1,4 +1,5 @@
-"""What happens to an embedding when a region of the image is occluded: measured once per image, for any partner."""
+"""What happens to an embedding when a region of the image is occluded, measured once per image, for any partner; and
+which regions of a pair match by that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 
 from utils.explain.incremental import BATCH_SIZE, IncrementalEmbedder, local_stages
 from utils.explain.removal import blur
+from utils.images.frame import Box
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.machine import keep_freed_memory
 
@@ -27,6 +29,8 @@ class Windows(NamedTuple):
 WINDOWS = (Windows(side=0.35, per_side=6, noise=2.0), Windows(side=0.18, per_side=8, noise=0.7))
 GRID = 32  # positions of a map along each side
 KERNEL_LENGTH = 0.05  # standard deviation of the regression's Gaussian kernel, as a share of the image's sides
+MATCH_DISTANCE = 0.2  # share of a map's longer side; positions nearer to a chosen match than this belong to it
+WEAKEST_MATCH = 0.3  # share of the strongest match; weaker ones are not shown
 ROUNDING_ERROR = 1e-5  # share of an embedding's length; a smaller effect counts as zero
 
 
@@ -214,3 +218,56 @@ def _cover(extents: torch.Tensor, pixels: int) -> torch.Tensor:
     starts, ends = extents.double().T[..., None]
     overlap = torch.minimum(ends, edges[1:]) - torch.maximum(starts, edges[:-1])
     return overlap.clamp(min=0) * GRID / pixels
+
+
+class Match(NamedTuple):
+    """Two regions that match: their centres, (row, column) as shares of each image's sides, and their interaction."""
+
+    first: tuple[float, float]
+    second: tuple[float, float]
+    strength: float
+
+
+def matching_regions(
+    effects: RegionEffects, first: int, second: int, boxes: tuple[Box, Box], image_size: tuple[int, int]
+) -> list[Match]:
+    """Find the strongest matches between two images, by their positions in `effects`; `boxes` are the part of the
+    network's frame, of `image_size` in pixels, that each image fills. Centres are shares of the images' sides."""
+    interaction = effects.interaction(first, second).cpu()
+    filled = torch.zeros(2, *image_size)
+    for frame, box in zip(filled, boxes):
+        frame[box.slices] = 1
+    inside = F.adaptive_max_pool2d(filled, interaction.shape[:2]) > 0
+    interaction *= inside[0][:, :, None, None] & inside[1]
+
+    def in_image(centre: tuple[float, float], box: Box) -> tuple[float, float]:
+        row, column = (share * side for share, side in zip(centre, image_size))
+        return min(max((row - box.top) / box.height, 0.0), 1.0), min(max((column - box.left) / box.width, 0.0), 1.0)
+
+    matches = strongest_matches(interaction)
+    return [Match(in_image(m.first, boxes[0]), in_image(m.second, boxes[1]), m.strength) for m in matches]
+
+
+def strongest_matches(interaction: torch.Tensor, count: int = 4) -> list[Match]:
+    """Find the pairs of positions with the largest interaction (h, w, h, w), the strongest first.
+
+    Positions nearer than `MATCH_DISTANCE` to a match, in its image, belong to it and start no other. Matches weaker
+    than `WEAKEST_MATCH` times the strongest are left out, so there may be fewer than `count`; none where no interaction
+    is positive.
+    """
+    shape = interaction.shape[:2]
+    remaining, matches = interaction.clone(), []
+    least = WEAKEST_MATCH * interaction.max().clamp(min=0)
+    while len(matches) < count and remaining.max() > least:
+        at = [int(i) for i in torch.unravel_index(remaining.argmax(), remaining.shape)]
+        centres = [tuple((i + 0.5) / side for i, side in zip(position, shape)) for position in (at[:2], at[2:])]
+        matches.append(Match(*centres, strength=float(remaining.max())))
+        remaining[_near(at[:2], shape)] = 0
+        remaining[:, :, _near(at[2:], shape)] = 0
+    return matches
+
+
+def _near(position: list[int], shape: tuple[int, int]) -> torch.Tensor:
+    """The positions of a map (h, w) that belong to a match at `position`, bool of shape (h, w)."""
+    rows, columns = torch.arange(shape[0])[:, None], torch.arange(shape[1])
+    return (rows - position[0]) ** 2 + (columns - position[1]) ** 2 < (MATCH_DISTANCE * max(shape)) ** 2

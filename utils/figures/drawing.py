@@ -10,10 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import ConnectionPatch, Ellipse
 from PIL import Image, ImageFilter
 
-from utils.explain.matching import MATCH_DISTANCE, Match
-from utils.explain.occlusion import GRID
-from utils.explain.removal import strongest_region
-from utils.explain.what_if import MAPS
+from utils.explain.occlusion import GRID, MATCH_DISTANCE, Match
+from utils.explain.removal import MAPS, strongest_region
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, WEAK
 from utils.Grad_CAM import Explanation
 from utils.images.frame import Box

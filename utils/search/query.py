@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from utils.compare.comparison import Comparison
-from utils.explain.matching import Match
-from utils.explain.occlusion import effects_of_regions
+from utils.explain.occlusion import Match, effects_of_regions
 from utils.models import network_for
 from utils.search.build import INDEX, place_of
 from utils.search.store import Index, about

@@ -29,7 +29,7 @@ def write_model_card(
 def model_card(
     info: dict[str, Any], table: pd.DataFrame, history: pd.DataFrame, test: dict[str, Any] | None = None
 ) -> str:
-    """The model card as Markdown, of what training leaves, `info` beside the network, the split and a row per epoch, and
+    """The model card as Markdown, of what training leaves (`info` beside the network, the split, a row per epoch), and
     of the scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: not measured yet."""
     config = Config(**{key: value for key, value in info["config"].items() if key in Config.model_fields})  # of today
     counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
