@@ -29,6 +29,7 @@ def run(arguments):
 
 
 COMMANDS = re.findall(r"^    (\w+)", run(["--help"])[1], re.MULTILINE)
+assert {"audit", "download", "train"} <= set(COMMANDS)
 OPTIONS = sorted({option for command in COMMANDS for option in re.findall(r"--\w+", run([command, "--help"])[1])})
 # A name of a file may hold anything but line breaks, which nobody types; surrogates stand for bytes that are no text.
 TEXT = st.text(st.characters(exclude_categories=["Cc", "Zl", "Zp"]), max_size=6)
@@ -66,10 +67,6 @@ def place(tmp_path_factory):
         patch.setattr(training, "train", lambda config: pytest.fail("not in this test"))
         patch.setattr(command_line, "_train", lambda options, config: print(f"training on {config.dataset}"))
         yield folder
-
-
-def test_commands_and_options_are_found():
-    assert {"audit", "download", "train"} <= set(COMMANDS) and {"--config", "--help"} <= set(OPTIONS)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -8,46 +8,29 @@ import yaml
 
 from utils.config import load_config
 from utils.system.errors import ConfigError
-from utils.system.settings import Config
+from utils.system.settings import Config, Hyperparameters, ImageOptions
 
 pytest.importorskip("hypothesis", reason="pip install -r requirements-dev.txt")
 from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-
-def keys(section=Config):
-    """Every key of the schema, those of its sections too."""
-    for name, field in section.model_fields.items():
-        yield name
-        if hasattr(field.annotation, "model_fields"):  # a section; `tuple[int, int]` is no class before Python 3.11
-            yield from keys(field.annotation)
-
-
-VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=8),
-    st.dates(),
-    st.binary(max_size=4),
-    st.sampled_from(["auto", "skip", "../x", "a/b", "~nobody/x", "\0", "1e-3", "[1", "^(", "(a)", "é" * 300]),
-)
-NAMES = st.one_of(st.sampled_from([*keys(), "datasets", "Synthetic"]), VALUES.filter(lambda value: value is not None))
+WORDS = ["auto", "skip", "../x", "a/b", "~nobody/x", "\0", "1e-3", "[1", "^(", "(a)", "é" * 300]
+SCALARS = [st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates(), st.binary(max_size=4)]
+VALUES = st.one_of(*SCALARS, st.sampled_from(WORDS))
+SECTIONS = [Config, ImageOptions, Hyperparameters]
+KEYS = [key for section in SECTIONS for key in section.model_fields]
+NAMES = st.one_of(st.sampled_from([*KEYS, "datasets", "Synthetic"]), VALUES.filter(lambda value: value is not None))
 TREES = st.recursive(
     VALUES,
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=5)),
     max_leaves=12,
 )
+TOKENS = [": ", "- ", "{", "}", "[", "]", "&a ", "*a", "<<", "!!python/name:os.system ", "\n", "a", "1"]
 FILES = st.one_of(
     st.dictionaries(NAMES, TREES, max_size=8).map(lambda tree: yaml.dump(tree, allow_unicode=True).encode()),
     TREES.map(lambda tree: yaml.dump(tree).encode("utf-16")),
     st.text(alphabet=st.characters(codec="utf-8"), max_size=60).map(str.encode),
-    st.lists(
-        st.sampled_from([": ", "- ", "{", "}", "[", "]", "&a ", "*a", "<<", "!!python/name:os.system ", "\n", "a", "1"])
-    )
-    .map("".join)
-    .map(str.encode),
+    st.lists(st.sampled_from(TOKENS)).map("".join).map(str.encode),
     st.binary(max_size=60),
 )
 
@@ -58,10 +41,8 @@ FILES = st.one_of(
 @example(content=b"&a {dataset: *a}", dataset=None)
 @example(content=b"<<: 1", dataset=None)
 @example(content=b"? [a]\n: b", dataset=None)
-@example(content=b"group_pattern: '(('", dataset=None)
 @example(content=b"dataset: x\nimage: {size: [.inf, 1e999]}", dataset=None)
 @example(content="dataset: Blumen\nmargin: zwölf".encode("gbk", "ignore"), dataset=None)
-@example(content=b"seed: 1e400\ndataset: x", dataset=None)
 @example(content=b"seed: 99999999999999999999999999\ndataset: x", dataset=None)
 @example(content=b"dataset: x\ndata_path: ~nobody_at_all/x", dataset=None)
 def test_any_file_gives_a_config_or_a_config_error(content, dataset):

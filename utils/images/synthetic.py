@@ -65,10 +65,14 @@ def scene(label: int, rng: np.random.Generator, intruder: int | None = None) -> 
     """Draw one scene, with sides of 96 to 160 pixels, of a class and perhaps with an intruder of another one, both as
     positions in `CLASSES`."""
     height, width = rng.integers(96, 161, 2)
-    canvas = _background(height, width, rng)
+    patches = Image.fromarray(rng.uniform(90, 190, (*rng.integers(3, 8, 2), 3)).astype(np.uint8))  # soft, muted
+    canvas = np.array(patches.resize((width, height), Image.Resampling.BICUBIC), dtype=float)  # (H, W, 3) in 0-255
     for _ in range(rng.integers(3, 7)):
         shape = _clutter_shape(height, width, rng)
-        canvas[shape] = _shaded(rng.uniform(60, 220, 3), shape, rng)[shape]
+        y, x = np.mgrid[:height, :width]
+        colour, slope = rng.uniform(60, 220, 3), rng.uniform(-0.6, 0.6, 2)  # shaded from side to side
+        shaded = colour + (slope[0] * (y - y.mean()) + slope[1] * (x - x.mean()))[..., None]
+        canvas[shape] = shaded[shape]
     radius = min(height, width) * rng.uniform(0.15, 0.19)
     place = _place(height, width, radius, rng)
     masks = [_draw_disc(canvas, CLASSES[label], *place, radius, rng), None]
@@ -93,16 +97,12 @@ def _draw_disc(
     """Draw a class's disc onto `canvas`, float (H, W, 3) in 0-255; returns its mask."""
     y, x = np.mgrid[: canvas.shape[0], : canvas.shape[1]]
     disc = (y - y0) ** 2 + (x - x0) ** 2 <= radius**2
-    dark, light = _two_colours(rng)
+    dark = light = np.zeros(3)
+    while light.mean() - dark.mean() <= 110:  # colours that differ clearly in brightness
+        dark, light = rng.uniform(0, 255, (2, 3))
     ink = _texture(name, y - y0, x - x0, radius, rng)[..., None]
     canvas[disc] = (ink * dark + (1 - ink) * light)[disc]
     return Image.fromarray((255 * disc).astype(np.uint8))
-
-
-def _background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw soft patches of random muted colours, float (H, W, 3) in 0-255."""
-    coarse = rng.uniform(90, 190, (*rng.integers(3, 8, 2), 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=float).copy()
 
 
 def _clutter_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -113,21 +113,6 @@ def _clutter_shape(height: int, width: int, rng: np.random.Generator) -> np.ndar
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     a, b = min(height, width) * rng.uniform(0.06, 0.22, 2)
     return (u / a) ** 2 + (v / b) ** 2 <= 1 if rng.random() < 0.5 else (abs(u) <= a) & (abs(v) <= b)
-
-
-def _shaded(colour: np.ndarray, shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shade a colour from one side of the image to the other, float (H, W, 3)."""
-    y, x = np.mgrid[: shape.shape[0], : shape.shape[1]]
-    slope = rng.uniform(-0.6, 0.6, 2)
-    return colour + (slope[0] * (y - y.mean()) + slope[1] * (x - x.mean()))[..., None]
-
-
-def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw two random colours that differ clearly in brightness."""
-    while True:
-        dark, light = rng.uniform(0, 255, (2, 3))
-        if light.mean() - dark.mean() > 110:
-            return dark, light
 
 
 def _texture(name: str, y: np.ndarray, x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
