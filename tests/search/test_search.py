@@ -20,8 +20,7 @@ from utils.images.reading import read_image
 from utils.search import build as building
 from utils.search import store
 from utils.search.build import build_index
-from utils.search.figure import show_hits
-from utils.search.query import export_parquet, find_index, search
+from utils.search.query import export_parquet, find_index, search, show_hits
 from utils.search.store import Index
 from utils.system.errors import DataError, SearchError, UserError
 

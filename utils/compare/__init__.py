@@ -4,8 +4,7 @@ from utils.system.lazy import lazy_getattr
 
 __getattr__ = lazy_getattr(
     __name__,
-    choosing="choose_pair images_to_compare pair_folder",
     chooser="show_chooser",
-    comparison="Comparison describe explained_pairs",
+    comparison="Comparison choose_pair describe explained_pairs images_to_compare pair_folder",
     evidence="crops_of original_regions",
 )

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.compare.choosing import names_with_folders, pair_folder
-from utils.compare.comparison import Comparison
+from utils.compare.comparison import Comparison, names_with_folders, pair_folder
 from utils.explain.occlusion import GRID, WEAKEST_MATCH, WINDOWS, in_few_dimensions, regression
 from utils.explain.removal import REGION_SHARE
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK

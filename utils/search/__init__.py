@@ -5,7 +5,6 @@ from utils.system.lazy import lazy_getattr
 __getattr__ = lazy_getattr(
     __name__,
     build="INDEX build_index place_of",
-    figure="MOST_ROWS show_hits",
-    query="export_parquet find_index search",
+    query="MOST_ROWS export_parquet find_index search show_hits",
     store="Index",
 )
