@@ -88,7 +88,7 @@ def show_explanation(
     similar = bool(explanation.is_similar[0])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
     images = tuple(shrink(image) for image in images)
-    figure, axes = _rows_of_panels(images, names, columns=3, width=7.2, titles=0.6)
+    figure, axes = rows_of_panels(images, names, columns=3, width=7.2, titles=0.6)
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, map_name in enumerate(MAPS):
@@ -118,16 +118,16 @@ def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
     return figure
 
 
-def _rows_of_panels(
-    images: tuple[Image.Image, Image.Image], names: tuple[str, str], columns: int, width: float, titles: float
+def rows_of_panels(
+    images: Sequence[Image.Image], names: Sequence[str], columns: int, width: float, titles: float, height: float = 2.1
 ) -> tuple[Figure, np.ndarray]:
     """Make empty panels, a named row for each image, whose height follows its aspect ratio; sizes in inches."""
     heights = [min(1.6, max(0.55, image.height / image.width)) for image in images]
-    size = (width, 2.1 * sum(heights) + titles)
-    figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights})
-    for row, name, height in zip(axes, names, heights):
-        row[0].set_ylabel(short(name, min(26, round(26 * height))), fontsize=9)  # along the side of a low image, too
-    plt.setp(axes, xticks=[], yticks=[])
+    options = {"layout": "constrained", "squeeze": False, "gridspec_kw": {"height_ratios": heights}}
+    figure, axes = plt.subplots(len(images), columns, figsize=(width, height * sum(heights) + titles), **options)
+    for row, name, share in zip(axes, names, heights):
+        row[0].set_ylabel(short(name, min(26, round(26 * share))), fontsize=9)  # along the side of a low image, too
+    plt.setp(axes, xticks=[], yticks=[], anchor="N")
     sns.despine(figure, left=True, bottom=True)
     return figure, axes
 
@@ -137,7 +137,7 @@ def show_what_if(
 ) -> Figure:
     """Show each image with its factual and with its counterfactual region blurred, and how the similarity changes."""
     images = tuple(shrink(image) for image in images)
-    figure, axes = _rows_of_panels(images, names, columns=2, width=4.9, titles=1.0)
+    figure, axes = rows_of_panels(images, names, columns=2, width=4.9, titles=1.0)
     for row, image in enumerate(images):
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR_SIGMA * max(image.size)))
         for column, map_name in enumerate(MAPS):

@@ -5,10 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -17,6 +15,7 @@ from utils.compare.comparison import Comparison
 from utils.explain.occlusion import Match, effects_of_regions
 from utils.figures.drawing import draw_map, mark_matches, short, write_inside
 from utils.images.reading import shrink
+from utils.imshow import rows_of_panels
 from utils.models import network_for
 from utils.search.build import INDEX, place_of
 from utils.search.store import Index, about
@@ -106,17 +105,8 @@ def show_hits(found: Found) -> Figure:
     query, hits = shrink(found.query, 320), found.hits[:MOST_ROWS]
     grey = Image.new("RGB", query.size, "lightgrey")
     images = [shrink(hit.pair["images"][1], 320) if hit.pair else grey for hit in hits]
-    heights = [min(1.6, max(0.55, query.height / query.width, im.height / im.width)) for im in images]
-    figure, axes = plt.subplots(
-        len(images),
-        len(TITLES),
-        figsize=(9.2, 1.45 * sum(heights) + 0.25 * len(images) + 0.5),
-        layout="constrained",
-        squeeze=False,
-        gridspec_kw={"height_ratios": heights},
-    )
-    plt.setp(axes, xticks=[], yticks=[], anchor="N")
-    sns.despine(figure, left=True, bottom=True)
+    higher = [max(query, image, key=lambda one: one.height / one.width) for image in images]
+    figure, axes = rows_of_panels(higher, [], len(TITLES), 9.2, 0.25 * len(hits) + 0.5, height=1.45)
     for axis, title in zip(axes[0], TITLES):
         axis.set_title(title, fontsize=8)
     for rank, (row, hit, image) in enumerate(zip(axes, hits, images), start=1):
