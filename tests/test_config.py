@@ -208,12 +208,12 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
         ("imgae: {size: [32, 32]}", "imgae", ["unknown key", "did you mean 'image'?"]),
         ("image: {normalization: {men: [0, 0, 0]}}", "image.normalization.men", ["did you mean 'mean'?"]),
         ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
-        ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["whole number", "got '1.5'"]),
+        ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["valid integer", "got '1.5'"]),
         ("seed: null", "seed", ["integer", "got None"]),
         ("hyperparameters: {learning_rate: .nan}", "hyperparameters.learning_rate", ["number", "got '.nan'"]),
         ("pretrained: maybe", "pretrained", ["True or False", "got 'maybe'"]),
         ("test_size: 1", "test_size", ["less than 1", "got '1'"]),
-        ("image: {size: [224, 224, 3]}", "image.size", ["too many numbers", "got ['224', '224', '3']"]),
+        ("image: {size: [224, 224, 3]}", "image.size", ["at most 2 items", "got ['224', '224', '3']"]),
         ("image: {size: 224}", "image.size", ["a list such as [224, 224]", "got '224'"]),
         ("on_bad_image: stop", "on_bad_image", ["'skip' or 'error'", "got 'stop'"]),
         ("image: {size: [224, 8]}", "image.size.1", ["16", "got '8'"]),
@@ -248,8 +248,8 @@ def test_every_problem_gets_a_line(error_lines):
         (BLOCKS.replace("dataset: Small", "dataset: Absent"), None, ["'Absent'", "Small, Elsewhere, Mine"]),
         (BLOCKS.replace("dataset: Small", ""), None, ["missing", "Small, Elsewhere, Mine"]),
         ("seed: 1", None, ["missing", "Data/"]),
-        (PUBLIC, "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),  # or it would train on the flowers under another name
-        ("dataset: Flowers", "Skin_cancer", ["'Skin_cancer'", "'Flowers'"]),
+        (PUBLIC, "Skin_cancer", ["'Skin_cancer'", "Flowers"]),  # or it would train on the flowers under another name
+        ("dataset: Flowers", "Skin_cancer", ["'Skin_cancer'", "Flowers"]),
         ("dataset: a/b", None, ["plain name", "'a/b'"]),
         ("dataset: a?b", None, ["plain name", "'a?b'"]),  # Windows forbids it
         ("dataset: ..", None, ["plain name", "'..'"]),

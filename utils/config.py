@@ -122,14 +122,9 @@ def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict
     name = str(dataset or own)
     if not name:
         raise ConfigError(f"{path}: dataset: missing; name one of {', '.join(blocks) or 'your folders under Data/'}")
-    if blocks and name not in blocks:
+    if name not in (known := list(blocks) or [own or name]):
         raise ConfigError(
-            f"{path}: dataset: no block named '{name}' under datasets: (there are {', '.join(blocks)}); add one"
-        )
-    if not blocks and own and name != own:
-        raise ConfigError(
-            f"{path}: dataset: '{name}' was asked for, but the file is for '{own}'; "
-            f"add a block '{name}' under datasets:"
+            f"{path}: dataset: no block named '{name}' under datasets: (the file is for {', '.join(known)}); add one"
         )
     return _merge(raw, blocks.get(name) or {}) | {"dataset": name}
 
@@ -146,10 +141,7 @@ def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 PLAIN_MESSAGES = {
     "model_type": "should be a block of settings, indented below the key; fill it or delete the key",
     "path_type": "should be a path",
-    "int_parsing": "should be a whole number",
-    "float_parsing": "should be a number",
     "tuple_type": "should be a list such as [224, 224]",
-    "too_long": "too many numbers",
     "missing": "a number is missing",  # of a list, as every key has a default
     "bool_parsing": "should be True or False",
     "string_pattern_mismatch": "should be a plain name, without / or \\, and not begin with a dot or space",
