@@ -3,6 +3,7 @@
 python -m docs.make_configuration
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -46,7 +47,7 @@ def values(field: FieldInfo) -> str:
         return ", ".join(f"`{word}`" for word in get_args(annotation))
     if annotation is bool:
         return "`True`, `False`"
-    kinds = {int: "whole number", float: "number", str: "text", Path: "path"}
+    kinds = {int: "whole number", float: "number", str: "text", re.Pattern: "text", Path: "path"}
     parts = get_args(annotation) or (annotation,)
     if get_origin(annotation) is tuple:
         kind, metadata = f"{len(parts)} {kinds[_plain(parts[0])]}s", getattr(parts[0], "__metadata__", ())

@@ -219,7 +219,7 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
         ("image: {size: [224, 8]}", "image.size.1", ["16", "got '8'"]),
         ("image:", "image", ["a block of settings", "got None"]),
         ("data_path:", "data_path", ["a path", "got None"]),
-        ("group_pattern: '([a-z'", "group_pattern", ["should be a regular expression"]),
+        ("group_pattern: '([a-z'", "group_pattern", ["should be a valid regular expression"]),
         ("group_pattern: '^(a)_(b)'", "group_pattern", ["one pair of brackets"]),
         ("hyperparameters: {epochs: 0}", "hyperparameters.epochs", ["0 trains nothing here; use 1 or more, or pre"]),
         ("weights: nowhere.pth", "weights", ["there is nothing", "got 'nowhere.pth'"]),

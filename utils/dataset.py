@@ -37,7 +37,7 @@ def group_images(table: pd.DataFrame, fingerprints: pd.DataFrame, config: Config
         groups = join(groups, positions.to_numpy(), firsts.fillna(positions).to_numpy(int))
         if captured.isna().all():
             notes.append(
-                f"group_pattern: {config.group_pattern!r} is in no file name, so it groups nothing; "
+                f"group_pattern: {config.group_pattern.pattern!r} is in no file name, so it groups nothing; "
                 "correct it in config.yml"
             )
         if crossing := captured[table.label.groupby(captured).transform("nunique") > 1].unique().tolist():

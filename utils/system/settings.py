@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "shipped"  # trained networks that come with the project
 
@@ -25,6 +25,12 @@ def _existing(path: Path) -> Path:
     if not os.path.exists(path):
         raise ValueError("should be a path that exists, but there is nothing")
     return path
+
+
+def _captures_once(pattern: re.Pattern) -> re.Pattern:
+    if pattern.groups != 1:
+        raise ValueError("should have one pair of brackets ( ) around the part of the path that a group shares")
+    return pattern
 
 
 Existing = Annotated[Path, AfterValidator(_existing)]
@@ -171,7 +177,7 @@ class Config(Section):
     """share of every class's images for testing"""
     valid_size: Fraction = 0.1
     """share of the rest for validation"""
-    group_pattern: str | None = None
+    group_pattern: Annotated[re.Pattern, AfterValidator(_captures_once)] | None = None
     """regular expression with one `( )` group, searched in the path below the class folder, as `patient_7/left.png`,
     and otherwise in the file name: files that agree in it, such as views of one object, stay in one split, also across
     classes"""
@@ -190,17 +196,6 @@ class Config(Section):
     """whether `auto` may take a GPU"""
     gpu: Annotated[int, Field(ge=0)] = 0
     """which one, numbered as in nvidia-smi"""
-
-    @field_validator("group_pattern")
-    @classmethod
-    def _pattern_captures(cls, pattern: str | None) -> str | None:
-        try:
-            groups = re.compile(pattern or "()").groups
-        except re.error as error:
-            raise ValueError(f"should be a regular expression, but is not a valid one ({error})") from None
-        if groups != 1:
-            raise ValueError("should have one pair of brackets ( ) around the part of the path that a group shares")
-        return pattern
 
     @property
     def transfer(self) -> bool:
