@@ -307,10 +307,3 @@ def test_all_pairs_equals_a_loop():
     looped = [(torch.dist(z[i], z[j]).item(), int(labels[i] != labels[j])) for i in range(5) for j in range(i + 1, 5)]
     assert distance.tolist() == pytest.approx([d for d, _ in looped], abs=1e-5)
     assert label.tolist() == [k for _, k in looped]
-
-
-def test_a_network_is_what_its_documents_say_by_default():
-    model = SiameseNetwork("Conv4")
-    assert ContrastiveLoss().margin == model.margin == 2 and model.threshold == 0.5
-    assert model.image_size == (224, 224) and not model.normalize_embeddings
-    assert not {"mean", "std"} & model.state_dict().keys()  # known from the architecture

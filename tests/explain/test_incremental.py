@@ -91,16 +91,6 @@ def test_the_farthest_channel_counts_and_the_farther_direction(kernel):
     assert [(stage.before, stage.after) for stage in local_stages(model)] == [(2, 2)]
 
 
-@pytest.mark.parametrize("border", [(45, 0), (0, 48)], ids=["before", "after"])
-def test_blocks_that_carry_a_change_to_one_end_are_no_stage(border):
-    """Position i sees pixels 2 i - 45 to 2 i, or 2 i to 2 i + 48: the middle of 96 pixels, 48 and 49, reaches the last
-    position, 47, from 49 only, or the first from 48 only."""
-    model = network("Conv4", 32, 32)
-    pad = nn.ZeroPad2d((border[0], border[1], border[0], border[1]))
-    model.backbone = nn.Sequential(nn.Sequential(pad, nn.Conv2d(3, 1, sum(border) + 1, stride=2)))
-    assert local_stages(model) == []
-
-
 def test_positions_and_parts_are_those_of_a_loop():
     side = 24
     for stride, before, after in ((1, 0, 0), (1, 2, 2), (2, 1, 1), (2, 2, 4), (4, 0, 3), (4, 5, 9)):

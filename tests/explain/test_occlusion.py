@@ -128,19 +128,6 @@ def test_density_equals_gaussian_process_regression_on_single_positions(monkeypa
     assert np.allclose(density.reshape(-1, 4), expected, atol=1e-5)
 
 
-def test_an_additive_effect_is_found_where_it_is():
-    """Of windows whose effects are sums over one square, most of the density lies in it and around."""
-    square = (40, 52, 14, 26)
-    overlap = [
-        max(0, min(b, square[1]) - max(a, square[0])) * max(0, min(d, square[3]) - max(c, square[2]))
-        for a, b, c, d in all_windows((64, 64)).tolist()
-    ]
-    density = (regression((64, 64)) @ torch.tensor(overlap, dtype=torch.float64)).view(GRID, GRID)
-    peak = divmod(int(density.argmax()), GRID)
-    assert 20 <= peak[0] < 26 and 7 <= peak[1] < 13
-    assert density[17:29, 4:16].sum() > 0.7 * density.clamp(min=0).sum()
-
-
 def test_maps_are_the_effects_on_a_pair_spread_over_the_images(model, batch):
     """Both by each image's numbers, for any partner, and from the pair's own effects; the regression is linear."""
     effects = region_effects(model, batch[:2])
@@ -235,18 +222,3 @@ def test_the_strongest_matches_are_found_in_order_and_keep_their_surroundings():
     ]
     assert [match.strength for match in strongest_matches(interaction, count=1)] == [3.0]
     assert strongest_matches(-torch.ones(3, 4, 3, 4)) == []
-
-
-def test_matches_lie_apart_in_every_direction_and_four_are_enough():
-    """On maps of 4 x 6 positions, where 1.2 positions are apart: diagonal neighbours are, others are not."""
-    interaction = -torch.ones(4, 6, 4, 6)
-    places = [(2, 5, 3, 5), (1, 2, 0, 0), (0, 4, 1, 4), (3, 4, 0, 3), (3, 0, 3, 0)]
-    for strength, place in zip((3.0, 2.5, 2.25, 2.0, 1.75), places):
-        interaction[place] = strength
-    interaction[2, 4, 0, 5] = interaction[0, 0, 2, 5] = 2.75  # beside the first one, in image 1 and in image 2
-    found = strongest_matches(interaction)
-    assert [match.strength for match in found] == [3.0, 2.5, 2.25, 2.0]
-    for match, (top, left, other_top, other_left) in zip(found, places):
-        assert match.first == ((top + 0.5) / 4, (left + 0.5) / 6)
-        assert match.second == ((other_top + 0.5) / 4, (other_left + 0.5) / 6)
-    assert [match[:2] for match in strongest_matches(interaction / 16)] == [match[:2] for match in found]

@@ -13,23 +13,6 @@ from utils.networks.backbones import PACKAGED, backbone_blocks
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 
-TIMM = ["tf_efficientnet_lite0", "resnet26t", "mobilenetv3_small_050", "regnety_002"]
-
-
-@pytest.mark.parametrize("name", TIMM)
-def test_blocks_of_timms_networks_give_their_feature_map_of_images_as_they_know_them(name):
-    torch.manual_seed(0)
-    model = timm.create_model(name).eval()
-    torch.manual_seed(0)
-    blocks = nn.Sequential(*backbone_blocks(name)).eval()
-    images = torch.rand(2, 3, 96, 96)
-    seen, known = ((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1) for mean, std in (
-        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
-    ))  # fmt: skip
-    with torch.no_grad():
-        expected = model.forward_features(known)
-        assert torch.allclose(blocks(seen), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-
 
 @pytest.mark.parametrize(("photograph", "classes"), [("china.jpg", {442, 698}), ("flower.jpg", {985})])
 def test_the_installed_weights_see_photographs_as_timm_does(photograph, classes):

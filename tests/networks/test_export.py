@@ -12,43 +12,29 @@ from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 
 
-def network(normalize_embeddings, backbone="Conv4"):
-    torch.manual_seed(0)
-    return SiameseNetwork(backbone, image_size=(32, 48), margin=3.0, normalize_embeddings=normalize_embeddings)
-
-
-def test_another_runtime_gives_the_same_embeddings(tmp_path):
+def test_another_runtime_gives_the_same_embeddings_of_images_fitted_as_the_metadata_say(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    model = network(True, "test_vit").train()
+    torch.manual_seed(0)
+    options = {"margin": 3.0, "normalize_embeddings": True, "fit": "pad", "mean": (0.2, 0.4, 0.6)}
+    model = SiameseNetwork("test_vit", image_size=(32, 48), **options)
     model.info = {"calibrated_threshold": 0.4, "classes": ["a", "b"]}
     export_onnx(model, tmp_path / "model.onnx")
     assert model.training  # as it was found
     session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    expected = {"margin": 3.0, "threshold": 0.5, "calibrated_threshold": 0.4, "image_size": [32, 48], "fit": "stretch"}
-    assert facts == expected | {"classes": ["a", "b"], "filter": "bilinear", "antialias": True}
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)  # not the example's number
-    (embeddings,) = session.run(None, {"images": pixels.transpose(0, 3, 1, 2)})
+    expected = {"margin": 3.0, "threshold": 0.5, "calibrated_threshold": 0.4, "image_size": [32, 48], "fit": "pad"}
+    expected |= {"classes": ["a", "b"], "filter": "bilinear", "antialias": True, "fill": [51, 102, 153]}
+    assert facts == expected
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 160, 160, 3), dtype=np.uint8)  # not the example's number
+    images, frames = [Image.fromarray(one) for one in pixels], np.empty((5, 32, 48, 3), dtype=np.uint8)
+    frames[:] = facts["fill"]
+    for frame, image in zip(frames, images):
+        frame[:, 8:40] = image.resize((32, 32), Image.Resampling[facts["filter"].upper()])
+    (embeddings,) = session.run(None, {"images": frames.transpose(0, 3, 1, 2)})
     with torch.no_grad():
-        wanted = torch.stack([model.eval().embed(model.preprocess(Image.fromarray(one))[None])[0] for one in pixels])
+        wanted = model.eval().embed(torch.stack([model.preprocess(image) for image in images]))
     np.testing.assert_allclose(embeddings, wanted, atol=1e-4)
     assert np.ptp(embeddings, axis=0).max() > 1e-3  # which would also hold for a constant
-
-
-def test_the_metadata_say_how_an_image_is_fitted(tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    model = SiameseNetwork("Conv4", image_size=(32, 48), fit="pad", mean=(0.2, 0.4, 0.6))
-    export_onnx(model, tmp_path / "model.onnx")
-    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
-    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8))
-    frame = np.empty((32, 48, 3), dtype=np.uint8)
-    frame[:] = facts["fill"]
-    frame[:, 8:40] = image.resize((32, 32), Image.Resampling[facts["filter"].upper()])
-    (z,) = session.run(None, {"images": frame.transpose(2, 0, 1)[None]})
-    with torch.no_grad():
-        np.testing.assert_allclose(z, model.eval().embed(model.preprocess(image)[None]), atol=1e-5)
-    assert facts["fill"] == [51, 102, 153] and facts["antialias"] is True
 
 
 def test_missing_packages_are_one_line_and_nothing_is_written(tmp_path, monkeypatch):
@@ -61,15 +47,14 @@ def test_missing_packages_are_one_line_and_nothing_is_written(tmp_path, monkeypa
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ModelError, match="^export: onnx is missing; run: pip install onnx onnxscript$"):
-        export_onnx(network(False), tmp_path / "model.onnx")
+        export_onnx(SiameseNetwork("Conv4", image_size=(32, 48)), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_trained_network_goes_to_the_outputs(tmp_path, capsys):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    (tmp_path / "checkpoints").mkdir()
-    network(False).save(tmp_path / "checkpoints" / "model.pth")
+    SiameseNetwork("Conv4", image_size=(32, 48)).save(tmp_path / "checkpoints" / "model.pth")
     (tmp_path / "config.yml").write_text(
         f"dataset: Mine\nthreshold: 0.3\ncheckpoints_path: '{(tmp_path / 'checkpoints').as_posix()}'\n"
         f"outputs_path: '{(tmp_path / 'outputs').as_posix()}'\n"

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from samples import colour_config
 
 from utils.dataset import read_split
 from utils.Siamese import SiameseNetwork
@@ -91,19 +92,8 @@ def test_names_are_no_markdown():
 
 
 def test_written_by_training_and_completed_later(colour_folder, tmp_path):
-    config = Config(
-        dataset="Colours",
-        data_path=colour_folder,
-        checkpoints_path=tmp_path / "c",
-        outputs_path=tmp_path / "o",
-        backbone_model="Conv4",
-        pretrained=False,
-        image={"size": [16, 16]},
-        hyperparameters={"epochs": 1, "batch_size": 8, "verbose": False},
-        test_size=0.2,
-        valid_size=0.25,
-        device="cpu",
-    )
+    options = {"epochs": 1, "batch_size": 8, "verbose": False}
+    config = colour_config(colour_folder, tmp_path, device="cpu", hyperparameters=options)
     history = train(config)
     model = SiameseNetwork.load(tmp_path / "c" / "model.pth")
     split = read_split(tmp_path / "c" / "split.csv")
