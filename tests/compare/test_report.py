@@ -102,18 +102,23 @@ def test_ten_photographs_take_less_than_a_megabyte(tmp_path):
 
 
 @pytest.fixture
-def trained(tmp_path):
+def trained(tmp_path, monkeypatch):
+    """A folder to work in, with a network."""
     make_network().save(tmp_path / "model.pth", classes=["a", "b"])
     (tmp_path / "config.yml").write_text("dataset: Mine")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
-    folder = trained / "images"
-    folder.mkdir()
-    photographs(folder, 3)
-    break_file(folder / "00.jpg", 0.5)
-    monkeypatch.chdir(trained)
+def report(*arguments):
+    command_line.main(["report", *arguments, "--output", "page.html"])
+    return contents(Path("page.html").read_text(encoding="utf-8"))
+
+
+def test_unreadable_images_are_named_and_left_out_and_a_pair_has_its_folder(trained, capsys):
+    (trained / "images").mkdir()
+    photographs(trained / "images", 3)
+    break_file(trained / "images" / "00.jpg", 0.5)
     command_line.main(["report", "images", "--checkpoint", "model.pth"])
     printed = capsys.readouterr()
     written = next((trained / "outputs" / "Mine" / "pairs").glob("*/report.html"))  # two images are left
@@ -126,32 +131,24 @@ def test_unreadable_images_are_named_and_left_out(trained, monkeypatch, capsys):
     assert [line.split(":")[0] for line in held["missing"]] == ["00.jpg"]
 
 
-def test_a_folder_of_class_folders_is_compared_with_the_classes_in_the_names(trained, monkeypatch):
-    one, two, three = photographs(trained, 3)
-    for image, file in ((one, "data/tulip/1.jpg"), (two, "data/rose/1.jpg"), (three, "data/.hidden/2.jpg")):
+def test_a_folder_of_class_folders_is_compared_with_the_classes_in_the_names(trained):
+    for image, file in zip(photographs(trained, 3), ("data/tulip/1.jpg", "data/rose/1.jpg", "data/.hidden/2.jpg")):
         (trained / file).parent.mkdir(parents=True, exist_ok=True)
         image.rename(trained / file)
-    monkeypatch.chdir(trained)
-    command_line.main(["report", "data", "--checkpoint", "model.pth", "--output", "page.html"])
-    held = contents((trained / "page.html").read_text(encoding="utf-8"))
+    held = report("data", "--checkpoint", "model.pth")
     assert [image["name"] for image in held["images"]] == ["rose/1.jpg", "tulip/1.jpg"] and not held["missing"]
 
 
-def test_the_network_is_the_trained_one_or_a_checkpoint_at_the_configured_threshold(trained, monkeypatch, capsys):
+def test_the_network_is_the_trained_one_or_a_checkpoint_at_the_configured_threshold(trained, capsys):
     (trained / "checkpoints" / "Mine").mkdir(parents=True)
     info = {"classes": ["c", "d"], "config": {}, "calibrated_threshold": 0.5}
     make_network().save(trained / "checkpoints" / "Mine" / "model.pth", **info)
     make_network().save(trained / "bare.pth")  # without what training leaves
     (trained / "config.yml").write_text("dataset: Mine\nthreshold: 0.1")
     photographs(trained, 2)
-    monkeypatch.chdir(trained)
-    for options, written, network in (
-        (["--output", "."], "report.html", "Mine: trained on c, d"),
-        (["--output", "page.html", "--checkpoint", "bare.pth"], "page.html", "does not name"),
-    ):
-        command_line.main(["report", "00.jpg", "01.jpg", *options])
-        assert capsys.readouterr().out.endswith(f"{network}; similar above a similarity of 0.9\n{written}\n")
-        held = contents((trained / written).read_text(encoding="utf-8"))
+    for options, network in (([], "Mine: trained on c, d"), (["--checkpoint", "bare.pth"], "does not name")):
+        held = report("00.jpg", "01.jpg", *options)
+        assert capsys.readouterr().out.endswith(f"{network}; similar above a similarity of 0.9\npage.html\n")
         assert network in held["network"] and held["threshold"] == 0.1
 
 
@@ -166,15 +163,14 @@ def test_the_network_is_the_trained_one_or_a_checkpoint_at_the_configured_thresh
         (["images", "x" * 5000], "no such file or folder"),  # longer than a file's name may be
     ],
 )
-def test_what_cannot_be_compared_is_one_line_and_exit_code_2(trained, monkeypatch, capsys, arguments, words):
+def test_what_cannot_be_compared_is_one_line_and_exit_code_2(trained, capsys, arguments, words):
     for name, count in (("images", 2), ("many", MOST + 1), ("empty", 0)):
         (trained / name).mkdir()
         for k in range(count):
             (trained / name / f"{k}.jpg").touch()
     photographs(trained, 1)[0].rename(trained / "one.jpg")
-    monkeypatch.chdir(trained)
     with pytest.raises(SystemExit) as caught:
-        command_line.main(["report", *arguments])
+        report(*arguments)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and re.search(words, error) and error.count("\n") == 1
 
@@ -207,6 +203,13 @@ def files(pair, compared, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def opened(browser, files):
+    """A browser that shows the page of the pair."""
+    browser.open(files / "pair.html")
+    return browser
+
+
 def similarity(model, z1, z2):
     return 1 - min(float((z1 - z2).norm()) / model.margin, 1)
 
@@ -217,13 +220,12 @@ def at_region(row, column, count=PER_SIDE, share=WINDOWS[-1].side):
 
 
 @in_a_browser
-def test_maps_and_matches_are_those_of_explain(browser, files, pair):
-    browser.open(files / "pair.html")
+def test_maps_and_matches_are_those_of_explain(opened, pair):
     effects = pair.effects_of(0, 1)
     sign = 1 if pair.explain(0, 1).is_similar[0] else -1
     raw = sign * pair.explain(0, 1).raw[0].numpy()
     raw /= np.abs(raw).max()
-    shown = np.array(browser.ask("evidence(images[0], images[1]).map((map) => [...map])")).reshape(raw.shape)
+    shown = np.array(opened.ask("evidence(images[0], images[1]).map((map) => [...map])")).reshape(raw.shape)
     assert (raw > 0).any() and (raw < 0).any() and np.abs(shown - raw).max() < 2e-3
     for towards in (1, -1):
         strongest = np.abs(raw).max((1, 2), keepdims=True)
@@ -237,7 +239,7 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
                 f"evidence(images[0], images[1]).map((map, k) => "
                 f"[...shownOf(map, {towards}, {str(against).lower()}, images[k], images[1 - k])])"
             )
-            found = np.reshape(browser.ask(ask), raw.shape)
+            found = np.reshape(opened.ask(ask), raw.shape)
             clear = np.abs(towards * raw - least) > 2e-3  # of the limit
             assert ((found > 0) == (expected > 0))[clear].all()
             assert np.abs(found - expected)[clear].max() < 2e-3
@@ -245,20 +247,19 @@ def test_maps_and_matches_are_those_of_explain(browser, files, pair):
     occluded = torch.zeros(1, 2, GRID * GRID, dtype=torch.bool)
     occluded[:, :, places] = True
     for i, change in enumerate(effects.of_masks([0], [1], occluded.view(1, 2, GRID, GRID))[0]):
-        found = browser.ask(f"effectOfPositions(images[{i}], images[{1 - i}], {places.tolist()})")
+        found = opened.ask(f"effectOfPositions(images[{i}], images[{1 - i}], {places.tolist()})")
         assert found == pytest.approx(float(change), rel=0.01, abs=1e-4)
     for region in (2, START + 3):
         common = 2 * effects.density[1, ..., :-1].numpy() @ effects.delta[0, region].numpy()
-        found = browser.ask(f"[...spread(interactions(images[0], {region}, images[1]))]")
+        found = opened.ask(f"[...spread(interactions(images[0], {region}, images[1]))]")
         assert np.abs(np.reshape(found, common.shape) - common).max() < 2e-3 * np.abs(common).max()
 
 
 @in_a_browser
-def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_a_click_occludes_it(browser, files, pair):
-    browser.open(files / "pair.html")
+def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_a_click_occludes_it(opened, pair):
     effects, (z1, z2) = pair.effects_of(0, 1), pair.effects_of(0, 1).embeddings
     before = similarity(pair.model, z1, z2)
-    assert float(browser.text("#number")) == pytest.approx(before, abs=0.006) and 0.1 < before < 0.9
+    assert float(opened.text("#number")) == pytest.approx(before, abs=0.006) and 0.1 < before < 0.9
     windows = slice(START, START + PER_SIDE**2)
     common = 2 * effects.delta[0, windows] @ effects.delta[1, windows].T
     has_match = common.amax(1) >= WEAKEST_MATCH * common.max()
@@ -266,13 +267,13 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_a_click_occludes_
     region, spot = START + int(moves), at_region(*divmod(int(moves), PER_SIDE))
     after = similarity(pair.model, z1 - effects.delta[0, region], z2)
     pixels = 'document.querySelectorAll("canvas")[{}].toDataURL()'.format
-    plain = browser.ask(pixels(1))
-    browser.mouse(FIRST, *spot)
-    told = browser.text("#readout")
+    plain = opened.ask(pixels(1))
+    opened.mouse(FIRST, *spot)
+    told = opened.text("#readout")
     assert f"{before:.2f} → {after:.2f}" in told and abs(after - before) > 0.01
     assert f"for “{'similar' if after < before else 'dissimilar'}”" in told
     top, bottom, left, right = effects.regions[0, region].tolist()
-    place = browser.ask(
+    place = opened.ask(
         f"(({{ style }}) => ['top', 'height', 'left', 'width'].map((side) => parseFloat(style[side])))"
         f"(document.querySelector('{FIRST} .here'))"
     )
@@ -281,23 +282,23 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_a_click_occludes_
         abs=1e-3,  # to which the browser rounds
     )
     row = common[region - START]
-    assert row.max() > 0 and browser.ask(f"document.querySelectorAll('{SECOND} .there').length") == 1
+    assert row.max() > 0 and opened.ask(f"document.querySelectorAll('{SECOND} .there').length") == 1
     best = effects.regions[1, START + int(row.argmax())].tolist()
-    found = browser.ask(f"['top', 'left'].map((s) => parseFloat(document.querySelector('{SECOND} .there').style[s]))")
+    found = opened.ask(f"['top', 'left'].map((s) => parseFloat(document.querySelector('{SECOND} .there').style[s]))")
     assert found == pytest.approx([100 * best[0] / 32, 100 * best[2] / 48], abs=1e-3)
-    assert browser.ask(pixels(1)) != plain
-    browser.mouse(FIRST, *spot, click=True)
-    assert float(browser.text("#number")) == pytest.approx(after, abs=0.006) and f"was {before:.2f}" in browser.text(
+    assert opened.ask(pixels(1)) != plain
+    opened.mouse(FIRST, *spot, click=True)
+    assert float(opened.text("#number")) == pytest.approx(after, abs=0.006) and f"was {before:.2f}" in opened.text(
         "#before"
     )
-    browser.mouse(SECOND, *at_region(1, 1), click=True)  # of the other image too: exact, as each embedding is its own
+    opened.mouse(SECOND, *at_region(1, 1), click=True)  # of the other image too: exact, as each embedding is its own
     both = similarity(pair.model, z1 - effects.delta[0, region], z2 - effects.delta[1, START + PER_SIDE + 1])
     # The page's numbers are of half precision.
-    assert float(browser.text("#number")) == pytest.approx(both, abs=0.006) and "about" not in browser.text("#before")
-    browser.mouse(FIRST, *spot, click=True)
-    browser.mouse("#reset", click=True)
-    assert browser.text("#number") == f"{before:.2f}" and browser.text("#before") == "similarity"
-    assert browser.ask(pixels(1)) == plain and browser.ask("document.querySelectorAll('.window').length") == 0
+    assert float(opened.text("#number")) == pytest.approx(both, abs=0.006) and "about" not in opened.text("#before")
+    opened.mouse(FIRST, *spot, click=True)
+    opened.mouse("#reset", click=True)
+    assert opened.text("#number") == f"{before:.2f}" and opened.text("#before") == "similarity"
+    assert opened.ask(pixels(1)) == plain and opened.ask("document.querySelectorAll('.window').length") == 0
 
 
 @in_a_browser
@@ -309,14 +310,12 @@ def test_a_region_pointed_at_is_outlined_and_its_match_lit_and_a_click_occludes_
         (-0.3, -0.3003, "distance / margin 1.3000 → 1.3003"),
     ],
 )
-def test_a_change_has_as_many_decimals_as_show_it(browser, files, before, after, words):
-    browser.open(files / "pair.html")
-    assert browser.ask(f"change({before}, {after})") == words
+def test_a_change_has_as_many_decimals_as_show_it(opened, before, after, words):
+    assert opened.ask(f"change({before}, {after})") == words
 
 
 @in_a_browser
-def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(browser, files, pair):
-    browser.open(files / "pair.html")
+def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(opened, pair):
     effects = pair.effects_of(0)
     z, delta, last = effects.embeddings[0], effects.delta[0], START + PER_SIDE**2 - 1  # in the opposite corner
     (*_, right), (*_, left, far) = effects.regions[0, START : START + 2].tolist()  # of neighbours in a row
@@ -325,27 +324,26 @@ def test_of_several_regions_the_effects_are_added_where_they_do_not_overlap(brow
         ([START, last, START], delta[START] + delta[last]),
         ([START, START + 1], delta[START] + free * delta[START + 1]),
     ):
-        found = torch.tensor(browser.ask(f"[...embeddingWith(images[0], {regions})]"))
+        found = torch.tensor(opened.ask(f"[...embeddingWith(images[0], {regions})]"))
         assert 0 < free < 1 and torch.allclose(z - found, expected, rtol=0.01, atol=0.01 * float(expected.abs().max()))
 
 
 @in_a_browser
-def test_the_keyboard_does_all_that_the_pointer_does(browser, files):
-    browser.open(files / "pair.html")
-    browser.press("Tab", "Tab")
-    start = browser.ask("state.pair.pointed.region")
-    browser.press("ArrowRight", "ArrowDown")
-    assert browser.ask("state.pair.pointed.region") == start + 1 + PER_SIDE
-    browser.press(*["ArrowUp"] * 9, *["ArrowLeft"] * 9)
-    assert browser.ask("state.pair.pointed.region") == START and "With this region" in browser.text("#readout")
+def test_the_keyboard_does_all_that_the_pointer_does(opened):
+    opened.press("Tab", "Tab")
+    start = opened.ask("state.pair.pointed.region")
+    opened.press("ArrowRight", "ArrowDown")
+    assert opened.ask("state.pair.pointed.region") == start + 1 + PER_SIDE
+    opened.press(*["ArrowUp"] * 9, *["ArrowLeft"] * 9)
+    assert opened.ask("state.pair.pointed.region") == START and "With this region" in opened.text("#readout")
     score = "$('is').style.left"
-    before = browser.ask(score)
-    browser.press("Enter")
-    assert browser.ask(score) != before and browser.ask("document.querySelectorAll('.occluded').length") == 1
-    browser.press("Escape")
-    assert browser.ask(score) == before and browser.ask("document.querySelectorAll('.occluded').length") == 0
-    browser.press("Tab")
-    assert browser.ask("document.activeElement === figures[1].stage") and browser.ask("state.pair.pointed.side") == 1
+    before = opened.ask(score)
+    opened.press("Enter")
+    assert opened.ask(score) != before and opened.ask("document.querySelectorAll('.occluded').length") == 1
+    opened.press("Escape")
+    assert opened.ask(score) == before and opened.ask("document.querySelectorAll('.occluded').length") == 0
+    opened.press("Tab")
+    assert opened.ask("document.activeElement === figures[1].stage") and opened.ask("state.pair.pointed.side") == 1
 
 
 @in_a_browser
@@ -359,21 +357,20 @@ def test_a_finger_points_with_its_first_tap_and_clicks_with_its_second(browser, 
 
 
 @in_a_browser
-def test_the_threshold_turns_the_decision_and_the_colours_round(browser, files, pair):
-    browser.open(files / "pair.html")
+def test_the_threshold_turns_the_decision_and_the_colours_round(opened, pair):
     value = similarity(pair.model, *pair.effects_of(0, 1).embeddings)
     colours = 'document.querySelectorAll("canvas")[0].toDataURL()'
     decisions = ["similar", "dissimilar"] if value > 0.5 else ["dissimilar", "similar"]
-    drawn = [browser.ask(colours)]
-    assert browser.text("#verdict") == decisions[0]
+    drawn = [opened.ask(colours)]
+    assert opened.text("#verdict") == decisions[0]
     other = value + 0.05 if value > 0.5 else value - 0.05
-    browser.ask(f"$('threshold').value = {other}; $('threshold').dispatchEvent(new Event('input'))")
-    assert browser.text("#verdict") == decisions[1] and browser.text(".evidence") == f"Factual: for “{decisions[1]}”"
-    drawn.append(browser.ask(colours))
-    browser.mouse(".evidence:nth-child(2)", click=True)
-    drawn.append(browser.ask(colours))
+    opened.ask(f"$('threshold').value = {other}; $('threshold').dispatchEvent(new Event('input'))")
+    assert opened.text("#verdict") == decisions[1] and opened.text(".evidence") == f"Factual: for “{decisions[1]}”"
+    drawn.append(opened.ask(colours))
+    opened.mouse(".evidence:nth-child(2)", click=True)
+    drawn.append(opened.ask(colours))
     assert drawn[0] != drawn[1] != drawn[2]
-    assert browser.ask("[...document.querySelectorAll('.evidence')].map((e) => e.ariaPressed)") == ["false", "true"]
+    assert opened.ask("[...document.querySelectorAll('.evidence')].map((e) => e.ariaPressed)") == ["false", "true"]
 
 
 def pixels(browser):
@@ -388,32 +385,30 @@ def pixels(browser):
 
 
 @in_a_browser
-def test_maps_are_painted_as_the_notebooks_paint_them(browser, files, pair):
-    browser.open(files / "pair.html")
-    drawn, plain = pixels(browser)
+def test_maps_are_painted_as_the_notebooks_paint_them(opened, pair):
+    drawn, plain = pixels(opened)
     photograph = Image.fromarray(plain.astype(np.uint8))
     expected = explained_image(photograph, pair.explain(0, 1), 0, "factual", None)
     away = np.abs(drawn - expected)
     # A map is resized twice in a notebook, once here.
     coloured = np.abs(expected - plain.astype(float)).mean()
     assert coloured > 2 and away.mean() < 0.1 * coloured
-    browser.mouse(".evidence:nth-child(1)", click=True)  # again: the photograph as it is
-    assert browser.ask("mapButtons.every((button) => button.ariaPressed === 'false')")
-    drawn, plain = pixels(browser)
+    opened.mouse(".evidence:nth-child(1)", click=True)  # again: the photograph as it is
+    assert opened.ask("mapButtons.every((button) => button.ariaPressed === 'false')")
+    drawn, plain = pixels(opened)
     assert (drawn == plain).all()
 
 
 @in_a_browser
-def test_an_image_without_evidence_says_so(browser, files):
-    browser.open(files / "pair.html")
+def test_an_image_without_evidence_says_so(opened):
     told = "figures.map(({ badge }) => badge.hidden ? '' : badge.textContent)"
-    sign = browser.ask("similarity(images[0].z, images[1].z) > state.threshold ? 1 : -1")
+    sign = opened.ask("similarity(images[0].z, images[1].z) > state.threshold ? 1 : -1")
     for share, words in ((-1, "no such evidence"), (0.1, "hardly any")):
         maps = f"[{sign}, {share * sign}].map((value) => new Float64Array(GRID * GRID).fill(value))"
-        browser.ask(f"state.pair.evidence = {maps}; refresh()")
-        assert browser.ask(told) == ["", words]
-    browser.mouse(FIRST)
-    assert browser.ask(told) == ["", ""]  # the other image shows what matches, not evidence
+        opened.ask(f"state.pair.evidence = {maps}; refresh()")
+        assert opened.ask(told) == ["", words]
+    opened.mouse(FIRST)
+    assert opened.ask(told) == ["", ""]  # the other image shows what matches, not evidence
 
 
 @in_a_browser

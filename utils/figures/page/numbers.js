@@ -20,9 +20,7 @@ const inSteps = ({ step, values }) => Float64Array.from(bytes(values, Int16Array
 const regression = inSteps(data.regression); // (GRID * GRID, regions)
 
 const images = data.images.map((one) => ({
-  name: one.name,
-  source: one.picture,
-  box: one.box, // top, bottom, left, right of what the image fills of the network's frame, in its pixels
+  ...one, // name, picture, and box: top, bottom, left, right of what it fills of the network's frame, in its pixels
   z: bytes(one.embedding, Float32Array),
   delta: inSteps(one.delta),
   regions: bytes(one.regions, Int16Array), // top, bottom, left, right of each, likewise

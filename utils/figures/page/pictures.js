@@ -16,7 +16,7 @@ function surface(width, height) {
 async function open(image) {
   if (image.pixels) return;
   const picture = new Image();
-  picture.src = image.source;
+  picture.src = image.picture;
   await picture.decode();
   const scale = LONGEST / Math.max(picture.naturalWidth, picture.naturalHeight);
   const sides = [picture.naturalWidth, picture.naturalHeight].map((side) => Math.max(1, Math.round(scale * side)));

@@ -2,7 +2,7 @@ const cells = []; // of the table, by row and column
 
 function buildTable() {
   const heads = images.map((image) => make("th", { scope: "col", title: image.name },
-    make("img", { src: image.source, alt: image.name })));
+    make("img", { src: image.picture, alt: image.name })));
   const rows = images.map((image, i) => {
     cells.push(images.map((other, j) => {
       if (i === j) return null;
@@ -11,7 +11,7 @@ function buildTable() {
       link.style.setProperty("--colour", colourOf(SIMILARITY, value));
       return link;
     }));
-    const named = [make("img", { src: image.source, alt: "" }), make("bdi", { textContent: image.name })];
+    const named = [make("img", { src: image.picture, alt: "" }), make("bdi", { textContent: image.name })];
     const head = make("th", { scope: "row", title: image.name }, make("div", {}, ...named));
     return make("tr", {}, head, ...cells[i].map((link) => make("td", {}, link ?? "")));
   });
