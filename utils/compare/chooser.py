@@ -1,6 +1,5 @@
 """In a notebook: choose two images by thumbnail or upload, and see their score, maps and "what if" at once."""
 
-import io
 import re
 import tempfile
 from base64 import b64encode
@@ -12,6 +11,7 @@ from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+from IPython.core.pylabtools import print_figure
 from IPython.display import display
 
 from utils.compare.comparison import Comparison, describe
@@ -65,9 +65,8 @@ class Chooser:
         self.effects |= {self.chosen[i]: effects for i, effects in compared.effects.items()}
         figures = ""
         for figure in (show_explanation(**pair), show_what_if(pair["images"], what_if, pair["names"])):
-            figure.savefig(data := io.BytesIO(), format="png", bbox_inches="tight")
+            figures += _tag(print_figure(figure), "max-width: 100%")
             plt.close(figure)
-            figures += _tag(data, "max-width: 100%")
         checks = "".join(f"<li>{escape(line)}</li>" for line in what_if.report(pair["names"]).split("\n"))
         self._show(describe(pair["explanation"], pair["names"], self.model.threshold))
         self.result.value += f"{figures}<ul>{checks}</ul>"
@@ -82,8 +81,7 @@ class Chooser:
             image = shrink(read_image(path), SIDE)
         except DataError as error:
             return str(error)
-        image.save(data := io.BytesIO(), "JPEG", quality=80)
-        thumbnail = _tag(data, f"width: {SIDE}px; height: {SIDE}px; object-fit: contain")
+        thumbnail = _tag(image._repr_jpeg_(), f"width: {SIDE}px; height: {SIDE}px; object-fit: contain")
         name = f"<small title='{escape(path.name)}'>{escape(short(path.stem, 13))}</small>"
         self.buttons[path] = pair = [widgets.Button(description=text, layout=self.narrow) for text in "12"]
         for place, button in enumerate(pair):
@@ -119,6 +117,6 @@ def show_chooser(model: SiameseNetwork, paths: Sequence[Path]) -> Chooser:
     return chooser
 
 
-def _tag(data: io.BytesIO, style: str) -> str:
+def _tag(image: bytes, style: str) -> str:
     """Make the HTML of an image; browsers find out by themselves whether it is a JPEG or a PNG."""
-    return f"<img style='{style}' src='data:image/png;base64,{b64encode(data.getvalue()).decode()}'>"
+    return f"<img style='{style}' src='data:image/png;base64,{b64encode(image).decode()}'>"

@@ -166,12 +166,10 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def names_with_folders(paths: Sequence[Path]) -> list[str]:
-    """Name files by their full names; if they lie in several folders, with as many folders as make all names differ."""
+    """Name files by their full names, with their folders as far as these differ."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
-    depth = 1 if len({part[:-1] for part in parts}) == 1 else 2
-    while len({part[-depth:] for part in parts}) < len(set(parts)):
-        depth += 1
-    return ["/".join(part[-depth:]) for part in parts]
+    shared = len(os.path.commonprefix([part[:-1] for part in parts]))
+    return ["/".join(part[shared:]) for part in parts]
 
 
 def pair_folder(config: Config, path1: Path, path2: Path) -> Path:

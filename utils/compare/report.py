@@ -31,8 +31,6 @@ from utils.system.settings import Config
 
 PAGE = Path(__file__).parents[1] / "figures" / "page"
 SCRIPTS = ("numbers.js", "pictures.js", "pair.js", "table.js", "main.js")
-MANY = 12  # images; the pictures of more are smaller
-LARGE, SMALL = 640, 400  # pixels, longest side of a picture
 DIMENSIONS = 64  # of embeddings and effects, at most
 MOST = 100  # images in a page: their table has 9,900 cells
 
@@ -97,7 +95,7 @@ def _contents(compared: Comparison, network: str) -> dict:
     files = [*compared.paths, *compared.unreadable]
     names = dict(zip(files, names_with_folders(files)))
     effects = in_few_dimensions(compared.effects_of(*positions), DIMENSIONS)
-    side = LARGE if len(compared.paths) <= MANY else SMALL
+    side = 640 if len(compared.paths) <= 12 else 400  # pixels, longest side of a picture
     return {
         "network": network,
         "missing": [line.replace(str(path), names[path], 1) for path, line in compared.unreadable.items()],
