@@ -35,7 +35,7 @@ from utils.Siamese import SiameseNetwork, embedding_distance
 from utils.system.machine import keep_freed_memory
 from utils.system.settings import Config
 from utils.training import train
-from utils.training.augmentation import ImageLoader, Request
+from utils.training.data import ImageLoader, Request
 
 PHOTOGRAPH = (1440, 960)  # width, height
 BATCH = 64

@@ -157,11 +157,6 @@ class SiameseNetwork(nn.Module):
 
         Raises:
             ModelError: it fails on such images, or its output is not (N, D).
-
-        Examples:
-            >>> encoder = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-            >>> SiameseNetwork.around(encoder, (32, 48)).embed(torch.ones(5, 3, 32, 48)).shape
-            torch.Size([5, 12])
         """
         device = next((tensor.device for tensor in encoder.parameters()), torch.device("cpu"))
         options = {"normalize_embeddings": True, "embedding_dim": None, "image_size": image_size} | options

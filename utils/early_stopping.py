@@ -7,13 +7,7 @@ import pandas as pd
 
 class EarlyStopping:
     """Remembers the best value of a score that should rise, such as the AUC. After `patience` epochs without an
-    improvement larger than `min_delta`, `should_stop` turns true.
-
-    Examples:
-        >>> stopping = EarlyStopping(patience=1)
-        >>> stopping.step(0.7), stopping.step(0.6), stopping.should_stop
-        (True, False, True)
-    """
+    improvement larger than `min_delta`, `should_stop` turns true."""
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
         self.patience, self.min_delta = patience, min_delta

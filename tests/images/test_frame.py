@@ -7,7 +7,7 @@ from samples import break_file, noise
 from utils.images import frame
 from utils.images.frame import Box, Frame, to_uint8
 from utils.system.settings import ImageOptions
-from utils.training.augmentation import random_changes
+from utils.training.data import random_changes
 
 
 def test_to_uint8_puts_each_pixel_in_its_place():

@@ -92,15 +92,12 @@ def test_weights_as_wrappers_and_trainers_leave_them(tmp_path, nested, prefix):
 
 def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
     one, other = torchvision.models.resnet18(), timm.create_model("resnet14t")
-    state = one.state_dict()
-    state["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
-    for file, content in (("other.pth", other.state_dict()), ("whole.pth", one), ("nan.pth", state)):
+    for file, content in (("other.pth", other.state_dict()), ("whole.pth", one)):
         torch.save(content, tmp_path / file)
     (tmp_path / "garbage.pth").write_bytes(b"<html>403 Forbidden</html>")
     for file, message in (
         ("other.pth", "is for another backbone"),
         ("whole.pth", "no file of plain tensors; .* torch.save"),
-        ("nan.pth", r"holds NaN or infinity \(layer1.0.conv1.weight\)"),
         ("garbage.pth", "no file of plain tensors"),
         ("none.pth", "no file of plain tensors"),
     ):

@@ -23,8 +23,7 @@ from utils.models import build_model
 from utils.system.errors import TrainingError
 from utils.system.machine import choose_device, is_out_of_memory, keep_freed_memory
 from utils.system.settings import Config
-from utils.training.augmentation import ImageLoader
-from utils.training.data import Batch, TrainingData, images_of
+from utils.training.data import Batch, ImageLoader, TrainingData, images_of
 from utils.training.phases import FineTuning, HeadAlone
 from utils.training.processes import Processes, together
 from utils.training.results import Results, alone_in, unfinished

@@ -24,8 +24,7 @@ from utils.networks.backbones import TimmNetwork
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance, eval_mode
 from utils.system.machine import bfloat16_pays
 from utils.system.settings import Config
-from utils.training.augmentation import ImageLoader, Request, halved_boxes, occlude_halves
-from utils.training.data import Batch, TrainingData
+from utils.training.data import Batch, ImageLoader, Request, TrainingData, halved_boxes, occlude_halves
 from utils.training.processes import Processes
 
 HEAD_RATE = 1e-3  # peak learning rate of the head alone

@@ -7,8 +7,8 @@ from torchvision.transforms import v2
 
 from utils.explain.removal import blur
 from utils.system.settings import ImageOptions
-from utils.training import augmentation
-from utils.training.augmentation import (
+from utils.training import data
+from utils.training.data import (
     SIDES,
     ChangedImages,
     ImageLoader,
@@ -131,7 +131,7 @@ def epoch_of(loader, sizes, epoch=1, progress=1.0):
 @pytest.fixture
 def loader(monkeypatch):
     def make(workers=0, seed=3):
-        monkeypatch.setattr(augmentation, "MIN_PIXELS", 0)
+        monkeypatch.setattr(data, "MIN_PIXELS", 0)
         return ImageLoader(IMAGES.repeat(2, 1, 1, 1), options(**EVERYTHING), seed, workers)
 
     return make
