@@ -16,16 +16,13 @@ ROOT = Path(__file__).parents[1]
 # As users of the paper's public implementation have it: comments, uneven indentation, quoted text, 5e-6 (which YAML
 # reads as text).
 PUBLIC = """
-# Dataset
 data_path: 'Data/Flowers'
 number_of_iterations: 1
-
 backbone_model: 'ResNet50'   # or another
 pretrained: True
 checkpoints_path: 'checkpoints/Flowers'
 test_size: 0.1
 valid_size: 0.1
-
 image:
         size: [320, 320]
         normalization:
@@ -39,7 +36,6 @@ image:
         contrast: 0.0
         saturation: 0.0
         hue: 0.0
-
 hyperparameters:
   epochs: 100
   verbose: True
@@ -51,7 +47,6 @@ hyperparameters:
   momentum: 0.9
   nesterov: False
   max_norm: 1.0
-
 early_stopping:
     patience: 25
     min_delta: 0.00000001
@@ -60,7 +55,6 @@ LRScheduler:
    min_lr: 0.00000001
    factor: 0.5
    verbose: True
-
 seed: 42
 cuda: True
 gpu: 0
@@ -132,10 +126,10 @@ def test_the_public_implementations_file_loads_unchanged_and_every_value_arrives
 
 def test_a_block_overrides_key_by_key_at_every_depth(load):
     config = load(BLOCKS)
-    assert config.dataset == "Small" and config.seed == 1
-    assert config.image.size == (32, 48) and config.image.HorizontalFlip == 0.25
-    assert config.image.normalization.mean == (0.1, 0.2, 0.3) and config.image.normalization.std == (2, 2, 2)
-    assert config.hyperparameters.epochs == 2 and config.hyperparameters.batch_size == 8
+    image, options = config.image, config.hyperparameters
+    assert (config.dataset, config.seed, image.size, image.HorizontalFlip) == ("Small", 1, (32, 48), 0.25)
+    assert (image.normalization.mean, image.normalization.std) == ((0.1, 0.2, 0.3), (2, 2, 2))
+    assert (options.epochs, options.batch_size) == (2, 8)
 
 
 def test_the_dataset_asked_for_wins_over_the_files_own(load):
