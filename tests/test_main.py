@@ -2,13 +2,13 @@ import re
 import subprocess
 import sys
 from io import BytesIO, TextIOWrapper
+from pathlib import Path
 
 import pytest
 from samples import NEEDS_EMOJI, make_files, near_duplicates_in, noise
 
 from utils import __main__ as command_line
 from utils import images
-from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
 
 
@@ -94,19 +94,8 @@ def test_a_path_that_does_not_exist_is_said_before_anything_is_loaded(command, c
     assert "none.png: no such file or folder; " in capsys.readouterr().err
 
 
-def test_help_and_inference_load_no_more_than_they_need(tmp_path):
-    """Start-up is most of what a short command takes."""
-    SiameseNetwork("Conv4", image_size=(16, 16)).save(tmp_path / "model.pth")
-    inference = """
-from PIL import Image
-from utils.Siamese import SiameseNetwork
-model = SiameseNetwork.load(sys.argv[1])
-assert model.embed(model.preprocess(Image.new("RGB", (20, 30)))[None]).shape == (1, 16)
-"""
-    for code, heavy in (
-        ("from utils.__main__ import main; main(['--help'])", ["torch", "pandas", "numpy", "pydantic"]),
-        (inference, ["matplotlib", "sklearn", "pandas"]),
-    ):
-        after = f"atexit.register(lambda: print(*[name for name in {heavy} if name in sys.modules], file=sys.stderr))"
-        run = [sys.executable, "-c", f"import atexit, sys; {after}\n{code}", str(tmp_path / "model.pth")]
-        assert subprocess.run(run, capture_output=True, text=True, check=True).stderr == "\n"
+def test_help_waits_for_no_heavy_package():
+    run = [sys.executable, "-X", "importtime", "-m", "utils", "--help"]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in loaded and not {"torch", "pandas", "numpy", "pydantic"} & loaded and "audit" in done.stdout
