@@ -131,9 +131,7 @@ def copy_groups(fingerprints: pd.DataFrame) -> np.ndarray:
 
 def join(groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Merge groups, numbered as in `near_duplicate_groups`, that hold images whose positions are linked, (E,) each."""
-    linked, ends = np.unique([groups[first], groups[second]], return_inverse=True)
-    links = coo_array((np.ones(len(first), bool), ends.reshape(2, -1)), shape=(len(linked), len(linked)))
+    ends = np.append(np.arange(len(groups)), first), np.append(groups, second)
+    links = coo_array((np.ones(len(ends[0]), bool), ends), shape=(len(groups), len(groups)))
     component = connected_components(links, directed=False)[1]
-    merged = np.arange(len(groups))
-    merged[linked] = linked[np.unique(component, return_index=True)[1]][component]  # the first of each component
-    return merged[groups]
+    return np.unique(component, return_index=True)[1][component]  # the first of each component
