@@ -60,10 +60,6 @@ def explain(
 
     Raises:
         ValueError: unknown method, or batches that are not two equal stacks of images.
-
-    Examples:
-        >>> e = explain(model, model.preprocess(cat)[None], model.preprocess(dog)[None])
-        >>> e.factual[0, 0]  # what in the cat speaks for the decision, shape (H, W)
     """
     if batch1.ndim != 4 or batch1.shape != batch2.shape or not len(batch1) or batch1.shape[1] != 3:
         shapes = f"{tuple(batch1.shape)} and {tuple(batch2.shape)}"
@@ -131,11 +127,7 @@ def grad_cam(
 
 
 def explain_effects(
-    model: SiameseNetwork,
-    effects: RegionEffects,
-    first: Sequence[int],
-    second: Sequence[int],
-    image_size: Sequence[int],
+    model: SiameseNetwork, effects: RegionEffects, first: Sequence[int], second: Sequence[int], image_size: tuple
 ) -> Explanation:
     """Explain P pairs of images, by their positions in known `region_effects`, as `explain` by `occlusion`, without a
     forward pass; `image_size` is the height and width in pixels at which maps are drawn."""

@@ -2,7 +2,4 @@
 
 from utils.system.lazy import lazy_getattr
 
-__getattr__ = lazy_getattr(
-    __name__,
-    removal="Interventions",
-)
+__getattr__ = lazy_getattr(__name__, removal="Interventions")

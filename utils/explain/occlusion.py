@@ -157,8 +157,7 @@ def all_windows(image_size: tuple[int, int]) -> torch.Tensor:
 
 
 def windows(side: float, count: int, image_size: tuple[int, int]) -> torch.Tensor:
-    """Windows of one size, evenly spread over the image, `count` along each side: (count^2, 4), as
-    `RegionEffects.regions`."""
+    """Windows of one size, evenly spread over the image, `count` along each side: (count^2, 4)."""
     extents = []
     for pixels in image_size:
         length = max(1, round(side * pixels))

