@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 from torch import nn
+from toy import trained_network
 
 from utils import Grad_CAM
 from utils.Grad_CAM import METHODS, Explanation, explain, explain_pairs, grad_cam
@@ -16,17 +17,11 @@ PAIRS = 2
 
 
 def network(name="Conv4", pooling="gem", size=(24, 40)):
-    """A network with batch statistics and a margin as if trained, in eval mode."""
-    torch.manual_seed(1)
-    model = SiameseNetwork(name, pooling=pooling, embedding_dim=5, image_size=size)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
+    """A network as if trained, which takes half of the pairs for similar."""
+    model = trained_network(name, size, pooling)
     with torch.no_grad():
-        model.embed(torch.randn(12, 3, *size))
-        model.eval()
         z1, z2 = model.embed(torch.cat(batches(size))).chunk(2)
-        model.margin = 2 * float((z1 - z2).norm(dim=1).median() * 1.0001)  # half of the pairs are similar
+    model.margin = 2 * float((z1 - z2).norm(dim=1).median() * 1.0001)
     return model
 
 

@@ -66,10 +66,10 @@ def network_images(size=SIZE):
     return torch.randn(2, PAIRS, 3, *size, generator=torch.Generator().manual_seed(3)).unbind()
 
 
-def trained_network(name="Conv4", size=SIZE):
+def trained_network(name="Conv4", size=SIZE, pooling="auto"):
     """A network with batch statistics as if trained, which takes half of the pairs for similar."""
     torch.manual_seed(0)
-    model = SiameseNetwork(name, embedding_dim=5, image_size=size)
+    model = SiameseNetwork(name, pooling=pooling, embedding_dim=5, image_size=size)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
