@@ -137,7 +137,7 @@ def run(source: Path, plant: str | None, share: float, seed: int, size: int, cov
         regions, first = pd.read_csv(csv), reliance.table.loc[1]
         result = {"plant": plant or "none", "share": share, "seed": seed, "suspects": int(reliance.table.suspect.sum())}
         result |= of_groups(regions[regions.file.isin(tested)], boxes, tested)
-        result |= {"AUC": first["AUC before"], "without group 1": first["AUC blurred"], "random": first["AUC random"]}
+        result |= {"AUC": first["AUC before"], "without group 1": first["AUC without"], "random": first["AUC random"]}
         if plant:
             clean = trained("never", "clean")
             result |= {"never saw it": auc(clean, clean, table), "clean images": auc(config, clean, table)}

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.compare import evidence
+from utils.evaluate import reliance
 from utils.explain import concepts
 from utils.Siamese import SiameseNetwork
 
@@ -43,11 +45,12 @@ def patch_measurements(monkeypatch):
         red = F.interpolate((batch[:, :1] - batch[:, 1:2]).clamp(min=0), (concepts.GRID, concepts.GRID), mode="area")
         return SimpleNamespace(density=torch.cat([red, red, red], 1).permute(0, 2, 3, 1))
 
-    def features(images):
+    def features(images, verbose=True):
         for batch in images.split(concepts.BATCH_SIZE):
             x = F.interpolate(batch.float() / 255, (concepts.GRID, concepts.GRID), mode="area")
             pooled = F.avg_pool2d(torch.cat([x, x.square(), torch.ones_like(x[:, :1])], 1), concepts.CELLS, 1)
             yield F.normalize(pooled, dim=1).flatten(2).transpose(1, 2)
 
     monkeypatch.setattr(concepts, "region_effects", effects)
-    monkeypatch.setattr(concepts, "features_of_places", features)
+    for module in (concepts, reliance, evidence):
+        monkeypatch.setattr(module, "features_of_places", features)

@@ -39,7 +39,8 @@ def test_the_csv_has_the_planted_squares_of_all_splits_first(written):
     assert set(first.file) == set(planted) and first.suspect.all() and (first.effect > 0).all()
     for row in first.itertuples():  # in pixels of the original, which is twice as wide
         top, left = planted[row.file]
-        assert (row.top, row.bottom, row.left, row.right) == (top, top + 12, 2 * left, 2 * (left + 12))
+        expected = (top, top + 12, 2 * left, 2 * (left + 12))
+        assert np.abs(np.subtract(row[3:7], expected)).max() <= 8  # two cells of four pixels
     tests = {file for file in planted if int(file.split("/")[1][:-4]) < 60}
     assert (
         set(table[~table.suspect].file) - tests

@@ -1,8 +1,20 @@
 import numpy as np
+import pytest
 import torch
 from planted import SIZE, SeesRed, patch_measurements, planted_images
 
-from utils.explain.concepts import CELLS, GRID, PLACES, boxes_at, disjoint, features_of_places, find_groups
+from utils.explain import concepts
+from utils.explain.concepts import (
+    CELLS,
+    GRID,
+    PLACES,
+    boxes_of,
+    disjoint,
+    features_of_places,
+    find_groups,
+    majority,
+    widest_gap,
+)
 
 
 def test_chosen_places_are_the_best_and_do_not_overlap():
@@ -20,38 +32,61 @@ def test_chosen_places_are_the_best_and_do_not_overlap():
     assert chosen[2].tolist() == [5, -1, -1, -1]
 
 
-def test_boxes_lie_where_the_maps_positions_are():
-    last = PLACES**2 - 1
-    assert boxes_at(torch.tensor([0, 1, last]), (64, 128)).tolist() == [
-        [0, 12, 0, 24],
-        [0, 12, 4, 28],
-        [52, 64, 104, 128],
-    ]
+def test_a_gap_parts_images_with_the_look_from_those_without():
+    distances = np.array([*np.linspace(0.3, 0.5, 20), *np.linspace(1.5, 2.5, 30)])
+    gap, edge = widest_gap(np.random.default_rng(0).permutation(distances))
+    assert gap > 3 and edge == pytest.approx(np.sqrt(0.5 * 1.5))
+    assert widest_gap(np.linspace(1, 2, 50))[0] < 1.3
+    assert widest_gap(np.array([1.0, 2, 3]))[0] == 1  # too few
+
+
+def test_a_cell_belongs_to_what_most_places_over_it_hold():
+    places = torch.rand(2, PLACES**2, generator=torch.Generator().manual_seed(0)) < 0.5
+    for has, cells in zip(places.view(2, PLACES, PLACES), majority(places)):
+        for row in range(GRID):
+            for column in range(GRID):
+                over = has[max(0, row - CELLS + 1) : row + 1, max(0, column - CELLS + 1) : column + 1]
+                assert cells[row, column] == (over.float().mean() >= 0.5)
+
+
+def test_boxes_fit_what_they_are_drawn_around():
+    disc = np.hypot(*np.mgrid[-5:6, -5:6]) <= 5
+    frame = np.ones((20, 30), bool)
+    frame[4:-4, 4:-4] = False
+    cells = np.zeros((32, 60), bool)
+    cells[3:14, 7:18], cells[5:25, 25:55] = disc, frame
+    boxes = boxes_of(cells)
+    assert (3, 14, 7, 18) in boxes
+    drawn = np.zeros_like(cells, int)
+    for top, bottom, left, right in boxes:
+        drawn[top:bottom, left:right] += 1
+        assert cells[top:bottom, left:right].mean() >= 0.65
+    assert drawn.max() == 1 and (drawn == 1)[cells].all()
 
 
 def test_a_planted_look_is_a_group_of_its_own_and_is_found_everywhere(monkeypatch):
     patch_measurements(monkeypatch)
     images, _, corners = planted_images(80, 0.9)
-    groups = find_groups(SeesRed(), images[:60], verbose=False)
-    found, nearest = groups.find(images)
-    assert nearest.shape == (80, len(groups.radii))
+    features = torch.cat([*concepts.features_of_places(images)])
+    groups = find_groups(SeesRed(), images[:60], features[:60], verbose=False)
+    found = groups.find(features.split(16), SIZE)
     planted = {i for i, corner in enumerate(corners) if corner}
-    best = max(
-        set(found.group), key=lambda k: len(planted & set(found.image[found.group == k])) / len(found[found.group == k])
-    )
+    best = int(groups.gap.argmax())
     members = found[found.group == best]
-    assert set(members.image) == planted  # also where no effect was measured
+    assert groups.gap[best] > 2 and set(members.image) == planted  # also where no effect was measured
     for row in members.itertuples():
         top, left = corners[row.image]
-        assert abs(row.top - top) <= 3 and abs(row.left - left) <= 3
+        assert np.abs(np.subtract(row[3:7], (top, top + 12, left, left + 12))).max() <= 4  # two cells
+    others = found[found.group != best]
+    assert (others.bottom - others.top == 12).all() and (others.right - others.left == 12).all()
     assert groups.likeness[best] > 0.8 and 0 <= groups.rest < 1
-    again = find_groups(SeesRed(), images[:60], verbose=False)
+    again = find_groups(SeesRed(), images[:60], features[:60], verbose=False)
     assert torch.equal(again.centres, groups.centres)
 
 
 def test_a_look_is_the_same_however_the_image_lies():
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, *SIZE), dtype=np.uint8))
-    straight, turned = (next(features_of_places(each)) for each in (image, image.rot90(1, (2, 3))))
+    straight, turned = (next(features_of_places(each, verbose=False)) for each in (image, image.rot90(1, (2, 3))))
     assert straight.shape == (1, (GRID - CELLS + 1) ** 2, straight.shape[2])
     turned = turned.view(PLACES, PLACES, -1).rot90(-1, (0, 1)).reshape(1, PLACES**2, -1)
     assert torch.allclose(straight, turned, atol=1e-4)

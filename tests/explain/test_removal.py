@@ -18,7 +18,7 @@ from toy import (
 )
 
 from utils.explain import removal
-from utils.explain.removal import OTHER_REMOVALS, Interventions, WhatIf, blur, randomly_moved, strongest_region
+from utils.explain.removal import OTHER_REMOVALS, Interventions, WhatIf, blur, filled, randomly_moved, strongest_region
 
 
 def test_the_strongest_region_equals_a_sort_with_ties_in_reading_order():
@@ -127,3 +127,15 @@ def test_the_report_says_which_map_fails_its_own_check():
 )
 def test_a_change_has_as_many_decimals_as_show_it(before, after, words):
     assert WhatIf(before, np.full((2, 2), after), *[np.zeros((2, 2))] * 3).change_in_words(0, 0) == words
+
+
+def test_a_filled_region_shows_nothing_of_itself_and_continues_its_surroundings():
+    across = torch.linspace(0, 1, 48).expand(1, 3, 40, 48).clone()
+    inside = torch.zeros(1, 1, 40, 48, dtype=torch.bool)
+    inside[..., 10:22, 15:30] = True
+    marked = torch.where(inside, 7.0, across)
+    result = filled(marked, inside)
+    assert torch.equal(result, filled(across, inside))  # whatever was there
+    assert torch.equal(torch.where(inside, across, result), across)  # the rest stays as it was
+    assert (result - across).abs().max() < 0.1  # a ramp of 0.3 within the region
+    assert torch.equal(filled(marked, torch.zeros_like(inside)), marked)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from utils.compare.report import PAGE, in_steps, packed, picture
 from utils.dataset import load_split, read_split
-from utils.evaluate.reliance import Reliance, effects_of, embeddings_without, measure_reliance
+from utils.evaluate.reliance import Reliance, effects_of, embeddings_without, measure_reliance, shares_of
 from utils.evaluate.scores import embed_images
+from utils.explain.concepts import features_of_places
 from utils.images.places import BOX, in_originals
 from utils.images.reading import read_image
 from utils.models import load_trained
@@ -20,7 +21,7 @@ from utils.system.settings import Config
 
 CROPS, THUMBNAILS = 12, 100  # of a group; of images on the page
 COLUMNS = ["group", "file", *BOX, "effect", "suspect"]
-WAYS = ("before", "blurred", "mean colour", "random")  # of the scores in the table
+WAYS = ("before", "without", "blurred", "mean colour", "random")  # of the scores in the table
 
 
 def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
@@ -35,23 +36,24 @@ def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
     model, note = load_trained(config)
     split = read_split(config.trained_path / "split.csv")
     images, rows = load_split(split, "test", config, model.frame)
-    reliance = measure_reliance(model, images, rows.label, config.seed, config.hyperparameters.verbose)
+    verbose = config.hyperparameters.verbose
+    reliance = measure_reliance(model, images, rows.label, config.seed, verbose)
     tested = original_regions(config, model, reliance, rows.file)
     suspects, labels = reliance.table.index[reliance.table.suspect], rows.label.to_numpy()[reliance.chosen]
-    parts = [tested]
+    tables = [tested]
     for name in sorted(set(split.split) - {"test"}) if len(suspects) else ():
         images, others = load_split(split, name, config, model.frame)
-        found = reliance.groups.find(images, config.hyperparameters.verbose)[0]
+        found = reliance.groups.find(features_of_places(images, verbose), model.image_size)
         found = found.assign(group=found.group.map(reliance.numbers), file=others.file.to_numpy()[found.image])
         found, before = found[found.group.isin(suspects)].assign(suspect=True), embed_images(model, images)
         for _, members in found.groupby("group"):
             after = embeddings_without(model, images, before, members)
             effect = effects_of(before, after, others.label.to_numpy(), reliance.embeddings, labels)[members.image]
-            found.loc[members.index, "effect"] = effect / members.groupby("image").image.transform("size")
-        parts.append(in_originals(config, found, model.frame))
+            found.loc[members.index, "effect"] = effect * shares_of(members)
+        tables.append(in_originals(config, found, model.frame))
     paths = [config.outputs_path / f"evidence.{ending}" for ending in ("csv", "html")]
     with replacing(paths[0]) as file:
-        table = pd.concat(parts).sort_values(["group", "file"], kind="stable")[COLUMNS]
+        table = pd.concat(tables).sort_values(["group", "file"], kind="stable")[COLUMNS]
         table.to_csv(file, index=False, float_format="%.6g")
     write_whole(paths[1], _page(config, model, reliance, rows, tested, note))
     return reliance, paths

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import embed_images
-from utils.explain.concepts import PLACES, Groups, boxes_at, find_groups
-from utils.explain.removal import OTHER_REMOVALS, blur
+from utils.explain.concepts import BATCH_SIZE, DISTINCT, FEWEST, Groups, features_of_places, find_groups
+from utils.explain.removal import blur, filled
 from utils.images.cache import StoredImages
 from utils.images.places import BOX
 from utils.Siamese import SiameseNetwork, eval_mode
@@ -22,13 +22,14 @@ from utils.system.errors import DataError
 
 COMPARED = 400  # images, at most, that are compared with each other
 MEASURED = 200  # of these, at most, whose regions are occluded one by one
-FEWEST = 5  # images in which a group recurs
 ONE_CLASS = 0.75  # share of a suspect's images in one class
 BY_CHANCE = 0.1  # probability below which something is no chance
-ALMOST, FEW = 1.3, 0.2  # an image with a look so many radii away has almost the group's; if few have, it is distinct
 AT_BORDER = 0.03  # of the image's longer side
-BATCH_SIZE = 32
-FILLS = {"blurred": blur, "mean colour": OTHER_REMOVALS["filled with the mean colour"]}
+FILLS = {  # what is shown inside the regions (N, 1, H, W) of images (N, 3, H, W)
+    "without": filled,
+    "blurred": lambda batch, inside: torch.where(inside, blur(batch), batch),
+    "mean colour": lambda batch, inside: torch.where(inside, batch.mean((2, 3), keepdim=True), batch),
+}
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def measure_reliance(
     Returns:
         In the `table` are the number of `regions` and of `images`; the `share` of all that groups change; the most
         frequent `class`, its share of these images, `purity`, and of all images, `usual`; the share of regions `at the
-        border`; how many other images have `almost` its look; `AUC`, `accuracy` (balanced) and `recall@1` of all images
-        `before`, and with the group `blurred` or filled with the `mean colour`, or as many regions at random places
-        blurred (`random`); the `cost`, AUC at random less AUC without the group, in 95 % of resamples of images `low`
-        to `high`, and the group's rank by it `rank low` to `rank high`; whether the group is `relied` on, and a
-        `suspect`; and the `finding`, in words.
+        border`; how many times as far from its look the other images are (`gap`); `AUC`, `accuracy` (balanced) and
+        `recall@1` of all images `before`, `without` the group, which is filled from its surroundings (or `blurred`, or
+        filled with the `mean colour`), and without regions of the same sizes at `random` places; the `cost`, AUC at
+        random less AUC without the group, in 95 % of resamples of images `low` to `high`, and the group's rank by it,
+        `rank low` to `rank high`; whether the group is `relied` on, and a `suspect`; and the `finding`, in words.
 
     Raises:
         DataError: one class, too few images, or nothing that recurs.
@@ -78,29 +79,31 @@ def measure_reliance(
             f"evidence: {len(labels)} test images of {len(set(labels))} class(es), but it needs {2 * FEWEST} images of "
             "2 classes; add images, or raise test_size, and train again"
         )
-    groups = find_groups(model, images[_evenly(len(labels), MEASURED)], verbose)
-    regions, nearest = groups.find(images, verbose)
+    features, measured = torch.cat([*features_of_places(images, verbose)]), _evenly(len(images), MEASURED)
+    groups = find_groups(model, images[measured], features[measured], verbose)
+    regions = groups.find(features.split(BATCH_SIZE), model.image_size)
     regions = regions[regions.groupby("group").image.transform("nunique") >= FEWEST].reset_index(drop=True)
     if regions.empty:
         raise DataError(f"evidence: nothing recurs in {FEWEST} of {len(labels)} images; add images and train again")
-    rng, random = np.random.default_rng(seed), regions.copy()
-    random[BOX] = boxes_at(torch.from_numpy(rng.integers(PLACES**2, size=len(random))), model.image_size).numpy()
+    rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 200)
-    before, rows, without, costs = embed_images(model, images, BATCH_SIZE), {}, {}, {}
+    before, rows, without, costs = embed_images(model, images), {}, {}, {}
     for k, members in tqdm(regions.groupby("group"), desc="Taking groups away", disable=not verbose):
-        ways = {"random": (random.loc[members.index], blur)} | {name: (members, fill) for name, fill in FILLS.items()}
+        ways = {way: (members, fill) for way, fill in FILLS.items()}
+        ways["random"] = at_random_places(members, model.image_size, rng), filled
         changed = {way: embeddings_without(model, images, before, *how) for way, how in ways.items()}
-        effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("blurred", "random"))
-        regions.loc[members.index, "effect"] = effect[members.image] / members.groupby("image").image.transform("size")
-        without[k], costs[k] = changed["blurred"], np.subtract(*(aucs(changed[w], labels, drawn) for w in [*ways][:2]))
-        almost = int(((nearest[:, k] > 1) & (nearest[:, k] < ALMOST)).sum())
-        rows[k] = _facts(members, labels, effect - by_chance, costs[k], almost, model.image_size) | {
+        effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("without", "random"))
+        regions.loc[members.index, "effect"] = effect[members.image] * shares_of(members)
+        costs[k] = aucs(changed["random"], labels, drawn) - aucs(changed["without"], labels, drawn)
+        without[k] = changed["without"]
+        gap = float(groups.gap[k])
+        rows[k] = _facts(members, labels, effect - by_chance, costs[k], gap, model.image_size) | {
             f"{score} {way}": value
             for way, z in ({"before": before} | changed).items()
             for score, value in _scores(model, z, labels).items()
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    table["cost"] = table["AUC random"] - table["AUC blurred"]
+    table["cost"] = table["AUC random"] - table["AUC without"]
     ranks = (-np.stack([*costs.values()])).argsort(0).argsort(0) + 1
     table["rank low"], table["rank high"] = np.quantile(ranks, [0.025, 0.975], axis=1, method="nearest")
     moved = pd.Series({k: float((before - z).norm(dim=1).sum()) for k, z in without.items()})
@@ -114,6 +117,22 @@ def measure_reliance(
     return Reliance(table.rename(numbers), regions, compared, before, without, groups, numbers)
 
 
+def shares_of(members: pd.DataFrame) -> np.ndarray:
+    """The share of each region in the area of its image's."""
+    area = (members.bottom - members.top) * (members.right - members.left)
+    return (area / area.groupby(members.image).transform("sum")).to_numpy()
+
+
+def at_random_places(regions: pd.DataFrame, size: tuple[int, int], rng: np.random.Generator) -> pd.DataFrame:
+    """Move each region to a random place in its image, which has this size."""
+    moved = regions.copy()
+    for (start, stop), side in zip((BOX[:2], BOX[2:]), size):
+        length = regions[stop] - regions[start]
+        moved[start] = rng.integers(side - length + 1)
+        moved[stop] = moved[start] + length
+    return moved
+
+
 def _evenly(count: int, most: int) -> np.ndarray:
     """Positions of at most so many of `count` images, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
@@ -125,7 +144,7 @@ def embeddings_without(
     images: StoredImages | torch.Tensor,
     embeddings: torch.Tensor,
     regions: pd.DataFrame,
-    fill: Callable[[torch.Tensor], torch.Tensor] = blur,
+    fill: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = filled,
 ) -> torch.Tensor:
     """Embeddings (N, D) of uint8 images (N, 3, H, W) with all `regions` replaced by what `fill` makes of their images;
     the others' stay as in `embeddings`."""
@@ -137,7 +156,7 @@ def embeddings_without(
             for mask, position in zip(inside, positions):
                 for top, bottom, left, right in boxes[position]:
                     mask[:, top:bottom, left:right] = True
-            result[positions] = model.embed(torch.where(inside, fill(batch), batch)).float().cpu()
+            result[positions] = model.embed(fill(batch, inside)).float().cpu()
     return result
 
 
@@ -182,7 +201,7 @@ def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray)
 
 
 def _facts(
-    members: pd.DataFrame, labels: np.ndarray, gain: np.ndarray, cost: np.ndarray, almost: int, size: tuple[int, int]
+    members: pd.DataFrame, labels: np.ndarray, gain: np.ndarray, cost: np.ndarray, gap: float, size: tuple[int, int]
 ) -> dict:
     """What a group is: the first columns of the table. `gain` (N,) is by how much its effect on each image exceeds that
     of random regions; `cost` is of resamples."""
@@ -194,8 +213,8 @@ def _facts(
     relied = np.quantile(cost, BY_CHANCE) > 0 or gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE
     one_class = most >= ONE_CLASS * images and binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
     facts = {"regions": len(members), "images": images, "class": counts.index[0], "purity": most / images}
-    facts |= {"usual": usual, "at the border": float((edge <= AT_BORDER * max(size)).mean()), "almost": almost}
-    distinct = bool(one_class and almost <= FEW * images)
+    facts |= {"usual": usual, "at the border": float((edge <= AT_BORDER * max(size)).mean()), "gap": gap}
+    distinct = bool(one_class and gap >= DISTINCT)
     facts |= {"low": float(low), "high": float(high), "distinct": distinct, "relied": bool(relied)}
     return facts | {"suspect": bool(distinct and relied)}
 
@@ -203,13 +222,14 @@ def _facts(
 def _finding(row: pd.Series) -> str:
     """Say what was measured of a group."""
     costs = (
-        f"AUC {row['AUC before']:.3f}; {row['AUC blurred']:.3f} with it blurred, {row['AUC random']:.3f} with as many "
-        "regions blurred at random places"
+        f"AUC {row['AUC before']:.3f}; {row['AUC without']:.3f} without it, {row['AUC random']:.3f} without regions "
+        "of the same sizes at random places"
     )
     if not row.suspect:
         return costs if row.relied else f"seen, but not relied on: {costs}"
     return (
         f"suspect: {row.purity:.0%} of its {row.images} images are {row['class']} ({row.usual:.0%} of all are), "
-        f"{row.almost} other images have almost its look, {row['at the border']:.0%} of its regions lie at the border. "
+        f"the other images are {row.gap:.1f} times as far from its look, {row['at the border']:.0%} of its regions lie "
+        "at the border. "
         f"{costs}. Look at it: should it tell {row['class']} from the others?"
     )

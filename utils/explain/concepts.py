@@ -4,13 +4,14 @@ CRAFT (Fel et al., 2023) groups crops by a classifier's activations, SpRAy (Lapu
 Here regions of large measured effect are grouped. What a group does is measured by `utils.evaluate.reliance`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_samples
@@ -30,55 +31,72 @@ DIMENSIONS = 24  # of a look
 SMALLEST = 8  # regions of a group that is denser than what is around it
 LEAST_RADIUS = 0.2  # of a group of equal looks, as a share of the spread of all looks
 COMMON = 4  # groups into which the rest is divided
+FEWEST = 5  # images in which a group recurs
+DISTINCT = 2.0  # an image has the look or it has not, if those without are so many times as far from it
+FULL = 0.65  # share of a region's cells that belong to the group
 BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Groups:
     """G groups of looks: the `projection` from features to looks, `centres` (G, DIMENSIONS) and `radii` (G,); the mean
-    silhouette of each, `likeness` (G,), 1 if all are the same and nothing else is like them; and `rest`, the share of
-    the strong regions in no group."""
+    silhouette of each, `likeness` (G,), 1 if all are the same and nothing else is like them; how many times as far the
+    images without it are from the look, `gap` (G,); and `rest`, the share of the strong regions in no group."""
 
     projection: PCA
     centres: torch.Tensor
     radii: torch.Tensor
     likeness: np.ndarray
+    gap: np.ndarray
     rest: float
 
-    def find(self, images: StoredImages | torch.Tensor, verbose: bool = True) -> tuple[pd.DataFrame, np.ndarray]:
-        """Look for all groups in uint8 images (N, 3, H, W).
+    def find(self, features: Iterable[torch.Tensor], size: tuple[int, int]) -> pd.DataFrame:
+        """Look for all groups in images of a size in pixels; `features` are of `features_of_places`.
 
         Returns:
-            A row for each region: `image` and `group` (positions), `top`, `bottom`, `left`, `right` in pixels; those of
-            a group do not overlap. And how far each image's nearest look is from each group, in its radii, (N, G).
+            A row for each region: `image` and `group` (positions), `top`, `bottom`, `left`, `right` in pixels. They are
+            the places nearest to the group; of a distinct one, the cells of which most places have its look.
         """
-        rows, nearest, first = [], [], 0
-        parts, total = features_of_places(images), -(-len(images) // BATCH_SIZE)
-        for features in tqdm(parts, desc="Looking for groups", total=total, disable=not verbose):
-            looks = torch.from_numpy(self.projection.transform(features.flatten(0, 1).numpy())).float()
-            distance = (torch.cdist(looks, self.centres) / self.radii).unflatten(0, features.shape[:2])
-            nearest.append(distance.amin(1))
+        rows, first = [], 0
+        for part in features:
+            distance = torch.cdist(self.looks(part), self.centres) / self.radii
             distance, group = distance.min(2)
             for k in range(len(self.radii)):
-                chosen = disjoint(torch.where((group == k) & (distance <= 1), -distance, -torch.inf))
-                rows += [(first + int(i), k, int(chosen[i, j])) for i, j in (chosen >= 0).nonzero()]
-            first += len(features)
-        found = pd.DataFrame(rows, columns=["image", "group", "place"])
-        boxes = boxes_at(torch.tensor(found.pop("place").to_numpy(int)), tuple(images[[0]].shape[2:]))
-        return found.assign(**dict(zip(BOX, boxes.numpy().T))), torch.cat(nearest).numpy()
+                has = (group == k) & (distance <= 1)
+                chosen = disjoint(torch.where(has, -distance, -torch.inf))
+                found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
+                if self.gap[k] >= DISTINCT:
+                    cells = majority(has).numpy()
+                    for i, (top, bottom, left, right) in found:
+                        if cells[i].sum() < CELLS**2 / 2:  # the look is that of a few places only
+                            cells[i, top:bottom, left:right] = True
+                    found = [(i, box) for i in np.flatnonzero(cells.any((1, 2))) for box in boxes_of(cells[i])]
+                rows += [(first + i, k, *box) for i, box in found]
+            first += len(part)
+        found = pd.DataFrame(rows, columns=["image", "group", *BOX])
+        sides = [size[0]] * 2 + [size[1]] * 2
+        return found.assign(**{name: (found[name] * side / GRID).round().astype(int) for name, side in zip(BOX, sides)})
+
+    def looks(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, PLACES^2, C) -> (B, PLACES^2, DIMENSIONS)."""
+        looks = self.projection.transform(features.flatten(0, 1).numpy())
+        return torch.from_numpy(looks).float().unflatten(0, features.shape[:2])
 
 
-def find_groups(model: SiameseNetwork, images: StoredImages | torch.Tensor, verbose: bool = True) -> Groups:
+def find_groups(
+    model: SiameseNetwork, images: StoredImages | torch.Tensor, features: torch.Tensor, verbose: bool = True
+) -> Groups:
     """Measure the regions of uint8 images (N, 3, H, W), and group the strongest by their look: dense groups (HDBSCAN,
-    Campello et al., 2013), and what is left by k-means."""
+    Campello et al., 2013), and what is left by k-means. `features` are those of the images' places, (N, PLACES^2, C).
+    """
     looks = []
-    parts = zip(images.split(BATCH_SIZE), features_of_places(images))
+    parts = zip(images.split(BATCH_SIZE), features.split(BATCH_SIZE))
     total = -(-len(images) // BATCH_SIZE)
-    for batch, features in tqdm(parts, desc="Occluding regions", total=total, disable=not verbose):
+    for batch, part in tqdm(parts, desc="Occluding regions", total=total, disable=not verbose):
         density = region_effects(model, model.normalize(batch), verbose=False).density[..., :-1]
         sums = F.avg_pool2d(density.permute(0, 3, 1, 2).float().cpu(), CELLS, 1)
         places = disjoint(sums.norm(dim=1).flatten(1), STRONGEST)
-        looks += [part[chosen[chosen >= 0]] for part, chosen in zip(features, places)]
+        looks += [every[chosen[chosen >= 0]] for every, chosen in zip(part, places)]
     looks = torch.cat(looks).numpy()
     projection = PCA(min(DIMENSIONS, *looks.shape), random_state=0)
     looks = projection.fit_transform(looks)
@@ -90,11 +108,54 @@ def find_groups(model: SiameseNetwork, images: StoredImages | torch.Tensor, verb
     likeness = silhouette_samples(looks, group) if 1 < len(np.unique(group)) < len(looks) else np.zeros(len(looks))
     group[likeness < 0] = -1
     members = [torch.from_numpy(looks[group == k]).float() for k in np.unique(group[group >= 0])]
-    centres = [part.mean(0) for part in members]
+    centres = torch.stack([part.mean(0) for part in members])
     radii = [torch.quantile((part - centre).norm(dim=1), 0.95) for part, centre in zip(members, centres)]
     alike = np.array([likeness[group == k].mean() for k in np.unique(group[group >= 0])])
     rest, least = float((group < 0).mean()), LEAST_RADIUS * float(np.linalg.norm(looks.std(0)))
-    return Groups(projection, torch.stack(centres), torch.stack(radii).clamp(min=least), alike, rest)
+    groups = Groups(projection, centres, torch.stack(radii).clamp(min=least), alike, np.ones(len(alike)), rest)
+    nearest = torch.cat(
+        [torch.cdist(groups.looks(part), centres).amin(1) for part in features.split(BATCH_SIZE)]
+    ).clamp(min=least)
+    gap, edges = map(np.array, zip(*(widest_gap(distances) for distances in nearest.T.numpy())))
+    radii = torch.where(torch.from_numpy(gap >= DISTINCT), torch.from_numpy(edges).float(), groups.radii)
+    return replace(groups, gap=gap, radii=radii)
+
+
+def widest_gap(distances: np.ndarray) -> tuple[float, float]:
+    """Where distances (N,) fall into near and far ones, a tenth of the near ones aside: how many times as far the far
+    ones are, 1 if there are too few; and the middle of the gap, on a logarithmic scale."""
+    ordered, counts = np.sort(distances), np.arange(FEWEST, int(0.9 * len(distances)))
+    if not len(counts):
+        return 1.0, float(ordered[-1])
+    near, far = ordered[np.floor(0.9 * counts).astype(int) - 1], ordered[np.ceil(1.1 * counts).astype(int)]
+    widest = int((far / near).argmax())
+    part = ordered[int(0.9 * counts[widest]) - 1 : int(np.ceil(1.1 * counts[widest])) + 1]
+    jump = int((part[1:] / part[:-1]).argmax())
+    return float(far[widest] / near[widest]), float(np.sqrt(part[jump] * part[jump + 1]))
+
+
+def majority(places: torch.Tensor) -> torch.Tensor:
+    """The cells that at least half of the places over them hold: bool (N, PLACES^2) -> bool (N, GRID, GRID)."""
+    over = torch.ones(1, 1, CELLS, CELLS)
+    places = places.view(-1, 1, PLACES, PLACES).float()
+    return (2 * F.conv_transpose2d(places, over) >= F.conv_transpose2d(torch.ones_like(places), over))[:, 0]
+
+
+def boxes_of(cells: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Draw boxes (top, bottom, left, right) around the connected parts of cells (H, W); halve what is not `FULL`."""
+    parts, _ = ndimage.label(cells)
+    found = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
+        part, top, left = parts[rows, columns] == number, rows.start, columns.start
+        if part.mean() >= FULL:
+            found.append((top, rows.stop, left, columns.stop))
+            continue
+        wide = part.shape[1] > part.shape[0]
+        middle = part.shape[int(wide)] // 2
+        for start, half in zip((0, middle), np.split(part, [middle], axis=int(wide))):
+            down, across = (top, left + start) if wide else (top + start, left)
+            found += [(a + down, b + down, c + across, d + across) for a, b, c, d in boxes_of(half)]
+    return found
 
 
 def disjoint(score: torch.Tensor, most: int = PLACES**2) -> torch.Tensor:
@@ -110,15 +171,14 @@ def disjoint(score: torch.Tensor, most: int = PLACES**2) -> torch.Tensor:
     return torch.stack(chosen, 1)[:, 1:]
 
 
-def boxes_at(places: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The regions at places, (M,) -> top, bottom, left, right, (M, 4), in images of a size in pixels."""
-    down, across = ((torch.arange(GRID + 1) * side / GRID).round().long() for side in size)
-    row, column = places // PLACES, places % PLACES
-    return torch.stack([down[row], down[row + CELLS], across[column], across[column + CELLS]], 1)
+def cells_at(place: int) -> tuple[int, int, int, int]:
+    """The cells of a place: top, bottom, left, right."""
+    row, column = divmod(place, PLACES)
+    return row, row + CELLS, column, column + CELLS
 
 
 @torch.no_grad()
-def features_of_places(images: StoredImages | torch.Tensor) -> Iterator[torch.Tensor]:
+def features_of_places(images: StoredImages | torch.Tensor, verbose: bool = True) -> Iterator[torch.Tensor]:
     """Describe the region at each place of uint8 images (N, 3, H, W), a batch at a time: (B, PLACES^2, C).
 
     They are features of a middle layer of a network that knows ImageNet, whatever the network that is explained;
@@ -126,7 +186,8 @@ def features_of_places(images: StoredImages | torch.Tensor) -> Iterator[torch.Te
     """
     blocks = [block.eval() for block in backbone_blocks("EfficientNetLite0", pretrained=True)]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    for batch in images.split(BATCH_SIZE):
+    parts = images.split(BATCH_SIZE)
+    for batch in tqdm(parts, desc="Looking", total=-(-len(images) // BATCH_SIZE), disable=not verbose):
         x = (batch.float() / 255 - mean) / std
         x = F.interpolate(x, scale_factor=LOOK_SIDE / x.shape[2], mode="bilinear", antialias=True)
         total = 0

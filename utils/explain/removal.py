@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from utils.images.frame import Box
@@ -73,6 +74,17 @@ def blur(batch: torch.Tensor) -> torch.Tensor:
     down, across = (2 * min(int(2 * sigma), side - 1) + 1 for side in (height, width))
     # Along one side after the other: 40 times faster.
     return gaussian_blur(gaussian_blur(batch, [across, 1], [sigma] * 2), [1, down], [sigma] * 2)
+
+
+def filled(batch: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Fill regions, bool (N, 1, H, W), of images (N, 3, H, W) from their surroundings, at the finest scale that reaches
+    (pull-push; Gortler et al., The lumigraph, 1996). Nothing of a region's colour stays, as it does after blurring."""
+    if min(batch.shape[2:]) == 1 or not inside.any():
+        return batch
+    weight = F.avg_pool2d((~inside).float(), 2, ceil_mode=True)
+    mean = F.avg_pool2d(batch * ~inside, 2, ceil_mode=True) / weight.clamp(min=1e-6)
+    coarse = filled(mean, weight == 0)
+    return torch.where(inside, F.interpolate(coarse, batch.shape[2:], mode="bilinear"), batch)
 
 
 # Other ways to remove a region than blurring: what is shown inside. The mean colour asks again what happens if the
