@@ -1,3 +1,4 @@
+import os
 import struct
 
 import numpy as np
@@ -160,6 +161,13 @@ def test_heic_is_read_where_a_plugin_reads_it(tmp_path):
     image = noise(3, 4).resize((64, 48))
     image.save(tmp_path / "a.heic", quality=95)
     assert np.abs(np.asarray(read_image(tmp_path / "a.heic")).astype(int) - np.asarray(image)).mean() < 8
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: not a file; delete it"):
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix, pages", [("gif", True), ("tif", True), ("png", True), ("webp", True), ("jpg", False)])

@@ -192,6 +192,18 @@ def test_a_link_to_a_file_that_is_not_there_now_stays(model, folder, path):
     assert build(model, folder, path) == f"{wrong}\n{told(folder, 8)}"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_to_the_query_take_no_places(model, folder, path):
+    query = folder / "0" / "0.png"
+    for number in range(9):
+        (folder / f"{number}.png").symlink_to(query)
+        os.link(query, folder / f"hard {number}.png")
+    build(model, folder, path)
+    for count in (1, 5, 9):
+        files = find(model, path, query, count).table().file.tolist()
+        assert len(files) == min(count, 6) and set(files) <= set(FILES[1:])
+
+
 def test_a_folder_that_was_moved_is_a_line(model, folder, path):
     build(model, folder, path)
     folder.rename(folder.parent / "moved")

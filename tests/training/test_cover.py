@@ -65,6 +65,10 @@ def test_a_folder_of_masks(config, tmp_path):
     "line, problem",
     [
         ("1,a/9.png,0,3,5,10", "a/9.png is no image of this dataset's split"),
+        ("1,a/1.png,0,3,5,11", "a/1.png: 0, 3, 5, 11 .* not inside of its image of 10 x 6 pixels"),
+        ("1,a/1.png,-1,3,5,10", "a/1.png: -1, 3, 5, 10"),
+        ("1,a/1.png,3,3,5,10", "a/1.png: 3, 3, 5, 10 .* is empty"),
+        ("1,a/1.png,0,3,5,4", "a/1.png: 0, 3, 5, 4"),
         ("1,a/1.png,x,3,5,10", "needs the columns file, top"),
         ("1,b/3.png,0,3,5,10", "holds no region of a training image"),
         ("1,a/1.png,0,3,5,10,False\n2,a/2.png,0,3,5,10,False", "has no suspect"),

@@ -5,6 +5,7 @@ import pandas as pd
 
 from utils.images.cache import ImageCache
 from utils.images.frame import Frame
+from utils.system.errors import DataError
 from utils.system.settings import Config
 
 BOX = ["top", "bottom", "left", "right"]
@@ -30,8 +31,19 @@ def in_originals(config: Config, regions: pd.DataFrame, frame: Frame) -> pd.Data
     return found[(found.top < found.bottom) & (found.left < found.right)]
 
 
-def in_frame(config: Config, regions: pd.DataFrame, frame: Frame) -> np.ndarray:
-    """Convert the `BOX` of each row to pixels of the frame, those that it touches, (M, 4)."""
-    start, scale, _ = _scales(config, regions.file, frame)
-    exact = start + regions[BOX].to_numpy() * scale
+def in_frame(config: Config, regions: pd.DataFrame, frame: Frame, source: str) -> np.ndarray:
+    """Convert the `BOX` of each row to pixels of the frame, those that it touches, (M, 4).
+
+    Raises:
+        DataError: a box is empty, or not inside of its image; `source` says where it was read.
+    """
+    start, scale, limit = _scales(config, regions.file, frame)
+    box = regions[BOX].to_numpy()
+    wrong = ((box < 0) | (box > limit)).any(1) | (box[:, [0, 2]] >= box[:, [1, 3]]).any(1)
+    if wrong.any():
+        at = int(wrong.argmax())
+        where = f"{regions.file.iloc[at]}: {', '.join(map(str, box[at]))} ({', '.join(BOX)})"
+        size = f"{limit[at, 2]} x {limit[at, 0]} pixels"
+        raise DataError(f"{source}: {where} is empty or not inside of its image of {size}; correct it")
+    exact = start + box * scale
     return np.where([True, False, True, False], np.floor(exact + 1e-6), np.ceil(exact - 1e-6)).astype(int)

@@ -48,6 +48,8 @@ def read_image(path: Path, levels: tuple[float, float] | None = None) -> Image.I
         DataError: the file cannot be read as an image; the message has its path, what is wrong and what to do.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise OSError
         with Image.open(path) as image:
             rgb = to_rgb(image, levels)
             with suppress(Exception):  # of a second page; MPO is a photograph with its preview
@@ -63,8 +65,8 @@ def what_is_wrong(path: Path, error: Exception) -> str:
         return "a link to nowhere; delete it, or bring back the file that it leads to"
     if isinstance(error, FileNotFoundError):
         return "no such image; check the path, or train again if the data have moved"
-    if os.path.isdir(path):
-        return "a folder; name an image"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "a folder; name an image" if os.path.isdir(path) else "not a file; delete it"
     if isinstance(error, PermissionError):
         return "no permission to read it; change the file's access rights"
     if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the decoder

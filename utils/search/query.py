@@ -18,7 +18,7 @@ from utils.images.reading import shrink
 from utils.imshow import rows_of_panels
 from utils.models import network_for
 from utils.search.build import INDEX, place_of
-from utils.search.store import Index, about
+from utils.search.store import Entry, Index, about
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import SearchError
 from utils.system.files import file_state, replacing
@@ -57,7 +57,7 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
     """Find the `count` images of an index that are nearest to an image, and explain each.
 
     Effects come from the index. Only the query, and hits that were never measured, pass through the network; what is
-    measured is kept in the index. The query's own file is no hit.
+    measured is kept in the index. The query's own file is no hit, nor are links to it.
 
     Raises:
         DataError: the query cannot be read.
@@ -68,8 +68,7 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
         raise SearchError(f"{index.folder}: the indexed folder is not there now; {advice}")
     effects = Comparison(model, [query]).effects_of(0)
     (z,) = effects.embeddings
-    found = index.nearest(z.cpu().numpy(), count + 1)
-    nearest = [(d, one) for d, one in found if (index.folder / one.file).resolve() != query.resolve()][:count]
+    nearest = _nearest_others(index, z.cpu().numpy(), query, count)
     if not nearest:
         raise SearchError(f"{index.path}: no other image in it; run python -m utils search build {index.folder} again")
     here = [one for _, one in nearest if _is_unchanged(index.folder / one.file, one.state)]
@@ -89,6 +88,23 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
         explained = (compared.pair(0, k), compared.matches(0, k)) if k else (None, [])
         hits.append(Hit(one.file, 1 - float(model.dissimilarity(distance)), decision, *explained))
     return Found(compared.images[0], index.folder, hits)
+
+
+def _nearest_others(index: Index, z: np.ndarray, query: Path, count: int) -> list[tuple[float, Entry]]:
+    """Find the `count` nearest images whose files are not that of the query."""
+    asked = count + 1
+    while True:
+        found = index.nearest(z, asked)
+        others = [(distance, one) for distance, one in found if not _is_same(index.folder / one.file, query)]
+        if len(others) >= count or len(found) < asked:
+            return others[:count]
+        asked *= 2  # links to the query took places
+
+
+def _is_same(path: Path, query: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(path, query)
+    return False
 
 
 def _is_unchanged(path: Path, state: str) -> bool:

@@ -56,18 +56,18 @@ def covered(
     """Cover the regions that `image.cover` names in training images, `files`; `known` are the files of all splits.
 
     Raises:
-        DataError: no readable regions, none in training images, or an unknown image.
+        DataError: no readable regions, none in training images, an unknown image, or a box outside of its image.
     """
     path, masks = config.image.cover, np.zeros((len(files), *frame.size), bool)
     if path.is_dir():
         found = load_masks(config.data_path, files, frame, folder=path)
         masks = masks if found is None else found.numpy()
     else:
-        regions = read_regions(path)
+        regions, source = read_regions(path), f"image.cover: {path}"
         if unknown := sorted(set(regions.file) - set(known)):
-            raise DataError(f"image.cover: {path}: {unknown[0]} is no image of this dataset's split; correct it")
+            raise DataError(f"{source}: {unknown[0]} is no image of this dataset's split; correct it")
         place, (down, across) = {file: i for i, file in enumerate(files)}, (round(MARGIN * side) for side in frame.size)
-        for file, (top, bottom, left, right) in zip(regions.file, in_frame(config, regions, frame)):
+        for file, (top, bottom, left, right) in zip(regions.file, in_frame(config, regions, frame, source)):
             if file in place:
                 masks[place[file], max(0, top - down) : bottom + down, max(0, left - across) : right + across] = True
     if not masks.any():
