@@ -52,7 +52,8 @@ def values(field: FieldInfo) -> str:
     if get_origin(annotation) is tuple:
         kind, metadata = f"{len(parts)} {kinds[_plain(parts[0])]}s", getattr(parts[0], "__metadata__", ())
     else:
-        kind, metadata = kinds[_plain(parts[0])], field.metadata
+        names = [kinds.get(_plain(part), "list of names") for part in parts if part is not type(None)]
+        kind, metadata = " or ".join(names), field.metadata
     limits = [f"{sign} {getattr(limit, name)}" for limit in _flat(metadata) for name, sign in _bounds(limit)]
     return " ".join([kind, *([", ".join(limits)] if limits else [])])
 

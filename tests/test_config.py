@@ -168,6 +168,14 @@ def test_what_save_writes_loads_back_equal(load, tmp_path, text, dataset):
     assert load_config(tmp_path / "saved.yml") == config == load_config(tmp_path / "saved.yml", config.dataset)
 
 
+@pytest.mark.parametrize("text, value", [("0.25", 0.25), ("[cats, 0625]", ("cats", "0625")), ("null", None)])
+def test_classes_to_hold_out_are_a_share_or_names(load, tmp_path, text, value):
+    config = load(f"dataset: A\nunseen_classes: {text}")
+    assert config.unseen_classes == value
+    config.save(tmp_path / "saved.yml")
+    assert load_config(tmp_path / "saved.yml").unseen_classes == value
+
+
 def test_a_byte_order_mark_is_no_obstacle(load):
     assert load(b"\xef\xbb\xbf" + PUBLIC.encode()) == load(PUBLIC)
 
@@ -216,6 +224,8 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
         ("group_pattern: '([a-z'", "group_pattern", ["should be a valid regular expression"]),
         ("group_pattern: '^(a)_(b)'", "group_pattern", ["one pair of brackets"]),
         ("hyperparameters: {epochs: 0}", "hyperparameters.epochs", ["0 trains nothing here; use 1 or more, or pre"]),
+        ("unseen_classes: cats", "unseen_classes", ["a share of the classes such as 0.25, or a list", "got 'cats'"]),
+        ("unseen_classes: 1", "unseen_classes", ["a share of the classes", "got '1'"]),
         ("weights: nowhere.pth", "weights", ["there is nothing", "got 'nowhere.pth'"]),
         ("hyperparameters: {batch_size: 2}", "hyperparameters.batch_size", ["use 4 or more, or training_pairs: sam"]),
     ],

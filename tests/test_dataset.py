@@ -126,6 +126,78 @@ def test_advice_for_small_classes_leads_somewhere(tmp_path, count, advice):
         prepare_split(config.model_copy(update={"test_size": 0.4, "valid_size": 0.4}))
 
 
+# ----------------------------------------------------------------------------- classes that are held out
+
+
+def test_held_out_classes_are_a_split_of_their_own(tmp_path):
+    make_files(tmp_path, files_of(**{f"{size}{i}": 20 if size == "L" else 4 for size in "LS" for i in range(4)}))
+    config = config_for(tmp_path, unseen_classes=0.25)
+    table, notes = prepare_split(config)
+    splits = table.groupby("label").split.agg(set)
+    unseen = splits[splits.map(lambda found: found == {"unseen"})].index.tolist()
+    assert [name[0] for name in unseen] == ["L", "S"]  # one of each size
+    assert all(
+        found == {"train", "valid", "test"} for name, found in splits.items() if name[0] == "L" and name not in unseen
+    )
+    assert notes[0] == f"unseen_classes: 2 of 8 classes are held out ({', '.join(unseen)}): 24 images"
+    assert prepare_split(config)[0].equals(table)
+    drawn = {tuple(_unseen_of(config.model_copy(update={"seed": seed}))) for seed in range(8)}
+    assert len(drawn) > 3
+    named = prepare_split(config.model_copy(update={"unseen_classes": ("L0", "S3")}))[0]
+    assert set(named.label[named.split == "unseen"]) == {"L0", "S3"}
+
+
+def _unseen_of(config):
+    table, _ = prepare_split(config)
+    return sorted(set(table.label[table.split == "unseen"]))
+
+
+def test_no_image_of_a_group_is_trained_on_while_another_is_unseen(tmp_path):
+    make_files(tmp_path, files_of(a=12, b=12, c=12, d=3))
+    (tmp_path / "a/0.png").write_bytes((tmp_path / "d/1.png").read_bytes())  # d is rarer: it keeps its image
+    table, notes = prepare_split(config_for(tmp_path, unseen_classes=["c", "d"]))
+    assert set(files_of(a=12, b=12, c=12, d=3)) - set(table.file) == {"a/0.png"}
+    assert notes[1:] == [
+        "unseen_classes: 2 of 4 classes are held out (c, d): 15 images",
+        "1 image left out (a/0.png): near duplicates or, by group_pattern, relatives of images in held-out classes",
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_many_small_classes_are_divided_as_a_whole(tmp_path, count):
+    classes = {f"c{i:02d}": count for i in range(20)}
+    make_files(tmp_path, files_of(**classes))
+    with pytest.raises(DataError, match="; set unseen_classes: 0.25, which divides the set by whole classes, or add"):
+        prepare_split(config_for(tmp_path, test_size=0.1, valid_size=0.1))
+    table, notes = prepare_split(config_for(tmp_path, test_size=0.1, valid_size=0.1, unseen_classes=0.25))
+    assert (table.groupby("label").split.nunique() == 1).all() and len(table) == 20 * count
+    # by hand: 5 of 20; a tenth of 15 is 1.5, and two classes are needed for pairs; so of 13
+    assert table.groupby("split").label.nunique().to_dict() == {"train": 11, "valid": 2, "test": 2, "unseen": 5}
+    assert notes[1:] == [
+        "classes are too small to be divided: whole ones are drawn, 2 for valid and 2 for test, and not trained on"
+    ]
+
+
+@pytest.mark.parametrize(
+    "unseen, message",
+    [
+        (
+            0.1,
+            "would hold out 0 of the 4 classes in {}; at least 2 must be held out, and 2 be left to train on: set 0.5",
+        ),
+        (0.9, "would hold out 4 of the 4 classes in {}; at least 2 must be held out"),
+        (["a"], "would hold out 1 of the 4"),
+        ([*"abc"], "would hold out 3 of the 4"),
+        (["a", "x"], "no class x in {} (a, b, c and 1 more); correct the names in config.yml"),
+    ],
+)
+def test_held_out_classes_that_cannot_be(tmp_path, unseen, message):
+    make_files(tmp_path, files_of(a=6, b=6, c=6, d=6))
+    with pytest.raises(DataError) as caught:
+        prepare_split(config_for(tmp_path, unseen_classes=unseen))
+    assert str(caught.value).startswith("unseen_classes: " + message.format(tmp_path)) and "\n" not in str(caught.value)
+
+
 # ----------------------------------------------------------------------------- a set that is divided already
 
 
@@ -169,6 +241,18 @@ def test_duplicates_across_given_splits_are_named(tmp_path):
     assert dict(zip(table.file, table.split))["test/a/0.png"] == "test"
     assert notes[1:] == [
         "1 group of images that belong together in several splits (test/a/0.png, train/a/1.png): scores will flatter"
+    ]
+
+
+def test_given_splits_lose_the_classes_that_are_held_out(tmp_path):
+    files = [f"{split}/{label}/{i}.png" for split in ("train", "valid", "test") for label in "abcd" for i in range(2)]
+    make_files(tmp_path, files)
+    table, notes = prepare_split(config_for(tmp_path, unseen_classes=["d", "b"]))
+    expected = {file: "unseen" if file.split("/")[1] in "bd" else file.split("/")[0] for file in sorted(files)}
+    assert dict(zip(table.file, table.split)) == expected and list(table.index) == list(range(24))
+    assert notes == [
+        "unseen_classes: 2 of 4 classes are held out (b, d): 12 images",
+        f"{tmp_path}: divided already, the splits are those of its folders",
     ]
 
 

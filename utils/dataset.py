@@ -10,7 +10,7 @@ from utils.images.cache import StoredImages, read_fingerprints, read_images
 from utils.images.fingerprints import join, near_duplicate_groups, notes_on_looks
 from utils.images.folder import SPLITS, check_two_classes, doubtful_folders, first_names, scan
 from utils.images.frame import Frame
-from utils.images.splitting import split_images
+from utils.images.splitting import draw_classes, on_own_side, split_images
 from utils.images.synthetic import CLASSES, SYNTHETIC, ensure_synthetic
 from utils.system.errors import DataError
 from utils.system.files import counted
@@ -61,13 +61,14 @@ def prepare_folder(config: Config) -> None:
 
 def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
     """Divide the images that can be read into training, validation and test; groups of images stay in one split. Where
-    folders of splits are given, these are the splits, and a missing one is drawn from training.
+    folders of splits are given, these are the splits, and a missing one is drawn from training. The classes of
+    `unseen_classes` are a split of their own, `unseen`.
 
     Returns:
         Table `file`, `label`, `split`; and notes for the user, a line each.
 
     Raises:
-        DataError: too few images or, under `on_bad_image: error`, images that cannot be read, a line each.
+        DataError: too few images or classes or, under `on_bad_image: error`, images that cannot be read, a line each.
     """
     prepare_folder(config)
     found, skipped = scan(config.data_path)
@@ -78,14 +79,72 @@ def prepare_split(config: Config) -> tuple[pd.DataFrame, list[str]]:
     notes += notes_on_looks(fingerprints.looks, levels)
     groups, grouped = group_images(table, fingerprints, config)
     notes += grouped
+    held = None
+    if config.unseen_classes is not None:
+        held, table, groups, about_held = _hold_out(table, groups, config)
+        notes += about_held
     if "split" in table:
         table, given = _with_given_splits(table, groups, config)
         notes, groups = notes + given, None  # other shares would not help
     else:
-        table = split_images(table, config.test_size, config.valid_size, config.seed, groups)
+        divided = split_images(table, config.test_size, config.valid_size, config.seed, groups)
+        enough = table.label.nunique() >= 6  # two for each split
+        if held is not None and enough and not all(_makes_pairs(divided, name) for name in SPLITS):
+            divided, divided_by = _divide_classes(table, groups, config)
+            notes, groups = notes + divided_by, None
+        table = divided
     for name in SPLITS:
         notes += check_split(table, name, config, groups, bad)
-    return table, notes
+    return (table if held is None else pd.concat([table, held]).sort_index().reset_index(drop=True)), notes
+
+
+def _hold_out(
+    table: pd.DataFrame, groups: np.ndarray, config: Config
+) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray, list[str]]:
+    """Part the classes of `unseen_classes` from a table; returns them, the rest, the groups of the rest, and notes.
+    Raises a DataError if there are no such classes, or too few on a side."""
+    wanted, known = config.unseen_classes, table.label.unique()
+    classes = draw_classes(table.label, wanted, config.seed) if isinstance(wanted, float) else sorted(set(wanted))
+    if strangers := [name for name in classes if name not in known]:
+        raise DataError(
+            f"unseen_classes: no class {first_names(strangers)} in {config.data_path} ({first_names(known)}); "
+            "correct the names in config.yml"
+        )
+    if min(len(classes), len(known) - len(classes)) < 2:
+        advice = f"set {2 / len(known):.2g}, which holds out two, or more" if len(known) > 3 else "add classes"
+        raise DataError(
+            f"unseen_classes: would hold out {len(classes)} of the {len(known)} classes in {config.data_path}; at "
+            f"least 2 must be held out, and 2 be left to train on: {advice}"
+        )
+    table, groups, lost = _by_class(table, groups, dict.fromkeys(classes, "unseen"))
+    unseen = table.label.isin(classes).to_numpy()
+    held, numbers = table[unseen].assign(split="unseen"), f"{len(classes)} of {len(known)} classes"
+    notes = [f"unseen_classes: {numbers} are held out ({first_names(classes)}): {counted(len(held), 'image')}", *lost]
+    return held, table[~unseen], groups[~unseen], notes + check_split(held, "unseen", config)
+
+
+def _by_class(
+    table: pd.DataFrame, groups: np.ndarray, split_of: dict[str, str]
+) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    """Leave out images of groups that are parted when these classes go to these splits, the others to training; returns
+    the rest and its groups, and a note on what is left out."""
+    stay = on_own_side(table.label, table.label.map(split_of).fillna("train"), groups)
+    number, names = counted((~stay).sum(), "image"), first_names(table.file[~stay].tolist())
+    lost = f"{number} left out ({names}): near duplicates or, by group_pattern, relatives of images in held-out classes"
+    return table[stay], groups[stay], [] if stay.all() else [lost]
+
+
+def _divide_classes(table: pd.DataFrame, groups: np.ndarray, config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """Divide a table of classes that are too small to be divided, by drawing whole ones for test and validation."""
+    split_of, left = {}, table.label
+    for name, share in (("test", config.test_size), ("valid", config.valid_size)):
+        share = max(share, 2 / left.nunique())  # of two classes, there are pairs
+        split_of |= dict.fromkeys(draw_classes(left, share, config.seed), name)
+        left = left[~left.isin(split_of)]
+    table, _, lost = _by_class(table, groups, split_of)
+    table = table.assign(split=table.label.map(split_of).fillna("train"))
+    numbers = " and ".join(f"{table.label[table.split == name].nunique()} for {name}" for name in ("valid", "test"))
+    return table, [f"classes are too small to be divided: whole ones are drawn, {numbers}, and not trained on", *lost]
 
 
 def _with_given_splits(table: pd.DataFrame, groups: np.ndarray, config: Config) -> tuple[pd.DataFrame, list[str]]:
@@ -131,7 +190,9 @@ def check_split(
     Raises:
         DataError: there can be no similar or no dissimilar pair.
     """
-    counts = table.label[table.split == name].value_counts().reindex(table.label.unique(), fill_value=0)
+    counts = table.label[table.split == name].value_counts()
+    if groups is not None:  # else classes may be divided as a whole, so that some have no image here
+        counts = counts.reindex(table.label.unique(), fill_value=0)
     if not _makes_pairs(table, name):
         advice = "; add images" if groups is None else _advice(table, groups, config)
         problem = f"too few images for the {name} split, which needs two classes, one of them with two images"
@@ -154,7 +215,9 @@ def _advice(table: pd.DataFrame, groups: np.ndarray, config: Config) -> str:
     if (largest := np.bincount(groups).max()) > 1:
         together = f"{largest} of {len(table)} images belong together, as near duplicates or by group_pattern"
         return f" ({together}); add images that differ"
-    return "; add images, or put whole classes into folders for each split, train/, valid/ and test/"
+    if table.label.nunique() < 8:  # two for each of four splits
+        return "; add images, or put whole classes into folders for each split, train/, valid/ and test/"
+    return "; set unseen_classes: 0.25, which divides the set by whole classes, or add images"
 
 
 def load_split(table: pd.DataFrame, split: str, config: Config, frame: Frame) -> tuple[StoredImages, pd.DataFrame]:

@@ -6,7 +6,7 @@ import pytest
 from samples import generator
 from scipy.stats import chisquare
 
-from utils.images.splitting import split_images
+from utils.images.splitting import draw_classes, on_own_side, split_images
 
 
 def table_of(**counts):
@@ -142,3 +142,29 @@ def test_a_split_does_not_depend_on_which_class_comes_first():
 def test_groups_of_two_are_for_testing_where_a_single_image_is_wanted():
     split = split_images(table_of(a=10, b=10), 0.1, 0.1, 0, np.arange(20) // 4 * 2 + np.arange(20) % 2)
     assert split[split.split == "test"].label.value_counts().to_dict() == {"a": 2, "b": 2}
+
+
+# ---------------------------------------------------------------------------------------- classes held out
+
+
+def test_classes_are_drawn_from_every_size():
+    sizes = {f"c{i:02d}": i for i in range(1, 41)}  # c01 has one image, which makes no pair
+    labels = pd.Series(np.repeat(list(sizes), list(sizes.values())))
+    drawn = draw_classes(labels, 0.25, 3)
+    assert len(drawn) == 10 and drawn == draw_classes(labels, 0.25, 3) != draw_classes(labels, 0.25, 4)
+    for step, name in enumerate(drawn):  # 39 classes with pairs, by size: one from each run of 3.9
+        assert abs(sizes[name] - 2 - 3.9 * (step + 0.5)) <= 0.5 * 3.9 + 1
+    alike = pd.Series(np.repeat([f"c{i:02d}" for i in range(20)], 2))
+    times = pd.Series([name for seed in range(400) for name in draw_classes(alike, 0.25, seed)]).value_counts()
+    assert times.sum() == 400 * 5 and chisquare(times.reindex(alike.unique(), fill_value=0)).pvalue > 0.01
+
+
+def test_a_group_stays_where_it_is_the_larger_share_of_its_classes():
+    labels = pd.Series([*"aaaa", *"bb", *"cc"])
+    side = labels.map({"a": "train", "b": "unseen", "c": "train"})
+    groups = np.array([0, 0, 1, 2, 0, 1, 1, 3])
+    # 0: two of a (2/4) against one of b (1/2), equal, so the first by name; 1: a and c (1/4 + 1/2) against b (1/2)
+    assert on_own_side(labels, side, groups).tolist() == [True] * 4 + [False] * 2 + [True] * 2
+    # without c, group 1 is a (1/4) against b (1/2)
+    kept = labels != "c"
+    assert on_own_side(labels[kept], side[kept], groups[kept]).tolist() == [True, True, False, True, False, True]

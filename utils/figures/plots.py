@@ -38,13 +38,14 @@ def _with_legends(figure: Figure, **options: Any) -> Figure:
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
     """Plot the number of images per class and split, from a table with the columns `label` and `split`."""
-    counts = pd.crosstab(table.label, table.split).reindex(columns=list(SPLITS), fill_value=0)
+    names = [*SPLITS, *(["unseen"] if "unseen" in set(table.split) else [])]
+    counts = pd.crosstab(table.label, table.split).reindex(columns=names, fill_value=0)
     figure, axis = plt.subplots(figsize=(6, 0.35 * len(counts) + 1), layout="constrained")
-    counts.plot.barh(stacked=True, ax=axis, color=COLOURS[:3], width=0.75)
+    counts.plot.barh(stacked=True, ax=axis, color=COLOURS, width=0.75)
     axis.invert_yaxis()
     axis.set(xlabel="images", ylabel="")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    return _with_legends(figure, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    return _with_legends(figure, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:

@@ -1,4 +1,4 @@
-"""Divides a table of images into the splits: training, validation and test."""
+"""Divides a table of images into the splits: training, validation and test, and classes that are held out."""
 
 from collections import Counter
 from itertools import product
@@ -73,3 +73,21 @@ def _add_larger_groups(
 def _improvement(size: Counter, missing: Counter) -> int:
     """Compute by how many images a group of this size brings a split nearer to its share."""
     return sum(abs(missing[label]) - abs(missing[label] - count) for label, count in size.items())
+
+
+def draw_classes(labels: pd.Series, share: float, seed: int) -> list[str]:
+    """Draw a share of the classes of `labels` (N,), rounded, from those with two images or more: at even steps through
+    them by size, from a random start, so that small and large ones are drawn alike (systematic sampling)."""
+    rng = np.random.default_rng(seed)
+    counts = labels.value_counts().sort_index()
+    by_size = counts[counts > 1].sample(frac=1, random_state=rng).sort_values(kind="stable").index
+    number = min(round(share * len(counts)), len(by_size))
+    return sorted(by_size[int((rng.random() + step) * len(by_size) / number)] for step in range(number))
+
+
+def on_own_side(labels: pd.Series, side: pd.Series, groups: np.ndarray) -> np.ndarray:
+    """Whether each image's class is on the side to which its group belongs, shape (N,): that where its images are the
+    larger share of their classes, so that rare classes keep theirs. The group's other images then take no part."""
+    share = 1 / labels.groupby(labels).transform("size")
+    of_group = share.groupby([groups, side.to_numpy()]).sum().unstack(fill_value=0).idxmax(axis=1)
+    return (side == of_group.loc[groups].to_numpy()).to_numpy()

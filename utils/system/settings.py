@@ -6,10 +6,10 @@ The key names are those of the paper's public implementation, so that its users'
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "shipped"  # trained networks that come with the project
 
@@ -31,6 +31,18 @@ def _captures_once(pattern: re.Pattern) -> re.Pattern:
     if pattern.groups != 1:
         raise ValueError("should have one pair of brackets ( ) around the part of the path that a group shares")
     return pattern
+
+
+def _else(expected: str) -> WrapValidator:
+    """For a key that takes several kinds of values: a line in place of pydantic's line for each kind."""
+
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"should be {expected}") from None
+
+    return WrapValidator(check)
 
 
 Existing = Annotated[Path, AfterValidator(_existing)]
@@ -177,6 +189,12 @@ class Config(Section):
     """share of every class's images for testing"""
     valid_size: Fraction = 0.1
     """share of the rest for validation"""
+    unseen_classes: Annotated[
+        Fraction | tuple[str, ...] | None, _else("a share of the classes such as 0.25, or a list of their names")
+    ] = None
+    """classes that are held out as a whole, as the split `unseen`, on which 03 measures how the network does on classes
+    that it has never seen: a share of them, drawn by the seed, small and large ones alike, or a list of names. Where
+    classes are too small to be divided, whole ones are for validation and testing, too"""
     group_pattern: Annotated[re.Pattern, AfterValidator(_captures_once)] | None = None
     """regular expression with one `( )` group, searched in the path below the class folder, as `patient_7/left.png`,
     and otherwise in the file name: files that agree in it, such as views of one object, stay in one split, also across

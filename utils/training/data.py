@@ -37,7 +37,7 @@ class TrainingData:
     def __init__(self, config: Config, table: pd.DataFrame, frame: Frame) -> None:
         loaded = {split: load_split(table, split, config, frame) for split in ("train", "valid")}
         kept = pd.concat([rows for _, rows in loaded.values()]).index
-        self.table = table[(table.split == "test") | table.index.isin(kept)]
+        self.table = table[table.split.isin(["test", "unseen"]) | table.index.isin(kept)]
         classes = sorted(set(self.table.label))
         self.images = {split: images for split, (images, _) in loaded.items()}
         if config.image.cover:

@@ -32,7 +32,8 @@ def model_card(
     """The model card as Markdown, of what training leaves (`info` beside the network, the split, a row per epoch), and
     of the scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: not measured yet."""
     config = Config(**{key: value for key, value in info["config"].items() if key in Config.model_fields})  # of today
-    counts = pd.crosstab(table.label, table.split).reindex(columns=["train", "valid", "test"], fill_value=0)
+    splits = ["train", "valid", "test", *(["unseen"] if "unseen" in set(table.split) else [])]
+    counts = pd.crosstab(table.label, table.split).reindex(columns=splits, fill_value=0)
     few = [(number, f"{name} image") for number, name in zip(counts.sum()[1:], ("validation", "test"))]
     environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"plain": plain, "counted": counted}

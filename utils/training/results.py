@@ -124,7 +124,8 @@ class Results:
 
     def info(self, threshold: float) -> dict[str, Any]:
         """The plain values that are saved beside the weights."""
-        config, classes = self.config.model_dump(mode="json"), sorted(set(self.table.label))
+        config, seen = self.config.model_dump(mode="json"), self.table[self.table.split != "unseen"]
+        classes = sorted(set(seen.label))
         return {"config": config, "classes": classes, "calibrated_threshold": threshold, "epoch": self.best["epoch"]}
 
     def close(self) -> None:
