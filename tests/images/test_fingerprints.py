@@ -1,5 +1,7 @@
 """Near duplicates and looks: against naive double loops and small drawn pictures."""
 
+import io
+
 import imagehash
 import numpy as np
 import pandas as pd
@@ -163,6 +165,13 @@ def drawn(ground, shape=None, ink="black", size=(90, 120)):
     return image
 
 
+def cut_short(share):
+    """A JPEG of which a share is left, closed by a program that mended it."""
+    noise(200, 200).resize((400, 400)).save(data := io.BytesIO(), "JPEG")
+    data = data.getvalue()
+    return Image.open(io.BytesIO(data[: int(share * len(data))] + b"\xff\xd9")).convert("RGB")
+
+
 def noisy(mean, spread):
     return Image.fromarray(
         np.random.default_rng(0).normal(mean, spread, (80, 80)).clip(0, 255).astype(np.uint8)
@@ -180,6 +189,9 @@ def noisy(mean, spread):
         (drawn("white", (10, 10, 40, 40)), ""),
         (drawn("black", (10, 10, 40, 40), "white"), ""),
         (noise(8, 8).resize((80, 80)).point(lambda value: value / 9), "dark"),
+        (cut_short(0.5), "cut"),
+        (cut_short(1), ""),
+        (drawn((128, 128, 128), (10, 30, 80, 80)), ""),  # of grey all round
         (noise(60, 60), ""),
     ],
 )

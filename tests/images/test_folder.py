@@ -84,15 +84,21 @@ def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
     make_files(tmp_path, ["a/1.png", "a/deep/1.png", "b/1.png", "locked/1.png"])
     scandir = os.scandir
 
+    def deny_all(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
     def deny(path):
         if Path(path).name in ("deep", "locked"):
-            raise PermissionError(13, "Permission denied", str(path))
+            deny_all(path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", deny)
     table, skipped = scan(tmp_path)
     assert table.file.tolist() == ["a/1.png", "b/1.png"]
     assert skipped == ["a/deep, locked: a folder that cannot be listed; change its access rights"]
+    monkeypatch.setattr(Path, "iterdir", deny_all)
+    with pytest.raises(DataError, match=r"cannot be listed \(Permission denied\); change its access rights"):
+        scan(tmp_path)
 
 
 def test_a_name_that_is_no_text_is_named_as_far_as_it_is(tmp_path):
@@ -164,6 +170,22 @@ def table_of(*files):
 def test_classes_that_differ_only_in_case_are_named(tmp_path):
     assert doubtful_folders(table_of("Cat/1.png", "a/x.png", "cat/1.png"), tmp_path) == [  # as no Windows can hold
         "Cat and cat: classes whose names differ only in case; rename or merge them"
+    ]
+
+
+@pytest.mark.parametrize("names", [("caf\u00e9", "cafe\u0301"), ("caf\u00e9", "caf\u00e9 ")])
+@pytest.mark.parametrize("root", ["", "train/"])
+def test_class_folders_whose_names_look_alike_are_one_class_and_named(tmp_path, names, root):
+    files = [f"{root}{name}/{i}.png" for i, name in enumerate([*names, "tea"])]
+    make_files(tmp_path, files + ["test/tea/1.png"] * bool(root))
+    if len(list((tmp_path / root).iterdir())) < 3:
+        pytest.skip("this file system takes them for one")
+    table, _ = scan(tmp_path)
+    assert sorted(set(table.label)) == ["caf\u00e9", "tea"] and (table.label == "caf\u00e9").sum() == 2
+    assert all((tmp_path / file).is_file() for file in table.file)
+    spelt = " and ".join(repr(name) for name in sorted(names, key="{}/".format))
+    assert doubtful_folders(table, tmp_path) == [
+        f"{spelt}: one class, as their names look the same; put them into one folder"
     ]
 
 

@@ -1,5 +1,6 @@
 import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -230,13 +231,15 @@ def grey(path, levels=None):
         ((RAMP - 1024).astype(np.int16), False),
         ((4095 - RAMP).astype(np.uint16), True),
         ((RAMP - 2000).astype(np.int32), False),
+        ((RAMP * 2**20).astype(np.uint32), False),
+        ((RAMP // 16 - 128).astype(np.int8), False),
         ((RAMP / 4095).astype(np.float32), False),
         ((RAMP / 1e5 - 3).astype(np.float32), False),
     ],
 )
 def test_the_range_that_is_used_is_seen_from_black_to_white(tmp_path, values, white_is_zero):
     write_tiff(tmp_path / "a.tif", values, white_is_zero)
-    assert abs(grey(tmp_path / "a.tif") - SEEN).max() <= 1
+    assert abs(grey(tmp_path / "a.tif") - SEEN).max() <= (16 if values.itemsize == 1 else 1)  # in steps of 16
 
 
 def test_eight_bits_in_a_32_bit_file_are_what_they_are(tmp_path):
@@ -255,6 +258,30 @@ def test_images_compare_under_the_levels_of_their_set(tmp_path):
     assert grey(tmp_path / "light.png", (2000, 3000)).tolist() == [[0, 255]]
     with Image.open(tmp_path / "light.png") as image:  # as `preprocess` gets it
         assert np.asarray(to_rgb(image, (0, 8000))).max() == 128
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_colours_of_12_bits_keep_their_bits(tmp_path, name):
+    colours = np.stack([RAMP, RAMP // 2, RAMP // 4], axis=-1).astype(np.uint16)
+    if name == "a.png":
+        (tmp_path / name).write_bytes(png_of(colours))
+    else:
+        write_tiff(tmp_path / name, colours, bands=3)
+    expected = np.stack([SEEN, SEEN / 2, SEEN / 4], axis=-1)
+    assert abs(np.asarray(read_image(tmp_path / name)) - expected).max() <= 1
+    assert abs(np.asarray(read_image(tmp_path / name, (0, 16383))) - expected / 4).max() <= 1  # of a set of 14 bits
+
+
+def png_of(colours):
+    """A PNG of 16 bits a colour, which Pillow reads and does not write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    header = struct.pack(">IIBBBBB", colours.shape[1], colours.shape[0], 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def test_a_portable_greymap_of_sixteen_bits_keeps_its_greys(tmp_path):

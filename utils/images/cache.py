@@ -28,7 +28,7 @@ from utils.system.files import counted, file_state, replacing
 from utils.system.settings import Config
 
 FOLDER = ".cache"  # in `outputs_path`; hidden, so that no folder of images takes it for a class
-VERSION = f"4, Pillow {PIL.__version__}"  # of the table's contents
+VERSION = f"5, Pillow {PIL.__version__}"  # of the table's contents
 # Of the table, beside the file: name -> type.
 COLUMNS = {"state": str, "slot": int, "checksum": int, "content": str, "bits": str, "width": int, "height": int}
 COLUMNS |= {"looks": str, "values": str}

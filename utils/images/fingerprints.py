@@ -24,10 +24,12 @@ SIDE = 64  # pixels, to which an image is reduced to look at it
 FLAT_STD = 2.0  # grey levels; an image of a lower standard deviation is flat
 NEAR, MOST = 8, 0.995  # grey levels from the median, within which this share of a nearly blank image lies
 DARK = 32  # grey level below which all but a hundredth of a dark image is
+STRIP = 0.125  # share of the height at the lower end, which is grey, 128, where decoders of JPEG missed the end
 LOOKS = {
     "deep": "of more than 8 bits: values from {0:g} to {1:g} are shown from black to white, also later by this network",
     "blank": "with (nearly) nothing to see; delete or replace them",
     "dark": "all dark; if they are scans, or colours of 10 to 14 bits, save them over the whole range",
+    "cut": "whose lower part is plain grey, as if cut short; copy them again",
     "pages": "with more pages or frames, of which the first is taken; save others as files of their own",
 }
 # A hash has HASH_SIDE^2 bits, of which HALF rule out most pairs. The usual 8^2 take many skin lesions for the same.
@@ -57,10 +59,13 @@ def fingerprint_of(path: Path, image: Image.Image) -> dict[str, Any]:
 def looks_of(image: Image.Image, grey: np.ndarray) -> str:
     """Find the keys of `LOOKS` that apply to an image as `read_image` returns it, parted by spaces; `grey` is the same,
     reduced to (SIDE, SIDE)."""
+    strip = max(1, round(STRIP * image.height))
+    upper, lower = (image.crop((0, top, image.width, top + strip)) for top in (0, image.height - strip))
+    plain = [all(abs(level - 128) <= 1 for levels in part.getextrema() for level in levels) for part in (upper, lower)]
     blank = grey.std() < FLAT_STD or (abs(grey - np.median(grey)) <= NEAR).mean() >= MOST
     dark = not blank and np.quantile(grey, 0.99) < DARK
-    found = {"deep": "values" in image.info, "blank": blank, "dark": dark, "pages": image.info.get("pages")}
-    return " ".join(look for look in LOOKS if found[look])
+    found = {"deep": "values" in image.info, "blank": blank, "dark": dark, "cut": plain == [False, True]}
+    return " ".join(look for look in LOOKS if (found | {"pages": image.info.get("pages")})[look])
 
 
 def notes_on_looks(looks: pd.Series, levels: tuple[float, float] | None) -> list[str]:

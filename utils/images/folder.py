@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,18 +44,27 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise DataError(
             f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
         )
-    rows, others, given = [], {}, given_splits(data_path)
-    for path, reason in sorted(_entries(data_path, given), key=lambda entry: entry[0].as_posix()):  # on every system
+    try:
+        rows, others, given = [], {}, given_splits(data_path)
+        entries = sorted(_entries(data_path, given), key=lambda entry: entry[0].as_posix())  # on every system
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); change its access rights") from None
+    for path, reason in entries:
         name = path.relative_to(data_path)
         if reason:
             others.setdefault((name.suffix, reason), []).append(printable(name.as_posix()))
         else:
-            rows.append((name.as_posix(), name.parts[bool(given)], given.get(name.parts[0])))
+            rows.append((name.as_posix(), class_name(name.parts[bool(given)]), given.get(name.parts[0])))
     table = pd.DataFrame(rows, columns=["file", "label", "split"])
     table = table if given else table.drop(columns="split")
     skipped = [f"{first_names(names)}: {reason}" for (_, reason), names in others.items()]
     check_two_classes(table, data_path, skipped[:5])  # there may be thousands beside the class folders
     return table, skipped
+
+
+def class_name(folder: str) -> str:
+    """Name the class of a folder: without spaces at its ends, and with accents as parts of letters."""
+    return unicodedata.normalize("NFC", folder).strip() or folder
 
 
 def _entries(data_path: Path, given: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
@@ -118,7 +128,7 @@ def sub_folders(files: pd.Series, depth: int = 1) -> list[str]:
 
 def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
     """List probable mistakes in the folders of a table of readable images, a line each with what to do: empty class
-    folders, classes inside a class, names that differ only in case."""
+    folders, classes inside a class, names that differ only in case or in what cannot be seen."""
     given = given_splits(data_path)
     parts, depth = table.file.str.split("/"), 1 + bool(given)
     folders = {
@@ -135,10 +145,12 @@ def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
                 f"{label}: images in its sub-folders {first_names(inner)} count as {label}; "
                 f"if they are classes of their own, move them to {data_path.as_posix()}/"
             )
-    classes = pd.Series(table.label.unique())
-    for _, alike in classes.groupby(classes.str.casefold()):
-        if len(alike) > 1:
-            notes.append(f"{' and '.join(alike)}: classes whose names differ only in case; rename or merge them")
+    classes, spelt = (pd.Series(names.unique()) for names in (table.label, parts.str[depth - 1]))
+    for names, keys, text in (
+        (spelt.map(repr), spelt.map(class_name), "one class, as their names look the same; put them into one folder"),
+        (classes, classes.str.casefold(), "classes whose names differ only in case; rename or merge them"),
+    ):
+        notes += [f"{' and '.join(alike)}: {text}" for _, alike in names.groupby(keys) if len(alike) > 1]
     return notes
 
 

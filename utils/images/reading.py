@@ -1,5 +1,6 @@
 """Reads an image file as an upright RGB image of 8 bits a channel, whatever is stored."""
 
+import io
 import os
 import re
 from contextlib import suppress
@@ -7,7 +8,7 @@ from math import ceil, log2
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.system.errors import DataError
 
@@ -31,8 +32,9 @@ KINDS = {
     rb"II\*\0|MM\0\*": "a TIFF of a kind that is not read; save it as PNG, or with 1 or 3 bands of 8 or 16 bits",
 }
 ORIENTATION = 0x0112  # of EXIF
-BITS, INK, LAYOUT = 258, 262, 284  # tags of TIFF
-WHITE_IS_ZERO, PLANES = 0, 2  # values of these
+BITS, INK, LAYOUT, SAMPLE = 258, 262, 284, 339  # tags of TIFF
+WHITE_IS_ZERO, PLANES, UNSIGNED, SIGNED = 0, 2, 1, 2  # values of these
+STORED = {("L", SIGNED): np.int8, ("I", UNSIGNED): np.uint32}  # in a TIFF, other than Pillow takes it
 LIGHT = 191  # grey level, three quarters of white, above which a drawing would hardly show on white
 
 
@@ -99,16 +101,35 @@ def to_rgb(image: Image.Image, levels: tuple[float, float] | None = None) -> Ima
 
 
 def deep_values(image: Image.Image) -> np.ndarray | None:
-    """Read the values of an image of more than 8 bits, float32 (H, W), or return `None`; of 16 bits a colour, Pillow
-    gives the upper bytes, which do."""
+    """Read the values of an image of more than 8 bits, or signed ones, float32, (H, W) or (H, W, 3), or return
+    `None`."""
     tags = getattr(image, "tag_v2", {})
     if image.mode == "RGB" and tags.get(BITS, (8,))[0] == 16 and tags.get(LAYOUT) == PLANES:  # Pillow reads noise
         raise ValueError("its colours are in planes of 16 bits: save it as PNG")
-    if image.mode[0] not in "IF":
+    if image.mode == "RGB" and "RGB;16" in str(getattr(image, "tile", "")):
+        return _lower_bytes(image) + np.float32(256) * np.asarray(image)
+    kind = STORED.get((image.mode, tags.get(SAMPLE, (UNSIGNED,))[0])) if tags else None
+    if image.mode[0] not in "IF" and not kind:
         return None
     image.load()  # a damaged file would be no error to NumPy
-    values = np.asarray(image).astype(np.float32)
+    values = np.asarray(image)
+    values = values.view(kind or values.dtype).astype(np.float32)
     return sum(range_of(*extremes(values))) - values if tags.get(INK) == WHITE_IS_ZERO else values
+
+
+def _lower_bytes(image: Image.Image) -> np.ndarray:
+    """Load an image of 16 bits a colour, of which Pillow gives the upper bytes, and return the lower ones, uint8
+    (H, W, 3), which it gives if it is told that bytes are the other way round."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    swapped = Image.open(io.BytesIO(image.fp.read()))
+    image.fp.seek(place)
+    tile = getattr(ImageFile, "_Tile", lambda *parts: parts)  # before Pillow 11 a plain tuple
+    for k, (codec, box, offset, arguments) in enumerate(swapped.tile):
+        kind, *more = (arguments,) if isinstance(arguments, str) else arguments
+        swapped.tile[k] = tile(codec, box, offset, (f"RGB;16{'L' if kind.endswith('B') else 'B'}", *more))
+    image.load()
+    return np.asarray(swapped)
 
 
 def extremes(values: np.ndarray) -> tuple[float, float]:
