@@ -29,9 +29,17 @@ def test_before_training_the_shipped_network_stands_in_and_says_so(tmp_path):
 @pytest.mark.parametrize(("count", "end"), [(2, "c0, c1"), (1000, "c18, c19 and 980 more")])
 def test_a_network_of_ones_own_is_preferred_and_its_first_classes_are_named(tmp_path, count, end):
     config, classes = config_of(tmp_path), [f"c{i}" for i in range(count)]
-    build_model(config).save(config.checkpoints_path / "model.pth", classes=classes)
+    info = {"classes": classes, "config": {}, "calibrated_threshold": 0.5}
+    build_model(config).save(config.checkpoints_path / "model.pth", **info)
     model, note = load_trained(config)
     assert note.startswith("Synthetic: trained on c0") and note.endswith(end) and model.info["classes"] == classes
+
+
+def test_a_network_without_what_training_leaves_beside_it_is_an_error_that_names_it(tmp_path):
+    config = config_of(tmp_path, dataset="Mine")
+    build_model(config).save(config.checkpoints_path / "model.pth", classes=["a", "b"])
+    with pytest.raises(ModelError, match=r"model\.pth: lacks .* \(config, calibrated_threshold\); train again"):
+        load_trained(config)
 
 
 def test_without_either_the_notebook_that_trains_is_named(tmp_path):

@@ -11,6 +11,7 @@ from torch.distributions import Normal
 from utils.images.folder import first_names
 from utils.images.synthetic import SYNTHETIC
 from utils.Siamese import AveragePooling, SiameseNetwork
+from utils.system.errors import ModelError
 from utils.system.machine import choose_device, keep_freed_memory, seeded
 from utils.system.settings import Config
 
@@ -42,7 +43,10 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     """Load the network in `config.trained_path`, on the configured device and with the configured threshold; also
     returns a sentence that says which one it is. Raises a ConfigError or a ModelError."""
     keep_freed_memory()
-    model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
+    path = config.trained_path / "model.pth"
+    model = SiameseNetwork.load(path, choose_device(config))
+    if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
+        raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
     model.threshold = config.threshold
     note = f"{config.dataset}: trained on {first_names(model.info['classes'], MOST_CLASSES)}"
     if config.trained_path != config.checkpoints_path:

@@ -80,24 +80,38 @@ def test_weights_of_torchvision_fit_by_name_or_by_position(ours, theirs, tmp_pat
     assert features.std() > 0 and torch.allclose(features, seen[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("nested, prefix", [("state_dict", "module."), ("model", "_orig_mod.")])
+@pytest.mark.parametrize(
+    "nested, prefix",
+    [
+        (["state_dict"], "module."),
+        (["model_state_dict"], "module."),
+        (["model"], "backbone."),
+        (["teacher"], "module.encoder_q."),
+        (["model", "state_dict"], "model."),
+        ([], "_orig_mod."),
+    ],
+)
 def test_weights_as_wrappers_and_trainers_leave_them(tmp_path, nested, prefix):
     torch.manual_seed(1)
     state = torchvision.models.resnet18().state_dict()
-    written = {prefix + name: tensor for name, tensor in state.items()} | {"queue": torch.ones(3)}
-    torch.save({"epoch": 3, nested: written}, tmp_path / "weights.pth")
+    written = {"queue": torch.ones(3)} | {prefix + name: tensor for name, tensor in state.items()}
+    for name in nested:
+        written = {"epoch": 3, name: written}
+    torch.save(written, tmp_path / "weights.pth")
     blocks = nn.Sequential(*backbone_blocks("resnet18", weights=tmp_path / "weights.pth"))
     assert all(map(torch.equal, blocks.state_dict().values(), state.values()))
 
 
 def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
     one, other = torchvision.models.resnet18(), timm.create_model("resnet14t")
-    for file, content in (("other.pth", other.state_dict()), ("whole.pth", one)):
+    broken = one.state_dict() | {"layer1.0.conv1.weight": torch.full((64, 64, 3, 3), torch.nan)}
+    for file, content in (("other.pth", other.state_dict()), ("whole.pth", one), ("nan.pth", broken)):
         torch.save(content, tmp_path / file)
     (tmp_path / "garbage.pth").write_bytes(b"<html>403 Forbidden</html>")
     for file, message in (
         ("other.pth", "is for another backbone"),
         ("whole.pth", "no file of plain tensors; .* torch.save"),
+        ("nan.pth", r"holds NaN or infinity \(layer1.0.conv1.weight\)"),
         ("garbage.pth", "no file of plain tensors"),
         ("none.pth", "no file of plain tensors"),
     ):

@@ -68,6 +68,7 @@ def test_cards_are_numbered_as_in_nvidia_smi():
     ],
 )
 def test_each_of_several_processes_takes_a_card_of_its_own(monkeypatch, tmp_path, cards, settings, expected):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun sets it")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "2")
     if expected.startswith(("cuda", "cpu")):
@@ -75,6 +76,13 @@ def test_each_of_several_processes_takes_a_card_of_its_own(monkeypatch, tmp_path
     else:
         with pytest.raises(ConfigError, match=expected):
             choose(monkeypatch, tmp_path, cards, True, settings)
+
+
+@pytest.mark.parametrize("left", [{"LOCAL_WORLD_SIZE": ""}, {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": ""}])
+def test_what_another_launcher_left_behind_chooses_no_card(monkeypatch, tmp_path, left):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert str(choose(monkeypatch, tmp_path, 2, False, {"gpu": 1})) == "cuda:1"
 
 
 def test_bfloat16_pays_where_the_hardware_computes_in_it(monkeypatch):

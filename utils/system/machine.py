@@ -29,7 +29,8 @@ def choose_device(config: Config) -> torch.device:
         ConfigError: this machine does not have the device.
     """
     wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
-    several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1  # processes on this machine
+    # Processes on this machine; another launcher may have left its own numbers behind.
+    several = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["LOCAL_WORLD_SIZE"]) > 1
     card = int(os.environ["LOCAL_RANK"]) if several else config.gpu
     apple = torch.backends.mps.is_available() and not several
     if wanted == "cuda" and not cards:
