@@ -64,14 +64,12 @@ def plot_learning_curves(history: pd.DataFrame, kept: int) -> Figure:
     return _with_legends(figure)
 
 
-def plot_confusion(*scores: PairScores, titles: Sequence[str] = ("",)) -> Figure:
-    """Plot the confusion matrix of pairs for each of several thresholds."""
-    figure, axes = plt.subplots(1, len(scores), figsize=(3.2 * len(scores), 2.9), layout="constrained", squeeze=False)
-    for axis, score, title in zip(axes[0], scores, titles):
-        ConfusionMatrixDisplay(score.confusion, display_labels=PAIR_LABELS).plot(ax=axis, cmap="Blues", colorbar=False)
-        axis.set_title(f"{title}accuracy {score.accuracy:.3f}", fontsize=9)
-        axis.set(xlabel="decision", ylabel="truth")
-        axis.set_yticklabels(PAIR_LABELS, rotation=90, va="center")
+def plot_confusion(score: PairScores) -> Figure:
+    """Plot the confusion matrix of pairs."""
+    figure, axis = plt.subplots(figsize=(3.2, 2.9), layout="constrained")
+    ConfusionMatrixDisplay(score.confusion, display_labels=PAIR_LABELS).plot(ax=axis, cmap="Blues", colorbar=False)
+    axis.set(xlabel="decision", ylabel="truth", title=f"accuracy {score.accuracy:.3f}")
+    axis.set_yticklabels(PAIR_LABELS, rotation=90, va="center")
     return figure
 
 
