@@ -88,7 +88,7 @@ class ImageOptions(Section):
     in training, but not while the head is trained alone. Maps then agree better with what happens; much more than 0.2
     costs accuracy"""
     cover: Existing | None = None
-    """regions that training does not see, as what surrounds them is mirrored into them: the `evidence.csv` of
+    """regions that training does not see, filled from what surrounds them: the `evidence.csv` of
     `python -m utils evidence`, or a folder of masks as `Data/<name>_masks`"""
     brightness: NotNegative = 0.0
     """strength of random changes in training, as in torchvision's ColorJitter"""

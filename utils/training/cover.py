@@ -5,24 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import distance_transform_edt
 
 from utils.evaluate.localisation import load_masks
+from utils.explain.removal import filled
 from utils.images.cache import StoredImages
 from utils.images.frame import Frame
 from utils.images.places import BOX, in_frame
 from utils.system.errors import DataError
 from utils.system.settings import Config
 
-MARGIN = 1 / 32  # of the frame's sides: a region's neighbours are covered, too, or its rim would be mirrored into it
+MARGIN = 1 / 32  # of the frame's sides: a region's neighbours are covered, too, or its rim would be spread over it
 
 
 class CoveredImages:
-    """N stored images, used by length and positions, in which what surrounds a region is mirrored into it, `masks`,
-    bool (N, H, W).
-
-    That leaves less to learn from than patches of other images, as of CutMix (docs/benchmarks.md).
-    """
+    """N stored images, used by length and positions, in which regions, `masks`, bool (N, H, W), are filled from their
+    surroundings. That leaves less to learn from than patches of other images, as of CutMix (docs/benchmarks.md)."""
 
     def __init__(self, images: StoredImages, masks: np.ndarray) -> None:
         self.images, self.checksums, self.width = images, images.checksums, masks.shape[2]
@@ -35,19 +32,8 @@ class CoveredImages:
         images = self.images[positions]
         for k in np.flatnonzero(self.marked[positions]):
             mask = np.unpackbits(self.bits[positions[k]], axis=1, count=self.width).view(bool)
-            images[k] = mirrored_into(images[k], mask)
+            images[k] = filled(images[k][None].float(), torch.from_numpy(mask)[None, None])[0].round()
         return images
-
-
-def mirrored_into(image: torch.Tensor, mask: np.ndarray) -> torch.Tensor:
-    """Replace the pixels of a mask (H, W) in an image (3, H, W) by their mirror images beyond the mask's nearest edge,
-    or by that edge, where these do not show."""
-    edge = distance_transform_edt(mask, return_distances=False, return_indices=True)
-    mirror = 2 * edge - np.indices(mask.shape)
-    shown = ((mirror >= 0) & (mirror < np.reshape(mask.shape, (2, 1, 1)))).all(0)
-    shown[shown] = ~mask[tuple(mirror[:, shown])]
-    rows, columns = torch.from_numpy(np.where(shown, mirror, edge)).long()
-    return image[:, rows, columns]
 
 
 def covered(
