@@ -143,7 +143,7 @@ def test_the_dataset_asked_for_wins_over_the_files_own(load):
         assert config.image.size == size and config.outputs_path == Path("outputs") / dataset
 
 
-@pytest.mark.parametrize("name", ["0625", "2018_01", "1.10", "No", "2024-01-05", "1e3"])
+@pytest.mark.parametrize("name", ["0625", "2018_01", "1.10", "No", "2024-01-05", "1e3", "null", "~"])
 def test_the_name_of_a_dataset_is_taken_as_written(load, name):
     for text in (f"dataset: {name}\nseed: 5", f"datasets: {{{name}: {{seed: 5}}}}", f"seed: 5\ndata_path: Data/{name}"):
         config = load(text, name)
@@ -207,6 +207,8 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text, key, words",
     [
+        ("num_processes: 2", "num_processes", ["delete it", "torchrun --nproc_per_node=N -m utils train NAME"]),
+        ("cache_gigabytes: 9", "cache_gigabytes", ["no key any more; delete it"]),
         ("imgae: {size: [32, 32]}", "imgae", ["unknown key", "did you mean 'image'?"]),
         ("image: {normalization: {men: [0, 0, 0]}}", "image.normalization.men", ["did you mean 'mean'?"]),
         ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),

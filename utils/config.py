@@ -50,9 +50,9 @@ def load_config(path: str | Path = "config.yml", dataset: str | None = None) -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads values as text, of which pydantic makes numbers, as YAML reads a name such as 0625 as 405, and No as False.
-    Errors are a key written twice, of which YAML drops the first one, and an escape in double quotes, which turns a
-    part of a Windows path into a line end."""
+    """Reads values as text, of which pydantic makes numbers, as YAML reads a name such as 0625 as 405, and No as False;
+    null is no value, but may be a name. Errors are a key written twice, of which YAML drops the first one, and an
+    escape in double quotes, which turns a part of a Windows path into a line end."""
 
     yaml_implicit_resolvers = {
         letter: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
@@ -62,7 +62,10 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, _ in node.value:
+        for key, value in node.value:
+            for name in [key, value] if key.value == "dataset" else [key]:
+                if name.tag.endswith(":null") and name.value:
+                    name.tag = "tag:yaml.org,2002:str"
             if str(key.value) in seen:
                 raise yaml.composer.ComposerError(problem=f"{key.value}: written twice", problem_mark=key.start_mark)
             seen.add(str(key.value))
@@ -148,10 +151,19 @@ PLAIN_MESSAGES = {
 }
 
 
+# Keys of earlier versions -> what to do.
+REMOVED_KEYS = dict.fromkeys(("cache", "cache_gigabytes"), "no key any more; delete it")
+REMOVED_KEYS["num_processes"] = (
+    "no key any more; delete it, and start several processes by torchrun --nproc_per_node=N -m utils train NAME"
+)
+
+
 def _explain(problem: dict[str, Any], path: str | Path) -> str:
     """Write a pydantic error as one line: file, key, what was expected, what was found."""
     *parents, last = problem["loc"] or [""]
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden" and last in REMOVED_KEYS:
+        message = REMOVED_KEYS[last]
+    elif problem["type"] == "extra_forbidden":
         section: type[BaseModel] = Config
         for name in parents:
             section = section.model_fields[name].annotation

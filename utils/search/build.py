@@ -57,7 +57,8 @@ def build_index(
     with Index(path, model, folder) as index:
         known = index.files().keys()
         lost = {file for file, _ in known} - found.keys()
-        staying = may_come_back(folder, lost, problems)
+        places = missing_places(folder, lost, problems)
+        staying = {file for file, (_, may_come_back) in places.items() if may_come_back}
         index.remove(state for state in known - found.items() if state[0] not in staying)
         batches = partial(_batches, model, folder, left_out, num_workers, verbose)
         for states, pixels in batches(found.items() - known, EMBEDDED_AT_ONCE, "Embedding"):
@@ -71,10 +72,11 @@ def build_index(
         images, unexplained = len(index.files()), len(index.files(unexplained=True))
     lines = ["the index was of another network or version: built from the start"] if index.emptied else []
     lines += ["left out:", *left_out] if left_out else []
-    for place, count in Counter(staying.values()).items():
-        kept = f"the index keeps {counted(count, 'image')} of it until it is deleted"
-        lines += [f"{place}: nothing is found in it now; {kept}"] if place not in staying else []  # a file has its line
-    changes = f"new or changed: {embedded}, gone: {len(lost - staying.keys())}"
+    for (place, may_come_back), count in Counter(places.values()).items():
+        if place not in lost:  # a file has its line, or is counted
+            kept = "nothing is found in it now; the index keeps {} of it until it is deleted"
+            lines.append(f"{place}: {(kept if may_come_back else 'gone, with {}').format(counted(count, 'image'))}")
+    changes = f"new or changed: {embedded}, gone: {len(lost - staying)}"
     lines.append(f"{folder}: {counted(images, 'image')} in the index; {changes}")
     if unexplained:
         lines.append(f"{counted(unexplained, 'image')} not measured yet; a query measures those that it finds")
@@ -125,13 +127,13 @@ def images_in(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return found, problems
 
 
-def may_come_back(folder: Path, lost: Iterable[str], problems: dict[str, str]) -> dict[str, str]:
-    """Tell which of the indexed files that were not found may come back: those that cannot be looked for, and those in
-    a folder that is empty, as a drive is that is not mounted; and for each, where."""
-    staying = {}
+def missing_places(folder: Path, lost: Iterable[str], problems: dict[str, str]) -> dict[str, tuple[str, bool]]:
+    """Tell of each indexed file that was not found which folder, or else the file, is gone, and whether it may come
+    back: it cannot be looked for, or is a folder that is empty, as a drive is that is not mounted."""
+    places = {}
     for file in sorted(lost):
-        for place in (*map(str, reversed(PurePosixPath(file).parents[:-1])), file):
-            if place in problems or (os.path.isdir(folder / place) and not os.listdir(folder / place)):
-                staying[file] = place
-                break
-    return staying
+        inside = [*map(str, reversed(PurePosixPath(file).parents[:-1])), file]
+        missing = (x for x in inside if x in problems or not os.path.isdir(folder / x) or not os.listdir(folder / x))
+        place = next(missing, file)
+        places[file] = place, place in problems or os.path.isdir(folder / place)
+    return places
