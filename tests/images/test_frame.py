@@ -83,3 +83,9 @@ def test_files_are_decoded_in_order_with_a_reason_in_place_of_one_that_cannot_be
     images, sizes = zip(*found)
     assert np.stack(images)[:, :, 1, 2].tolist() == [[i, 2 * i, 3 * i] for i in range(29, -1, -1) if i not in (9, 21)]
     assert images[0].dtype == np.uint8 and set(sizes) == {(5, 4)}
+
+
+def test_a_file_that_goes_before_it_is_described_costs_one_image(tmp_path):
+    noise().save(tmp_path / "a.png")
+    (found,) = frame.decode([tmp_path / "a.png"], Frame((2, 3)), lambda path, image: path.unlink() or path.stat())
+    assert found == "no such image; check the path, or train again if the data have moved"

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from utils.images.reading import read_image, to_rgb
+from utils.images.reading import read_image, to_rgb, what_is_wrong
 from utils.system.errors import DataError
 from utils.system.settings import Normalization
 
@@ -94,6 +94,8 @@ def decode(
             return to_uint8(image, frame).numpy(), describe(path, image)
         except DataError as error:
             return str(error).removeprefix(f"{path}: ")
+        except OSError as error:  # the file went, or its drive, before it was described
+            return what_is_wrong(path, error)
 
     step = max(1, CHUNK_BYTES // (3 * frame.size[0] * frame.size[1]))
     with (
