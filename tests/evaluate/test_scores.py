@@ -52,6 +52,7 @@ def test_scores_of_six_pairs_by_hand():
     assert scores.balanced_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2) and scores.f1 == pytest.approx(
         2 * 2 / (2 * 2 + 1 + 1)
     )
+    assert scores.equal_error_rate == pytest.approx(1 / 3)  # from 0.3 on: 0.5 is a false alarm, and nothing is missed
     assert scores.as_dict() == {**vars(scores), "confusion": [[2, 1], [1, 2]]}
 
 
@@ -60,7 +61,14 @@ def test_the_table_of_scores_has_each_with_its_interval():
     split = SplitDistances(None, None, None, pairs, np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]), None)
     table = score_table(split, {"configured": 0.5, "low": 0.25}, seed=0)
     assert list(table.index) == ["configured, 0.500", "low, 0.750"]
-    assert list(table.columns) == ["accuracy", "balanced accuracy", "F1", "AUC", "average precision"]
+    assert list(table.columns) == [
+        "accuracy",
+        "balanced accuracy",
+        "F1",
+        "AUC",
+        "average precision",
+        "equal error rate",
+    ]
     for threshold, row, accuracy in ((0.5, table.iloc[0], 4 / 6), (0.25, table.iloc[1], 5 / 6)):
         low, high = bootstrap_intervals(split.dissimilarity, pairs, threshold, seed=0)["accuracy"]
         assert row.accuracy == f"{accuracy:.3f} ({low:.3f}-{high:.3f})" and row.AUC.startswith("0.889 (")
@@ -85,6 +93,9 @@ def resampled(dissimilarity, pairs, threshold, seed, resamples):
             scores.append(
                 [*(score(label, called) for score in of_decisions), *(score(label, values) for score in of_order)]
             )
+            scores[-1].append(
+                min(max((values[label == 0] >= t).mean(), (values[label == 1] < t).mean()) for t in [*values, np.inf])
+            )
     return np.array(scores)
 
 
@@ -99,7 +110,7 @@ def test_intervals_are_those_of_written_out_resamples(values, both_together):
     scores = resampled(dissimilarity, pairs, 0.5, seed=1, resamples=90)
     assert (len(scores) < 90) == (not both_together)  # some resamples have one kind only
     intervals = bootstrap_intervals(dissimilarity, pairs, 0.5, seed=1, resamples=90)
-    assert list(intervals) == ["accuracy", "balanced_accuracy", "f1", "auc", "average_precision"]
+    assert list(intervals) == ["accuracy", "balanced_accuracy", "f1", "auc", "average_precision", "equal_error_rate"]
     assert np.allclose(np.transpose(list(intervals.values())), np.percentile(scores, [2.5, 97.5], axis=0))
 
 

@@ -13,4 +13,5 @@ __getattr__ = lazy_getattr(
     reliance="measure_reliance",
     retrieval="retrieval_scores",
     scores="bootstrap_intervals class_similarity extreme_pairs measure_split score_pairs score_table",
+    unseen="compare_unseen split_metrics",
 )

@@ -27,15 +27,33 @@ def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int
         A row per class and the last, "all", for all queries together: the number of `queries`, and the means of
         `recall@1`, `recall@5`, `recall@10`, `mAP` and `MAP@R`, in [0, 1].
     """
+    scores = query_scores(embeddings, labels, chunk)
+    by_class = scores.groupby(level=0)
+    table = pd.concat([by_class.mean(), scores.mean().to_frame("all").T])
+    table.insert(0, "queries", [*by_class.size(), len(scores)])
+    return table
+
+
+def retrieval_intervals(
+    embeddings: torch.Tensor, labels: Sequence[str], seed: int, resamples: int = 1000
+) -> dict[str, tuple[float, float]]:
+    """Compute 95 % percentile intervals of the scores of `retrieval_scores` over all queries, which are resampled; name
+    -> (low, high)."""
+    scores = query_scores(embeddings, labels)
+    count = len(scores)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    low, high = np.quantile(drawn @ scores.to_numpy() / count, [0.025, 0.975], axis=0)
+    return {name: (float(a), float(b)) for name, a, b in zip(scores.columns, low, high)}
+
+
+def query_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int = 256) -> pd.DataFrame:
+    """Compute the scores of `retrieval_scores` of every query, a row each, under its class."""
     labels = np.asarray(labels)
-    names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     queries = np.flatnonzero(counts[codes] >= 2)
     parts = [_query_scores(embeddings, codes, part) for part in np.split(queries, range(chunk, len(queries), chunk))]
-    scores = pd.DataFrame(np.concatenate(parts), columns=[*(f"recall@{k}" for k in RECALL_AT), "mAP", "MAP@R"])
-    means = scores.groupby(labels[queries]).mean()
-    table = pd.concat([means, scores.mean().to_frame("all").T])
-    table.insert(0, "queries", [*counts[np.isin(names, means.index)], len(queries)])
-    return table
+    columns = [*(f"recall@{k}" for k in RECALL_AT), "mAP", "MAP@R"]
+    return pd.DataFrame(np.concatenate(parts), labels[queries], columns)
 
 
 def _query_scores(embeddings: torch.Tensor, codes: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -7,7 +7,14 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    roc_auc_score,
+    roc_curve,
+)
 from tqdm.auto import tqdm
 
 from utils.dataset import load_split
@@ -68,8 +75,9 @@ def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config
 class PairScores:
     """How well dissimilarities separate dissimilar from similar pairs at one threshold.
 
-    `f1` and `average_precision` are those of "dissimilar". `confusion[i, j]` is the number of pairs of label i that are
-    called j; 0 similar, 1 dissimilar.
+    `f1` and `average_precision` are those of "dissimilar". `equal_error_rate` is the larger one of the two shares of
+    mistakes, of similar and of dissimilar pairs, at the threshold at which it is smallest: there, they are about equal.
+    `confusion[i, j]` is the number of pairs of label i that are called j; 0 similar, 1 dissimilar.
     """
 
     threshold: float
@@ -78,6 +86,7 @@ class PairScores:
     f1: float
     auc: float
     average_precision: float
+    equal_error_rate: float
     confusion: np.ndarray
 
     def as_dict(self) -> dict:
@@ -92,6 +101,7 @@ def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) 
     """
     called = (dissimilarity >= threshold).astype(int)
     confusion = confusion_matrix(label, called, labels=[0, 1])
+    false_alarms, hits, _ = roc_curve(label, dissimilarity, drop_intermediate=False)
     return PairScores(
         threshold=float(threshold),
         accuracy=float(np.trace(confusion) / confusion.sum()),
@@ -99,6 +109,7 @@ def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) 
         f1=float(f1_score(label, called)),
         auc=float(roc_auc_score(label, dissimilarity)),
         average_precision=float(average_precision_score(label, dissimilarity)),
+        equal_error_rate=float(np.maximum(false_alarms, 1 - hits).min()),
         confusion=confusion,
     )
 
@@ -145,20 +156,19 @@ def bootstrap_intervals(
         both = similar.any(1) & dissimilar.any(1)
         parts.append(_scores_of_counts(similar[both], dissimilar[both], values >= threshold))
     low, high = np.quantile(np.concatenate(parts, axis=1), [0.025, 0.975], axis=1)
-    return {
-        name: (float(a), float(b))
-        for name, a, b in zip(("accuracy", "balanced_accuracy", "f1", "auc", "average_precision"), low, high)
-    }
+    names = "accuracy", "balanced_accuracy", "f1", "auc", "average_precision", "equal_error_rate"
+    return {name: (float(a), float(b)) for name, a, b in zip(names, low, high)}
 
 
 def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """Compute accuracy, balanced accuracy, F1, AUC and average precision of R resamples at once, shape (5, R), from the
-    numbers of pairs (R, V) at V rising dissimilarities, and which of these are called dissimilar (V,)."""
+    """Compute accuracy, balanced accuracy, F1, AUC, average precision and equal error rate of R resamples at once, (6,
+    R), from the numbers of pairs (R, V) at V rising dissimilarities, and which are called dissimilar (V,)."""
     negatives, positives = similar.sum(1), dissimilar.sum(1)
     false_alarms, hits = similar[:, called].sum(1), dissimilar[:, called].sum(1)
     nearer = similar.cumsum(1) - similar / 2  # similar pairs below each value, ties as half
     found, alarms = (counts[:, ::-1].cumsum(1)[:, ::-1] for counts in (dissimilar, similar))  # at or above each value
     precision = found / np.maximum(found + alarms, 1)
+    mistakes = np.maximum(alarms / negatives[:, None], 1 - found / positives[:, None])
     return np.stack(
         [
             (hits + negatives - false_alarms) / (negatives + positives),
@@ -166,6 +176,7 @@ def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.nd
             2 * hits / (hits + false_alarms + positives),
             (dissimilar * nearer).sum(1) / (negatives * positives),
             (dissimilar * precision).sum(1) / positives,
+            mistakes.min(1),
         ]
     )
 

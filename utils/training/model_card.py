@@ -19,22 +19,27 @@ FEW = 100  # scores on fewer images than these are rough
 
 
 def write_model_card(
-    config: Config, info: dict[str, Any], table: pd.DataFrame, history: pd.DataFrame, test: dict[str, Any] | None = None
+    config: Config, info: dict[str, Any], table: pd.DataFrame, history: pd.DataFrame, *scores: dict[str, Any] | None
 ) -> None:
     """Write the model card of a network that was trained here; the card that comes with the project is not changed."""
     if config.trained_path == config.checkpoints_path:
-        write_whole(config.checkpoints_path / CARD, model_card(info, table, history, test))
+        write_whole(config.checkpoints_path / CARD, model_card(info, table, history, *scores))
 
 
 def model_card(
-    info: dict[str, Any], table: pd.DataFrame, history: pd.DataFrame, test: dict[str, Any] | None = None
+    info: dict[str, Any],
+    table: pd.DataFrame,
+    history: pd.DataFrame,
+    test: dict[str, Any] | None = None,
+    unseen: dict[str, Any] | None = None,
 ) -> str:
     """The model card as Markdown, of what training leaves (`info` beside the network, the split, a row per epoch), and
-    of the scores on the test images, as notebook 03 writes them to `metrics.json`; `None`: not measured yet."""
+    of the scores on the test images and on unseen classes, as notebook 03 writes them to `metrics.json`; `None`: not
+    measured yet."""
     config = Config(**{key: value for key, value in info["config"].items() if key in Config.model_fields})  # of today
     splits = ["train", "valid", "test", *(["unseen"] if "unseen" in set(table.split) else [])]
     counts = pd.crosstab(table.label, table.split).reindex(columns=splits, fill_value=0)
-    few = [(number, f"{name} image") for number, name in zip(counts.sum()[1:], ("validation", "test"))]
+    few = [(number, f"{name} image") for number, name in zip(counts.sum()[1:3], ("validation", "test"))]
     environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"plain": plain, "counted": counted}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -48,6 +53,7 @@ def model_card(
         history=history,
         kept=history.iloc[info["epoch"] - 1],
         test=test,
+        unseen=unseen,
     )
 
 

@@ -1,0 +1,92 @@
+"""Classes that were held out: their scores, what they lose, and the way from a folder to a model card."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from samples import colour_config, make_files
+from trainers import QUICK
+
+from utils.dataset import read_split
+from utils.evaluate import compare_unseen, measure_split, retrieval_scores, split_metrics
+from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
+from utils.images.pairs import Pairs
+from utils.models import load_trained
+from utils.training import train, write_model_card
+
+
+def split_of(rng, shift):
+    """20 images of two classes on a line, `shift` apart, and every pair of neighbours in the list."""
+    labels = np.repeat(["a", "b"], 10)
+    z = torch.from_numpy(rng.normal(size=20) + shift * (labels == "b"))[:, None]
+    first = np.arange(20)
+    second = (first + 10 * (first % 2) + 1) % 20
+    label = (labels[first] != labels[second]).astype(int)
+    return SplitDistances(
+        None, z, labels, Pairs(first, second, label), (z[first] - z[second]).abs().numpy()[:, 0], None
+    )
+
+
+def test_metrics_of_a_split_are_those_of_its_parts():
+    split = split_of(np.random.default_rng(0), 1.0)
+    found = split_metrics(split, 0.5, seed=3)
+    assert (found["images"], found["classes"], found["pairs"]) == (20, 2, 20)
+    scores = score_pairs(split.dissimilarity, split.pairs.label, 0.5)
+    assert {key: found[key] for key in scores.as_dict()} == scores.as_dict()
+    assert found["retrieval"] == retrieval_scores(split.embeddings, split.labels).loc["all"].to_dict()
+    assert found["intervals"].items() >= bootstrap_intervals(split.dissimilarity, split.pairs, 0.5, 3).items()
+    # recall@1 of resamples of the 20 queries, written out
+    hits = [split.labels[i] == split.labels[nearest(split.embeddings, i)] for i in range(20)]
+    draws = np.random.default_rng(3).multinomial(20, [1 / 20] * 20, 1000)
+    means = [np.mean(np.repeat(hits, counts)) for counts in draws]
+    assert found["intervals"]["recall@1"] == pytest.approx(np.percentile(means, [2.5, 97.5]))
+    json.dumps(found)
+
+
+def nearest(z, i):
+    return min((j for j in range(len(z)) if j != i), key=lambda j: abs(float(z[i] - z[j])))
+
+
+def test_what_unseen_classes_lose_by_hand():
+    seen, unseen = (split_metrics(split_of(np.random.default_rng(1), shift), 0.5, 0) for shift in (3.0, 0.0))
+    for metrics, auc, recall in (
+        (seen, (0.95, 0.92, 0.98), (0.9, 0.8, 0.95)),
+        (unseen, (0.8, 0.76, 0.83), (0.8, 0.7, 0.9)),
+    ):
+        metrics["auc"], *metrics["intervals"]["auc"] = auc
+        metrics["retrieval"]["recall@1"], *metrics["intervals"]["recall@1"] = recall
+    table, sentence = compare_unseen(seen, unseen)
+    # AUC: sqrt(0.03^2 + 0.03^2) = 0.042 below, sqrt(0.03^2 + 0.04^2) = 0.05 above; recall: 0.141, and 0.112
+    assert sentence == (
+        "On classes that it has never seen: AUC 0.800 instead of 0.950, 0.150 less (0.108 to 0.200); "
+        "recall@1 0.800 instead of 0.900, 0.100 less (-0.041 to 0.212, which may be chance)"
+    )
+    assert (
+        list(table) == ["classes it knows", "classes it has never seen"] and table.loc["images"].tolist() == ["20"] * 2
+    )
+    assert table.loc["AUC"].tolist() == ["0.950 (0.920-0.980)", "0.800 (0.760-0.830)"]
+
+
+def test_a_network_meets_unseen_classes_only_in_the_end(tmp_path, capsys):
+    """From a folder to the model card."""
+    names = [f"{colour}/{i}.png" for colour in ("red", "green", "blue", "grey", "black", "white") for i in range(6)]
+    make_files(tmp_path / "data", names)
+    settings = {"test_size": 0.34, "valid_size": 0.5, "unseen_classes": ["grey", "red"], "hyperparameters": QUICK}
+    config = colour_config(tmp_path / "data", tmp_path, **settings)
+    train(config)
+    model, note = load_trained(config)
+    table = read_split(config.trained_path / "split.csv")
+    assert model.info["classes"] == ["black", "blue", "green", "white"] and "grey" not in note
+    assert set(table.file[table.split == "unseen"]) == {name for name in names if name.startswith(("grey", "red"))}
+    unseen = measure_split(model, table, "unseen", config)
+    assert sorted(unseen.files) == sorted(table.file[table.split == "unseen"]) and len(unseen.pairs.label) == 24
+    metrics = [split_metrics(split, 0.5, 0) for split in (measure_split(model, table, "test", config), unseen)]
+    metrics[0]["calibrated"] = {"accuracy": 0.5}
+    history = pd.read_csv(config.checkpoints_path / "history.csv")
+    write_model_card(config, model.info, table, history, *metrics)
+    card = (config.checkpoints_path / "README.md").read_text(encoding="utf-8")
+    assert "| class | train | validation | test | never seen |\n| --- | --- | --- | --- | --- |\n" in card
+    assert "| black | 2 | 2 | 2 | 0 |\n" in card and "| grey | 0 | 0 | 0 | 6 |\n" in card
+    assert f"of 2 classes that were held out as a whole, 12 images, AUC {metrics[1]['auc']:.3f} (" in card
