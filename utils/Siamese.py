@@ -131,8 +131,6 @@ class SiameseNetwork(nn.Module):
         blocks = [encoder] if own else backbone_blocks(backbone_model, pretrained, weights, image_size)
         self.backbone = nn.Sequential(*blocks)
         features = self.block_shapes()[-1]
-        if own and len(features) != 2:
-            raise ModelError(f"encoder: of an image it should make numbers of shape (1, D), not {tuple(features)}")
         if len(features) == 2 and pooling != "auto":
             raise ModelError(f"pooling: {pooling}: {backbone_model} pools its features itself; use pooling: auto")
         self.pooling = nn.Identity() if len(features) == 2 else POOLINGS[pooling]()
@@ -156,9 +154,20 @@ class SiameseNetwork(nn.Module):
                 `normalize_embeddings`.
 
         Raises:
-            ModelError: it fails on such images, or its output is not (N, D).
+            ModelError: it fails on such images, or its output is not (N, D), or not finite.
         """
         device = next((tensor.device for tensor in encoder.parameters()), torch.device("cpu"))
+        images = torch.rand(2, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
+        for count in (2, 1):
+            try:
+                with eval_mode(encoder), torch.no_grad():
+                    z = encoder(images[:count])
+                found = f"shape {tuple(z.shape)}" if z.isfinite().all() else "values that are not finite"
+            except Exception as error:
+                raise ModelError(f"encoder: it fails on images {(count, *images.shape[1:])} ({brief(error)})") from None
+            if z.ndim != 2 or len(z) != count or not z.isfinite().all():
+                wanted = f"of a batch of {count} it should make numbers of shape ({count}, D)"
+                raise ModelError(f"encoder: {wanted}, but made {found}")
         options = {"normalize_embeddings": True, "embedding_dim": None, "image_size": image_size} | options
         return cls(encoder.cpu(), **options).to(device).eval()
 

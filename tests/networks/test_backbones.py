@@ -107,13 +107,15 @@ def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
     broken = one.state_dict() | {"layer1.0.conv1.weight": torch.full((64, 64, 3, 3), torch.nan)}
     for file, content in (("other.pth", other.state_dict()), ("whole.pth", one), ("nan.pth", broken)):
         torch.save(content, tmp_path / file)
+    torch.save(one, tmp_path / "former.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "garbage.pth").write_bytes(b"<html>403 Forbidden</html>")
     for file, message in (
         ("other.pth", "is for another backbone"),
-        ("whole.pth", "no file of plain tensors; .* torch.save"),
+        ("whole.pth", "Python objects, such as a whole model, .* torch.save"),
+        ("former.pth", "Python objects, such as a whole model, .* torch.save"),
         ("nan.pth", r"holds NaN or infinity \(layer1.0.conv1.weight\)"),
-        ("garbage.pth", "no file of plain tensors"),
-        ("none.pth", "no file of plain tensors"),
+        ("garbage.pth", "no file of weights"),
+        ("none.pth", "no file of weights"),
     ):
         with pytest.raises(ModelError, match=f"weights: .*{file}.*{message}") as caught:
             backbone_blocks("resnet18", weights=tmp_path / file)

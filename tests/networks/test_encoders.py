@@ -34,6 +34,11 @@ class OwnEncoder(nn.Module):
         return self.layers(batch).mean((2, 3))
 
 
+class Squeezed(nn.Sequential):
+    def forward(self, batch):
+        return super().forward(batch).squeeze()
+
+
 def network(name):
     torch.manual_seed(0)
     if name == "own":
@@ -123,8 +128,10 @@ def test_a_network_around_an_encoder_normalises_and_is_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        (nn.Conv2d(3, 4, 3), r"shape \(1, D\), not \(1, 4, 30, 38\)"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), r"\[32, 40\] does not suit"),
+        (nn.Conv2d(3, 4, 3), r"shape \(2, D\), but made shape \(2, 4, 30, 38\)"),
+        (Squeezed(OwnEncoder()), r"shape \(1, D\), but made shape \(12,\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), "it fails on images"),
+        (nn.Sequential(nn.Flatten(), nn.Threshold(2.0, float("nan"))), "not finite"),
     ],
 )
 def test_an_encoder_that_does_not_do_is_a_line(encoder, message):

@@ -80,6 +80,12 @@ def test_limits_and_steps_are_those_of_this_network(changes, sizes, wanted):
     assert wanted not in model_card(good, table((("a", 400), ("b", 400))), HISTORY)
 
 
+def test_many_classes_are_summed_up():
+    card = model_card(info(), table([(f"{k:03d}", 4) for k in range(1000)]), HISTORY)
+    rows = section(card, "Training Data").strip().split("\n")[2:]
+    assert len(rows) == 52 and rows[-2:] == ["| 950 more | 1900 | 950 | 950 |", "| **all** | 2000 | 1000 | 1000 |"]
+
+
 def test_names_are_no_markdown():
     assert plain("a\n<b>_c_|`d`") == r"a \<b\>\_c\_\|\`d\`"
 

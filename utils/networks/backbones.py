@@ -247,9 +247,11 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             if kinds == [(name.rpartition(".")[2], tensor.shape) for name, tensor in given.items()][: len(kinds)]:
                 state = dict(zip(own, given.values()))
         unmatched = [name for name in own if getattr(state.get(name), "shape", None) != own[name].shape]
-    except Exception:  # its words may advise to switch the protection from code in files off
+    except Exception as error:  # its words may advise to switch the protection from code in files off
+        whole = "Unsupported global" in f"{error} {error.__cause__}"
+        what = "holds Python objects, such as a whole model, which could run code" if whole else "is no file of weights"
         advice = "use one that timm or torchvision publishes, or write one by torch.save(model.state_dict(), FILE)"
-        raise ModelError(f"weights: {path} is no file of plain tensors; {advice}") from None
+        raise ModelError(f"weights: {path} {what}; {advice}") from None
     if unmatched:
         differs = f"it differs in {counted(len(unmatched), 'tensor')}, {unmatched[0]} first"
         raise ModelError(f"weights: {path} is for another backbone ({differs}); change backbone_model")
