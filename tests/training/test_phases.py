@@ -8,7 +8,7 @@ from utils.Siamese import SiameseNetwork
 from utils.system.errors import TrainingError
 from utils.training import phases, train
 from utils.training.data import images_of
-from utils.training.phases import VIEWS, early_blocks, frozen_features
+from utils.training.phases import VIEWS, FineTuning, early_blocks, frozen_features
 from utils.training.processes import Processes
 
 IMAGES = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -211,6 +211,13 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_key(config):
         trainer.model.head[0].bias.fill_(float("inf"))
     with pytest.raises(TrainingError, match=r"epoch 1: .*lower hyperparameters.learning_rate \(0.003\)"):
         trainer.step(*first_batch(trainer))
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_a_network_whose_validation_is_not_finite_stops_training(config, monkeypatch, value):
+    monkeypatch.setattr(FineTuning, "embed_valid", lambda phase, own: value * torch.eye(own.stop - own.start, 16))
+    with pytest.raises(TrainingError, match=r"epoch 1: .* not finite; lower hyperparameters.learning_rate"):
+        train(config())
 
 
 def test_a_gradient_that_is_not_finite_stops_training_too(config):

@@ -159,6 +159,7 @@ class Trainer:
         for statistic in self.model.buffers():  # each process has those of its own images
             statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
         valid, self.threshold = self.processes.from_first(self.phase.validate())
+        self.check(valid["valid_loss"])
         if not isinstance(self.phase.scheduler, OneCycleLR):
             self.phase.scheduler.step(valid["valid_auc"])
         shown = {"loss": f"{train_loss:.3f}", "valid AUC": f"{valid['valid_auc']:.3f}"}
@@ -181,11 +182,15 @@ class Trainer:
         if isinstance(self.phase.scheduler, OneCycleLR):
             self.phase.scheduler.step()
         value, norm = torch.stack([loss.detach(), norm]).tolist()
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            key, what = self.phase.key, f"the loss ({value:g}), or its gradient, is not finite"
+        self.check(value, norm)
+        return value
+
+    def check(self, loss: float, norm: float = 0.0) -> None:
+        """Raise a TrainingError if a loss, or the norm of its gradient, is not finite."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            key, what = self.phase.key, f"the loss ({loss:g}), or its gradient, is not finite"
             advice = f"lower hyperparameters.{key} ({getattr(self.options, key):g})"
             raise TrainingError(f"epoch {len(self.results.history) + 1}: {what}; {advice}")
-        return value
 
     def smaller_batches(self) -> int:
         """Half the batch size, to go on with after memory ran out; a printed line tells the user."""

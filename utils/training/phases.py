@@ -93,6 +93,8 @@ class Phase:
         own = self.processes.attempt(lambda: self.embed_valid(self.processes.share(count)))
         distance = pair_distances(self.processes.gather(own, count), pairs)
         loss, dissimilarity = self.contrastive(distance, torch.from_numpy(pairs.label)), distance / self.config.margin
+        if not loss.isfinite():  # it has no scores
+            return {"valid_loss": loss.item()}, math.nan
         scores = score_pairs(dissimilarity.numpy(), pairs.label, self.config.threshold)
         valid = {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
         return valid, calibrate_threshold(dissimilarity.numpy(), pairs.label)
