@@ -12,7 +12,7 @@ import annotated_types as at
 import yaml
 from pydantic.fields import FieldInfo
 
-from utils.system.settings import Config, Section
+from utils.system.settings import Config, FalseMatches, Section
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -48,14 +48,18 @@ def values(field: FieldInfo) -> str:
     if annotation is bool:
         return "`True`, `False`"
     kinds = {int: "whole number", float: "number", str: "text", re.Pattern: "text", Path: "path"}
+    kinds |= {tuple[str, ...]: "list of names", FalseMatches: "`{false_matches: number}`"}
     parts = get_args(annotation) or (annotation,)
     if get_origin(annotation) is tuple:
         kind, metadata = f"{len(parts)} {kinds[_plain(parts[0])]}s", getattr(parts[0], "__metadata__", ())
     else:
-        names = [kinds.get(_plain(part), "list of names") for part in parts if part is not type(None)]
-        kind, metadata = " or ".join(names), field.metadata
-    limits = [f"{sign} {getattr(limit, name)}" for limit in _flat(metadata) for name, sign in _bounds(limit)]
-    return " ".join([kind, *([", ".join(limits)] if limits else [])])
+        named = [(kinds[_plain(part)], getattr(part, "__metadata__", ())) for part in parts if part is not type(None)]
+        kind, metadata = " or ".join(f"{kind} {_limits(limits)}".strip() for kind, limits in named), field.metadata
+    return f"{kind} {_limits(metadata)}".strip()
+
+
+def _limits(metadata: Any) -> str:
+    return ", ".join(f"{sign} {getattr(limit, name)}" for limit in _flat(metadata) for name, sign in _bounds(limit))
 
 
 def _plain(annotation: Any) -> type:

@@ -1,6 +1,10 @@
-import pytest
+import re
 
-from utils.models import build_model, load_trained, starting_point
+import numpy as np
+import pytest
+import torch
+
+from utils.models import about_threshold, build_model, every_pair, load_trained, starting_point, threshold_for
 from utils.system.errors import ModelError
 from utils.system.settings import SHIPPED, Config
 
@@ -52,3 +56,55 @@ def test_without_either_the_notebook_that_trains_is_named(tmp_path):
 )
 def test_what_a_network_starts_from(tmp_path, settings, words):
     assert words in starting_point(config_of(tmp_path, **settings))
+
+
+# ---------------------------------------------------------------------------------------- false matches
+
+
+def test_the_threshold_for_a_share_of_false_matches_by_hand(tmp_path):
+    z, labels = torch.tensor([[0.0], [1.0], [1.5], [4.0]]), torch.tensor([0, 0, 1, 1])
+    info = {"valid_embeddings": z, "valid_labels": labels}  # pairs of two classes: 0.5, 1.5, 3, 4
+    for share, distance in ((0.1, 0.5), (0.25, 1.5), (0.49, 1.5), (0.5, 3.0), (0.99, 4.0)):
+        config = config_of(tmp_path, threshold={"false_matches": share})
+        assert threshold_for(config, info, margin=8.0) == distance / 8
+        assert np.mean(np.array([0.5, 1.5, 3, 4]) < distance) <= share
+    assert threshold_for(config, info, margin=2.0) == 1  # all from the margin on are as dissimilar as can be
+    assert threshold_for(config_of(tmp_path, threshold=0.3), {}, margin=2.0) == 0.3
+    with pytest.raises(ModelError, match="false_matches is set on validation images, of which this network keeps none"):
+        threshold_for(config, {}, margin=2.0)
+
+
+def test_every_pair_is_compared_once_and_of_very_many_images_some(monkeypatch):
+    z, labels = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), np.array([0, 1, 0, 2, 1, 0, 0])
+    distance, label, (one, two) = every_pair(z, labels)
+    assert list(zip(one, two)) == [(i, j) for i in range(7) for j in range(i + 1, 7)]
+    assert distance == pytest.approx([float((z[i] - z[j]).norm()) for i, j in zip(one, two)], rel=1e-5)
+    assert label.tolist() == [int(labels[i] != labels[j]) for i, j in zip(one, two)]
+    monkeypatch.setattr("utils.models.MOST_IMAGES", 3)
+    assert [ends.tolist() for ends in every_pair(z, labels)[2]] == [[0, 0, 3], [3, 6, 6]]
+
+
+def test_the_network_says_how_many_false_matches_there_are_and_how_surely(tmp_path):
+    rng = np.random.default_rng(5)
+    z, labels = rng.normal(size=(30, 2)), np.repeat([0, 1, 2], 10)
+    config = config_of(tmp_path, threshold={"false_matches": 0.1})
+    kept = {"valid_embeddings": torch.from_numpy(z), "valid_labels": torch.from_numpy(labels)}
+    info = {"classes": ["a", "b"], "config": {}, "calibrated_threshold": 0.5} | kept
+    build_model(config).save(config.checkpoints_path / "model.pth", **info)
+    model, note = load_trained(config)
+    assert note == f"Synthetic: trained on a, b; {about_threshold(model)}"
+    # A naive loop over images, drawn as often as the multinomial says, and all their pairs.
+    rates = []
+    for drawn in np.random.default_rng(0).multinomial(30, [1 / 30] * 30, 40):
+        images = np.repeat(np.arange(30), drawn)
+        far = [
+            np.linalg.norm(z[i] - z[j]) / 2 for n, i in enumerate(images) for j in images[:n] if labels[i] != labels[j]
+        ]
+        rates.append(np.mean(np.array(far) < model.threshold))
+    low, high = np.percentile(rates, [2.5, 97.5])
+    said = about_threshold(model, resamples=40)
+    assert said == (
+        f"similar above {1 - model.threshold:.3f}: of 300 validation pairs of two classes, 0.1000 match falsely "
+        f"({low:.4f}-{high:.4f})"
+    )
+    assert re.search(r"\(0\.0\d+-0\.1\d+\)", said)

@@ -245,7 +245,8 @@ class SiameseNetwork(nn.Module):
             raise ModelError(f"{path}: {ENCODER} cannot be saved here; keep its own file, and make it again")
         state = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
         whole = io.BytesIO()  # torch's own writer reports a full disk as an error of its own
-        torch.save({"state_dict": state, "architecture": self.architecture, "info": info}, whole)
+        architecture = self.architecture | {"threshold": self.threshold}
+        torch.save({"state_dict": state, "architecture": architecture, "info": info}, whole)
         with replacing(path) as file:
             file.write_bytes(whole.getbuffer())
 

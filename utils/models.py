@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.spatial.distance import pdist
 from torch import nn
 from torch.distributions import Normal
 
@@ -13,10 +16,11 @@ from utils.images.synthetic import SYNTHETIC
 from utils.Siamese import AveragePooling, SiameseNetwork
 from utils.system.errors import ModelError
 from utils.system.machine import choose_device, keep_freed_memory, seeded
-from utils.system.settings import Config
+from utils.system.settings import Config, FalseMatches
 
 # Of ImageNet features: a right angle is a similarity of 0, and half of a photograph is still similar to the other half.
 PHOTOGRAPHS_THRESHOLD = 0.7
+MOST_IMAGES = 5000  # which are all compared with each other
 MOST_CLASSES = 20  # named in the sentence that says which network it is
 
 
@@ -26,6 +30,8 @@ def build_model(config: Config, levels: tuple[float, float] | None = None) -> Si
     options = {"image_size": image.size, "fit": image.fit, "levels": levels, **dict(image.normalization)}
     keys = "backbone_model", "pretrained", "pooling", "embedding_dim", "weights", "margin", "threshold"
     options |= {key: getattr(config, key) for key in (*keys, "normalize_embeddings")}
+    if isinstance(config.threshold, FalseMatches):
+        del options["threshold"]  # training sets it
     with seeded(config.seed):
         return SiameseNetwork(**options)
 
@@ -47,11 +53,56 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     model = SiameseNetwork.load(path, choose_device(config))
     if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
         raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
-    model.threshold = config.threshold
+    model.threshold = threshold_for(config, model.info, model.margin)
     note = f"{config.dataset}: trained on {first_names(model.info['classes'], MOST_CLASSES)}"
+    if isinstance(config.threshold, FalseMatches):
+        note += f"; {about_threshold(model)}"
     if config.trained_path != config.checkpoints_path:
         note += ". You have not trained yet: this network comes with the project"
     return model, note
+
+
+def every_pair(
+    embeddings: torch.Tensor, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Compare all images (N, D) with each other, each pair once (of more than `MOST_IMAGES`, as many at even spacing):
+    raw distances and pair labels (0 same class, 1 another), (P,), and the positions of first and second images."""
+    used = np.linspace(0, len(labels) - 1, min(len(labels), MOST_IMAGES)).round().astype(int)
+    one, two = (used[ends] for ends in np.triu_indices(len(used), 1))
+    return pdist(embeddings.cpu().numpy()[used]), (labels[one] != labels[two]).astype(int), (one, two)
+
+
+def threshold_for(config: Config, info: dict[str, Any], margin: float) -> float:
+    """The configured threshold of the dissimilarity. A share of false matches is looked up in all validation pairs of
+    two classes, of the embeddings that training leaves in `info`; raises a ModelError if it did not."""
+    if not isinstance(config.threshold, FalseMatches):
+        return config.threshold
+    if "valid_embeddings" not in info:
+        raise ModelError(
+            "threshold: false_matches is set on validation images, of which this network keeps none, as an earlier "
+            "version trained it; train again, or give a number"
+        )
+    distance, label, _ = every_pair(info["valid_embeddings"], info["valid_labels"].cpu().numpy())
+    other = np.sort(distance[label == 1])
+    return min(float(other[int(config.threshold.false_matches * len(other))] / margin), 1.0)
+
+
+def about_threshold(model: SiameseNetwork, resamples: int = 1000) -> str:
+    """Tell in a part of a sentence how many false matches a network's threshold lets through in validation, with the
+    95 % interval from resampling the images."""
+    labels = model.info["valid_labels"].cpu().numpy()
+    distance, label, ends = every_pair(model.info["valid_embeddings"], labels)
+    false = (distance / model.margin < model.threshold) & (label == 1)
+    one, two = (positions[false] for positions in ends)
+    count, rates = len(labels), []
+    for drawn in np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples):
+        sizes = np.bincount(labels, drawn)
+        rates.append(drawn[one] @ drawn[two] / max(1, (count**2 - sizes @ sizes) / 2))
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return (
+        f"similar above {1 - model.threshold:.3f}: of {label.sum():,} validation pairs of two classes, "
+        f"{false.sum() / label.sum():.4f} match falsely ({low:.4f}-{high:.4f})"
+    )
 
 
 class CentredPooling(AveragePooling):

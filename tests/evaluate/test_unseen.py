@@ -14,6 +14,7 @@ from utils.evaluate import compare_unseen, measure_split, retrieval_scores, spli
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
 from utils.images.pairs import Pairs
 from utils.models import load_trained
+from utils.Siamese import SiameseNetwork
 from utils.training import train, write_model_card
 
 
@@ -57,7 +58,9 @@ def test_what_unseen_classes_lose_by_hand():
     ):
         metrics["auc"], *metrics["intervals"]["auc"] = auc
         metrics["retrieval"]["recall@1"], *metrics["intervals"]["recall@1"] = recall
+    seen["confusion"], unseen["confusion"] = [[5, 3], [1, 11]], [[9, 0], [6, 2]]
     table, sentence = compare_unseen(seen, unseen)
+    assert table.loc["false matches"].tolist() == ["0.083", "0.750"]  # 1 of 12, 6 of 8
     # AUC: sqrt(0.03^2 + 0.03^2) = 0.042 below, sqrt(0.03^2 + 0.04^2) = 0.05 above; recall: 0.141, and 0.112
     assert sentence == (
         "On classes that it has never seen: AUC 0.800 instead of 0.950, 0.150 less (0.108 to 0.200); "
@@ -73,10 +76,21 @@ def test_a_network_meets_unseen_classes_only_in_the_end(tmp_path, capsys):
     """From a folder to the model card."""
     names = [f"{colour}/{i}.png" for colour in ("red", "green", "blue", "grey", "black", "white") for i in range(6)]
     make_files(tmp_path / "data", names)
-    settings = {"test_size": 0.34, "valid_size": 0.5, "unseen_classes": ["grey", "red"], "hyperparameters": QUICK}
+    settings = {
+        "threshold": {"false_matches": 0.25},
+        "test_size": 0.34,
+        "valid_size": 0.5,
+        "unseen_classes": ["grey", "red"],
+        "hyperparameters": QUICK,
+    }
     config = colour_config(tmp_path / "data", tmp_path, **settings)
     train(config)
     model, note = load_trained(config)
+    valid = measure_split(model, read_split(config.trained_path / "split.csv"), "valid", config)
+    z, other = valid.embeddings, valid.labels[:, None] != valid.labels
+    far = torch.cdist(z, z).numpy()[np.triu(other)] / model.margin
+    assert (far < model.threshold * 0.9999).sum() <= len(far) // 4 <= (far < model.threshold * 1.0001).sum()
+    assert SiameseNetwork.load(config.checkpoints_path / "model.pth").threshold == model.threshold
     table = read_split(config.trained_path / "split.csv")
     assert model.info["classes"] == ["black", "blue", "green", "white"] and "grey" not in note
     assert set(table.file[table.split == "unseen"]) == {name for name in names if name.startswith(("grey", "red"))}
@@ -89,4 +103,5 @@ def test_a_network_meets_unseen_classes_only_in_the_end(tmp_path, capsys):
     card = (config.checkpoints_path / "README.md").read_text(encoding="utf-8")
     assert "| class | train | validation | test | never seen |\n| --- | --- | --- | --- | --- |\n" in card
     assert "| black | 2 | 2 | 2 | 0 |\n" in card and "| grey | 0 | 0 | 0 | 6 |\n" in card
+    assert f"above {1 - model.threshold:.3g} (so that 0.25 of all validation pairs of two classes are called" in card
     assert f"of 2 classes that were held out as a whole, 12 images, AUC {metrics[1]['auc']:.3f} (" in card

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.evaluate.scores import score_pairs
+from utils.evaluate.scores import SplitDistances, score_pairs
 from utils.figures.plots import (
     plot_class_counts,
     plot_class_similarity,
@@ -18,6 +18,7 @@ from utils.figures.plots import (
     plot_reliability,
     show_groups,
 )
+from utils.images.pairs import Pairs
 
 DISSIMILARITY, LABEL = np.array([0.1, 0.3, 0.7, 0.4, 0.9, 1.4]), np.array([0, 0, 0, 1, 1, 1])
 
@@ -85,9 +86,15 @@ def test_legends_cover_no_data_and_pairs_are_not_halved():
 def test_curves_name_the_area_that_a_loop_over_pairs_gives():
     similar, dissimilar = DISSIMILARITY[LABEL == 0], DISSIMILARITY[LABEL == 1]
     auc = np.mean([b > a for a in similar for b in dissimilar])
-    left, right = plot_curves(DISSIMILARITY, LABEL).axes
+    z, classes = torch.tensor([[0.0], [1.0], [5.0], [7.0], [10.0]]), np.array(["a", "a", "b", "b", "c"])
+    split = SplitDistances(None, z, classes, Pairs(None, None, LABEL), DISSIMILARITY, None)
+    left, right, log = plot_curves(split).axes
     assert legend(left)[0] == f"AUC {auc:.3f}"
     assert right.lines[1].get_ydata()[0] == 0.5  # chance: the share of dissimilar pairs
+    # Of 8 pairs of two classes, 7 to 10 and 1 to 5 are the nearest, behind both pairs of one class, 0 to 1 and 5 to 7.
+    rates, found = log.lines[0].get_data()
+    assert (rates[0], rates[-1]) == pytest.approx((1 / 8, 1)) and set(found) == {1.0} and log.get_xscale() == "log"
+    assert legend(log)[0] == "10 pairs"
 
 
 def test_reliability_shows_the_share_of_one_class_among_pairs_of_like_estimate():

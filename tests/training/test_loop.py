@@ -74,7 +74,7 @@ def test_a_network_sees_images_as_training_did(config):
 def scripted(monkeypatch, aucs):
     """Replace validation: it reports these AUCs, epoch by epoch."""
     report = ({"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": auc} for auc in aucs)
-    monkeypatch.setattr(Phase, "validate", lambda self: (next(report), 0.5))
+    monkeypatch.setattr(Phase, "validate", lambda self: (next(report), {"calibrated_threshold": 0.5}))
 
 
 def test_the_epoch_with_the_highest_auc_is_kept_and_training_stops_after_patience(config, monkeypatch):

@@ -84,7 +84,7 @@ def test_a_run_goes_on_with_its_own_best_network_whatever_was_written_since(alon
     aucs = iter([0.6, 0.9, 0.7, 0.8, 0.6, 0.9, 0.7, 0.8])  # of the one, then of the other
 
     def validate(self):
-        return {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": next(aucs)}, 0.5
+        return {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_auc": next(aucs)}, {"calibrated_threshold": 0.5}
 
     monkeypatch.setattr(Phase, "validate", validate)
     train(other)

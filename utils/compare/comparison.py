@@ -155,7 +155,7 @@ def describe(explanation: Explanation, names: tuple[str, str], threshold: float)
     """Describe the decision on a pair in one sentence; the threshold is the network's, of the dissimilarity."""
     similarity = float(explanation.similarity[0])
     verdict, relation = ("similar", "above") if explanation.is_similar[0] else ("dissimilar", "not above")
-    decided = f"similarity {similarity:.3f}, {relation} the threshold of {1 - threshold:g}"
+    decided = f"similarity {similarity:.3f}, {relation} the threshold of {1 - threshold:.3g}"
     return f"{names[0]} and {names[1]} are {verdict}: {decided}."
 
 

@@ -26,11 +26,14 @@ def split_metrics(split: SplitDistances, threshold: float, seed: int) -> dict[st
 
 
 def compare_unseen(seen: dict[str, Any], unseen: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    """Tabulate the `split_metrics` of seen and of unseen classes, and tell in a sentence what the unseen ones lose."""
+    """Tabulate the `split_metrics` of seen and of unseen classes, with the share of dissimilar pairs that are called
+    similar, as `false matches`; and tell in a sentence what the unseen ones lose."""
     table = {}
     for title, metrics in (("classes it knows", seen), ("classes it has never seen", unseen)):
         entries = {name: "{:.3f} ({:.3f}-{:.3f})".format(*_with_interval(metrics, name)) for name in SHOWN}
         table[title] = {name: str(metrics[name]) for name in ("images", "classes", "pairs")} | entries
+        wrong, right = metrics["confusion"][1]
+        table[title]["false matches"] = f"{wrong / (wrong + right):.3f}"
     table = pd.DataFrame(table).rename({"auc": "AUC", "equal_error_rate": "equal error rate"})
     losses = (_loss(_with_interval(seen, name), _with_interval(unseen, name)) for name in ("auc", "recall@1"))
     return table, "On classes that it has never seen: " + "; ".join(map(" ".join, zip(("AUC", "recall@1"), losses)))

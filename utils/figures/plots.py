@@ -17,9 +17,10 @@ from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_
 from utils.dataset import SPLITS
 from utils.evaluate.calibration import brier_scores
 from utils.evaluate.faithfulness import area_under
-from utils.evaluate.scores import PairScores, score_pairs
+from utils.evaluate.scores import PairScores, SplitDistances, score_pairs
 from utils.figures.style import HEATMAP, NUMBERS
 from utils.images.pairs import PAIR_LABELS
+from utils.models import every_pair
 
 COLOURS = sns.color_palette("colorblind")
 MOST_MARKERS = 60  # epochs up to which a learning curve has a marker for each
@@ -87,19 +88,30 @@ def plot_distances(dissimilarity: np.ndarray, label: np.ndarray, thresholds: dic
     return _with_legends(figure, **ABOVE, ncols=2)
 
 
-def plot_curves(dissimilarity: np.ndarray, label: np.ndarray) -> Figure:
-    """Plot the ROC and precision-recall curves of "dissimilar", with chance level."""
+def plot_curves(split: SplitDistances) -> Figure:
+    """Plot the ROC and precision-recall curves of "dissimilar" on a split's pairs, with chance level; and, of all pairs
+    of its images, how many similar ones are found at how many false matches, on a logarithmic axis."""
+    dissimilarity, label = split.dissimilarity, split.pairs.label
     score = score_pairs(dissimilarity, label, threshold=0.5)
     false_alarms, hits, _ = roc_curve(label, dissimilarity)
     precision, recall, _ = precision_recall_curve(label, dissimilarity)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.1), layout="constrained")
+    figure, (left, right, log) = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
     left.plot(false_alarms, hits, color=COLOURS[0], lw=2, label=f"AUC {score.auc:.3f}")
     left.plot([0, 1], [0, 1], color="grey", lw=1, ls=":", label="chance")
     left.set(xlabel="similar pairs called dissimilar", ylabel="dissimilar pairs found", title="ROC")
     right.plot(recall, precision, color=COLOURS[0], lw=2, label=f"average precision {score.average_precision:.3f}")
     right.axhline(label.mean(), color="grey", lw=1, ls=":", label="chance")
     right.set(xlabel="dissimilar pairs found (recall)", ylabel="precision", ylim=(0, 1.03), title="precision-recall")
-    return _with_legends(figure, loc="lower right")
+    distance, other, _ = every_pair(split.embeddings, split.labels)
+    matches, found, _ = roc_curve(1 - other, -distance)
+    rates = np.geomspace(1 / other.sum(), 1, 200)
+    log.plot(rates, np.interp(rates, matches, found), color=COLOURS[0], lw=2, label=f"{len(other):,} pairs")
+    log.plot(rates, rates, color="grey", lw=1, ls=":", label="chance")
+    log.set(xlabel="dissimilar pairs called similar", ylabel="similar pairs found", xscale="log", ylim=(0, 1.03))
+    log.set_title("false matches, all pairs")
+    log.xaxis.set_major_formatter("{x:g}")
+    log.minorticks_off()
+    return _with_legends(figure)
 
 
 def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Figure:

@@ -54,6 +54,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, regex_engine="python-re")
 
 
+class FalseMatches(Section):
+    false_matches: Fraction
+    """share of the validation pairs of two classes that may be called similar"""
+
+
 class Normalization(Section):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """mean of each colour channel; with the default, every backbone sees what its weights expect"""
@@ -179,8 +184,12 @@ class Config(Section):
     """scale embeddings to one length, so that those at a right angle are a margin apart"""
     margin: Positive = 2.0
     """distance from which on a dissimilar pair adds nothing to the loss"""
-    threshold: Fraction = 0.5
-    """of the dissimilarity, distance / margin: a pair is similar if its similarity lies above one minus this"""
+    threshold: Annotated[
+        Fraction | FalseMatches, _else("a number between 0 and 1, such as 0.5, or {false_matches: 0.01}")
+    ] = 0.5
+    """of the dissimilarity, distance / margin: a pair is similar if its similarity lies above one minus this. Or what a
+    mistake may cost: `{false_matches: 0.01}` sets it so that this share of all validation pairs of two classes is
+    called similar"""
     training_pairs: Literal["batch", "sampled"] = "batch"
     """`batch`: all pairs inside a batch; `sampled`: two pairs per image, redrawn in every epoch"""
     number_of_iterations: Count = 1

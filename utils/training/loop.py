@@ -158,7 +158,7 @@ class Trainer:
         train_loss = float(np.average(losses, weights=[len(images) for images in positions]))
         for statistic in self.model.buffers():  # each process has those of its own images
             statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
-        valid, self.threshold = self.processes.from_first(self.phase.validate())
+        valid, self.calibration = self.processes.from_first(self.phase.validate())
         self.check(valid["valid_loss"])
         if not isinstance(self.phase.scheduler, OneCycleLR):
             self.phase.scheduler.step(valid["valid_auc"])
@@ -206,7 +206,7 @@ class Trainer:
         """Write the files of a finished epoch; one of them holds what `restore` needs, as plain values and tensors."""
         if self.processes.first:
             run = {"data": self.data.fingerprints, "settings": self.settings, "stopping": vars(self.stopping)}
-            self.results.keep(self.model, self.threshold, run | {"phase": self.phase.state()})
+            self.results.keep(self.model, self.calibration, run | {"phase": self.phase.state()})
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Go back to the last finished epoch of a stopped run."""

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from utils.models import threshold_for
 from utils.system.files import counted, write_whole
 from utils.system.settings import Config
 
@@ -46,6 +47,7 @@ def model_card(
         info=info,
         config=config,
         options=config.hyperparameters,
+        threshold=threshold_for(config, info, config.margin),
         rough=" and ".join(counted(number, name) for number, name in few if number < FEW),
         counts=counts,
         # Numbers are the random changes; 0 switches them off, of the crop 1.

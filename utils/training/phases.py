@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import embed_images, pair_distances, score_pairs
 from utils.images.pairs import Pairs
+from utils.models import threshold_for
 from utils.networks.backbones import TimmNetwork
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance, eval_mode
 from utils.system.machine import bfloat16_pays
@@ -87,17 +88,21 @@ class Phase:
         labels = self.data.labels["train"][batch].to(self.device)
         return self.contrastive(*all_pairs(embeddings, labels), balanced=True)
 
-    def validate(self) -> tuple[dict[str, float], float]:
-        """Score the network on the validation pairs; also returns the threshold calibrated on them."""
+    def validate(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """Score the network on the validation pairs; also returns what thresholds are set on: that calibrated on these
+        pairs, and the embeddings and classes of the images."""
         pairs, count = self.data.valid_pairs, len(self.data.images["valid"])
         own = self.processes.attempt(lambda: self.embed_valid(self.processes.share(count)))
-        distance = pair_distances(self.processes.gather(own, count), pairs)
+        embeddings, labels = self.processes.gather(own, count), self.data.labels["valid"]
+        distance = pair_distances(embeddings, pairs)
         loss, dissimilarity = self.contrastive(distance, torch.from_numpy(pairs.label)), distance / self.config.margin
         if not loss.isfinite():  # it has no scores
-            return {"valid_loss": loss.item()}, math.nan
-        scores = score_pairs(dissimilarity.numpy(), pairs.label, self.config.threshold)
+            return {"valid_loss": loss.item()}, {}
+        kept = {"valid_embeddings": embeddings, "valid_labels": labels}
+        threshold = threshold_for(self.config, kept, self.config.margin)
+        scores = score_pairs(dissimilarity.numpy(), pairs.label, threshold)
         valid = {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
-        return valid, calibrate_threshold(dissimilarity.numpy(), pairs.label)
+        return valid, {"calibrated_threshold": calibrate_threshold(dissimilarity.numpy(), pairs.label)} | kept
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain values and tensors."""

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from utils.early_stopping import best_epoch
 from utils.images.folder import first_names
+from utils.models import threshold_for
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import TrainingError
 from utils.system.files import replacing, write_whole
@@ -19,6 +20,7 @@ from utils.system.settings import Config
 from utils.training.model_card import write_model_card
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
+CALIBRATION = ("calibrated_threshold", "valid_embeddings", "valid_labels")  # what thresholds are set on
 # Settings that do not change the result, or by rounding alone. Other images, weights or covers have other fingerprints.
 IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "device", "cuda", "gpu"}
 IGNORED |= {"dataset", "data_path", "checkpoints_path", "outputs_path", "compare_path", "weights", "image.cover"}
@@ -78,23 +80,25 @@ class Results:
         self.config, self.table, self.first, self.last = config, table, first, last
         self.folder = config.checkpoints_path
         self.history: list[dict[str, float]] = []  # a row per finished epoch
-        self.best: dict[str, Any] = {}  # epoch, calibrated_threshold and state_dict of the best epoch so far
+        self.best: dict[str, Any] = {}  # epoch, CALIBRATION and state_dict of the best epoch so far
         self.written = 0  # number of epochs of which all files are written
 
     def frame(self) -> pd.DataFrame:
         """One row per finished epoch: the columns `HISTORY`."""
         return pd.DataFrame(self.history, columns=HISTORY)
 
-    def keep(self, model: SiameseNetwork, threshold: float, run: dict[str, Any]) -> None:
+    def keep(self, model: SiameseNetwork, calibration: dict[str, Any], run: dict[str, Any]) -> None:
         """Write the files of a finished epoch; those of the best network only if this epoch is the best so far. A
         stopped run goes on from `run`, the trainer's state, the history and the best network."""
         best = best_epoch(self.frame(), self.first, self.last) == len(self.history)
         if best:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            self.best = {"epoch": len(self.history), "calibrated_threshold": threshold, "state_dict": state}
+            self.best = {"epoch": len(self.history), **calibration, "state_dict": state}
         # First, because `restore` makes the other files from it.
         run = run | {"history": self.history, "best": self.best}
-        model.save(self.folder / "last.pth", **self.info(threshold), run=run)
+        info = self.info(calibration)
+        model.threshold = threshold_for(self.config, info, model.margin)
+        model.save(self.folder / "last.pth", **info, run=run)
         self.write(model if best else None)
 
     def restore(self, model: SiameseNetwork, run: dict[str, Any], write: bool) -> None:
@@ -114,7 +118,8 @@ class Results:
             path, split = self.folder / "split.csv", self.table.to_csv(index=False, lineterminator="\n")
             if path.is_file() and path.read_bytes() != split.encode():
                 path.unlink()
-            info = self.info(self.best["calibrated_threshold"])
+            info = self.info(self.best)
+            best.threshold = threshold_for(self.config, info, best.margin)
             best.save(self.folder / "model.pth", **info)
             write_whole(path, split)
             with replacing(self.folder / "config.yml") as file:
@@ -122,11 +127,12 @@ class Results:
             write_model_card(self.config, info, self.table, self.frame())
         self.written = len(self.history)
 
-    def info(self, threshold: float) -> dict[str, Any]:
-        """The plain values that are saved beside the weights."""
+    def info(self, calibration: dict[str, Any]) -> dict[str, Any]:
+        """The plain values and tensors that are saved beside the weights."""
         config, seen = self.config.model_dump(mode="json"), self.table[self.table.split != "unseen"]
         classes = sorted(set(seen.label))
-        return {"config": config, "classes": classes, "calibrated_threshold": threshold, "epoch": self.best["epoch"]}
+        kept = {key: calibration[key] for key in CALIBRATION if key in calibration}
+        return {"config": config, "classes": classes, "epoch": self.best["epoch"], **kept}
 
     def close(self) -> None:
         """Finish the run: its state is removed from `last.pth`, so the next run starts from the beginning."""
