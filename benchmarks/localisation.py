@@ -63,22 +63,9 @@ def trained(backbone: str, seed: int, scratch: Path, settings: dict[str, object]
     name = "_".join([backbone, *(f"{key}={value}" for key, value in settings.items()), str(seed)])
     data, folder = scratch / f"scenes_{images_per_class}", scratch / name
     ensure_synthetic(data, images_per_class=images_per_class)
-    base = load_config("config.yml", "Synthetic")
-    config = changed(
-        base,
-        {
-            "dataset": data.name,
-            "data_path": data,
-            "backbone_model": backbone,
-            "seed": seed,
-            "checkpoints_path": folder,
-            "outputs_path": folder,
-            "image.size": [side, side],
-            "hyperparameters.epochs": epochs,
-            **more,
-            **settings,
-        },
-    )
+    places = {"dataset": data.name, "data_path": data, "checkpoints_path": folder, "outputs_path": folder, "seed": seed}
+    size = {"backbone_model": backbone, "image.size": [side, side], "hyperparameters.epochs": epochs}
+    config = changed(load_config("config.yml", "Synthetic"), places | size | more | settings)
     if not (folder / "history.csv").exists():
         train(config)
     return config, SiameseNetwork.load(folder / "model.pth")
@@ -126,15 +113,8 @@ def counterfactual_rows(model, batch, table, masks, rng) -> list[dict]:
         explanation = explain_pairs(model, batch, first, second)
         effect, random = check(Interventions(model, batch[first], batch[second]), explanation, "counterfactual", rng)
         hits = pointing_game(explanation.counterfactual[:, 0], masks[first])
-        rows.append(
-            {
-                "pairs": name,
-                "number": len(first),
-                "pointing": hits.float().mean().item(),
-                "check right": (effect[:, 0] > 0).float().mean().item(),
-                "random": (random[:, 0] > 0).float().mean().item(),
-            }
-        )
+        shares = [values.float().mean().item() for values in (hits, effect[:, 0] > 0, random[:, 0] > 0)]
+        rows.append({"pairs": name, "number": len(first)} | dict(zip(("pointing", "check right", "random"), shares)))
     return rows
 
 
@@ -166,28 +146,18 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     masks = load_masks(config.data_path, rows.file, model.frame)
     located = localisation_table(maps, masks, pairs, right)
     interventions = Interventions(model, batch[pairs.first], batch[pairs.second])
-    checks = pd.concat(
-        [
-            check_table(interventions, explanation, config.seed).assign(method=method)
-            for method, explanation in explanations.items()
-        ]
-    )
+    checks = {name: check_table(interventions, e, config.seed) for name, e in explanations.items()}
     intruders = load_masks(config.data_path, rows.file, model.frame, "_intruder")
     causal = pd.DataFrame(counterfactual_rows(model, batch, rows, intruders, rng))
     forgets = randomisation_check(model, batch[pairs.first[::4]], batch[pairs.second[::4]])
-    areas = pd.DataFrame(
-        [
-            {"ranking": name, "deletion": area_under(pair["deletion"]), "insertion": area_under(pair["insertion"])}
-            for name, pair in compare_rankings(interventions, explanations["occlusion"]).items()
-        ]
-    )
-    matching = matches_on_objects(model, batch, pairs, masks, right)
-    network = pd.DataFrame([{"AUC": auc, "matches on both objects": matching}])
+    curves = compare_rankings(interventions, explanations["occlusion"])
+    areas = {name: {curve: area_under(values) for curve, values in pair.items()} for name, pair in curves.items()}
+    network = {"AUC": auc, "matches on both objects": matches_on_objects(model, batch, pairs, masks, right)}
     return {
-        "network": network,
+        "network": pd.DataFrame([network]),
         "localisation": located,
-        "interventions": checks,
-        "areas under the curves": areas,
+        "interventions": pd.concat(table.assign(method=name) for name, table in checks.items()),
+        "areas under the curves": pd.DataFrame(areas).T.rename_axis("ranking").reset_index(),
         "intruders that matter": causal,
         "randomisation": pd.DataFrame([forgets]),
     }
@@ -206,17 +176,11 @@ def main() -> None:
         for seed in tqdm(range(arguments.seeds), desc="seeds"):
             config, model = trained(arguments.backbone, seed, arguments.keep or Path(scratch), settings)
             results.append(score(config, model, np.random.default_rng(seed)))
-    print(
-        " ".join([arguments.backbone, *(f"{key}={value}" for key, value in settings.items())])
-        + f", means of {arguments.seeds} seeds"
-    )
+    changes = [f"{key}={value}" for key, value in settings.items()]
+    print(" ".join([arguments.backbone, *changes]) + f", means of {arguments.seeds} seeds")
     for name in results[0]:
         frames = pd.concat([result[name] for result in results])
-        keys = [
-            column
-            for column in frames.columns
-            if frames[column].dtype == object or pd.api.types.is_string_dtype(frames[column])
-        ]
+        keys = [column for column in frames if not pd.api.types.is_numeric_dtype(frames[column])]
         mean = frames.groupby(keys, sort=False).mean() if keys else frames.mean().to_frame().T
         print(f"\n{name}\n{mean.round(3).to_string()}")
 

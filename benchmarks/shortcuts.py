@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.cluster import SpectralClustering
+from sklearn.decomposition import NMF
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.common import changed
@@ -18,12 +21,17 @@ from utils.compare.evidence import write_evidence
 from utils.config import load_config
 from utils.dataset import load_split
 from utils.evaluate.scores import embed_images
+from utils.explain.concepts import CELLS
+from utils.explain.occlusion import GRID, region_effects
+from utils.images.places import BOX, in_originals
 from utils.models import load_trained
+from utils.Siamese import eval_mode
 from utils.system.settings import Config
 from utils.training import train
 
 ELSEWHERE = 0.03  # share of the other classes' images with the plant
 COUNTS = {"train": 300, "valid": 50, "test": 80}  # images of all classes together
+CONCEPTS = 10  # of CRAFT; clusters of SpRAy
 COVERED, FILLED = 0.3, 0.15  # a region is on a plant if it has so much of one of its boxes, or that much of it is plant
 Boxes = list[tuple[int, int, int, int]]  # top, bottom, left, right
 
@@ -109,6 +117,46 @@ def of_groups(regions: pd.DataFrame, boxes: dict, files: set[str]) -> dict:
     return dict(zip(("purity", "recall", "rank"), max(found, key=lambda row: row[0] * row[1])))
 
 
+@torch.no_grad()
+def groups_of_others(config: Config, table: pd.DataFrame, boxes: dict) -> dict[str, float]:
+    """Rank, purity and recall of what is most of all the plant, among groups that others find.
+
+    CRAFT (Fel et al., 2023): concepts of the last class are factors (NMF) of the backbone's activations of crops as
+    wide as our regions, ranked by what the nearness to the class changes without them (written here: craft-xai needs
+    TensorFlow). SpRAy (Lapuschkin et al., 2019): spectral clusters of whole heat maps, which have no rank.
+    """
+    model, _ = load_trained(config)
+    images, rows = load_split(table, "test", config, model.frame)
+    x, labels = model.normalize(images[np.arange(len(images))]), rows.label.to_numpy()
+    planted, last, side = (
+        rows.file.isin(list(boxes)).to_numpy(),
+        labels == max(labels),
+        round(CELLS / GRID * x.shape[2]),
+    )
+    centre, corners = embed_images(model, images)[last].mean(0), range(0, x.shape[2] - side + 1, int(0.8 * side))
+    crops = [(i, y, y + side, x0, x0 + side) for i in np.flatnonzero(last) for y in corners for x0 in corners]
+    with eval_mode(model):
+        views = (F.interpolate(x[i : i + 1, :, a:b, c:d], x.shape[2:], mode="bilinear") for i, a, b, c, d in crops)
+        activations = torch.cat([model.backbone(view).mean((2, 3)) for view in views]).numpy()
+        factors = NMF(CONCEPTS, random_state=0, max_iter=500)
+        weights = factors.fit_transform(activations)
+
+        def nearness(weights: np.ndarray) -> np.ndarray:
+            z = model.embed_pooled(torch.from_numpy(weights @ factors.components_).float())
+            return (z - centre).norm(dim=1).numpy()
+
+        whole, each = nearness(weights), 1 - np.eye(CONCEPTS)
+        rank = np.argsort([-np.abs(whole - nearness(weights * without)).mean() for without in each]).argsort() + 1
+        heat = region_effects(model, x, verbose=False).density[..., :-1].norm(dim=-1).flatten(1)
+    regions = pd.DataFrame(crops, columns=["image", *BOX]).assign(group=rank[(weights / weights.max(0)).argmax(1)])
+    regions["file"] = rows.file.to_numpy()[regions.image]
+    concept = of_groups(in_originals(config, regions, model.frame), boxes, set(rows.file[last]))
+    clusters = SpectralClustering(CONCEPTS, affinity="nearest_neighbors", random_state=0).fit_predict(heat)
+    shares = [(planted[clusters == k].mean(), planted[clusters == k].sum() / planted.sum()) for k in set(clusters)]
+    found = {"CRAFT": concept, "SpRAy": dict(zip(("purity", "recall"), max(shares, key=np.prod)))}
+    return {f"{way} {score}": value for way, scores in found.items() for score, value in scores.items()}
+
+
 def auc(config: Config, images_of: Config, table: pd.DataFrame) -> float:
     """The AUC of a configuration's network on all pairs of test images of another one."""
     model, _ = load_trained(config)
@@ -138,6 +186,8 @@ def run(source: Path, plant: str | None, share: float, seed: int, size: int, cov
         result = {"plant": plant or "none", "share": share, "seed": seed, "suspects": int(reliance.table.suspect.sum())}
         result |= of_groups(regions[regions.file.isin(tested)], boxes, tested)
         result |= {"AUC": first["AUC before"], "without group 1": first["AUC without"], "random": first["AUC random"]}
+        if boxes:
+            result |= groups_of_others(config, table, boxes)
         if plant:
             clean = trained("never", "clean")
             result |= {"never saw it": auc(clean, clean, table), "clean images": auc(config, clean, table)}

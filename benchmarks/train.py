@@ -166,17 +166,12 @@ def reading(config: Config, count: int) -> dict[str, float]:
             pass
 
     starts, others = range(0, len(order), BATCH), np.roll(order, 1)
-    loader = ImageLoader(
-        load_split(table, "train", config, frame)[0], config.image, config.seed, config.hyperparameters.num_workers
-    )
+    images, workers = load_split(table, "train", config, frame)[0], config.hyperparameters.num_workers
+    loader = ImageLoader(images, config.image, config.seed, workers)
     decoding = min(len(files), BATCH) / best_seconds(decode)
     cached, ready = (len(files) / best_seconds(epoch) for epoch in (read, change))
-    return {
-        "decoding, images/s": decoding,
-        "from the cache": cached,
-        "times as fast": cached / decoding,
-        "and changed at random, images/s": ready,
-    }
+    rates = {"decoding, images/s": decoding, "from the cache": cached, "times as fast": cached / decoding}
+    return rates | {"and changed at random, images/s": ready}
 
 
 def compare(config: Config, options: argparse.Namespace) -> None:
