@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import embed_images
-from utils.explain.concepts import BATCH_SIZE, DISTINCT, FEWEST, Groups, features_of_places, find_groups
+from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups
 from utils.explain.removal import blur, filled
 from utils.images.cache import StoredImages
 from utils.images.places import BOX
@@ -63,11 +63,12 @@ def measure_reliance(
     Returns:
         In the `table` are the number of `regions` and of `images`; the `share` of all that groups change; the most
         frequent `class`, its share of these images, `purity`, and of all images, `usual`; the share of regions `at the
-        border`; how many times as far from its look the other images are (`gap`); `AUC`, `accuracy` (balanced) and
-        `recall@1` of all images `before`, `without` the group, which is filled from its surroundings (or `blurred`, or
-        filled with the `mean colour`), and without regions of the same sizes at `random` places; the `cost`, AUC at
-        random less AUC without the group, in 95 % of resamples of images `low` to `high`, and the group's rank by it,
-        `rank low` to `rank high`; whether the group is `relied` on, and a `suspect`; and the `finding`, in words.
+        border`; how many times as far from its look the other images are, if it is distinct (`gap`, otherwise 1);
+        `AUC`, `accuracy` (balanced) and `recall@1` of all images `before`, `without` the group, which is filled from
+        its surroundings (or `blurred`, or filled with the `mean colour`), and without regions of the same sizes at
+        `random` places; the `cost`, AUC at random less AUC without the group, in 95 % of resamples of images `low` to
+        `high`, and the group's rank by it, `rank low` to `rank high`; whether the group is `relied` on, and a
+        `suspect`; and the `finding`, in words.
 
     Raises:
         DataError: one class, too few images, or nothing that recurs.
@@ -214,7 +215,7 @@ def _facts(
     one_class = most >= ONE_CLASS * images and binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
     facts = {"regions": len(members), "images": images, "class": counts.index[0], "purity": most / images}
     facts |= {"usual": usual, "at the border": float((edge <= AT_BORDER * max(size)).mean()), "gap": gap}
-    distinct = bool(one_class and gap >= DISTINCT)
+    distinct = bool(one_class and gap > 1)
     facts |= {"low": float(low), "high": float(high), "distinct": distinct, "relied": bool(relied)}
     return facts | {"suspect": bool(distinct and relied)}
 

@@ -5,7 +5,8 @@ Here regions of large measured effect are grouped. What a group does is measured
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,27 +28,32 @@ CELLS = 6  # side of a region, in positions of a map: 0.19 of the image's side
 PLACES = GRID - CELLS + 1  # of a region, along each side
 STRONGEST = 8  # regions of an image of which groups are made
 LOOK_SIDE, LOOK_STRIDE = 256, 16  # pixels: height of the image that is looked at; of a position of its features
-DIMENSIONS = 24  # of a look
-SMALLEST = 8  # regions of a group that is denser than what is around it
+DIMENSIONS = 48  # of a look
+SMALLEST = 6  # regions of a dense group
 LEAST_RADIUS = 0.2  # of a group of equal looks, as a share of the spread of all looks
-COMMON = 4  # groups into which the rest is divided
+COMMON = 6  # groups into which the rest is divided
 FEWEST = 5  # images in which a group recurs
-DISTINCT = 2.0  # an image has the look or it has not, if those without are so many times as far from it
+MOST = 0.8  # of all images may have a distinct look
+ROUNDS = 5  # in which a look settles
+GAP, GAP_OF_FEW = 1.4, 3.0  # of n images, a distinct look has a gap of GAP + GAP_OF_FEW / n
+SAME = 0.7  # share of images that two looks have in common if they are one thing, such as sides and corners of a border
 FULL = 0.65  # share of a region's cells that belong to the group
 BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Groups:
-    """G groups of looks: the `projection` from features to looks, `centres` (G, DIMENSIONS) and `radii` (G,); the mean
-    silhouette of each, `likeness` (G,), 1 if all are the same and nothing else is like them; how many times as far the
-    images without it are from the look, `gap` (G,); and `rest`, the share of the strong regions in no group."""
+    """G groups, each of one look or several: the `projection` from features to looks; of C looks, the `centres`
+    (C, DIMENSIONS), `radii` (C,) and groups, `owner` (C,); how many times as far the other images are from a distinct
+    group's look, `gap` (G,), 1 for groups that are not distinct; the mean silhouette, `likeness` (G,), 1 if all regions
+    are the same and nothing else is like them; and `rest`, the share of the strong regions in no group."""
 
     projection: PCA
     centres: torch.Tensor
     radii: torch.Tensor
-    likeness: np.ndarray
+    owner: np.ndarray
     gap: np.ndarray
+    likeness: np.ndarray
     rest: float
 
     def find(self, features: Iterable[torch.Tensor], size: tuple[int, int]) -> pd.DataFrame:
@@ -57,15 +63,14 @@ class Groups:
             A row for each region: `image` and `group` (positions), `top`, `bottom`, `left`, `right` in pixels. They are
             the places nearest to the group; of a distinct one, the cells of which most places have its look.
         """
-        rows, first = [], 0
+        rows, first, owner = [], 0, torch.from_numpy(self.owner)
         for part in features:
-            distance = torch.cdist(self.looks(part), self.centres) / self.radii
-            distance, group = distance.min(2)
-            for k in range(len(self.radii)):
-                has = (group == k) & (distance <= 1)
+            distance, centre = (torch.cdist(_looks(self.projection, part), self.centres) / self.radii).min(2)
+            for k, gap in enumerate(self.gap):
+                has = (owner[centre] == k) & (distance <= 1)
                 chosen = disjoint(torch.where(has, -distance, -torch.inf))
                 found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
-                if self.gap[k] >= DISTINCT:
+                if gap > 1:
                     cells = majority(has).numpy()
                     for i, (top, bottom, left, right) in found:
                         if cells[i].sum() < CELLS**2 / 2:  # the look is that of a few places only
@@ -77,53 +82,94 @@ class Groups:
         sides = [size[0]] * 2 + [size[1]] * 2
         return found.assign(**{name: (found[name] * side / GRID).round().astype(int) for name, side in zip(BOX, sides)})
 
-    def looks(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, PLACES^2, C) -> (B, PLACES^2, DIMENSIONS)."""
-        looks = self.projection.transform(features.flatten(0, 1).numpy())
-        return torch.from_numpy(looks).float().unflatten(0, features.shape[:2])
+
+def _looks(projection: PCA, features: torch.Tensor) -> torch.Tensor:
+    """(B, PLACES^2, C) -> (B, PLACES^2, DIMENSIONS)."""
+    looks = projection.transform(features.flatten(0, 1).numpy())
+    return torch.from_numpy(looks).float().unflatten(0, features.shape[:2])
 
 
 def find_groups(
     model: SiameseNetwork, images: StoredImages | torch.Tensor, features: torch.Tensor, verbose: bool = True
 ) -> Groups:
     """Measure the regions of uint8 images (N, 3, H, W), and group the strongest by their look: dense groups (HDBSCAN,
-    Campello et al., 2013), and what is left by k-means. `features` are those of the images' places, (N, PLACES^2, C).
-    """
-    looks = []
+    Campello et al., 2013) that are distinct, and what is left by k-means. `features` are those of the images' places,
+    (N, PLACES^2, C)."""
+    strong = []
     parts = zip(images.split(BATCH_SIZE), features.split(BATCH_SIZE))
     total = -(-len(images) // BATCH_SIZE)
     for batch, part in tqdm(parts, desc="Occluding regions", total=total, disable=not verbose):
         density = region_effects(model, model.normalize(batch), verbose=False).density[..., :-1]
         sums = F.avg_pool2d(density.permute(0, 3, 1, 2).float().cpu(), CELLS, 1)
         places = disjoint(sums.norm(dim=1).flatten(1), STRONGEST)
-        looks += [every[chosen[chosen >= 0]] for every, chosen in zip(part, places)]
-    looks = torch.cat(looks).numpy()
-    projection = PCA(min(DIMENSIONS, *looks.shape), random_state=0)
-    looks = projection.fit_transform(looks)
-    group = HDBSCAN(SMALLEST, min_samples=SMALLEST // 2, copy=True).fit_predict(looks)
-    sizes = np.bincount(group[group >= 0], minlength=1)
-    left = np.isin(group, [-1, *np.flatnonzero(sizes > len(looks) / 2)])  # a "group" of most regions says nothing
+        strong += [every[chosen[chosen >= 0]] for every, chosen in zip(part, places)]
+    strong = torch.cat(strong).numpy()
+    projection = PCA(min(DIMENSIONS, *strong.shape), random_state=0).fit(strong)
+    looks, places = torch.from_numpy(projection.transform(strong)).float(), _looks(projection, features)
+    least = LEAST_RADIUS * float(looks.std(0).norm())
+    dense = torch.from_numpy(
+        HDBSCAN(SMALLEST, min_samples=SMALLEST // 2, cluster_selection_method="leaf", copy=True).fit_predict(looks)
+    )
+    found = [settled(looks[dense == k].mean(0), places, least) for k in range(int(dense.max()) + 1)]
+    most = MOST * len(images)
+    found = [x for x in found if x.gap >= GAP + GAP_OF_FEW / len(x.images) and len(x.images) <= most]
+    found.sort(key=lambda look: -look.gap)
+    owner, gap = [], []
+    for k, look in enumerate(found):
+        same = [owner[j] for j, other in enumerate(found[:k]) if _overlap(look.images, other.images) >= SAME]
+        owner.append(same[0] if same else len(gap))
+        gap += [] if same else [look.gap]
+    centres, radii = [look.centre for look in found], [look.radius for look in found]
+    group = np.full(len(looks), -1)
+    if found:
+        near, at = (torch.cdist(looks, torch.stack(centres)) / torch.tensor(radii)).min(1)
+        group = np.where(near <= 1, np.array(owner)[at], -1)
+    left = group < 0
     if left.sum() >= COMMON:
-        group[left] = len(sizes) + KMeans(COMMON, n_init=5, random_state=0).fit_predict(looks[left])
-    likeness = silhouette_samples(looks, group) if 1 < len(np.unique(group)) < len(looks) else np.zeros(len(looks))
-    group[likeness < 0] = -1
-    members = [torch.from_numpy(looks[group == k]).float() for k in np.unique(group[group >= 0])]
-    centres = torch.stack([part.mean(0) for part in members])
-    radii = [torch.quantile((part - centre).norm(dim=1), 0.95) for part, centre in zip(members, centres)]
-    alike = np.array([likeness[group == k].mean() for k in np.unique(group[group >= 0])])
-    rest, least = float((group < 0).mean()), LEAST_RADIUS * float(np.linalg.norm(looks.std(0)))
-    groups = Groups(projection, centres, torch.stack(radii).clamp(min=least), alike, np.ones(len(alike)), rest)
-    nearest = torch.cat(
-        [torch.cdist(groups.looks(part), centres).amin(1) for part in features.split(BATCH_SIZE)]
-    ).clamp(min=least)
-    gap, edges = map(np.array, zip(*(widest_gap(distances) for distances in nearest.T.numpy())))
-    radii = torch.where(torch.from_numpy(gap >= DISTINCT), torch.from_numpy(edges).float(), groups.radii)
-    return replace(groups, gap=gap, radii=radii)
+        group[left] = len(gap) + KMeans(COMMON, n_init=5, random_state=0).fit_predict(looks[left])
+    likeness = silhouette_samples(looks, group) if 1 < len(np.unique(group)) < len(looks) else np.ones(len(looks))
+    group[(likeness < 0) & (group >= len(gap))] = -1
+    for k in range(len(gap), group.max() + 1):
+        members = looks[group == k]
+        if len(members):
+            centres.append(members.mean(0))
+            radii.append(float(torch.quantile((members - centres[-1]).norm(dim=1), 0.95).clamp(min=least)))
+            owner.append(len(gap))
+            group[group == k] = len(gap)
+            gap.append(1.0)
+    alike = np.array([likeness[group == k].mean() if (group == k).any() else 0 for k in range(len(gap))])
+    rest = float((group < 0).mean())
+    return Groups(projection, torch.stack(centres), torch.tensor(radii), np.array(owner), np.array(gap), alike, rest)
+
+
+class Look(NamedTuple):
+    """A look, how far from it its places may lie, its gap (`widest_gap`), and the images that have it."""
+
+    centre: torch.Tensor
+    radius: float
+    gap: float
+    images: set[int]
+
+
+def settled(centre: torch.Tensor, places: torch.Tensor, least: float) -> Look:
+    """Move a look (DIMENSIONS,) to the mean of the nearest place of each image that has it, a few times. `places` are
+    the looks of all images' places, (N, PLACES^2, DIMENSIONS); distances below `least` are taken for equal."""
+    for _ in range(ROUNDS):
+        near, at = (places - centre).norm(dim=2).min(1)
+        gap, radius = widest_gap(near.clamp(min=least).numpy())
+        has = near <= radius
+        look = Look(centre, radius, gap, set(has.nonzero().flatten().tolist()))
+        centre = places[has, at[has]].mean(0)
+    return look
+
+
+def _overlap(one: set[int], other: set[int]) -> float:
+    return len(one & other) / len(one | other)
 
 
 def widest_gap(distances: np.ndarray) -> tuple[float, float]:
     """Where distances (N,) fall into near and far ones, a tenth of the near ones aside: how many times as far the far
-    ones are, 1 if there are too few; and the middle of the gap, on a logarithmic scale."""
+    ones are, 1 if there are too few; and where the gap is, two thirds of the way, on a logarithmic scale."""
     ordered, counts = np.sort(distances), np.arange(FEWEST, int(0.9 * len(distances)))
     if not len(counts):
         return 1.0, float(ordered[-1])
@@ -131,7 +177,7 @@ def widest_gap(distances: np.ndarray) -> tuple[float, float]:
     widest = int((far / near).argmax())
     part = ordered[int(0.9 * counts[widest]) - 1 : int(np.ceil(1.1 * counts[widest])) + 1]
     jump = int((part[1:] / part[:-1]).argmax())
-    return float(far[widest] / near[widest]), float(np.sqrt(part[jump] * part[jump + 1]))
+    return float(far[widest] / near[widest]), float(part[jump] ** (1 / 3) * part[jump + 1] ** (2 / 3))
 
 
 def majority(places: torch.Tensor) -> torch.Tensor:
