@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from utils.models import about_threshold, build_model, every_pair, load_trained, starting_point, threshold_for
+from utils.models import (
+    about_threshold,
+    build_model,
+    every_pair,
+    load_trained,
+    starting_point,
+    strangers,
+    threshold_for,
+)
 from utils.system.errors import ModelError
 from utils.system.settings import SHIPPED, Config
 
@@ -108,3 +116,31 @@ def test_the_network_says_how_many_false_matches_there_are_and_how_surely(tmp_pa
         f"({low:.4f}-{high:.4f})"
     )
     assert re.search(r"\(0\.0\d+-0\.1\d+\)", said)
+
+
+# ---------------------------------------------------------------------------------------- none of these
+
+
+def test_an_image_far_from_all_validation_images_is_a_stranger(tmp_path):
+    model = build_model(config_of(tmp_path, image={"size": (16, 16)})).eval()
+    generator = torch.Generator().manual_seed(0)
+    assert strangers(model, torch.zeros(1, 3, 16, 16), ["a"]) == []  # of a network without validation images, nothing
+    with torch.no_grad():
+        batch = torch.randn(46, 3, 16, 16, generator=generator)
+        batch[40:43] = torch.tensor([3.0, -3.0, 0.0])[:, None, None]  # plain colours
+        features = torch.nn.functional.normalize(model.pooling(model.backbone(batch))).double()
+    model.info = {"valid_features": features[:40]}
+
+    def distance(one, others):
+        return np.mean(sorted(float((features[one] - features[other]).norm()) for other in others)[:5])
+
+    own = [distance(i, [j for j in range(40) if j != i]) for i in range(40)]
+    expected = [(1 + sum(value >= distance(i, range(40)) for value in own)) / 41 for i in range(40, 46)]
+    lines = strangers(model, batch[40:], [*"uvwxyz"], level=0.3)
+    assert lines == [
+        f"{name}: resembles nothing that the network knows (p = {p:.3f}, from 40 validation images)"
+        for name, p in zip("uvwxyz", expected)
+        if p <= 0.3
+    ]
+    assert expected[:3] == [1 / 41] * 3 and len(lines) < 6
+    assert [line[0] for line in strangers(model, batch[40:], [*"uvwxyz"], level=0.03)] == [*"uvw"]

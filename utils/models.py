@@ -1,19 +1,20 @@
 """The network of a configuration: new, trained, or, before any training, that of photographs."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.spatial.distance import pdist
 from torch import nn
 from torch.distributions import Normal
 
 from utils.images.folder import first_names
 from utils.images.synthetic import SYNTHETIC
-from utils.Siamese import AveragePooling, SiameseNetwork
+from utils.Siamese import AveragePooling, SiameseNetwork, eval_mode
 from utils.system.errors import ModelError
 from utils.system.machine import choose_device, keep_freed_memory, seeded
 from utils.system.settings import Config, FalseMatches
@@ -21,6 +22,7 @@ from utils.system.settings import Config, FalseMatches
 # Of ImageNet features: a right angle is a similarity of 0, and half of a photograph is still similar to the other half.
 PHOTOGRAPHS_THRESHOLD = 0.7
 MOST_IMAGES = 5000  # which are all compared with each other
+NEAREST = 5  # validation images whose mean distance says how far an image is from all that the network knows
 MOST_CLASSES = 20  # named in the sentence that says which network it is
 
 
@@ -103,6 +105,29 @@ def about_threshold(model: SiameseNetwork, resamples: int = 1000) -> str:
         f"similar above {1 - model.threshold:.3f}: of {label.sum():,} validation pairs of two classes, "
         f"{false.sum() / label.sum():.4f} match falsely ({low:.4f}-{high:.4f})"
     )
+
+
+def strangers(model: SiameseNetwork, batch: torch.Tensor, names: Sequence[str], level: float = 0.05) -> list[str]:
+    """Name preprocessed images (N, 3, H, W) that resemble nothing which the network knows, a line each.
+
+    Each image's distance to its nearest validation images, in the backbone's pooled features, is compared with the same
+    distance of validation images from the others: `p` is the share of these that are as far, the new image counted in
+    (conformal prediction; Vovk et al., 2005). An image like these is named with a probability of `level`.
+    """
+    if "valid_features" not in model.info:
+        return []
+    known = model.info["valid_features"].to(batch.device).float()
+    with eval_mode(model), torch.no_grad():
+        new = torch.cat([F.normalize(model.pooling(model.backbone(part))) for part in batch.split(16)]).float()
+    of_known = torch.cdist(known, known).fill_diagonal_(torch.inf)
+    count = min(NEAREST, len(known) - 1)
+    far, as_known = (d.topk(count, largest=False).values.mean(1) for d in (torch.cdist(new, known), of_known))
+    p = (1 + (as_known >= far[:, None]).sum(1)) / (len(known) + 1)
+    return [
+        f"{name}: resembles nothing that the network knows (p = {value:.3f}, from {len(known)} validation images)"
+        for name, value in zip(names, p.tolist())
+        if value <= level
+    ]
 
 
 class CentredPooling(AveragePooling):

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from samples import make_files, noise
 from toy import trained_network
 
@@ -47,6 +48,19 @@ def test_a_folder_is_built_and_an_image_found_in_it(place, capsys):
     assert similarity == sorted(similarity, reverse=True)
     (figure,) = (place / "outputs" / "Mine" / "search").glob("query-*.png")
     assert lines[5:] == [f"why: {figure.relative_to(place)}"]
+
+
+def test_an_image_that_resembles_nothing_is_named_above_the_table(place, capsys):
+    model = trained_network(size=(16, 24))
+    far = torch.full((40, model.head[0].in_features), -1.0) + 0.1 * torch.rand(40, 1)
+    far[:, 0] += torch.linspace(0, 1, 40)
+    features = torch.nn.functional.normalize(far).half()
+    model.save(place / "checkpoints" / "Mine" / "model.pth", **INFO, valid_features=features)
+    search("build", "photos")
+    capsys.readouterr()
+    search("query", "query.png")
+    said = "resembles nothing that the network knows (p = 0.024, from 40 validation images)"
+    assert capsys.readouterr().out.splitlines()[2] == f"query: {said}"
 
 
 def test_a_hit_that_has_gone_is_named_under_the_table(place, capsys):

@@ -167,7 +167,7 @@ def test_the_penalty_of_effects_that_do_not_add_up(config, monkeypatch):
 def test_a_process_may_have_no_share_of_a_batch_or_of_the_validation_images(config):
     phase = started(config({"additivity": 1.0})).phase
     phase.processes = Processes(0, 5)  # has 0 of 4
-    assert phase.embed_valid(slice(0, 0)).shape == (0, 4)
+    assert phase.embed_valid(slice(0, 0)).shape == (0, 4 + 64)  # embedding, pooled features
     embeddings, penalty = phase.embed(next(phase.inputs([np.arange(4)], 1, 0.0, np.random.default_rng(0))))
     assert embeddings.shape == (0, 4) and penalty == 0
 

@@ -16,7 +16,7 @@ from utils.explain.occlusion import Match, effects_of_regions
 from utils.figures.drawing import draw_map, mark_matches, short, write_inside
 from utils.images.reading import shrink
 from utils.imshow import rows_of_panels
-from utils.models import network_for
+from utils.models import network_for, strangers
 from utils.search.build import INDEX, place_of
 from utils.search.store import Entry, Index, about
 from utils.Siamese import SiameseNetwork
@@ -46,6 +46,7 @@ class Found:
     query: Image.Image
     folder: Path
     hits: list[Hit]
+    strange: list[str]  # a line if the query resembles nothing that the network knows
 
     def table(self) -> pd.DataFrame:
         """Make a table with a row for each hit: `rank`, `similarity`, `decision`, `file` (in the folder)."""
@@ -66,7 +67,8 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
     if not os.path.isdir(index.folder):
         advice = "bring it back, or run python -m utils search build FOLDER where it is"
         raise SearchError(f"{index.folder}: the indexed folder is not there now; {advice}")
-    effects = Comparison(model, [query]).effects_of(0)
+    asked = Comparison(model, [query])
+    effects = asked.effects_of(0)
     (z,) = effects.embeddings
     nearest = _nearest_others(index, z.cpu().numpy(), query, count)
     if not nearest:
@@ -87,7 +89,7 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
         decision = "similar" if model.is_similar(distance) else "dissimilar"
         explained = (compared.pair(0, k), compared.matches(0, k)) if k else (None, [])
         hits.append(Hit(one.file, 1 - float(model.dissimilarity(distance)), decision, *explained))
-    return Found(compared.images[0], index.folder, hits)
+    return Found(compared.images[0], index.folder, hits, strangers(model, asked.batch, asked.names))
 
 
 def _nearest_others(index: Index, z: np.ndarray, query: Path, count: int) -> list[tuple[float, Entry]]:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from utils.evaluate.calibration import calibrate_threshold
-from utils.evaluate.scores import embed_images, pair_distances, score_pairs
+from utils.evaluate.scores import pair_distances, score_pairs
 from utils.images.pairs import Pairs
 from utils.models import threshold_for
 from utils.networks.backbones import TimmNetwork
@@ -30,6 +31,7 @@ from utils.training.processes import Processes
 
 HEAD_RATE = 1e-3  # peak learning rate of the head alone
 CHOSEN = 1 / 8  # share of a batch's images in which a box is blurred, so that the effects of its halves add up
+MOST_FEATURES = 1000  # validation images whose pooled features are kept
 VIEWS = 4  # features of each training image: of the image itself, and of three random changes of it
 
 
@@ -90,15 +92,18 @@ class Phase:
 
     def validate(self) -> tuple[dict[str, float], dict[str, Any]]:
         """Score the network on the validation pairs; also returns what thresholds are set on: that calibrated on these
-        pairs, and the embeddings and classes of the images."""
+        pairs, and of the images the embeddings, classes and, of some, the backbone's pooled features."""
         pairs, count = self.data.valid_pairs, len(self.data.images["valid"])
         own = self.processes.attempt(lambda: self.embed_valid(self.processes.share(count)))
-        embeddings, labels = self.processes.gather(own, count), self.data.labels["valid"]
+        rows, labels = self.processes.gather(own, count), self.data.labels["valid"]
+        embeddings, pooled = rows.split([self.config.embedding_dim, rows.shape[1] - self.config.embedding_dim], dim=1)
         distance = pair_distances(embeddings, pairs)
         loss, dissimilarity = self.contrastive(distance, torch.from_numpy(pairs.label)), distance / self.config.margin
         if not loss.isfinite():  # it has no scores
             return {"valid_loss": loss.item()}, {}
-        kept = {"valid_embeddings": embeddings, "valid_labels": labels}
+        some = np.linspace(0, count - 1, min(count, MOST_FEATURES)).round().astype(int)
+        features = F.normalize(pooled[some]).half()
+        kept = {"valid_embeddings": embeddings.clone(), "valid_labels": labels, "valid_features": features}
         threshold = threshold_for(self.config, kept, self.config.margin)
         scores = score_pairs(dissimilarity.numpy(), pairs.label, threshold)
         valid = {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
@@ -156,7 +161,8 @@ class HeadAlone(Phase):
 
     def embed_valid(self, own: slice) -> torch.Tensor:
         with torch.no_grad():
-            return self.model.embed_pooled(self.features["valid"][0, own].to(self.device)).cpu()
+            pooled = self.features["valid"][0, own].to(self.device)
+            return torch.cat([self.model.embed_pooled(pooled), pooled], 1).cpu()
 
 
 class FineTuning(Phase):
@@ -224,6 +230,10 @@ class FineTuning(Phase):
             return self.model.embed_features(blocks[self.frozen :](maps)).float()
 
     def embed_valid(self, own: slice) -> torch.Tensor:
-        if own.start == own.stop:
-            return torch.zeros(0, self.config.embedding_dim)
-        return embed_images(self.model, self.data.images["valid"][own], self.options.batch_size)
+        rows = [torch.zeros(0, self.config.embedding_dim + self.model.head[0].in_features)]
+        with torch.no_grad(), eval_mode(self.model):
+            shares = self.data.images["valid"][own].split(self.options.batch_size) if own.start < own.stop else []
+            for images in shares:
+                pooled = self.model.pooling(self.model.backbone(self.model.normalize(images)))
+                rows.append(torch.cat([self.model.embed_pooled(pooled), pooled], 1).float().cpu())
+        return torch.cat(rows)

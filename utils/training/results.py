@@ -20,7 +20,7 @@ from utils.system.settings import Config
 from utils.training.model_card import write_model_card
 
 HISTORY = ("epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "valid_auc", "learning_rate")
-CALIBRATION = ("calibrated_threshold", "valid_embeddings", "valid_labels")  # what thresholds are set on
+CALIBRATION = ("calibrated_threshold", "valid_embeddings", "valid_labels", "valid_features")  # of validation
 # Settings that do not change the result, or by rounding alone. Other images, weights or covers have other fingerprints.
 IGNORED = {"hyperparameters.num_workers", "hyperparameters.verbose", "LRScheduler.verbose", "device", "cuda", "gpu"}
 IGNORED |= {"dataset", "data_path", "checkpoints_path", "outputs_path", "compare_path", "weights", "image.cover"}
