@@ -43,13 +43,8 @@ class Setting(NamedTuple):
 
 
 # As for photographs, but for embeddings of any length: without its disc a scene lies as far from the others as with it.
-FINE_TUNED = {
-    "pretrained": True,
-    "image.RandomErasing": 0.0,
-    "hyperparameters.batch_size": 64,
-    "hyperparameters.learning_rate": 5e-4,
-    "hyperparameters.additivity": 1.0,
-}
+FINE_TUNED = {"pretrained": True, "image.RandomErasing": 0.0, "hyperparameters.batch_size": 64}
+FINE_TUNED |= {"hyperparameters.learning_rate": 5e-4, "hyperparameters.additivity": 1.0}
 SETTINGS = {
     "Conv4": Setting(64, 14, 200),
     "MobileNet": Setting(96, 14, 1600),

@@ -77,19 +77,13 @@ def compare(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> pd.D
     both, count = torch.cat([one, two]), len(one)
     effect = effects_on_pairs(model, both, range(count), range(count, 2 * count), {"": blur(both)})[""]
     cells = windows(1 / 5, 5, tuple(one.shape[2:])).expand(2 * len(one), -1, -1)
-    rows = {}
+    columns, rows = ["agreement", "deletion", "insertion", "check", "seconds"], {}
     for name, (maps, took) in rankings(model, one, two).items():
         sums = region_sums(torch.cat([maps[:, 0], maps[:, 1]]), cells, tuple(one.shape[2:]))
-        areas = curves(interventions, maps)
+        areas = [area_under(curve) for curve in curves(interventions, maps).values()]
         change = interventions.margins_after(strongest_region(maps)) - interventions.margins_before[:, None]
-        rows[name] = {
-            "agreement": float(correlation(sums, effect).nanmean()),
-            "deletion": area_under(areas["deletion"]),
-            "insertion": area_under(areas["insertion"]),
-            "check": float((change < 0).float().mean()),
-            "seconds": took,
-        }
-    return pd.DataFrame(rows).T
+        rows[name] = float(correlation(sums, effect).nanmean()), *areas, float((change < 0).float().mean()), took
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def main() -> None:

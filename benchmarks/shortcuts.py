@@ -97,11 +97,8 @@ def planted(source: Path, folder: Path, plant: str | None, share: float, seed: i
 def on_plant(region: tuple, boxes: Boxes) -> bool:
     area = (region.bottom - region.top) * (region.right - region.left)
     for top, bottom, left, right in boxes:
-        down, across = (
-            min(bottom, region.bottom) - max(top, region.top),
-            min(right, region.right) - max(left, region.left),
-        )
-        both = max(0, down) * max(0, across)
+        down = max(0, min(bottom, region.bottom) - max(top, region.top))
+        both = down * max(0, min(right, region.right) - max(left, region.left))
         if both > COVERED * (bottom - top) * (right - left) or both > FILLED * area:
             return True
     return False

@@ -168,7 +168,7 @@ def test_few_small_images_start_no_workers():
 
 
 def test_what_workers_get_can_be_sent_to_them():
-    """As where they are started anew, on Windows and macOS."""
+    """As where they are started again, on Windows and macOS."""
     images = ChangedImages(IMAGES, options(**EVERYTHING), 3)
     request = Request(np.array([5, 1]), 7, 2, 0.5, np.array([1, 0]))
     assert torch.equal(pickle.loads(pickle.dumps(images))[request], images[request])
