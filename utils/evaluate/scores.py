@@ -7,14 +7,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import (
-    average_precision_score,
-    balanced_accuracy_score,
-    confusion_matrix,
-    f1_score,
-    roc_auc_score,
-    roc_curve,
-)
+from sklearn import metrics
 from tqdm.auto import tqdm
 
 from utils.dataset import load_split
@@ -100,15 +93,15 @@ def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) 
         label: 0 similar, 1 dissimilar, shape (P,); both must occur.
     """
     called = (dissimilarity >= threshold).astype(int)
-    confusion = confusion_matrix(label, called, labels=[0, 1])
-    false_alarms, hits, _ = roc_curve(label, dissimilarity, drop_intermediate=False)
+    confusion = metrics.confusion_matrix(label, called, labels=[0, 1])
+    false_alarms, hits, _ = metrics.roc_curve(label, dissimilarity, drop_intermediate=False)
     return PairScores(
         threshold=float(threshold),
         accuracy=float(np.trace(confusion) / confusion.sum()),
-        balanced_accuracy=float(balanced_accuracy_score(label, called)),
-        f1=float(f1_score(label, called)),
-        auc=float(roc_auc_score(label, dissimilarity)),
-        average_precision=float(average_precision_score(label, dissimilarity)),
+        balanced_accuracy=float(metrics.balanced_accuracy_score(label, called)),
+        f1=float(metrics.f1_score(label, called)),
+        auc=float(metrics.roc_auc_score(label, dissimilarity)),
+        average_precision=float(metrics.average_precision_score(label, dissimilarity)),
         equal_error_rate=float(np.maximum(false_alarms, 1 - hits).min()),
         confusion=confusion,
     )
