@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
     page = _add(commands, "report", text, _report, of_images)
     page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
-    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="model.pth of another network")
+    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="network to use instead of the trained one")
     text = "the page to write; without it, report.html under outputs/NAME/"
     page.add_argument("--output", type=Path, metavar="FILE", help=text)
 
@@ -136,6 +136,8 @@ def _train(options: argparse.Namespace, config: Config) -> None:
     if (os.environ.get("RANK") or "0") == "0":  # the first of several processes
         kept = SiameseNetwork.load(path).info["epoch"]
         print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
+        explains = f"python -m utils report --dataset {config.dataset} A.jpg B.jpg"
+        print(f"next: 03_Evaluate.ipynb scores it, {explains} shows why images are alike")
 
 
 def _evidence(options: argparse.Namespace, config: Config) -> None:

@@ -279,7 +279,8 @@ def test_the_command_line_reports_the_epoch_that_was_kept(config, monkeypatch, c
     settings.save(settings.data_path.parent / "config.yml")
     main(["train", "--config", str(settings.data_path.parent / "config.yml")])
     line = f"kept epoch 2 of 3: validation AUC 0.900; {settings.checkpoints_path / 'model.pth'}\n"
-    assert capsys.readouterr().out == (line if printed else "")
+    out = capsys.readouterr().out
+    assert out.startswith(f"{line}next: 03_Evaluate.ipynb") if printed else out == ""
 
 
 @pytest.mark.parametrize("verbose", [True, False])
