@@ -64,11 +64,13 @@ def test_what_unseen_classes_lose_by_hand():
     # AUC: sqrt(0.03^2 + 0.03^2) = 0.042 below, sqrt(0.03^2 + 0.04^2) = 0.05 above; recall: 0.141, and 0.112
     assert sentence == (
         "On classes that it has never seen: AUC 0.800 instead of 0.950, 0.150 less (0.108 to 0.200); "
-        "recall@1 0.800 instead of 0.900, 0.100 less (-0.041 to 0.212, which may be chance)"
+        "recall@1 (among 20 images instead of 20) 0.800 instead of 0.900, 0.100 less "
+        "(-0.041 to 0.212, which may be chance)"
     )
-    assert (
-        list(table) == ["classes it knows", "classes it has never seen"] and table.loc["images"].tolist() == ["20"] * 2
+    assert compare_unseen(unseen, seen)[1].startswith(
+        "On classes that it has never seen: AUC 0.950 instead of 0.800, 0.150 more (0.108 to 0.200); recall@1 ("
     )
+    assert list(table) == ["test images", "unseen classes"] and table.loc["images"].tolist() == ["20"] * 2
     assert table.loc["AUC"].tolist() == ["0.950 (0.920-0.980)", "0.800 (0.760-0.830)"]
 
 

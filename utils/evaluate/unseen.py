@@ -29,14 +29,15 @@ def compare_unseen(seen: dict[str, Any], unseen: dict[str, Any]) -> tuple[pd.Dat
     """Tabulate the `split_metrics` of seen and of unseen classes, with the share of dissimilar pairs that are called
     similar, as `false matches`; and tell in a sentence what the unseen ones lose."""
     table = {}
-    for title, metrics in (("classes it knows", seen), ("classes it has never seen", unseen)):
+    for title, metrics in (("test images", seen), ("unseen classes", unseen)):
         entries = {name: "{:.3f} ({:.3f}-{:.3f})".format(*_with_interval(metrics, name)) for name in SHOWN}
         table[title] = {name: str(metrics[name]) for name in ("images", "classes", "pairs")} | entries
         wrong, right = metrics["confusion"][1]
         table[title]["false matches"] = f"{wrong / (wrong + right):.3f}"
     table = pd.DataFrame(table).rename({"auc": "AUC", "equal_error_rate": "equal error rate"})
-    losses = (_loss(_with_interval(seen, name), _with_interval(unseen, name)) for name in ("auc", "recall@1"))
-    return table, "On classes that it has never seen: " + "; ".join(map(" ".join, zip(("AUC", "recall@1"), losses)))
+    auc, recall = (_loss(_with_interval(seen, name), _with_interval(unseen, name)) for name in ("auc", "recall@1"))
+    searched = f"among {unseen['images']:,} images instead of {seen['images']:,}"
+    return table, f"On classes that it has never seen: AUC {auc}; recall@1 ({searched}) {recall}"
 
 
 def _with_interval(metrics: dict[str, Any], name: str) -> tuple[float, float, float]:
@@ -50,4 +51,5 @@ def _loss(seen: tuple[float, float, float], unseen: tuple[float, float, float]) 
     low = one - two - math.hypot(one - one_low, two_high - two)
     high = one - two + math.hypot(one_high - one, two - two_low)
     chance = ", which may be chance" if low <= 0 <= high else ""
-    return f"{two:.3f} instead of {one:.3f}, {one - two:.3f} less ({low:.3f} to {high:.3f}{chance})"
+    word, difference, low, high = ("less", one - two, low, high) if two <= one else ("more", two - one, -high, -low)
+    return f"{two:.3f} instead of {one:.3f}, {difference:.3f} {word} ({low:.3f} to {high:.3f}{chance})"

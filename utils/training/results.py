@@ -129,8 +129,8 @@ class Results:
 
     def info(self, calibration: dict[str, Any]) -> dict[str, Any]:
         """The plain values and tensors that are saved beside the weights."""
-        config, seen = self.config.model_dump(mode="json"), self.table[self.table.split != "unseen"]
-        classes = sorted(set(seen.label))
+        config, train = self.config.model_dump(mode="json"), self.table[self.table.split == "train"]
+        classes = sorted(set(train.label))
         kept = {key: calibration[key] for key in CALIBRATION if key in calibration}
         return {"config": config, "classes": classes, "epoch": self.best["epoch"], **kept}
 
