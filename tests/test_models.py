@@ -112,8 +112,8 @@ def test_the_network_says_how_many_false_matches_there_are_and_how_surely(tmp_pa
     low, high = np.percentile(rates, [2.5, 97.5])
     said = about_threshold(model, resamples=40)
     assert said == (
-        f"similar above {1 - model.threshold:.3f}: of 300 validation pairs of two classes, 0.1000 match falsely "
-        f"({low:.4f}-{high:.4f})"
+        f"above a similarity of {1 - model.threshold:.3f}, 0.1000 ({low:.4f}-{high:.4f}) of 300 validation pairs "
+        "of two classes match falsely"
     )
     assert re.search(r"\(0\.0\d+-0\.1\d+\)", said)
 

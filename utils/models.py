@@ -102,8 +102,8 @@ def about_threshold(model: SiameseNetwork, resamples: int = 1000) -> str:
         rates.append(drawn[one] @ drawn[two] / max(1, (count**2 - sizes @ sizes) / 2))
     low, high = np.quantile(rates, [0.025, 0.975])
     return (
-        f"similar above {1 - model.threshold:.3f}: of {label.sum():,} validation pairs of two classes, "
-        f"{false.sum() / label.sum():.4f} match falsely ({low:.4f}-{high:.4f})"
+        f"above a similarity of {1 - model.threshold:.3f}, {false.sum() / label.sum():.4f} ({low:.4f}-{high:.4f}) of "
+        f"{label.sum():,} validation pairs of two classes match falsely"
     )
 
 
