@@ -23,6 +23,7 @@ from utils.system.errors import DataError
 COMPARED = 400  # images, at most, that are compared with each other
 MEASURED = 200  # of these, at most, whose regions are occluded one by one
 ONE_CLASS = 0.75  # share of a suspect's images in one class
+LEAST_COST = 0.01  # of AUC: what costs less is not relied on
 BY_CHANCE = 0.1  # probability below which something is no chance
 AT_BORDER = 0.03  # of the image's longer side
 FILLS = {  # what is shown inside the regions (N, 1, H, W) of images (N, 3, H, W)
@@ -211,7 +212,8 @@ def _facts(
     gain = gain[chosen][labels[chosen] == counts.index[0]]  # it may pull images of other classes to this one
     images, most, usual = int(counts.sum()), int(counts.iloc[0]), float((labels == counts.index[0]).mean())
     edge = np.min([members.top, size[0] - members.bottom, members.left, size[1] - members.right], axis=0)
-    relied = np.quantile(cost, BY_CHANCE) > 0 or gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE
+    sure = np.quantile(cost, BY_CHANCE) > 0 or gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE
+    relied = sure and cost.mean() >= LEAST_COST
     one_class = most >= ONE_CLASS * images and binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
     facts = {"regions": len(members), "images": images, "class": counts.index[0], "purity": most / images}
     facts |= {"usual": usual, "at the border": float((edge <= AT_BORDER * max(size)).mean()), "gap": gap}
