@@ -80,7 +80,7 @@ def test_a_planted_look_is_a_group_of_its_own_and_is_found_everywhere(monkeypatc
         assert np.abs(np.subtract(around, (top, top + 12, left, left + 12))).max() <= 4  # two cells
     others = found[found.group != best]
     assert (others.bottom - others.top == 12).all() and (others.right - others.left == 12).all()
-    assert groups.likeness[best] > 0.8 and 0 <= groups.rest < 1
+    assert 0 <= groups.rest < 1
     again = find_groups(SeesRed(), images[:60], features[:60], verbose=False)
     assert torch.equal(again.centres, groups.centres)
 

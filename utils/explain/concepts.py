@@ -45,15 +45,14 @@ BATCH_SIZE = 16
 class Groups:
     """G groups, each of one look or several: the `projection` from features to looks; of C looks, the `centres`
     (C, DIMENSIONS), `radii` (C,) and groups, `owner` (C,); how many times as far the other images are from a distinct
-    group's look, `gap` (G,), 1 for groups that are not distinct; the mean silhouette, `likeness` (G,), 1 if all regions
-    are the same and nothing else is like them; and `rest`, the share of the strong regions in no group."""
+    group's look, `gap` (G,), 1 for groups that are not distinct; and `rest`, the share of the strong regions in no
+    group."""
 
     projection: PCA
     centres: torch.Tensor
     radii: torch.Tensor
     owner: np.ndarray
     gap: np.ndarray
-    likeness: np.ndarray
     rest: float
 
     def find(self, features: Iterable[torch.Tensor], size: tuple[int, int]) -> pd.DataFrame:
@@ -65,9 +64,10 @@ class Groups:
         """
         rows, first, owner = [], 0, torch.from_numpy(self.owner)
         for part in features:
-            distance, centre = (torch.cdist(_looks(self.projection, part), self.centres) / self.radii).min(2)
+            distances = torch.cdist(_looks(self.projection, part), self.centres) / self.radii
             for k, gap in enumerate(self.gap):
-                has = (owner[centre] == k) & (distance <= 1)
+                distance = distances[..., owner == k].amin(2)
+                has = (distance <= 1) & (gap > 1 or distance == distances.amin(2))
                 chosen = disjoint(torch.where(has, -distance, -torch.inf))
                 found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
                 if gap > 1:
@@ -92,9 +92,31 @@ def _looks(projection: PCA, features: torch.Tensor) -> torch.Tensor:
 def find_groups(
     model: SiameseNetwork, images: StoredImages | torch.Tensor, features: torch.Tensor, verbose: bool = True
 ) -> Groups:
-    """Measure the regions of uint8 images (N, 3, H, W), and group the strongest by their look: dense groups (HDBSCAN,
-    Campello et al., 2013) that are distinct, and what is left by k-means. `features` are those of the images' places,
-    (N, PLACES^2, C)."""
+    """Measure the regions of uint8 images (N, 3, H, W), and group the strongest by their look: distinct looks, and what
+    is left by k-means. `features` are those of the images' places, (N, PLACES^2, C)."""
+    strong = strong_regions(model, images, features, verbose).numpy()
+    projection = PCA(min(DIMENSIONS, *strong.shape), random_state=0).fit(strong)
+    looks = torch.from_numpy(projection.transform(strong)).float()
+    least = LEAST_RADIUS * float(looks.std(0).norm())
+    found = distinct_looks(looks, _looks(projection, features), least)
+    owner: list[int] = []
+    for k, look in enumerate(found):
+        same = [owner[j] for j in range(k) if look.shared(found[j]) >= SAME]
+        owner.append(same[0] if same else len(set(owner)))
+    left = torch.ones(len(looks), dtype=torch.bool)
+    for look in found:
+        left &= (looks - look.centre).norm(dim=1) > look.radius
+    common, in_none = common_looks(looks[left], least)
+    gap = [found[owner.index(k)].gap for k in sorted(set(owner))] + [1.0] * len(common)
+    owner += range(len(set(owner)), len(gap))
+    centres, radii = torch.stack([x.centre for x in found + common]), torch.tensor([x.radius for x in found + common])
+    return Groups(projection, centres, radii, np.array(owner), np.array(gap), in_none / len(looks))
+
+
+def strong_regions(
+    model: SiameseNetwork, images: StoredImages | torch.Tensor, features: torch.Tensor, verbose: bool
+) -> torch.Tensor:
+    """The features (R, C) of the strongest regions of each image, none of which overlap."""
     strong = []
     parts = zip(images.split(BATCH_SIZE), features.split(BATCH_SIZE))
     total = -(-len(images) // BATCH_SIZE)
@@ -103,43 +125,7 @@ def find_groups(
         sums = F.avg_pool2d(density.permute(0, 3, 1, 2).float().cpu(), CELLS, 1)
         places = disjoint(sums.norm(dim=1).flatten(1), STRONGEST)
         strong += [every[chosen[chosen >= 0]] for every, chosen in zip(part, places)]
-    strong = torch.cat(strong).numpy()
-    projection = PCA(min(DIMENSIONS, *strong.shape), random_state=0).fit(strong)
-    looks, places = torch.from_numpy(projection.transform(strong)).float(), _looks(projection, features)
-    least = LEAST_RADIUS * float(looks.std(0).norm())
-    dense = torch.from_numpy(
-        HDBSCAN(SMALLEST, min_samples=SMALLEST // 2, cluster_selection_method="leaf", copy=True).fit_predict(looks)
-    )
-    found = [settled(looks[dense == k].mean(0), places, least) for k in range(int(dense.max()) + 1)]
-    most = MOST * len(images)
-    found = [x for x in found if x.gap >= GAP + GAP_OF_FEW / len(x.images) and len(x.images) <= most]
-    found.sort(key=lambda look: -look.gap)
-    owner, gap = [], []
-    for k, look in enumerate(found):
-        same = [owner[j] for j, other in enumerate(found[:k]) if _overlap(look.images, other.images) >= SAME]
-        owner.append(same[0] if same else len(gap))
-        gap += [] if same else [look.gap]
-    centres, radii = [look.centre for look in found], [look.radius for look in found]
-    group = np.full(len(looks), -1)
-    if found:
-        near, at = (torch.cdist(looks, torch.stack(centres)) / torch.tensor(radii)).min(1)
-        group = np.where(near <= 1, np.array(owner)[at], -1)
-    left = group < 0
-    if left.sum() >= COMMON:
-        group[left] = len(gap) + KMeans(COMMON, n_init=5, random_state=0).fit_predict(looks[left])
-    likeness = silhouette_samples(looks, group) if 1 < len(np.unique(group)) < len(looks) else np.ones(len(looks))
-    group[(likeness < 0) & (group >= len(gap))] = -1
-    for k in range(len(gap), group.max() + 1):
-        members = looks[group == k]
-        if len(members):
-            centres.append(members.mean(0))
-            radii.append(float(torch.quantile((members - centres[-1]).norm(dim=1), 0.95).clamp(min=least)))
-            owner.append(len(gap))
-            group[group == k] = len(gap)
-            gap.append(1.0)
-    alike = np.array([likeness[group == k].mean() if (group == k).any() else 0 for k in range(len(gap))])
-    rest = float((group < 0).mean())
-    return Groups(projection, torch.stack(centres), torch.tensor(radii), np.array(owner), np.array(gap), alike, rest)
+    return torch.cat(strong)
 
 
 class Look(NamedTuple):
@@ -149,6 +135,20 @@ class Look(NamedTuple):
     radius: float
     gap: float
     images: set[int]
+
+    def shared(self, other: "Look") -> float:
+        """The share of the images of both that have both."""
+        return len(self.images & other.images) / len(self.images | other.images)
+
+
+def distinct_looks(looks: torch.Tensor, places: torch.Tensor, least: float) -> list[Look]:
+    """Find the looks that an image has or has not, the widest gap first, by dense groups (HDBSCAN, Campello et al.,
+    2013) of strong regions' `looks`, (R, DIMENSIONS); `places` and `least` as in `settled`."""
+    dense = HDBSCAN(SMALLEST, min_samples=SMALLEST // 2, cluster_selection_method="leaf", copy=True).fit_predict(looks)
+    found = [settled(looks[dense == k].mean(0), places, least) for k in range(dense.max() + 1)]
+    most = MOST * len(places)
+    found = [x for x in found if x.gap >= GAP + GAP_OF_FEW / len(x.images) and len(x.images) <= most]
+    return sorted(found, key=lambda look: -look.gap)
 
 
 def settled(centre: torch.Tensor, places: torch.Tensor, least: float) -> Look:
@@ -163,8 +163,19 @@ def settled(centre: torch.Tensor, places: torch.Tensor, least: float) -> Look:
     return look
 
 
-def _overlap(one: set[int], other: set[int]) -> float:
-    return len(one & other) / len(one | other)
+def common_looks(looks: torch.Tensor, least: float) -> tuple[list[Look], int]:
+    """Divide the looks of strong regions, (R, DIMENSIONS), by k-means; those nearer to another group than to their own
+    (a negative silhouette) are in none, and their number is returned as well."""
+    if len(looks) <= COMMON:
+        return [], len(looks)
+    group = KMeans(COMMON, n_init=5, random_state=0).fit_predict(looks)
+    group[silhouette_samples(looks, group) < 0] = -1
+    found = []
+    for members in (looks[group == k] for k in np.unique(group[group >= 0])):
+        centre = members.mean(0)
+        radius = float(torch.quantile((members - centre).norm(dim=1), 0.95).clamp(min=least))
+        found.append(Look(centre, radius, 1.0, set()))
+    return found, int((group < 0).sum())
 
 
 def widest_gap(distances: np.ndarray) -> tuple[float, float]:
