@@ -67,7 +67,7 @@ class Groups:
             distances = torch.cdist(_looks(self.projection, part), self.centres) / self.radii
             for k, gap in enumerate(self.gap):
                 distance = distances[..., owner == k].amin(2)
-                has = (distance <= 1) & (gap > 1 or distance == distances.amin(2))
+                has = (distance <= 1) & (bool(gap > 1) | (distance == distances.amin(2)))
                 chosen = disjoint(torch.where(has, -distance, -torch.inf))
                 found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
                 if gap > 1:
