@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import embed_images
 from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups
-from utils.explain.removal import blur, filled
+from utils.explain.removal import OTHER_REMOVALS, blur, filled
 from utils.images.cache import StoredImages
 from utils.images.places import BOX
 from utils.Siamese import SiameseNetwork, eval_mode
@@ -26,10 +26,16 @@ ONE_CLASS = 0.75  # share of a suspect's images in one class
 LEAST_COST = 0.01  # of AUC: what costs less is not relied on
 BY_CHANCE = 0.1  # probability below which something is no chance
 AT_BORDER = 0.03  # of the image's longer side
+
+
+def _replaced_by(removal: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
+    return lambda batch, inside: torch.where(inside, removal(batch), batch)
+
+
 FILLS = {  # what is shown inside the regions (N, 1, H, W) of images (N, 3, H, W)
     "without": filled,
-    "blurred": lambda batch, inside: torch.where(inside, blur(batch), batch),
-    "mean colour": lambda batch, inside: torch.where(inside, batch.mean((2, 3), keepdim=True), batch),
+    "blurred": _replaced_by(blur),
+    "mean colour": _replaced_by(OTHER_REMOVALS["filled with the mean colour"]),
 }
 
 
