@@ -178,14 +178,18 @@ def test_many_small_classes_are_divided_as_a_whole(tmp_path, count):
     ]
 
 
+def test_a_share_holds_out_two_classes_at_least(tmp_path):
+    """A quarter of five classes would be one, and one class alone has no dissimilar pairs."""
+    make_files(tmp_path, files_of(a=9, b=9, c=9, d=9, e=9))
+    table, _ = prepare_split(config_for(tmp_path, unseen_classes=0.25))
+    assert table.label[table.split == "unseen"].nunique() == 2
+    assert table.label[table.split == "train"].nunique() == 3
+
+
 @pytest.mark.parametrize(
     "unseen, message",
     [
-        (
-            0.1,
-            "would hold out 0 of the 4 classes in {}; at least 2 must be held out, and 2 be left to train on: set 0.5",
-        ),
-        (0.9, "would hold out 4 of the 4 classes in {}; at least 2 must be held out"),
+        (0.9, "would hold out 4 of the 4 classes in {}; at least 2 must be held out, and 2 be left to train on; change"),
         (["a"], "would hold out 1 of the 4"),
         ([*"abc"], "would hold out 3 of the 4"),
         (["a", "x"], "no class x in {} (a, b, c and 1 more); correct the names in config.yml"),

@@ -104,17 +104,19 @@ def _hold_out(
     """Part the classes of `unseen_classes` from a table; returns them, the rest, the groups of the rest, and notes.
     Raises a DataError if there are no such classes, or too few on a side."""
     wanted, known = config.unseen_classes, table.label.unique()
-    classes = draw_classes(table.label, wanted, config.seed) if isinstance(wanted, float) else sorted(set(wanted))
+    if isinstance(wanted, float):
+        classes = draw_classes(table.label, max(wanted, 2 / len(known)), config.seed)  # of two classes, there are pairs
+    else:
+        classes = sorted(set(wanted))
     if strangers := [name for name in classes if name not in known]:
         raise DataError(
             f"unseen_classes: no class {first_names(strangers)} in {config.data_path} ({first_names(known)}); "
             "correct the names in config.yml"
         )
     if min(len(classes), len(known) - len(classes)) < 2:
-        advice = f"set {2 / len(known):.2g}, which holds out two, or more" if len(known) > 3 else "add classes"
         raise DataError(
             f"unseen_classes: would hold out {len(classes)} of the {len(known)} classes in {config.data_path}; at "
-            f"least 2 must be held out, and 2 be left to train on: {advice}"
+            "least 2 must be held out, and 2 be left to train on; change it, or add classes"
         )
     table, groups, lost = _by_class(table, groups, dict.fromkeys(classes, "unseen"))
     unseen = table.label.isin(classes).to_numpy()
