@@ -20,15 +20,19 @@ from utils.system.errors import DataError
         (1, lambda a: a),
         (2, lambda a: a[:, ::-1]),
         (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.swapaxes(0, 1)),
         (6, lambda a: np.rot90(a)),
+        (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)),
         (8, lambda a: np.rot90(a, -1)),
     ],
 )
-def test_a_camera_that_was_turned(tmp_path, orientation, stored, values):
-    exif = Image.Exif()
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_camera_or_scan_that_was_turned(tmp_path, orientation, stored, values, suffix):
+    exif, path = Image.Exif(), tmp_path / f"a.{suffix}"
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(stored(values))).save(tmp_path / "a.png", exif=exif)
-    seen = np.asarray(read_image(tmp_path / "a.png"))
+    Image.fromarray(np.ascontiguousarray(stored(values))).save(path, exif=exif)
+    seen = np.asarray(read_image(path))
     expected = values if values.ndim == 3 else np.repeat((values / 257).round()[..., None], 3, 2)  # 65535 -> 255
     assert abs(seen - expected).max() <= (values.ndim == 2)
 

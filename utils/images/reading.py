@@ -52,7 +52,8 @@ def read_image(path: Path, levels: tuple[float, float] | None = None) -> Image.I
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
             raise OSError
-        with Image.open(path) as image:
+        # Opened by Python: where Pillow maps a file into memory, it garbles turned grey TIFFs.
+        with path.open("rb") as file, Image.open(file) as image:
             rgb = to_rgb(image, levels)
             with suppress(Exception):  # of a second page; MPO is a photograph with its preview
                 rgb.info["pages"] = image.format != "MPO" and image.is_animated
