@@ -211,6 +211,8 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
         ("cache_gigabytes: 9", "cache_gigabytes", ["no key any more; delete it"]),
         ("imgae: {size: [32, 32]}", "imgae", ["unknown key", "did you mean 'image'?"]),
         ("image: {normalization: {men: [0, 0, 0]}}", "image.normalization.men", ["did you mean 'mean'?"]),
+        ("image: {normalization: {mean: [0.5, 116, 0.4]}}", "image.normalization.mean.1", ["less than or equal to 1"]),
+        ("margin: inf", "margin", ["finite number", "got 'inf'"]),
         ("early_stopping: {xyz: 3}", "early_stopping.xyz", ["unknown key", "known here are patience, min_delta"]),
         ("hyperparameters: {epochs: 1.5}", "hyperparameters.epochs", ["valid integer", "got '1.5'"]),
         ("seed: null", "seed", ["integer", "got None"]),

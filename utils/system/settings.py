@@ -51,7 +51,9 @@ NAME = r'^[^. \\/:*?"<>|\x00-\x1f][^\\/:*?"<>|\x00-\x1f]*\Z'  # of a folder, als
 
 class Section(BaseModel):
     # A string below a key describes it: docs/configuration.md is made of these.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, regex_engine="python-re")
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, regex_engine="python-re", allow_inf_nan=False
+    )
 
 
 class FalseMatches(Section):
@@ -60,8 +62,8 @@ class FalseMatches(Section):
 
 
 class Normalization(Section):
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """mean of each colour channel; with the default, every backbone sees what its weights expect"""
+    mean: tuple[Probability, Probability, Probability] = (0.485, 0.456, 0.406)
+    """mean of each colour channel, from 0 to 1; with the default, every backbone sees what its weights expect"""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """standard deviation of each colour channel; likewise"""
 
