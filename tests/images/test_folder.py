@@ -101,10 +101,11 @@ def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch):
         scan(tmp_path)
 
 
-def test_a_name_that_is_no_text_is_named_as_far_as_it_is(tmp_path):
+@pytest.mark.parametrize("letter", [b"\xe9", b"\r"])
+def test_a_name_that_is_no_text_is_named_as_far_as_it_is(tmp_path, letter):
     make_files(tmp_path, ["a/1.png", "b/1.png"])
     try:
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/a/caf\xe9.png")).touch()
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/a/caf" + letter + b".png")).touch()
     except (OSError, UnicodeError):
         pytest.skip("such names cannot be made here")
     assert scan(tmp_path)[1] == ["a/caf?.png: a name that is not valid text; rename it"]

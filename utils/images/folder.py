@@ -106,8 +106,8 @@ def images_below(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
 
 
 def printable(name: str) -> str:
-    """Replace bytes of a name that are no text by `?`."""
-    return name.encode(errors="replace").decode()
+    """Replace bytes of a name that are no text, or a return, which ends a row of a CSV file, by `?`."""
+    return name.encode(errors="replace").decode().replace("\r", "?")
 
 
 def check_two_classes(table: pd.DataFrame, data_path: Path, left_out: Sequence[str] = ()) -> None:
