@@ -73,6 +73,13 @@ def test_the_outline_of_a_region_in_steps_cuts_the_corners():
     assert np.all(line > 99) and np.all(line < 132)
 
 
+def test_an_image_of_a_single_row_or_column_has_no_outline_and_is_shown():
+    for shape in ((1, 256), (256, 1)):
+        region = np.zeros(shape, bool)
+        region[:20, :20] = True
+        assert outlines(region) == []
+
+
 def test_a_region_smaller_than_a_cell_is_outlined_too():
     region = np.zeros((256, 256), bool)
     region[100:102, 50:52] = True

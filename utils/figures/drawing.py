@@ -69,7 +69,7 @@ def line_around(axis: Axes, region: Image.Image, width: float) -> None:
     sharp = region.convert("L")
     smooth = sharp.filter(ImageFilter.GaussianBlur(max(sharp.size) / GRID / 2))
     within = np.asarray(smooth if smooth.getextrema()[1] > 128 else sharp) / 255  # sharp, if smaller than a cell
-    if within.min() < 0.5 < within.max():
+    if min(within.shape) > 1 and within.min() < 0.5 < within.max():  # nothing surrounds a part of a single row
         axis.contour(within, levels=[0.5], colors="white", linewidths=width)
 
 
