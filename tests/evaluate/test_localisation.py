@@ -16,6 +16,7 @@ from utils.evaluate.localisation import (
 )
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
+from utils.system.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,18 @@ def test_masks_come_at_the_networks_size_and_are_empty_where_there_is_none(masks
         load_masks(masks, ["a/3.jpg"], Frame((4, 6))) is None
         and load_masks(masks.parent / "Other", ["a/1.jpg"], Frame((4, 6))) is None
     )
+
+
+def test_masks_are_drawn_in_any_way_and_a_broken_one_is_named(masks):
+    folder = masks.parent / "Shapes_masks" / "a"
+    white = Image.new("RGBA", (20, 10), (255, 255, 255, 0))  # on transparent ground
+    white.paste((255, 255, 255, 255), (10, 0, 20, 10))
+    white.save(folder / "2.png")
+    one, other = load_masks(masks, ["a/1.jpg", "a/2.jpg"], Frame((4, 6)))
+    assert torch.equal(one, other)
+    (folder / "2.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"2\.png: not a readable image"):
+        load_masks(masks, ["a/2.jpg"], Frame((4, 6)))
 
 
 def test_masks_are_padded_as_their_images_are(masks):

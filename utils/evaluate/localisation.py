@@ -10,6 +10,7 @@ from PIL import Image
 
 from utils.images.frame import Frame
 from utils.images.pairs import PAIR_LABELS, Pairs
+from utils.images.reading import read_image
 
 
 def pointing_game(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -66,10 +67,10 @@ def load_masks(
     masks = torch.zeros(len(paths), *frame.size, dtype=torch.bool)
     for mask, path in zip(masks, paths):
         if path.is_file():
-            with Image.open(path) as image:
-                box = frame.box(image.size)
-                fitted = image.convert("L").resize((box.width, box.height), Image.Resampling.NEAREST)
-                mask[box.slices] = torch.from_numpy(np.array(fitted) > 127)
+            image = read_image(path)
+            box = frame.box(image.size)
+            fitted = image.convert("L").resize((box.width, box.height), Image.Resampling.NEAREST)
+            mask[box.slices] = torch.from_numpy(np.array(fitted) > 127)
     return masks if masks.any() else None
 
 
