@@ -24,7 +24,7 @@ from xaitk_saliency.utils.masking import occlude_image_batch
 from benchmarks.common import METHODS, add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import effects_on_pairs
 from utils.evaluate.faithfulness import area_under, curves, signed_evidence
-from utils.evaluate.localisation import centred_gaussian
+from utils.evaluate.localisation import baseline_maps
 from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import Interventions, blur, embed_in_parts, strongest_region
 from utils.Grad_CAM import explain
@@ -64,10 +64,7 @@ def rankings(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> dic
         pairs = list(zip(one, two))
         maps = [[saliency(model, *ends, perturb) for ends in ((a, b), (b, a))] for a, b in tqdm(pairs, desc=name)]
         found[name] = torch.stack([torch.stack(sides) for sides in maps]), (time.perf_counter() - start) / len(one)
-    shape = (len(one), 2, *size)
-    found["centred Gaussian"] = centred_gaussian(size).expand(shape), 0.0
-    found["random"] = torch.rand(shape, generator=torch.Generator().manual_seed(0)), 0.0
-    return found
+    return found | {name: (maps, 0.0) for name, maps in baseline_maps((len(one), 2, *size)).items()}
 
 
 def compare(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> pd.DataFrame:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import METHODS, add_set_option, checkpoint_and_test
-from utils.evaluate.agreement import REMOVALS, effects_on_pairs, mean_correlations
+from utils.evaluate.agreement import effects_on_pairs, mean_correlations
 from utils.evaluate.faithfulness import area_under, check_table, compare_rankings, curves, signed_evidence
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
 from utils.explain.occlusion import correlation, region_effects, region_sums, windows
-from utils.explain.removal import Interventions, blur
+from utils.explain.removal import REMOVALS, Interventions, blur
 from utils.Grad_CAM import Explanation, explain, explain_effects, explain_pairs
 from utils.images.pairs import evaluation_pairs, evenly_spaced_pairs, used_images
 from utils.Siamese import eval_mode
@@ -105,7 +105,7 @@ def print_agreement(model, batch, others, ends, explanations) -> None:
     variants = cam_variants(model, batch, *ends)
     for grid in (5, 3):
         effects = true_effects(model, batch, others, *ends, grid)
-        table = mean_correlations(effects, explanations, effects, model.image_size, grid)
+        table = mean_correlations(effects, explanations, effects, grid)
         cells = windows(1 / grid, grid, model.image_size)
         for name, maps in variants.items():
             sums = region_sums(maps, cells.expand(len(maps), -1, -1), model.image_size)

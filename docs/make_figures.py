@@ -104,7 +104,7 @@ def explain_photographs(model: SiameseNetwork, folder: Path) -> None:
     figure.savefig(DOCS / "explanation.jpg", dpi=150, bbox_inches="tight", pil_kwargs={"quality": 85})
     print(what_if.report(pair["names"]))
     distance, sign = float(pair["explanation"].distance[0]), -1 if pair["explanation"].is_similar[0] else 1
-    for name, changes in zip(pair["names"], what_if.change):
+    for name, changes in zip(pair["names"], what_if.changes["blurred"]):
         for map_name, change in zip(MAPS, changes):
             after = distance + sign * model.margin * change
             print(f"{name} with its {map_name} region blurred: distance {distance:.2f} → {after:.2f}")

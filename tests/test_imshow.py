@@ -153,8 +153,8 @@ def test_what_if_blurs_the_region_of_the_original_and_says_the_change(wide):
     regions = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
     regions[:, 0, 1:4, 6:] = True
     regions[:, 1, 6:] = True
-    after, change, empty = np.array([[0.25, 0.8], [0.8, 0.9]]), np.zeros((2, 2)), np.zeros((2, 2), dtype=bool)
-    figure = show_what_if((wide, wide), WhatIf(0.8, after, change, regions, empty, (PADDED[0], None)))
+    after, empty = np.array([[0.25, 0.8], [0.8, 0.9]]), np.zeros((2, 2), dtype=bool)
+    figure = show_what_if((wide, wide), WhatIf(0.8, after, {}, regions, empty, (PADDED[0], None)))
     blurred = [np.argwhere(changed(axis.images[0].get_array(), wide)) for axis in figure.axes]
     # Of the frame's 8 rows, image 1 fills 2 to 5, image 2 all: ten of its rows for one, or five.
     assert [part.min(0).tolist() for part in (blurred[0], *blurred[2:])] == [[0, 60], [5, 60], [30, 0]]

@@ -52,14 +52,12 @@ def explain(
     Args:
         batch1, batch2: preprocessed images and their partners, shape (N, 3, H, W) each, on any device.
         method: `occlusion` blurs one region after the other of each image, and measures the effect on the squared
-            distance (`RegionEffects`). What counts as noise is left out of the maps and stays in `raw`: evidence weaker
-            than a fifth of its image's strongest; evidence against the decision weaker than a tenth of the pair's
-            strongest, or whose strongest tenth of the image, occluded as a whole, would by the same measurements not
-            make the decision stronger. `distance` is the paper's Grad-CAM, see `grad_cam`: one forward pass, and a
-            backward pass of the head. Both give one signed map: evidence for "similar", its opposite for "dissimilar".
+            distance, see `explain_effects`. `distance` is the paper's Grad-CAM, see `grad_cam`. Both give one signed
+            map: evidence for "similar", its opposite for "dissimilar".
 
     Raises:
         ValueError: unknown method, or batches that are not two equal stacks of images.
+        ModelError: a network in another precision than float32.
     """
     if batch1.ndim != 4 or batch1.shape != batch2.shape or not len(batch1) or batch1.shape[1] != 3:
         shapes = f"{tuple(batch1.shape)} and {tuple(batch2.shape)}"
@@ -72,16 +70,11 @@ def explain(
 def explain_pairs(
     model: SiameseNetwork, batch: torch.Tensor, first: Sequence[int], second: Sequence[int], method: str = "occlusion"
 ) -> Explanation:
-    """Explain the decisions on P pairs of N images; each image is measured once, however many pairs it is in.
+    """Explain P pairs of N images as `explain` does; each image is measured once, however many pairs it is in.
 
     Args:
         batch: preprocessed images, shape (N, 3, H, W), on any device.
         first, second: positions in `batch` of the images of each pair, P of each.
-        method: see `explain`.
-
-    Raises:
-        ValueError: unknown method, or images that are not preprocessed.
-        ModelError: a network in another precision than float32.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
@@ -111,16 +104,14 @@ def grad_cam(
     """
     activations = torch.cat([activations1, activations2]).detach().requires_grad_()
     with eval_mode(model), torch.enable_grad():
-        z = model.embed_activations(activations)
-    z1, z2 = z.detach().chunk(2)
-    # The gradient of -D^2 with respect to z1, and less that to z2; where embeddings differ by rounding errors only
-    # (1e-6 of their length) it has no direction, and counts as zero.
-    differ = (z1 - z2).square().sum(1, keepdim=True) > 1e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
-    outer = torch.where(differ, 2 * (z2 - z1), 0)
-    (gradient,) = torch.autograd.grad(z, activations, torch.cat([outer, -outer]))
+        z1, z2 = model.embed_activations(activations).chunk(2)
+        # A difference by rounding errors only (1e-6 of the embeddings' length) has no direction, and counts as none.
+        none = (z1 - z2).square().sum(1, keepdim=True) <= 1e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
+        closeness = -(z1 - z2).masked_fill(none, 0).square().sum()
+        (gradient,) = torch.autograd.grad(closeness, activations)
     gradient, activations = model.as_map(gradient), model.as_map(activations.detach())
     evidence = (gradient.mean((2, 3), keepdim=True) * activations).sum(1)
-    distance = embedding_distance(z1, z2)
+    distance = embedding_distance(z1, z2).detach()
     sign = 2 * model.is_similar(distance).to(distance) - 1
     raw = sign[:, None, None, None] * torch.stack(evidence.chunk(2), dim=1)
     return _explanation(model, distance, raw, torch.stack([raw, -raw], dim=2), image_size)
@@ -129,8 +120,13 @@ def grad_cam(
 def explain_effects(
     model: SiameseNetwork, effects: RegionEffects, first: Sequence[int], second: Sequence[int], image_size: tuple
 ) -> Explanation:
-    """Explain P pairs of images, by their positions in known `region_effects`, as `explain` by `occlusion`, without a
-    forward pass; `image_size` is the height and width in pixels at which maps are drawn."""
+    """Explain P pairs of images, by their positions in known `region_effects`, without a forward pass; `image_size` is
+    the height and width in pixels at which maps are drawn.
+
+    Noise is in no map and stays in `raw`: evidence weaker than a fifth of its image's strongest; evidence against the
+    decision weaker than a tenth of the pair's strongest, or whose strongest tenth of the image, occluded as a whole,
+    would by the same measurements not make the decision stronger.
+    """
     distance = embedding_distance(effects.embeddings[list(first)], effects.embeddings[list(second)])
     sign = 2 * model.is_similar(distance).to(distance) - 1
     raw = sign[:, None, None, None] * effects.maps(first, second)
@@ -151,10 +147,9 @@ def _explanation(
     shown for and against them, (N, 2, 2, h, w). Maps have the image's size, and each is divided by its maximum."""
     maps = F.interpolate(shown.clamp(min=0).flatten(0, 1), image_size, mode="bilinear", align_corners=False)
     maps = maps.unflatten(0, shown.shape[:2])
-    peaks = maps.amax((3, 4), keepdim=True)
+    peaks = maps.amax((3, 4))
     empty = peaks < torch.finfo(maps.dtype).tiny
-    maps.div_(peaks.masked_fill(empty, torch.inf))
-    peaks, empty = peaks[..., 0, 0], empty[..., 0, 0]
+    maps.div_(peaks.masked_fill(empty, torch.inf)[..., None, None])
     strongest = peaks.amax((1, 2), keepdim=True)
     return Explanation(
         distance=distance,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from utils.images.folder import first_names
+from utils.images.pairs import evenly_spaced
 from utils.images.synthetic import SYNTHETIC
 from utils.Siamese import AveragePooling, SiameseNetwork, eval_mode
 from utils.system.errors import ModelError
@@ -28,12 +29,11 @@ MOST_CLASSES = 20  # named in the sentence that says which network it is
 
 def build_model(config: Config, levels: tuple[float, float] | None = None) -> SiameseNetwork:
     """Build the untrained network that a configuration describes; random weights depend on its seed only."""
-    image = config.image
-    options = {"image_size": image.size, "fit": image.fit, "levels": levels, **dict(image.normalization)}
-    keys = "backbone_model", "pretrained", "pooling", "embedding_dim", "weights", "margin", "threshold"
-    options |= {key: getattr(config, key) for key in (*keys, "normalize_embeddings")}
-    if isinstance(config.threshold, FalseMatches):
-        del options["threshold"]  # training sets it
+    keys = "backbone_model", "pretrained", "pooling", "embedding_dim", "weights", "margin", "normalize_embeddings"
+    options, image = {key: getattr(config, key) for key in keys}, config.image
+    options |= {"image_size": image.size, "fit": image.fit, "levels": levels, **dict(image.normalization)}
+    if not isinstance(config.threshold, FalseMatches):  # training sets that
+        options["threshold"] = config.threshold
     with seeded(config.seed):
         return SiameseNetwork(**options)
 
@@ -42,14 +42,13 @@ def starting_point(config: Config) -> str:
     """Describe the weights with which training starts, as a part of a sentence."""
     if config.weights is not None:
         return f"the weights in {config.weights}"
-    if config.pretrained:
-        return "ImageNet weights, which tell 1,000 kinds of things on photographs apart"
-    return "random weights, which know nothing: all is learnt from your images"
+    imagenet = "ImageNet weights, which tell 1,000 kinds of things on photographs apart"
+    return imagenet if config.pretrained else "random weights, which know nothing: all is learnt from your images"
 
 
 def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
-    """Load the network in `config.trained_path`, on the configured device and with the configured threshold; also
-    returns a sentence that says which one it is. Raises a ConfigError or a ModelError."""
+    """Load the network in `config.trained_path`, on the configured device and with the configured threshold, and a
+    sentence that says which one it is. Raises a ConfigError or a ModelError."""
     keep_freed_memory()
     path = config.trained_path / "model.pth"
     model = SiameseNetwork.load(path, choose_device(config))
@@ -69,7 +68,7 @@ def every_pair(
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Compare all images (N, D) with each other, each pair once (of more than `MOST_IMAGES`, as many at even spacing):
     raw distances and pair labels (0 same class, 1 another), (P,), and the positions of first and second images."""
-    used = np.linspace(0, len(labels) - 1, min(len(labels), MOST_IMAGES)).round().astype(int)
+    used = evenly_spaced(len(labels), MOST_IMAGES)
     one, two = (used[ends] for ends in np.triu_indices(len(used), 1))
     return pdist(embeddings.cpu().numpy()[used]), (labels[one] != labels[two]).astype(int), (one, two)
 
@@ -96,10 +95,10 @@ def about_threshold(model: SiameseNetwork, resamples: int = 1000) -> str:
     distance, label, ends = every_pair(model.info["valid_embeddings"], labels)
     false = (distance / model.margin < model.threshold) & (label == 1)
     one, two = (positions[false] for positions in ends)
-    count, rates = len(labels), []
+    count, used, rates = len(labels), evenly_spaced(len(labels), MOST_IMAGES), []
     for drawn in np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples):
-        sizes = np.bincount(labels, drawn)
-        rates.append(drawn[one] @ drawn[two] / max(1, (count**2 - sizes @ sizes) / 2))
+        sizes = np.bincount(labels[used], drawn[used])
+        rates.append(drawn[one] @ drawn[two] / max(1, (sizes.sum() ** 2 - sizes @ sizes) / 2))
     low, high = np.quantile(rates, [0.025, 0.975])
     return (
         f"above a similarity of {1 - model.threshold:.3f}, {false.sum() / label.sum():.4f} ({low:.4f}-{high:.4f}) of "
@@ -110,9 +109,9 @@ def about_threshold(model: SiameseNetwork, resamples: int = 1000) -> str:
 def strangers(model: SiameseNetwork, batch: torch.Tensor, names: Sequence[str], level: float = 0.05) -> list[str]:
     """Name preprocessed images (N, 3, H, W) that resemble nothing which the network knows, a line each.
 
-    Each image's distance to its nearest validation images, in the backbone's pooled features, is compared with the same
-    distance of validation images from the others: `p` is the share of these that are as far, the new image counted in
-    (conformal prediction; Vovk et al., 2005). An image like these is named with a probability of `level`.
+    `p` is the share of validation images that are as far from their nearest ones, by the backbone's pooled features, as
+    the new image is, itself counted in (conformal prediction; Vovk et al., 2005): of images like these, a share of
+    `level` is named.
     """
     if "valid_features" not in model.info:
         return []
@@ -131,11 +130,11 @@ def strangers(model: SiameseNetwork, batch: torch.Tensor, names: Sequence[str], 
 
 
 class CentredPooling(AveragePooling):
-    """Mean over positions, less what it is on average over a network's training images: (N, C, h, w) -> (N, C).
+    """Mean over positions, less what it is on average over the backbone's training images: (N, C, h, w) -> (N, C).
+    Features are never negative, so any two images seem alike; without their mean, unrelated ones are at a right angle.
 
-    Features are never negative, so any two images seem alike; without their mean, unrelated images are at a right
-    angle. `norm` is the batch normalisation, followed by ReLU6, that makes the map: its shift and scale are the mean
-    and standard deviation of what ReLU6 gets, taken as normally distributed.
+    Args:
+        norm: makes the map, followed by ReLU6, whose input is taken as normally distributed: by its shift and scale.
     """
 
     def __init__(self, norm: nn.Module) -> None:
@@ -154,11 +153,8 @@ def expected_excess(mean: torch.Tensor, std: torch.Tensor, limit: float) -> torc
 
 
 def photographs_network(device: torch.device) -> SiameseNetwork:
-    """Make a network that compares photographs by ImageNet features of the installed weights; nothing is trained.
-
-    The embedding is the mean of EfficientNet-Lite0's final map, centred and scaled to one length, so that
-    `d = sqrt(1 - cos)`.
-    """
+    """Make a network that compares photographs by ImageNet features of the installed weights; nothing is trained. The
+    embedding is the mean of EfficientNet-Lite0's final map, centred and scaled to one length: `d = sqrt(1 - cos)`."""
     options = {"embedding_dim": None, "threshold": PHOTOGRAPHS_THRESHOLD, "normalize_embeddings": True}
     model = SiameseNetwork("EfficientNetLite0", pretrained=True, pooling="avg", **options)
     model.pooling = CentredPooling(model.backbone[-1])
@@ -166,9 +162,9 @@ def photographs_network(device: torch.device) -> SiameseNetwork:
 
 
 def network_for(config: Config, images: Iterable[Path]) -> tuple[SiameseNetwork, str]:
-    """Load the network that compares these images, or the images in these folders: the configuration's trained network.
-    While nothing is trained, ImageNet features compare. The network of the built-in scenes serves these scenes only.
-    Also returns a sentence that says which one it is."""
+    """Load the network that compares these images, or the images in these folders: the configuration's trained one or,
+    while nothing is trained, ImageNet features. That of the scenes serves these only. Also returns a sentence that says
+    which one it is."""
     inside = config.data_path.resolve()
     scenes = all(path.resolve().is_relative_to(inside) for path in images)
     if os.path.isfile(config.trained_path / "model.pth") and (scenes or config.dataset != SYNTHETIC):

@@ -3,10 +3,10 @@ import pytest
 import torch
 from toy import network_images, trained_network
 
-from utils.evaluate.agreement import REMOVALS, agreement_table, effects_on_pairs
+from utils.evaluate.agreement import agreement_table, effects_on_pairs
 from utils.explain import incremental
 from utils.explain.occlusion import correlation, region_sums
-from utils.explain.removal import blur
+from utils.explain.removal import REMOVALS, blur
 from utils.Grad_CAM import explain, explain_pairs
 
 

@@ -21,11 +21,10 @@ def config_for(folder, **settings):
 @pytest.fixture
 def dirty(tmp_path):
     folder = tmp_path / "Data"
-    for seed, (label, index) in enumerate(
-        (label, index) for label, count in (("a", 20), ("b", 20), ("few", 7)) for index in range(count)
-    ):
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        picture(seed).save(folder / label / f"{index:02d}.png")
+    files = [f"{label}/{i:02d}.png" for label, count in (("a", 20), ("b", 20), ("few", 7)) for i in range(count)]
+    for seed, file in enumerate(files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(folder / file)
 
     def copy(source, target):
         (folder / target).write_bytes((folder / source).read_bytes())
@@ -45,9 +44,7 @@ def dirty(tmp_path):
 def test_everything_is_found_once(dirty):
     found = audit(config_for(dirty))
     assert [note.split(":")[0] for note in found.unreadable] == ["b/04.png", "b/06.png"]
-    assert found.unreadable[1] == (
-        "b/06.png: not a readable image (its content is not an image's); delete or replace it"
-    )
+    assert found.unreadable[1] == "b/06.png: not a readable image (its content is not an image's); delete or replace it"
     assert found.skipped == ["b/notes.txt: not named as an image; save it as JPEG or PNG if it is one"]
     assert found.doubtful == []
     assert found.copies == (("b/03.png", "few/03.png"), ("a/00.png", "a/01.png"))
@@ -77,8 +74,7 @@ def test_padding_stretches_nothing_and_enlarges_less(dirty):
             for fit in ("stretch", "pad")
         )
         assert stretched[:8] == padded[:8] == [2, 1, 0, 2, 3, 1, 0, 1]
-        # at 40 x 40 pixels all but a/07 (3 to 1) are stretched 1.5 times at most; padded, only a/06 (30 x 20) is
-        # enlarged
+        # At 40 x 40 pixels only a/07 (3 to 1) is stretched more than 1.5 times; padded, only a/06 (30 x 20) enlarged.
         assert (stretched[8:], padded[8:]) == (([2, 1], [1, 0]))
 
 
@@ -104,9 +100,8 @@ def test_the_report_names_the_files_conflicts_before_other_duplicates(dirty):
 
 def test_duplicates_across_given_splits_are_found_and_what_can_hardly_be_seen(tmp_path):
     folder = tmp_path / "Data"
-    for seed, file in enumerate(
-        f"{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in "01"
-    ):
+    files = [f"{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in "01"]
+    for seed, file in enumerate(files):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         picture(seed).save(folder / file)
     picture(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "test/a/1.png")  # of train/a/0.png

@@ -22,6 +22,7 @@ from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 
 TRAINING_FREE = ["perceptual hash", "colour histogram", "pixels at 32 px", "untrained backbone"]
+PAIRS = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
 
 
 @pytest.fixture
@@ -39,14 +40,12 @@ def config(tmp_path, **settings):
     return config_in(tmp_path, hyperparameters={"batch_size": 4, "verbose": False}, **settings)
 
 
-# ------------------------------------------------------------------------------------------- distances
-
-
 def test_distances_are_those_of_scipy(model, images, tmp_path):
-    pairs = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
-    found = baseline_distances(images, pairs, model, config(tmp_path))
+    found = baseline_distances(images, PAIRS, model, config(tmp_path))
+    assert list(found) == TRAINING_FREE
     bits, shares, pixels = perceptual_hashes(images), colour_histograms(images), small_pixels(images)
-    for position, (i, j) in enumerate(zip(pairs.first, pairs.second)):
+    assert (bits != perceptual_hashes(255 - images)).sum(1).min() > 50  # nearly every sign turns with the colours
+    for position, (i, j) in enumerate(zip(PAIRS.first, PAIRS.second)):
         expected = (
             64 * scipy_distance.hamming(bits[i], bits[j]),
             scipy_distance.euclidean(np.sqrt(shares[i]), np.sqrt(shares[j])) / np.sqrt(2),  # Hellinger's
@@ -61,9 +60,6 @@ def test_cosine_distance_ignores_the_scale_however_small_and_survives_zeros(mode
     pairs = Pairs(np.arange(3), np.arange(3, 6), np.array([0, 0, 1]))
     found = baseline_distances(images, pairs, model, config(tmp_path))["untrained backbone"]
     assert found == pytest.approx([1, 0, 1])
-
-
-# ----------------------------------------------------------------------------------------- descriptors
 
 
 def test_a_colour_histogram_by_hand():
@@ -88,54 +84,34 @@ def test_small_pixels_are_means_in_the_images_order():
 def test_pooled_features_are_means_of_the_last_map_in_eval_mode(model, images):
     backbone = nn.Sequential(*backbone_blocks("Conv4"))
     features = pooled_features(model, backbone.train(), images, batch_size=4)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     with torch.no_grad():
-        expected = np.stack(
-            [backbone.eval()(((image / 255 - mean) / std)[None]).mean((2, 3))[0].numpy() for image in images]
-        )
-    assert features.shape == (9, 64) and np.allclose(features, expected, atol=1e-5)
-
-
-# ---------------------------------------------------------------------------------------- all of them
-
-
-def test_distances_are_of_the_given_pairs_and_tell_like_from_unlike(model, images, tmp_path):
-    images[1] = images[0]
-    images[2] = 255 - images[0]
-    pairs = Pairs(np.array([0, 3, 0]), np.array([1, 3, 2]), np.array([0, 0, 1]))
-    distances = baseline_distances(images, pairs, model, config(tmp_path))
-    assert list(distances) == TRAINING_FREE
-    for values in distances.values():
-        assert values.shape == (3,) and values[:2] == pytest.approx([0, 0], abs=1e-6) and values[2] > 1e-5
-    assert distances["perceptual hash"][2] > 50  # nearly every sign turns with the colours
+        expected = [backbone.eval()(((image / 255 - mean) / std)[None]).mean((2, 3))[0] for image in images]
+    assert features.shape == (9, 64) and np.allclose(features, torch.stack(expected), atol=1e-5)
 
 
 def test_random_weights_follow_the_seed_and_touch_neither_the_network_nor_the_global_generator(model, images, tmp_path):
-    pairs = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
     weights, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
-    first = baseline_distances(images, pairs, model.train(), config(tmp_path))["untrained backbone"]
+    first = baseline_distances(images, PAIRS, model.train(), config(tmp_path))["untrained backbone"]
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     torch.manual_seed(5)
     with torch.no_grad():
         model.backbone[0].weight.zero_()  # the trained weights play no part
-    assert np.array_equal(baseline_distances(images, pairs, model, config(tmp_path))["untrained backbone"], first)
-    assert not np.array_equal(
-        baseline_distances(images, pairs, model, config(tmp_path, seed=7))["untrained backbone"], first
-    )
+    again, other = (baseline_distances(images, PAIRS, model, config(tmp_path, seed=seed)) for seed in (42, 7))
+    assert np.array_equal(again["untrained backbone"], first)
+    assert not np.array_equal(other["untrained backbone"], first)
 
 
 def test_pretrained_features_come_from_the_file_of_weights(model, images, tmp_path):
     torch.manual_seed(3)
     backbone = nn.Sequential(*backbone_blocks("Conv4"))
     torch.save(backbone.state_dict(), tmp_path / "weights.pth")
-    pairs = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
-    distances = baseline_distances(images, pairs, model, config(tmp_path, weights=tmp_path / "weights.pth"))
+    distances = baseline_distances(images, PAIRS, model, config(tmp_path, weights=tmp_path / "weights.pth"))
     assert list(distances) == [*TRAINING_FREE, "pretrained backbone"]
     features = pooled_features(model, backbone, images, 4)
-    assert distances["pretrained backbone"] == pytest.approx(
-        [scipy_distance.cosine(*features[[i, j]].numpy()) for i, j in zip(pairs.first, pairs.second)]
-    )
+    expected = [scipy_distance.cosine(*features[[i, j]].numpy()) for i, j in zip(PAIRS.first, PAIRS.second)]
+    assert distances["pretrained backbone"] == pytest.approx(expected)
     assert not np.allclose(distances["pretrained backbone"], distances["untrained backbone"])
 
 
@@ -150,9 +126,6 @@ def test_without_the_weights_there_is_a_row_less(model, images, tmp_path, monkey
     monkeypatch.setattr(baselines, "backbone_blocks", offline)
     pairs = Pairs(np.array([0, 3]), np.array([1, 4]), np.array([0, 1]))
     assert list(baseline_distances(images, pairs, model, config(tmp_path, pretrained=True))) == TRAINING_FREE
-
-
-# ------------------------------------------------------------------------------------------- the table
 
 
 def coloured_split(model, seed):

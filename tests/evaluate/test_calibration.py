@@ -6,13 +6,9 @@ from utils.evaluate.calibration import brier_scores, calibrate_threshold, same_c
 
 
 def likelihood(parameters, dissimilarity, target):
-    """Negative log-likelihood of targets between 0 and 1, pair by pair."""
-    intercept, slope = parameters
-    total = 0.0
-    for d, t in zip(dissimilarity, target):
-        p = 1 / (1 + np.exp(-(intercept + slope * d)))
-        total -= t * np.log(p) + (1 - t) * np.log(1 - p)
-    return total
+    """Negative log-likelihood of targets between 0 and 1."""
+    p = 1 / (1 + np.exp(-(parameters[0] + parameters[1] * dissimilarity)))
+    return -np.sum(target * np.log(p) + (1 - target) * np.log(1 - p))
 
 
 def fitted(dissimilarity, valid_dissimilarity, valid_label):
@@ -25,7 +21,7 @@ def test_the_curve_is_the_most_likely_one_for_platts_targets(dtype, similar):
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], [similar, 20])
     dissimilarity = (rng.random(len(label)) + 0.4 * label).astype(dtype)
-    target = [1 - 1 / (similar + 2) if value == 0 else 1 / 22 for value in label]
+    target = np.where(label == 0, 1 - 1 / (similar + 2), 1 / 22)
     options = {"xatol": 1e-7, "fatol": 1e-10, "maxiter": 2000}
     found = minimize(likelihood, [0, 0], (dissimilarity, target), method="Nelder-Mead", options=options)
     intercept, slope = found.x
@@ -43,10 +39,9 @@ def test_separated_pairs_give_a_finite_curve_that_is_sure_but_not_certain_and_ne
 
 
 def test_brier_score_by_hand():
-    scores = brier_scores(
-        {"right": np.array([1.0, 0.0]), "wrong": np.array([0.0, 1.0]), "some": np.array([0.9, 0.4])}, np.array([0, 1])
-    )
-    assert scores == pytest.approx({"right": 0, "wrong": 1, "some": (0.1**2 + 0.4**2) / 2})
+    estimates = {"right": np.array([1.0, 0.0]), "wrong": np.array([0.0, 1.0]), "some": np.array([0.9, 0.4])}
+    expected = {"right": 0, "wrong": 1, "some": (0.1**2 + 0.4**2) / 2}
+    assert brier_scores(estimates, np.array([0, 1])) == pytest.approx(expected)
 
 
 def test_the_similarity_is_clipped_at_the_margin():
@@ -67,8 +62,7 @@ CALIBRATION = {
     "reversed": RNG.random(30) - 2.0 * LABEL + 50,
     "constant": np.full(30, 0.7),
     "neighbouring numbers": np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(1)), np.float32(0.3)),
-    "neighbours the other side": np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(0)), np.float32(0.3)) * -1
-    + 1,
+    "neighbours the other side": 1 - np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(0)), np.float32(0.3)),
     "far beyond the margin": RNG.random(30) * 100 - 100 * LABEL + 100,
 }
 

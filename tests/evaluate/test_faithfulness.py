@@ -42,11 +42,6 @@ from utils.Grad_CAM import explain
 from utils.Siamese import SiameseNetwork
 
 
-@pytest.fixture(scope="module")
-def toy():
-    return Toy()
-
-
 @pytest.fixture
 def to_black(monkeypatch):
     monkeypatch.setattr(removal, "blur", torch.zeros_like)
@@ -56,51 +51,50 @@ def effect_by_hand(patch):
     return torch.tensor(MARGINS_AFTER[patch]) - torch.tensor(MARGINS_BEFORE)[:, None]
 
 
-def checked(toy, factual, counterfactual, name="factual"):
+def checked(factual, counterfactual, name="factual"):
     explanation = explanation_of(factual, counterfactual)
-    return check(Interventions(toy, IMAGES1, IMAGES2), explanation, name, np.random.default_rng(0))
+    return check(Interventions(Toy(), IMAGES1, IMAGES2), explanation, name, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
     ("name", "patch", "sign"), [("factual", "A", -1), ("counterfactual", "B", 1), ("counterfactual", "A", -1)]
 )
-def test_check_by_hand(toy, to_black, name, patch, sign):
+def test_check_by_hand(to_black, name, patch, sign):
     maps = {"factual": maps_of("elsewhere"), "counterfactual": maps_of("elsewhere")} | {name: maps_of(patch)}
-    effect, random = checked(toy, **maps, name=name)
+    effect, random = checked(**maps, name=name)
     assert torch.allclose(effect, effect_by_hand(patch), atol=1e-5) and (effect.sign() == sign).all()
     regions = randomly_moved(maps_of(patch).bool(), np.random.default_rng(0))
-    expected = Interventions(toy, IMAGES1, IMAGES2).margins_after(regions) - torch.tensor(MARGINS_BEFORE)[:, None]
+    expected = Interventions(Toy(), IMAGES1, IMAGES2).margins_after(regions) - torch.tensor(MARGINS_BEFORE)[:, None]
     assert torch.allclose(random, expected, atol=1e-5) and random.abs().mean() < 0.5 * effect.abs().mean()
 
 
 @pytest.mark.parametrize("name", ["factual", "counterfactual"])
-def test_a_map_beside_the_evidence_has_no_effect(toy, to_black, name):
+def test_a_map_beside_the_evidence_has_no_effect(to_black, name):
     """64 of 960 pixels speak: none is blurred beyond them, above all not B, the first in reading order."""
     maps = maps_of("elsewhere")
-    effect, _ = checked(toy, maps, maps, name)
-    assert torch.equal(effect, torch.zeros(3, 2))
+    assert torch.equal(checked(maps, maps, name)[0], torch.zeros(3, 2))
 
 
-def test_check_blurs_a_tenth_of_the_image(toy, to_black):
+def test_check_blurs_a_tenth_of_the_image(to_black):
     # Rows 0, 1 and 16 pixels of row 2: B down to there.
     maps = torch.linspace(1, 0.001, H * W).view(SIZE).expand(3, 2, *SIZE)
-    effect, _ = checked(toy, maps, maps)
+    effect, _ = checked(maps, maps)
     # Lost; B is nearer to the partner's z than nothing is.
     b1, b2 = torch.tensor([[0.2, -1, -1], [-0.2, 0.5, 1]]) * 12 / 16
     expected = torch.stack([b1 * torch.tensor([1, -1, -1]), b2 * torch.tensor([-1, 1, 1])], 1) / 2
     assert torch.allclose(effect, expected, atol=1e-5)
 
 
-def test_empty_maps_have_no_effect_to_speak_of(toy, to_black):
+def test_empty_maps_have_no_effect_to_speak_of(to_black):
     maps = maps_of("A").clone()
     maps[1, 0] = 0
-    for values in checked(toy, maps, maps_of("B")):
+    for values in checked(maps, maps_of("B")):
         assert values.isnan().tolist() == [[False, False], [True, False], [False, False]]
 
 
-def test_curves_equal_a_naive_loop(toy):
+def test_curves_equal_a_naive_loop():
     maps = torch.randint(5, (3, 2, *SIZE), generator=torch.Generator().manual_seed(0)).float()
-    result = curves(Interventions(toy, IMAGES1, IMAGES2), maps)
+    result = curves(Interventions(Toy(), IMAGES1, IMAGES2), maps)
     for step in range(11):
         region = np.zeros((6, H * W), dtype=bool)
         for row, values in zip(region, maps.view(6, -1).tolist()):
@@ -115,29 +109,17 @@ def test_area_under_by_hand(curve, area):
     assert area_under(np.array(curve)) == pytest.approx(area)
 
 
-@pytest.mark.parametrize("values", [None, 5, 2])
+@pytest.mark.parametrize("values", [1000, 2])
 def test_rank_correlation_equals_scipys_without_constant_maps(values):
-    """Continuous values, and whole numbers below `values`: many ties."""
+    """Of whole numbers below `values`: few ties, and many."""
     generator = torch.Generator().manual_seed(0)
-    maps1 = torch.rand(4, 2, 3, 5, generator=generator)
-    if values is not None:
-        maps1 = (values * maps1).floor()
+    maps1 = (values * torch.rand(4, 2, 3, 5, generator=generator)).floor()
     maps2 = maps1 + torch.randn(maps1.shape, generator=generator).mul(0.7).round() ** 3
     maps1[1, 0], maps2[2, 1] = 0.1, -7.3
-    pairs = [
-        (a.flatten(), b.flatten())
-        for a, b in zip(maps1.flatten(0, 1), maps2.flatten(0, 1))
-        if len(a.unique()) > 1 < len(b.unique())
-    ]
-    expected = [spearmanr(a, b).statistic for a, b in pairs]
-    assert len(expected) == 6 and max(expected) < 0.99
-    assert rank_correlation(maps1, maps2) == pytest.approx(np.mean(expected))
-
-
-def test_rank_correlation_of_nothing_but_constant_maps():
-    maps = torch.rand(2, 2, 3, 5)
-    assert math.isnan(rank_correlation(maps, torch.full_like(maps, 0.1)))
-    assert rank_correlation(maps, maps.exp()) == pytest.approx(1) and rank_correlation(maps, -maps) == pytest.approx(-1)
+    pairs = [(a.flatten(), b.flatten()) for a, b in zip(maps1.flatten(0, 1), maps2.flatten(0, 1))]
+    expected = [spearmanr(a, b).statistic for a, b in pairs if len(a.unique()) > 1 < len(b.unique())]
+    assert len(expected) == 6 and rank_correlation(maps1, maps2) == pytest.approx(np.mean(expected))
+    assert math.isnan(rank_correlation(maps1, torch.full_like(maps1, 0.1)))
 
 
 @pytest.mark.parametrize(("name", "size"), [("Conv4", SIZE), ("MobileNet", (32, 64))])
@@ -166,7 +148,7 @@ def test_maps_that_ignore_the_network_are_found_out(monkeypatch):
     assert decisions[0] != decisions[2]
 
 
-@pytest.mark.parametrize("fails_at", [None, 1, 2, 3])
+@pytest.mark.parametrize("fails_at", [None, 1, 3])
 def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
     model = trained_network()
     model.train().backbone[0].eval()
@@ -175,21 +157,15 @@ def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
     draws, usual, seen = torch.get_rng_state(), faithfulness.explain, []
 
     def watched(*args):
-        changed = {
-            name.split(".")[0]
-            for name, tensor in model.state_dict().items()
-            if not torch.allclose(tensor.float(), state[name].float())
-        }
-        seen.append(changed)
+        now = {name: torch.allclose(value.float(), state[name].float()) for name, value in model.state_dict().items()}
+        seen.append({name.split(".")[0] for name, same in now.items() if not same})
         assert [module.training for module in model.modules()] == modes
-        if len(seen) > 1:
-            assert not torch.allclose(model.head[0].weight, state["head.0.weight"])
+        assert len(seen) == 1 or not now["head.0.weight"]
         if len(seen) == fails_at:
             raise KeyError("broken")
         return usual(*args)
 
     monkeypatch.setattr(faithfulness, "explain", watched)
-    threshold = model.threshold
     if fails_at:
         with pytest.raises(KeyError, match="broken"):
             randomisation_check(model, *network_images())
@@ -197,12 +173,9 @@ def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
         randomisation_check(model, *network_images())  # draws with the seed the network was made with
         assert seen == [set(), {"head"}, {"head", "backbone"}]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert [module.training for module in model.modules()] == modes and model.threshold == threshold
-    assert torch.equal(torch.get_rng_state(), draws)
-    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == [
-        "backbone.4.weight"
-    ]
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == modes and torch.equal(torch.get_rng_state(), draws)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["backbone.4.weight"] and all(parameter.grad is None for parameter in model.parameters())
     assert all(module.momentum == 0.1 for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
@@ -243,12 +216,9 @@ def test_rankings_are_compared_from_the_untouched_to_the_fully_blurred_image(jud
 
 
 def test_pixels_are_ranked_from_what_speaks_for_the_decision_to_what_speaks_against_it(judged):
-    explanation, interventions = judged
-    halves = torch.cat(
-        [torch.full((6, 2, 4, 2), 1.0), torch.full((6, 2, 4, 2), -1.0)], dim=3
-    )  # left for, right against
-    halves[..., 0] = 2.0
-    evidence = signed_evidence(replace(explanation, raw=halves))
+    explanation, _ = judged
+    raw = torch.tensor([2.0, 1, -1, -1]).expand(6, 2, 4, 4)  # left for, right against
+    evidence = signed_evidence(replace(explanation, raw=raw))
     ranks = pixel_ranks(evidence)[0, 0]
     assert evidence.shape == explanation.factual.shape
     assert ranks[:, 0].max() < ranks[:, 11].min() < ranks[:, 11].max() < ranks[:, -1].min()
@@ -265,13 +235,3 @@ def test_batch_size_bounds_what_is_embedded_at_once_and_changes_nothing(to_black
     assert torch.allclose(effect, (expected - torch.tensor(MARGINS_BEFORE)[:, None]).repeat(times, 1), atol=1e-5)
     assert curve[1] == pytest.approx(np.mean(MARGINS_AFTER["all"]), abs=1e-5)
     assert max(toy.seen) == min(batch_size, 9) and sum(toy.seen) == 9 * 2 * (1 + 2 + 2 * faithfulness.STEPS + 2)
-
-
-def test_the_network_is_left_as_found():
-    model = trained_network().train()
-    model.head.eval()
-    modes, state = [module.training for module in model.modules()], copy.deepcopy(model.state_dict())
-    interventions = Interventions(model, *network_images())
-    curves(interventions, torch.rand(PAIRS, 2, *SIZE))
-    assert [module.training for module in model.modules()] == modes and not interventions.margins_before.requires_grad
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

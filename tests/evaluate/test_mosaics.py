@@ -3,9 +3,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy import Toy, toy_image
+from torch import nn
+from toy import SIZE, A, B, toy_image
 
-from utils.evaluate.mosaics import Mosaics, cell_slices, make_mosaics, mosaic_scores, oracle_cells
+from utils.evaluate.mosaics import Mosaics, make_mosaics, mosaic_scores, oracle_cells
+from utils.Siamese import SiameseNetwork
 
 LABELS = np.array(["a"] * 6 + ["b"] * 5 + ["c"] * 2)
 
@@ -37,13 +39,9 @@ def test_four_of_a_class_beside_one_of_it_among_three_others():
 
 
 def test_cells_tile_a_mosaic_of_odd_sides():
-    seen = np.zeros((7, 9), dtype=int)
-    for number, part in enumerate(cell_slices((7, 9)), start=1):
-        seen[part] += number
-    assert (seen[:3, :4] == 1).all() and (seen[:3, 4:] == 2).all() and (seen[3:, :4] == 3).all()
-    assert (seen[3:, 4:] == 4).all()
-    first = make_mosaics(flat_images(7, 9), LABELS, 1, seed=0).first[0]
-    assert first[0].unique().numel() == 4  # nothing blank, nothing mixed
+    first = make_mosaics(flat_images(7, 9), LABELS, 1, seed=0).first[0, 0]
+    for number, cell in zip(cells_of(first[None]), (first[:3, :4], first[:3, 4:], first[3:, :4], first[3:, 4:])):
+        assert (cell == 10 * number).all()
 
 
 def test_the_seed_decides():
@@ -56,18 +54,25 @@ def test_too_few_images_make_none(labels):
     assert make_mosaics(torch.zeros(len(labels), 3, 4, 4).byte(), np.array(labels), 3, seed=0) is None
 
 
-def test_the_oracle_is_the_cell_whose_blurring_takes_the_pair_apart():
-    # z is the mean red of a patch in the first cell (B) and of one on the border of the third and fourth (A).
-    first, second = (
-        torch.stack([toy_image(1.6, 2), toy_image(1.6, 0.3)]),
-        torch.stack([toy_image(0.2, 3), toy_image(1.6, 0.3)]),
-    )
-    result = oracle_cells(Toy(), first, second)
-    assert result[0] == 0  # without B, z falls from 3.2 to below 1, and the partner's is 3.6
-    assert result[1] in (1, 3)  # patch A: rows 8 to 12 of 24, columns 20 to 24 of 40
+class MeanRed(nn.Module):
+    """Of two patches, A in the second and B in the first cell of an image."""
+
+    def forward(self, batch):
+        return sum(batch[:, 0, rows, columns].mean((1, 2)) for rows, columns in (A, B))[:, None]
 
 
-def test_scores_count_the_cells_that_evidence_for_similar_finds():
+@pytest.fixture
+def model():
+    return SiameseNetwork.around(MeanRed(), SIZE, normalize_embeddings=False)
+
+
+def test_the_oracle_is_the_cell_whose_blurring_takes_the_pair_apart(model):
+    first, second = ([toy_image(*a), toy_image(1.6, 0.3)] for a in ((1.6, 2), (0.2, 3)))
+    # Without B, z of the first pair's second image falls from 3.2 to below 1; its partner's is 3.6.
+    assert oracle_cells(model, torch.stack(first), torch.stack(second)).tolist() == [0, 1]
+
+
+def test_scores_count_the_cells_that_evidence_for_similar_finds(model):
     mosaics = Mosaics(*(torch.zeros(2, 3, 24, 40, dtype=torch.uint8) for _ in range(2)), torch.tensor([1, 2]))
     raw = torch.zeros(2, 2, 4, 4)
     raw[0, 1, :2, 2:] = 0.3  # decided similar: the evidence is for it, the largest sum beats the largest value
@@ -75,6 +80,6 @@ def test_scores_count_the_cells_that_evidence_for_similar_finds():
     raw[1, 1, 3, 0] = -1  # decided dissimilar: what speaks against speaks for similar
     explained = SimpleNamespace(is_similar=torch.tensor([True, False]), raw=raw)
     other = SimpleNamespace(is_similar=torch.tensor([True, True]), raw=raw)
-    table = mosaic_scores(Toy(), mosaics, {"maps": explained, "wrong sign": other})["finds the cell"]
+    table = mosaic_scores(model, mosaics, {"maps": explained, "wrong sign": other})["finds the cell"]
     assert table["maps"] == 1 and table["wrong sign"] == 0.5 and table["chance"] == 0.25
     assert table.index.tolist() == ["maps", "wrong sign", "oracle", "chance"]

@@ -49,9 +49,8 @@ def test_scores_of_six_pairs_by_hand():
     assert (scores.accuracy, scores.threshold) == (pytest.approx(4 / 6), 0.5)
     assert scores.auc == pytest.approx(8 / 9)  # only 0.3 against 0.5 is out of order
     assert scores.average_precision == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
-    assert scores.balanced_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2) and scores.f1 == pytest.approx(
-        2 * 2 / (2 * 2 + 1 + 1)
-    )
+    assert scores.balanced_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert scores.f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores.equal_error_rate == pytest.approx(1 / 3)  # from 0.3 on: 0.5 is a false alarm, and nothing is missed
     assert scores.as_dict() == {**vars(scores), "confusion": [[2, 1], [1, 2]]}
 
@@ -87,15 +86,11 @@ def resampled(dissimilarity, pairs, threshold, seed, resamples):
         chosen = [p for image in np.repeat(images, counts) for p in np.flatnonzero(pairs.first == image)]
         label, values = pairs.label[chosen], dissimilarity[chosen]
         if len(set(label)) == 2:
-            called = values >= threshold
             of_decisions = (metrics.accuracy_score, metrics.balanced_accuracy_score, metrics.f1_score)
             of_order = (metrics.roc_auc_score, metrics.average_precision_score)
-            scores.append(
-                [*(score(label, called) for score in of_decisions), *(score(label, values) for score in of_order)]
-            )
-            scores[-1].append(
-                min(max((values[label == 0] >= t).mean(), (values[label == 1] < t).mean()) for t in [*values, np.inf])
-            )
+            mistakes = [((values[label == 0] >= t).mean(), (values[label == 1] < t).mean()) for t in [*values, np.inf]]
+            scores.append([score(label, values >= threshold) for score in of_decisions])
+            scores[-1] += [*(score(label, values) for score in of_order), min(map(max, mistakes))]
     return np.array(scores)
 
 
@@ -132,9 +127,8 @@ def test_class_similarity_equals_a_naive_loop_and_leaves_self_similarity_out():
 
 def test_pair_distances_by_hand():
     pairs = Pairs(np.array([0, 2]), np.array([1, 2]), np.array([1, 0]))
-    assert pair_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), pairs).tolist() == pytest.approx(
-        [5, 0], abs=1e-5
-    )
+    found = pair_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), pairs)
+    assert found.tolist() == pytest.approx([5, 0], abs=1e-5)
 
 
 @pytest.fixture
@@ -145,7 +139,7 @@ def model():
 
 def test_batches_embed_as_single_images_in_order(model):
     images = torch.randint(0, 256, (7, 3, 16, 24), dtype=torch.uint8)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     with torch.no_grad():
         expected = torch.cat([model.embed(((image / 255 - mean) / std)[None]) for image in images])
     embeddings = embed_images(model.train(), images, batch_size=3)
@@ -175,8 +169,8 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
     seen = []
     model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
 
-    measured = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", config)
-
+    table = pd.DataFrame(rows, columns=["file", "label", "split"])
+    measured = measure_split(model, table, "test", config)
     # The network's size, not the configuration's.
     assert [tuple(shape) for shape in seen] == [(count, 3, 16, 24) for count in (4, 4, 2)]
     assert torch.allclose(embed_images(model, measured.images), measured.embeddings, atol=1e-6)
@@ -189,7 +183,7 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
     assert np.allclose(measured.dissimilarity, np.array(distances) / 0.002, rtol=1e-3, atol=1e-3)
     assert measured.dissimilarity.max() > 1  # not clipped
     other = config.model_copy(update={"seed": 7})  # the network was trained and calibrated with its own seed
-    again = measure_split(model, pd.DataFrame(rows, columns=["file", "label", "split"]), "test", other)
+    again = measure_split(model, table, "test", other)
     assert all(np.array_equal(*columns) for columns in zip(measured.pairs, again.pairs))
 
 
@@ -211,7 +205,7 @@ def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, ca
     lost = {"a/1.png": Path.unlink, "b/2.png": lambda path: break_file(path, 0.5)}
     net, measured = lost_after_training(tmp_path, lost)
     assert measured.files == ["a/0.png", "a/2.png", "b/0.png", "b/1.png"] and measured.labels.tolist() == list("aabb")
-    assert capsys.readouterr().out == ("test: 2 of 6 images gone or unreadable, left out: a/1.png, b/2.png\n")
+    assert capsys.readouterr().out == "test: 2 of 6 images gone or unreadable, left out: a/1.png, b/2.png\n"
     pixels = torch.stack([net.preprocess(Image.open(tmp_path / file)) for file in measured.files])
     assert torch.allclose(net.normalize(measured.images[range(len(pixels))]), pixels) and len(measured.pairs.label) == 8
     assert torch.allclose(measured.embeddings, net.embed(pixels), atol=1e-5)
@@ -222,10 +216,8 @@ def test_many_lost_images_are_still_one_line(tmp_path, capsys):
     make_files(tmp_path, here)
     table = pd.DataFrame({"file": gone + here, "label": ["a"] * 5 + list("aab"), "split": "test"})
     assert load_split(table, "test", config_in(tmp_path), Frame((16, 16)))[1].file.tolist() == here
-    told = capsys.readouterr().out
-    assert told.endswith(
-        "5 of 8 images gone or unreadable, left out: a/gone0.png, a/gone1.png, a/gone2.png and 2 more\n"
-    )
+    told = "5 of 8 images gone or unreadable, left out: a/gone0.png, a/gone1.png, a/gone2.png and 2 more\n"
+    assert capsys.readouterr().out.endswith(told)
 
 
 def test_too_many_lost_images_or_any_where_that_is_asked_for_are_an_error(tmp_path):

@@ -4,21 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from toy import (
-    IMAGES1,
-    IMAGES2,
-    MARGINS_AFTER,
-    MARGINS_BEFORE,
-    PATCHES,
-    SIZE,
-    Toy,
-    boxes,
-    maps_of,
-    naive_margins,
-)
+from toy import IMAGES1, IMAGES2, MARGINS_AFTER, MARGINS_BEFORE, SIZE, Toy, boxes, maps_of, naive_margins
 
 from utils.explain import removal
-from utils.explain.removal import OTHER_REMOVALS, Interventions, WhatIf, blur, filled, randomly_moved, strongest_region
+from utils.explain.removal import REMOVALS, Interventions, WhatIf, blur, filled, randomly_moved, strongest_region
 
 
 def test_the_strongest_region_equals_a_sort_with_ties_in_reading_order():
@@ -67,15 +56,13 @@ def test_margins_by_hand(monkeypatch, patch):
     interventions, expected = Interventions(Toy(), IMAGES1, IMAGES2), torch.tensor(MARGINS_AFTER[patch])
     assert torch.allclose(interventions.margins_before, torch.tensor(MARGINS_BEFORE), atol=1e-5)
     assert torch.allclose(interventions.margins_after(maps_of(patch).bool()), expected, atol=1e-5)
-    for side, images in enumerate([IMAGES1, IMAGES2]):
-        found = interventions.margins_with(images * (1 - PATCHES[patch]), side)
-        assert torch.allclose(found, expected[:, side], atol=1e-5)
 
 
-def test_margins_equal_a_naive_loop_with_the_real_blur():
-    regions = torch.rand(3, 2, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.4
-    margins = Interventions(Toy(), IMAGES1, IMAGES2).margins_after(regions)
+def test_margins_equal_a_naive_loop_with_the_real_blur_and_leave_modes_as_found():
+    regions, toy = torch.rand(3, 2, *SIZE, generator=torch.Generator().manual_seed(0)) > 0.4, Toy().train()
+    margins = Interventions(toy, IMAGES1, IMAGES2).margins_after(regions)
     assert abs(margins.numpy() - naive_margins(regions.numpy())).max() < 1e-5
+    assert all(module.training for module in toy.modules()) and not margins.requires_grad
 
 
 def test_margins_follow_the_networks_margin_and_threshold():
@@ -85,9 +72,10 @@ def test_margins_follow_the_networks_margin_and_threshold():
     assert interventions.margins_before.tolist() == pytest.approx([0.7 - 0.1, 0.7 - 0.625, 2 - 0.7])
 
 
-def test_two_other_removals():
+def test_three_removals():
     image = torch.arange(3 * 4 * 6.0).view(1, 3, 4, 6)
-    filled, moved = (removal(image) for removal in OTHER_REMOVALS.values())
+    blurred, filled, moved = (removal(image) for removal in REMOVALS.values())
+    assert torch.equal(blurred, blur(image))
     for channel in range(3):
         assert (filled[0, channel] == 24 * channel + 11.5).all()  # of 0 to 23
         for row in range(4):
@@ -96,14 +84,13 @@ def test_two_other_removals():
 
 
 def test_the_report_says_which_map_fails_its_own_check():
-    result = WhatIf(
-        0.8,
-        np.zeros((2, 2)),
-        np.array([[-0.1, 0.1], [0.1, -0.1]]),
-        torch.zeros(2, 2, 4, 4),
-        np.array([[False, False], [False, True]]),
-        others={"filled": np.array([[-0.1, -0.1], [0.1, 0.1]]), "covered": np.array([[0.1, -0.1], [-0.1, 0.1]])},
-    )
+    changes = {
+        "blurred": np.array([[-0.1, 0.1], [0.1, -0.1]]),
+        "filled": np.array([[-0.1, -0.1], [0.1, 0.1]]),
+        "covered": np.array([[0.1, -0.1], [-0.1, 0.1]]),
+    }
+    empty = np.array([[False, False], [False, True]])
+    result = WhatIf(0.8, np.zeros((2, 2)), changes, torch.zeros(2, 2, 4, 4), empty, (None, None))
     assert result.report(("a", "b")).splitlines() == [
         "a, factual region blurred: similarity 0.80 → 0.00, the decision gets weaker, as it should; "
         "but not if it is covered",
@@ -112,7 +99,7 @@ def test_the_report_says_which_map_fails_its_own_check():
         "b, factual region blurred: similarity 0.80 → 0.00, the decision gets stronger, so do not trust this map",
         "b, counterfactual region has no evidence to blur",
     ]
-    without_effect = replace(result, change=np.zeros((2, 2))).report(("a", "b"))
+    without_effect = replace(result, changes={"blurred": np.zeros((2, 2))}).report(("a", "b"))
     assert without_effect.count("so do not trust this map") == 3 and "as it should" not in without_effect
 
 
@@ -126,7 +113,7 @@ def test_the_report_says_which_map_fails_its_own_check():
     ],
 )
 def test_a_change_has_as_many_decimals_as_show_it(before, after, words):
-    assert WhatIf(before, np.full((2, 2), after), *[np.zeros((2, 2))] * 3).change_in_words(0, 0) == words
+    assert WhatIf(before, np.full((2, 2), after), {}, None, None, (None, None)).change_in_words(0, 0) == words
 
 
 def test_a_filled_region_shows_nothing_of_itself_and_continues_its_surroundings():

@@ -15,79 +15,59 @@ from utils.system.errors import DataError
 from utils.system.settings import Config
 
 MAX_STRETCH = 1.5  # ratio of aspect ratios; fitting an image into `image.size` then changes shapes visibly
-
-
 Groups = tuple[tuple[str, ...], ...]  # of files
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The findings about one dataset: lines that say what is wrong and what to do, and groups of files.
-
-    Attributes:
-        skipped: other files than images, a line for each suffix and reason.
-        looks: what can hardly be seen, and images of more than 8 bits.
-        groups: near duplicates, copies included; those with conflicting labels first, then the largest.
-        conflicting: those of several classes.
-        parted: those in several splits, of a set that is divided already.
-        small: classes too small for two validation and two test images.
-        sizes: width and height of the readable images in pixels, int (N, 2).
-        frame: how the configuration fits them into the network's input.
-    """
+    """The findings about one dataset: lines that say what is wrong and what to do, and groups of files."""
 
     unreadable: list[str]
-    skipped: list[str]
-    doubtful: list[str]
-    looks: list[str]
+    skipped: list[str]  # other files than images, a line for each suffix and reason
+    doubtful: list[str]  # folders and names
+    looks: list[str]  # what can hardly be seen, and images of more than 8 bits
     copies: Groups
-    groups: Groups
-    conflicting: Groups
-    parted: Groups
-    small: list[str]
-    sizes: np.ndarray
-    frame: Frame
+    groups: Groups  # near duplicates, copies included; those with conflicting labels first, then the largest
+    conflicting: Groups  # those of several classes
+    parted: Groups  # those in several splits, of a set that is divided already
+    small: list[str]  # classes too small for two validation and two test images
+    sizes: np.ndarray  # width and height of the readable images in pixels, int (N, 2)
+    frame: Frame  # how the configuration fits them into the network's input
 
     def table(self) -> pd.DataFrame:
         """Sum up: a row for each check, with `finding`, `number` and `what to do`."""
-        fitted = np.array([(box.width, box.height) for box in map(self.frame.box, self.sizes)])
-        ratios = self.sizes[:, 0] / self.sizes[:, 1]
+        sizes, fitted = self.sizes, np.array([(box.width, box.height) for box in map(self.frame.box, self.sizes)])
+        ratios, shorter = sizes[:, 0] / sizes[:, 1], sizes.min(axis=1)
         stretch = ratios / (fitted[:, 0] / fitted[:, 1])
-        shorter, spread = self.sizes.min(axis=1), f"{ratios.min():.2f} to {ratios.max():.2f}"
         enlarged = f"images smaller than image.size (shorter sides {shorter.min()} to {shorter.max()} pixels)"
-        stretched = f"images stretched more than {MAX_STRETCH} times (width / height {spread})"
-        are_enlarged, are_stretched = (self.sizes < fitted).any(axis=1), np.maximum(stretch, 1 / stretch) > MAX_STRETCH
+        spread = f"width / height {ratios.min():.2f} to {ratios.max():.2f}"
+        stretched = f"images stretched more than {MAX_STRETCH} times ({spread})"
+        are_enlarged, are_stretched = (sizes < fitted).any(axis=1), np.maximum(stretch, 1 / stretch) > MAX_STRETCH
         rows = [
-            ("unreadable images", len(self.unreadable), "delete or replace them"),
-            (
-                "kinds of other files that are skipped",
-                len(self.skipped),
-                "move images into a class folder, as JPEG or PNG",
-            ),
-            ("findings about what can be seen in images", len(self.looks), "see below"),
-            ("groups of identical files", len(self.copies), "keep one of each"),
-            ("groups of near duplicates, identical files included", len(self.groups), "delete what you do not need"),
-            ("of these, groups with conflicting labels", len(self.conflicting), "keep the image in its right class"),
-            ("of these, groups in several of the given splits", len(self.parted), "delete them from train"),
-            ("classes too small to validate and test", len(self.small), f"add images: {first_names(self.small)}"),
-            (enlarged, int(are_enlarged.sum()), "reduce image.size if they are many"),
-            (stretched, int(are_stretched.sum()), "give image.size the ratio of most images, or set image.fit: pad"),
+            ("unreadable images", self.unreadable, "delete or replace them"),
+            ("kinds of other files that are skipped", self.skipped, "move images into a class folder, as JPEG or PNG"),
+            ("findings about what can be seen in images", self.looks, "see below"),
+            ("groups of identical files", self.copies, "keep one of each"),
+            ("groups of near duplicates, identical files included", self.groups, "delete what you do not need"),
+            ("of these, groups with conflicting labels", self.conflicting, "keep the image in its right class"),
+            ("of these, groups in several of the given splits", self.parted, "delete them from train"),
+            ("classes too small to validate and test", self.small, f"add images: {first_names(self.small)}"),
+            (enlarged, sizes[are_enlarged], "reduce image.size if they are many"),
+            (stretched, sizes[are_stretched], "give image.size the ratio of most images, or set image.fit: pad"),
         ]
-        rows = [(finding, number, advice if number else "nothing") for finding, number, advice in rows]
+        rows = [(finding, len(found), advice if len(found) else "nothing") for finding, found, advice in rows]
         return pd.DataFrame(rows, columns=["finding", "number", "what to do"])
 
 
 def audit(config: Config) -> Audit:
-    """Check every file of the configured dataset.
-
-    Raises:
-        DataError: no such folder, fewer than two classes with images, or none that can be read.
-    """
+    """Check every file of the configured dataset. Raises a DataError if there is no such folder, there are fewer than
+    two classes with images, or none that can be read."""
     prepare_folder(config)
     table, skipped = scan(config.data_path)
     readable, known, unreadable, levels = read_fingerprints(config, table)
     if known.empty:
         raise DataError(f"{config.data_path}: none of its {len(table)} images can be read; copy them again")
-    counts = readable.label.value_counts(sort=False)
+    counts, given = readable.label.value_counts(sort=False), "split" in readable
     splits = {label: split_sizes(count, config.test_size, config.valid_size) for label, count in counts.items()}
     groups = near_duplicate_groups(known, config.hyperparameters.verbose)
     return Audit(
@@ -98,8 +78,8 @@ def audit(config: Config) -> Audit:
         copies=_named(copy_groups(known), readable),
         groups=_named(groups, readable),
         conflicting=groups_across(readable, groups, "label"),
-        parted=groups_across(readable, groups, "split") if "split" in readable else (),
-        small=[label for label, sizes in splits.items() if min(sizes.values()) < 2 and "split" not in readable],
+        parted=groups_across(readable, groups, "split") if given else (),
+        small=[label for label, sizes in splits.items() if min(sizes.values()) < 2 and not given],
         sizes=known[["width", "height"]].to_numpy(),
         frame=Frame(config.image.size, config.image.fit),
     )
@@ -117,6 +97,7 @@ def report(found: Audit) -> str:
     table = found.table()
     width = table.finding.str.len().max()
     lines = [f"{finding:{width}}  {number:6}  {advice}" for finding, number, advice in table.itertuples(index=False)]
+    repeated = {*found.conflicting, *found.parted}
     lists = {
         "Unreadable": found.unreadable,
         "Skipped": found.skipped,
@@ -125,7 +106,7 @@ def report(found: Audit) -> str:
         "Identical files": found.copies,
         "Conflicting labels": found.conflicting,
         "In several of the given splits": found.parted,
-        "Near duplicates": [group for group in found.groups if group not in {*found.conflicting, *found.parted}],
+        "Near duplicates": [group for group in found.groups if group not in repeated],
     }
     parts = ["\n".join(lines)]
     for title, entries in lists.items():

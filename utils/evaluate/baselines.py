@@ -28,27 +28,24 @@ def perceptual_hashes(images: StoredImages) -> np.ndarray:
 
 
 def colour_histograms(images: StoredImages) -> np.ndarray:
-    """Count the share of pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991):
-    uint8 (N, 3, H, W) -> (N, 512)."""
-    counts = []
-    for image in images:
-        red, green, blue = image.flatten(1).numpy().astype(int) // 32
-        counts.append(np.bincount(64 * red + 8 * green + blue, minlength=512) / red.size)
-    return np.stack(counts)
+    """Count the share of pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991): uint8 (N, 3, H, W) -> (N,
+    512)."""
+    boxes = (np.ravel_multi_index(image.flatten(1).numpy() // 32, (8, 8, 8)) for image in images)
+    return np.stack([np.bincount(box, minlength=512) / len(box) for box in boxes])
 
 
-def small_pixels(images: StoredImages, side: int = 32) -> np.ndarray:
-    """Shrink each image to `side` x `side` pixels: uint8 (N, 3, H, W) -> (N, 3 `side`^2) in [0, 1]."""
+def small_pixels(images: StoredImages) -> np.ndarray:
+    """Shrink each image to 32 x 32 pixels: uint8 (N, 3, H, W) -> (N, 3072) in [0, 1]."""
     # In parts, as `resize` may convert to float.
-    small = [functional.resize(part, [side, side], antialias=True) for part in images.split(64)]
+    small = [functional.resize(part, [32, 32], antialias=True) for part in images.split(64)]
     return torch.cat(small).flatten(1).numpy() / 255
 
 
 @torch.no_grad()
 def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredImages, batch_size: int) -> torch.Tensor:
     """Average the final feature map of `backbone` over positions (a transformer pools its features itself): uint8
-    images, normalised as for `model`, -> float64 (N, C). The mean, not GeM: random weights may make features so small
-    that GeM's lower bound would hide them."""
+    images, normalised as for `model`, -> float64 (N, C). Not by GeM, whose lower bound would hide the features of
+    random weights, which may be tiny."""
     backbone = backbone.to(model.mean.device).eval()
     maps = (backbone(model.normalize(batch)).float() for batch in images.split(batch_size))
     return torch.cat([(part.mean((2, 3)) if part.ndim == 4 else part).cpu() for part in maps]).double()
@@ -57,14 +54,9 @@ def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredIm
 def baseline_distances(
     images: StoredImages, pairs: Pairs, model: SiameseNetwork, config: Config
 ) -> dict[str, np.ndarray]:
-    """Compute the distances of pairs of uint8 images (N, 3, H, W) by each training-free method; of `model` the weights
-    are not used, of `config` the seed and what it says of pretrained weights.
-
-    Returns:
-        Method -> distances, shape (P,): perceptual hash (Hamming), colour histogram (Hellinger), pixels at 32 px
-        (Euclidean), and the pooled features of the untrained backbone and, if its weights are available, of the
-        pretrained one (cosine).
-    """
+    """Compute the distances (P,) of pairs of uint8 images (N, 3, H, W) by each training-free method: perceptual hash
+    (Hamming), colour histogram (Hellinger), pixels at 32 px (Euclidean), and pooled features of the untrained backbone
+    and, if its weights are available, of the pretrained one (cosine). Of `model` the weights are not used."""
     bits, pixels, shares = perceptual_hashes(images), small_pixels(images), np.sqrt(colour_histograms(images))
     first, second = pairs.first, pairs.second
     distances = {
@@ -72,32 +64,24 @@ def baseline_distances(
         "colour histogram": np.linalg.norm(shares[first] - shares[second], axis=1) / np.sqrt(2),
         "pixels at 32 px": np.linalg.norm(pixels[first] - pixels[second], axis=1),
     }
-    for name, backbone in _backbones(model, config).items():
+    name, size = model.architecture["backbone_model"], model.image_size
+    with seeded(config.seed):
+        blocks = {"untrained backbone": backbone_blocks(name, image_size=size)}
+        if config.transfer:
+            with suppress(ModelError):  # weights cannot be downloaded, or are of another backbone: one row less
+                blocks["pretrained backbone"] = backbone_blocks(name, config.pretrained, config.weights, size)
+    for method in blocks:
+        backbone = nn.Sequential(*blocks[method])
         features = pooled_features(model, backbone, images, config.hyperparameters.batch_size)
         # Features of random weights may be tiny; features that are zero everywhere have a distance of 1.
-        distances[name] = 1 - F.cosine_similarity(features[first], features[second], eps=1e-60).numpy()
+        distances[method] = 1 - F.cosine_similarity(features[first], features[second], eps=1e-60).numpy()
     return distances
 
 
-def _backbones(model: SiameseNetwork, config: Config) -> dict[str, nn.Module]:
-    name, size = model.architecture["backbone_model"], model.image_size
-    with seeded(config.seed):
-        backbones = {"untrained backbone": nn.Sequential(*backbone_blocks(name, image_size=size))}
-        if config.transfer:
-            with suppress(ModelError):  # weights cannot be downloaded, or are of another backbone: one row less
-                blocks = backbone_blocks(name, config.pretrained, config.weights, size)
-                backbones["pretrained backbone"] = nn.Sequential(*blocks)
-    return backbones
-
-
 def compare_methods(valid: SplitDistances, test: SplitDistances, model: SiameseNetwork, config: Config) -> pd.DataFrame:
-    """Compare the trained network with the training-free methods on the same test pairs; each method's threshold is
-    calibrated on its own distances of the validation pairs.
-
-    Returns:
-        A row per method, the trained network first: `AUC` with its 95 % interval from `AUC low` to `AUC high`,
-        `accuracy` at the calibrated threshold, and `average precision`.
-    """
+    """Compare the trained network with the training-free methods on the same test pairs: a row per method, with `AUC`,
+    its 95 % interval from `AUC low` to `AUC high`, `accuracy` at the threshold that is calibrated on the method's own
+    distances of the validation pairs, and `average precision`."""
     calibration, distances = (
         {"trained network": split.dissimilarity, **baseline_distances(split.images, split.pairs, model, config)}
         for split in (valid, test)
@@ -106,6 +90,6 @@ def compare_methods(valid: SplitDistances, test: SplitDistances, model: SiameseN
     for name, values in distances.items():
         threshold = calibrate_threshold(calibration[name], valid.pairs.label)
         scores = score_pairs(values, test.pairs.label, threshold)
-        low, high = bootstrap_intervals(values, test.pairs, threshold, config.seed)["auc"]
-        rows[name] = (scores.auc, low, high, scores.accuracy, scores.average_precision)
+        interval = bootstrap_intervals(values, test.pairs, threshold, config.seed)["auc"]
+        rows[name] = (scores.auc, *interval, scores.accuracy, scores.average_precision)
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

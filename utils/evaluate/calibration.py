@@ -6,10 +6,8 @@ from sklearn.metrics import brier_score_loss, roc_curve
 
 
 def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:
-    """Choose the threshold with the highest balanced accuracy (Youden's J), midway between the two nearest pairs.
-
-    Of several equally good ones it is the highest; where calling any pair dissimilar is no gain, it is just above all
-    pairs.
+    """Choose the threshold with the highest balanced accuracy (Youden's J), midway between the two nearest pairs; of
+    equally good ones the highest; where calling any pair dissimilar is no gain, just above all pairs.
 
     Args:
         dissimilarity: shape (P,), any scale that rises with D.
@@ -36,15 +34,12 @@ def same_class_estimates(
 ) -> dict[str, np.ndarray]:
     """Estimate "same class" in two ways, by the similarity 1 - d and by a fitted probability; name -> (P,).
 
-    The probability is a logistic curve over D / margin (Platt, 1999), fitted by maximum likelihood to validation pairs.
-    It has two numbers, so that few pairs are enough. It is monotone, so that the order of pairs, and with it the AUC,
-    stays. It holds for pairs like those of a split, which are half similar, half dissimilar.
-
-    The targets are Platt's (N + 1) / (N + 2) and 1 / (N + 2) instead of 1 and 0, with N the number of similar or
-    dissimilar pairs, so that the slope stays finite where both are fully separated.
+    The probability is a logistic curve over D / margin (Platt, 1999), fitted by maximum likelihood to validation pairs;
+    it holds for pairs like those of a split, half similar, half dissimilar. With Platt's targets, (N + 1) / (N + 2) and
+    1 / (N + 2) of N similar or dissimilar pairs, the slope stays finite where both are fully separated.
 
     Args:
-        dissimilarity: D / margin, not clipped, shape (P,); `valid_dissimilarity` likewise, of V other pairs.
+        dissimilarity: D / margin, not clipped, of P pairs, and `valid_dissimilarity` of the V validation pairs.
         valid_label: 0 similar, 1 dissimilar, shape (V,); both must occur.
     """
     same = valid_label == 0

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
-from utils.evaluate.localisation import centred_gaussian
+from utils.evaluate.localisation import baseline_maps
 from utils.explain.occlusion import correlation
 from utils.explain.removal import MAPS, Interventions, pixel_ranks, randomly_moved, strongest_region
 from utils.Grad_CAM import Explanation, explain
@@ -26,43 +26,25 @@ STEPS = 10  # of a deletion or insertion curve, each a tenth of the pixels
 def check(
     interventions: Interventions, explanation: Explanation, name: str, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blur the top tenth of the `factual` maps (the margin should fall) or the `counterfactual` maps (it should rise).
-
-    Where less than a tenth of a map's pixels is positive, only these are blurred.
-
-    Returns:
-        How the margins change, (N, 2), NaN where the map is empty: by the map's strongest region; and by a region of
-        the same shape at a random place, which may overlap the former.
-
-    Examples:
-        >>> effect, random = check(interventions, explanation, "factual", rng)
-        >>> share_right = (effect < 0).float().mean()  # an empty map's NaN counts as wrong
-    """
-    regions = strongest_region(getattr(explanation, name))
-    before = interventions.margins_before[:, None]
-    empty = explanation.empty[:, :, MAPS.index(name)]
-    changes = (interventions.margins_after(chosen) - before for chosen in (regions, randomly_moved(regions, rng)))
-    effect, random = (torch.where(empty, torch.nan, change) for change in changes)
+    """Blur the `strongest_region` of the `factual` maps (the margin should fall) or of the `counterfactual` maps (it
+    should rise): how the margins change, (N, 2), NaN where the map is empty, by this region, and by one of the same
+    shape at a random place."""
+    regions, empty = strongest_region(getattr(explanation, name)), explanation.empty[:, :, MAPS.index(name)]
+    after = (interventions.margins_after(chosen) for chosen in (regions, randomly_moved(regions, rng)))
+    effect, random = (torch.where(empty, torch.nan, m - interventions.margins_before[:, None]) for m in after)
     return effect, random
 
 
 def curves(interventions: Interventions, maps: torch.Tensor, verbose: bool = False) -> dict[str, np.ndarray]:
-    """Compute deletion and insertion curves (Petsiuk et al., 2018) of the decision's margin.
-
-    Args:
-        maps: rank the pixels, shape (N, 2, H, W); equal values in reading order.
-
-    Returns:
-        `deletion`: mean margin after the strongest 0, 10, ... 100 % of one image's pixels are blurred (with a good map
-        it falls fast); `insertion`: after all others are blurred (it rises fast). Each of shape (STEPS + 1,).
-    """
-    shares = np.linspace(0, 1, STEPS + 1)
-    rows = []
-    ranks = pixel_ranks(maps)
-    for share in tqdm(shares, desc="Deleting and inserting", disable=not verbose):
+    """Compute deletion and insertion curves (Petsiuk et al., 2018), (STEPS + 1,), from maps (N, 2, H, W) that rank the
+    pixels: the mean margin of the decision after the strongest 0, 10, ... 100 % of one image's pixels are blurred (with
+    a good map it falls fast), and after all others are blurred (it rises fast)."""
+    ranks, margins = pixel_ranks(maps), {"deletion": [], "insertion": []}
+    for share in tqdm(np.linspace(0, 1, STEPS + 1), desc="Deleting and inserting", disable=not verbose):
         region = ranks < round(share * maps.shape[-2:].numel())
-        rows.append([interventions.margins_after(chosen).mean().item() for chosen in (region, ~region)])
-    return dict(zip(("deletion", "insertion"), np.array(rows).T))
+        for curve, blurred in zip(margins.values(), (region, ~region)):
+            curve.append(interventions.margins_after(blurred).mean().item())
+    return {name: np.array(curve) for name, curve in margins.items()}
 
 
 def area_under(curve: np.ndarray) -> float:
@@ -71,15 +53,9 @@ def area_under(curve: np.ndarray) -> float:
 
 
 def randomisation_check(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor) -> dict[str, float]:
-    """Correlate the ranks of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018).
-
-    A map that hardly changes when the network loses what it has learnt does not explain the network. All maps show the
-    evidence for "similar", as a random network decides otherwise. Batch statistics are measured again on the images:
-    with those of other weights, activations vanish in a deep backbone. Afterwards the network is as before.
-
-    Returns:
-        Mean Spearman correlation for a random `head`, and for a random `head and backbone`; `none` is 1 by definition.
-    """
+    """Correlate the ranks of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018): a
+    map that hardly changes does not explain what the network has learnt. Afterwards the network is as before. Returns
+    the mean Spearman correlation for a random `head`, and for a random `head and backbone`; that of `none` is 1."""
     batch = torch.cat([batch1, batch2]).to(model.mean.device)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before, result = evidence_for_similar(explain(model, batch1, batch2)), {"none": 1.0}
@@ -87,7 +63,7 @@ def randomisation_check(model: SiameseNetwork, batch1: torch.Tensor, batch2: tor
         for name, parts in (("head", (model.head,)), ("head and backbone", (model.head, model.backbone))):
             _randomise(parts)
             with eval_mode(model):
-                for part in parts:
+                for part in parts:  # with the batch statistics of other weights, activations vanish in a deep backbone
                     update_bn([batch], part)
             result[name] = rank_correlation(before, evidence_for_similar(explain(model, batch1, batch2)))
     finally:
@@ -115,16 +91,14 @@ def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
 
 def check_table(interventions: Interventions, explanation: Explanation, seed: int) -> pd.DataFrame:
     """Tabulate how often blurring a map's strongest tenth moves the decision's margin as it should: down for factual
-    maps, up for counterfactual ones.
+    maps, up for counterfactual ones. Empty maps are left out.
 
     Returns:
         One row for factual and counterfactual maps of each decision: `right` and `random`, the shares of images in
-        which blurring the map's region, and the same region at a random place, moved the margin so; the mean `change`
-        and `random change` of the margin; and the `number` of maps. Empty maps are left out.
+        which the map's region, and the same region at a random place, moved the margin so; the mean `change` and
+        `random change` of the margin; and the `number` of maps.
     """
-    rng = np.random.default_rng(seed)
-    similar = explanation.is_similar.cpu()
-    rows = []
+    rng, similar, rows = np.random.default_rng(seed), explanation.is_similar.cpu(), []
     for name, wanted in zip(MAPS, (-1, 1)):
         changes = check(interventions, explanation, name, rng)
         for decision, chosen in zip(PAIR_LABELS, (similar, ~similar)):
@@ -136,10 +110,8 @@ def check_table(interventions: Interventions, explanation: Explanation, seed: in
 
 
 def signed_evidence(explanation: Explanation) -> torch.Tensor:
-    """Resize the signed evidence to the images' size, (N, 2, H, W): it ranks all pixels, where a factual map is 0 at
-    those with weak evidence, none, or evidence against the decision."""
-    size = tuple(explanation.factual.shape[2:])
-    return F.interpolate(explanation.raw, size=size, mode="bilinear", align_corners=False)
+    """Resize the signed evidence to the images' size, (N, 2, H, W): unlike a factual map, it ranks all pixels."""
+    return F.interpolate(explanation.raw, explanation.factual.shape[2:], mode="bilinear", align_corners=False)
 
 
 def evidence_for_similar(explanation: Explanation) -> torch.Tensor:
@@ -152,7 +124,5 @@ def compare_rankings(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Compute the deletion and insertion curves of the maps, of a centred Gaussian and of a random ranking."""
     evidence = signed_evidence(explanation)
-    random = torch.rand(evidence.shape, generator=torch.Generator().manual_seed(0)).to(evidence.device)
-    centre = centred_gaussian(evidence.shape[2:]).expand(evidence.shape).to(evidence.device)
-    rankings = {"map": evidence, "centred Gaussian": centre, "random": random}
-    return {name: curves(interventions, maps, verbose) for name, maps in rankings.items()}
+    rankings = {"map": evidence} | baseline_maps(evidence.shape)
+    return {name: curves(interventions, maps.to(evidence.device), verbose) for name, maps in rankings.items()}

@@ -14,11 +14,8 @@ from utils.images.reading import read_image
 
 
 def pointing_game(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Test whether the maximum of each map (N, H, W), values >= 0, lies on its object, or near it (Zhang et al., 2018).
-
-    Returns:
-        bool of shape (N,): at most a twelfth of the image's longer side away; false for a map that is zero everywhere.
-    """
+    """Test whether the maximum of each map (N, H, W), values >= 0, lies on its object, or at most a twelfth of the
+    image's longer side away (Zhang et al., 2018): bool (N,), false for a map that is zero everywhere."""
     height, width = maps.shape[1:]
     peak = maps.flatten(1).argmax(1)
     y, x = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
@@ -43,10 +40,12 @@ def iou_at_half(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return (above & masks).sum(1) / (above | masks).sum(1)
 
 
-def centred_gaussian(image_size: tuple[int, int]) -> torch.Tensor:
-    """Make a baseline map (H, W): a Gaussian in the middle, with a quarter of each side as standard deviation."""
-    y, x = (torch.exp(-(torch.linspace(-0.5, 0.5, side) ** 2) / (2 * 0.25**2)) for side in image_size)
-    return y[:, None] * x
+def baseline_maps(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Make maps (..., H, W) to compare others with: a Gaussian in the middle, with a quarter of each side as standard
+    deviation, and random numbers, always the same."""
+    y, x = (torch.exp(-(torch.linspace(-0.5, 0.5, side) ** 2) / (2 * 0.25**2)) for side in shape[-2:])
+    random = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return {"centred Gaussian": (y[:, None] * x).expand(shape), "random": random}
 
 
 def load_masks(
@@ -55,7 +54,7 @@ def load_masks(
     """Load the masks of images, white on the object, and fit them into the network's frame like the images.
 
     Args:
-        files: as in `split.csv`.
+        files: of the images, as in `split.csv`.
         ending: of the mask's file name, before `.png`; `_intruder` for the second object of synthetic scenes.
         folder: of the masks; `None`: `<data_path>_masks`.
 
@@ -77,22 +76,15 @@ def load_masks(
 def localisation_table(
     maps: dict[str, torch.Tensor], masks: torch.Tensor, pairs: Pairs, decided_right: np.ndarray
 ) -> pd.DataFrame:
-    """Score how well factual maps find the deciding object, in similar and dissimilar pairs that were decided rightly.
-
-    Args:
-        maps: method -> maps of shape (P, 2, H, W); a centred Gaussian and random maps are added.
-        masks: of the images, bool of shape (N, H, W); `pairs` are positions in it.
+    """Score how well factual maps (P, 2, H, W) of several methods, and `baseline_maps`, find the deciding object in
+    pairs that were decided rightly; `masks` are of the images, bool (N, H, W), in which `pairs` are positions.
 
     Returns:
         One row per method, for similar and for dissimilar pairs: `pointing` (share of hits), `energy` (`energy_ratio`)
         and `IoU` (`iou_at_half`), each averaged over both images, and the `number` of maps.
     """
-    shape = (len(pairs.label), 2, *masks.shape[1:])
-    random = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    baselines = {"centred Gaussian": centred_gaussian(shape[2:]).expand(shape), "random": random}
-    objects = masks[np.stack([pairs.first, pairs.second], axis=1)]
-    rows = []
-    for name, values in (maps | baselines).items():
+    objects, rows = masks[np.stack([pairs.first, pairs.second], axis=1)], []
+    for name, values in (maps | baseline_maps(objects.shape)).items():
         for label, label_name in enumerate(PAIR_LABELS):
             chosen = torch.from_numpy(decided_right & (pairs.label == label))
             found, truth = values[chosen].cpu().flatten(0, 1), objects[chosen].flatten(0, 1)

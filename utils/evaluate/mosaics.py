@@ -1,5 +1,6 @@
 """Tests maps by mosaics: of the four images in one, only one can make a pair similar, so the right answer is known."""
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import resize
 
+from utils.evaluate.agreement import effects_on_pairs
 from utils.evaluate.faithfulness import evidence_for_similar
-from utils.explain.removal import Interventions
+from utils.explain.removal import blur
 from utils.Grad_CAM import Explanation
 from utils.images.cache import StoredImages
 from utils.Siamese import SiameseNetwork
@@ -45,28 +47,17 @@ def make_mosaics(images: StoredImages, labels: np.ndarray, count: int, seed: int
 
 def _mosaic(images: torch.Tensor) -> torch.Tensor:
     """Shrink four images (4, 3, H, W) into one of the same size (3, H, W)."""
-    mosaic = torch.empty_like(images[0])
-    for part, image in zip(cell_slices(tuple(images.shape[2:])), images):
-        mosaic[(slice(None), *part)] = resize(image, [side.stop - side.start for side in part], antialias=True)
-    return mosaic
-
-
-def cell_slices(size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """List the rows and columns of the four cells, in reading order."""
-    rows, columns = ((slice(0, side // 2), slice(side // 2, side)) for side in size)
-    return [(row, column) for row in rows for column in columns]
+    rows, columns = ((side // 2, side - side // 2) for side in images.shape[2:])
+    parts = [resize(image, cell, antialias=True) for image, cell in zip(images, product(rows, columns))]
+    return torch.cat([torch.cat(parts[:2], dim=2), torch.cat(parts[2:], dim=2)], dim=1)
 
 
 def oracle_cells(model: SiameseNetwork, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Find the cell (M,) of each second mosaic whose blurring increases the distance most: the network's own answer.
     Both batches are preprocessed, (M, 3, H, W)."""
-    interventions = Interventions(model, first, second)
-    distances = []
-    for part in cell_slices(tuple(second.shape[2:])):
-        changed = interventions.images[1].clone()
-        changed[(..., *part)] = interventions.blurred[1][(..., *part)]
-        distances.append(interventions.sign * interventions.margins_with(changed, side=1))
-    return torch.stack(distances, dim=1).argmax(1).cpu()
+    both, count = torch.cat([first, second]), len(first)
+    effects = effects_on_pairs(model, both, range(count), range(count, 2 * count), {"blurred": blur(both)}, grid=2)
+    return effects["blurred"][count:].argmax(1).cpu()
 
 
 def mosaic_scores(model: SiameseNetwork, mosaics: Mosaics, explanations: dict[str, Explanation]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from utils.evaluate.retrieval import retrieval_scores
 from utils.evaluate.scores import embed_images
 from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups
-from utils.explain.removal import OTHER_REMOVALS, blur, filled
+from utils.explain.removal import REMOVALS, blur, filled
 from utils.images.cache import StoredImages
 from utils.images.places import BOX
 from utils.Siamese import SiameseNetwork, eval_mode
@@ -35,7 +35,7 @@ def _replaced_by(removal: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
 FILLS = {  # what is shown inside the regions (N, 1, H, W) of images (N, 3, H, W)
     "without": filled,
     "blurred": _replaced_by(blur),
-    "mean colour": _replaced_by(OTHER_REMOVALS["filled with the mean colour"]),
+    "mean colour": _replaced_by(REMOVALS["filled with the mean colour"]),
 }
 
 

@@ -7,27 +7,26 @@ import pandas as pd
 import torch
 
 RECALL_AT = (1, 5, 10)  # nearest images
+CHUNK = 256  # queries at a time, which bounds the memory by a few matrices of shape (CHUNK, N)
 
 
-def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int = 256) -> pd.DataFrame:
+def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str]) -> pd.DataFrame:
     """Compute recall@k, mAP and MAP@R, with every image as a query against all others, nearest embedding first.
 
-    For a query with R other images of its class, `hit(i)` says whether the i-th nearest is one of them, and `P(i)` is
-    the share of hits among the i nearest. recall@k is whether there is a hit among the k nearest; AP the mean of P(i)
-    over all hits; AP@R the sum of P(i) over the hits among the R nearest, divided by R (its mean over queries is MAP@R;
-    Musgrave et al., 2020). Of equally near images those of other classes come first, so that a network that maps all
-    images to one point gains nothing.
+    For a query with R other images of its class, recall@k is whether one of them is among the k nearest. With P(i) the
+    share of them among the i nearest, AP is the mean of P(i) over all places i at which they stand; AP@R is the sum
+    over those among the first R, divided by R (its mean over queries is MAP@R; Musgrave et al., 2020). Of equally near
+    images those of other classes come first, so that a network that maps all images to one point gains nothing. An
+    image alone in its class is no query, but is among those searched.
 
     Args:
-        embeddings: shape (N, D).
-        labels: class of each image, shape (N,). An image alone in its class is no query, but is among those searched.
-        chunk: queries at a time, which bounds the memory by a few matrices of shape (`chunk`, N).
+        embeddings: shape (N, D); `labels`, the classes of the images, (N,).
 
     Returns:
-        A row per class and the last, "all", for all queries together: the number of `queries`, and the means of
+        A row per class and the last, "all", for all queries together: their number, `queries`, and the means of
         `recall@1`, `recall@5`, `recall@10`, `mAP` and `MAP@R`, in [0, 1].
     """
-    scores = query_scores(embeddings, labels, chunk)
+    scores = query_scores(embeddings, labels)
     by_class = scores.groupby(level=0)
     table = pd.concat([by_class.mean(), scores.mean().to_frame("all").T])
     table.insert(0, "queries", [*by_class.size(), len(scores)])
@@ -46,26 +45,20 @@ def retrieval_intervals(
     return {name: (float(a), float(b)) for name, a, b in zip(scores.columns, low, high)}
 
 
-def query_scores(embeddings: torch.Tensor, labels: Sequence[str], chunk: int = 256) -> pd.DataFrame:
+def query_scores(embeddings: torch.Tensor, labels: Sequence[str]) -> pd.DataFrame:
     """Compute the scores of `retrieval_scores` of every query, a row each, under its class."""
-    labels = np.asarray(labels)
+    labels, parts = np.asarray(labels), []
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     queries = np.flatnonzero(counts[codes] >= 2)
-    parts = [_query_scores(embeddings, codes, part) for part in np.split(queries, range(chunk, len(queries), chunk))]
-    columns = [*(f"recall@{k}" for k in RECALL_AT), "mAP", "MAP@R"]
-    return pd.DataFrame(np.concatenate(parts), labels[queries], columns)
-
-
-def _query_scores(embeddings: torch.Tensor, codes: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Compute recall@k for each k, AP and AP@R of every query, shape (Q, 5)."""
-    distance = torch.cdist(embeddings[queries], embeddings, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
-    distance[np.arange(len(queries)), queries] = np.inf  # the query itself comes last, and is dropped there
-    same = codes[queries, None] == codes
-    order = np.lexsort((same, distance))[:, :-1]
-    hit = np.take_along_axis(same, order, axis=1)
-    rank = np.arange(1, hit.shape[1] + 1)
-    precision = hit * hit.cumsum(axis=1) / rank
-    wanted = hit.sum(axis=1)
-    recall = [hit[:, :k].any(axis=1) for k in RECALL_AT]
-    within = (precision * (rank <= wanted[:, None])).sum(axis=1)
-    return np.stack([*recall, precision.sum(axis=1) / wanted, within / wanted], axis=1)
+    for part in np.split(queries, range(CHUNK, len(queries), CHUNK)):
+        distance = torch.cdist(embeddings[part], embeddings, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+        distance[np.arange(len(part)), part] = np.inf  # the query itself comes last, and is dropped there
+        same = codes[part, None] == codes
+        order = np.lexsort((same, distance))[:, :-1]
+        hit = np.take_along_axis(same, order, axis=1)
+        rank, wanted = np.arange(1, hit.shape[1] + 1), hit.sum(axis=1)
+        precision = hit * hit.cumsum(axis=1) / rank
+        recall = [hit[:, :k].any(axis=1) for k in RECALL_AT]
+        within = (precision * (rank <= wanted[:, None])).sum(axis=1)
+        parts.append(np.stack([*recall, precision.sum(axis=1) / wanted, within / wanted], axis=1))
+    return pd.DataFrame(np.concatenate(parts), labels[queries], [*(f"recall@{k}" for k in RECALL_AT), "mAP", "MAP@R"])

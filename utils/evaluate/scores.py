@@ -22,12 +22,8 @@ def embed_images(
     model: SiameseNetwork, images: StoredImages, batch_size: int = 64, verbose: bool = False
 ) -> torch.Tensor:
     """Embed uint8 images (N, 3, H, W) in eval mode -> float (N, D) on the CPU; restores the network's modes."""
-    batches = tqdm(
-        images.split(batch_size),
-        desc="Embedding images",
-        total=math.ceil(len(images) / batch_size),  # `split` of images on disk is an iterator, which has no length
-        disable=not verbose,
-    )
+    count = math.ceil(len(images) / batch_size)  # `split` of images on disk is an iterator, which has no length
+    batches = tqdm(images.split(batch_size), desc="Embedding images", total=count, disable=not verbose)
     with eval_mode(model):
         return torch.cat([model.embed(model.normalize(batch)).float().cpu() for batch in batches])
 
@@ -51,11 +47,7 @@ class SplitDistances:
 
 def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config: Config) -> SplitDistances:
     """Embed every image of a split and measure its pairs; unreadable files are left out, and a printed line names them.
-
-    Args:
-        table: `file`, `label`, `split`, as in `split.csv`.
-        config: tells where the images are; the frame and the seed are those of the network.
-    """
+    `table` is that of `split.csv`; `config` tells where the images are, frame and seed are those of the network."""
     images, rows = load_split(table, split, config, model.frame)
     labels = rows.label.to_numpy()
     embeddings = embed_images(model, images, config.hyperparameters.batch_size, config.hyperparameters.verbose)
@@ -88,10 +80,7 @@ class PairScores:
 
 def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) -> PairScores:
     """Score dissimilarities (P,) of any scale, not clipped: a pair is called similar iff it lies below the threshold.
-
-    Args:
-        label: 0 similar, 1 dissimilar, shape (P,); both must occur.
-    """
+    Labels (P,) are 0, similar, and 1, dissimilar; both must occur."""
     called = (dissimilarity >= threshold).astype(int)
     confusion = metrics.confusion_matrix(label, called, labels=[0, 1])
     false_alarms, hits, _ = metrics.roc_curve(label, dissimilarity, drop_intermediate=False)
@@ -132,10 +121,8 @@ def bootstrap_intervals(
     dissimilarity: np.ndarray, pairs: Pairs, threshold: float, seed: int, resamples: int = 1000
 ) -> dict[str, tuple[float, float]]:
     """Compute 95 % percentile intervals (Efron & Tibshirani, 1993) of the scores of `score_pairs`: name -> (low, high).
-
     Anchors are resampled, not pairs: all pairs of an anchor are drawn together, as they are not independent. Resamples
-    with no similar or no dissimilar pair are left out.
-    """
+    with no similar or no dissimilar pair are left out."""
     rng = np.random.default_rng(seed)
     anchors, anchor = np.unique(pairs.first, return_inverse=True)
     order = np.argsort(dissimilarity)
@@ -148,30 +135,27 @@ def bootstrap_intervals(
         similar, dissimilar = (np.add.reduceat(drawn * mask, starts, axis=1) for mask in (label == 0, label == 1))
         both = similar.any(1) & dissimilar.any(1)
         parts.append(_scores_of_counts(similar[both], dissimilar[both], values >= threshold))
-    low, high = np.quantile(np.concatenate(parts, axis=1), [0.025, 0.975], axis=1)
-    names = "accuracy", "balanced_accuracy", "f1", "auc", "average_precision", "equal_error_rate"
-    return {name: (float(a), float(b)) for name, a, b in zip(names, low, high)}
+    return {name: tuple(ends) for name, ends in pd.concat(parts).quantile([0.025, 0.975]).items()}
 
 
-def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """Compute accuracy, balanced accuracy, F1, AUC, average precision and equal error rate of R resamples at once, (6,
-    R), from the numbers of pairs (R, V) at V rising dissimilarities, and which are called dissimilar (V,)."""
+def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.ndarray) -> pd.DataFrame:
+    """Compute the scores of R resamples at once from the numbers of pairs (R, V) at V rising dissimilarities, and which
+    of these are called dissimilar (V,)."""
     negatives, positives = similar.sum(1), dissimilar.sum(1)
     false_alarms, hits = similar[:, called].sum(1), dissimilar[:, called].sum(1)
     nearer = similar.cumsum(1) - similar / 2  # similar pairs below each value, ties as half
     found, alarms = (counts[:, ::-1].cumsum(1)[:, ::-1] for counts in (dissimilar, similar))  # at or above each value
     precision = found / np.maximum(found + alarms, 1)
     mistakes = np.maximum(alarms / negatives[:, None], 1 - found / positives[:, None])
-    return np.stack(
-        [
-            (hits + negatives - false_alarms) / (negatives + positives),
-            (hits / positives + 1 - false_alarms / negatives) / 2,
-            2 * hits / (hits + false_alarms + positives),
-            (dissimilar * nearer).sum(1) / (negatives * positives),
-            (dissimilar * precision).sum(1) / positives,
-            mistakes.min(1),
-        ]
-    )
+    scores = {
+        "accuracy": (hits + negatives - false_alarms) / (negatives + positives),
+        "balanced_accuracy": (hits / positives + 1 - false_alarms / negatives) / 2,
+        "f1": 2 * hits / (hits + false_alarms + positives),
+        "auc": (dissimilar * nearer).sum(1) / (negatives * positives),
+        "average_precision": (dissimilar * precision).sum(1) / positives,
+        "equal_error_rate": mistakes.min(1),
+    }
+    return pd.DataFrame(scores)
 
 
 def class_similarity(similarity: np.ndarray, labels: np.ndarray) -> pd.DataFrame:

@@ -64,8 +64,7 @@ def local_stages(model: SiameseNetwork) -> list[Stage]:
 def _stage(block: nn.Module, given: torch.Tensor, stride: int) -> Stage | None:
     """Find out how far a block carries a change of its input map (1, C, h, h); None if it may reach every position. NaN
     makes every position NaN that depends on it, whatever the weights are."""
-    side = given.shape[2]
-    places = torch.arange(stride) + side // 2 // stride * stride
+    places = torch.arange(stride) + given.shape[2] // 2 // stride * stride
     probes = given.repeat(stride, 1, 1, 1)
     probes[torch.arange(stride), :, places, places] = torch.nan
     reached = block(probes).isnan().any(1)  # (stride, h / stride, h / stride)
@@ -100,7 +99,7 @@ class IncrementalEmbedder:
         return result
 
     def _occluded(self, fill: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        """As `embeddings`, for regions of one size in one batch."""
+        """As `embeddings`, of regions of one size at once."""
         parts = [fill[:, top:bottom, left:right] for top, bottom, left, right in regions.tolist()]
         # Before each stage: `parts` are what has changed of its input map, `regions` where they lie in it.
         for stage, whole in zip(self.stages, self.whole):

@@ -41,8 +41,7 @@ class RegionEffects:
     embeddings: torch.Tensor  # z(x), (N, D)
     regions: torch.Tensor  # top, bottom, left and right in pixels, bottom and right excluded, (N, R, 4)
     delta: torch.Tensor  # z(x) - z(x with R blurred), (N, R, D)
-    # The effects as maps, (N, GRID, GRID, D + 1). The sum of the first D channels over a region is about its `delta`,
-    # that of the last one about its `|delta|^2`.
+    # (N, GRID, GRID, D + 1): summed over a region, the first D channels are about its `delta`, the last its `|delta|^2`
     density: torch.Tensor
 
     def of(self, images: Sequence[int]) -> "RegionEffects":
@@ -50,14 +49,12 @@ class RegionEffects:
         return RegionEffects(*(values[list(images)] for values in vars(self).values()))
 
     def on_pairs(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
-        """The effect of every region on the squared distance of P pairs, shape (P, 2, R), exact:
-        `E_R = ||z1 - delta_R - z2||^2 - ||z1 - z2||^2 = |delta_R|^2 - 2 <delta_R, z1 - z2>`. Above 0, the region speaks
-        for "similar"."""
+        """The effect of every region on the squared distance of P pairs, shape (P, 2, R), exact; above 0, the region
+        speaks for "similar"."""
         return torch.stack([effect_on_distance(self.delta[i], d) for i, d in self._sides(first, second)], dim=1)
 
     def maps(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
-        """Maps of the effects on the squared distance of P pairs, shape (P, 2, GRID, GRID): the sum of a map over a
-        region is about the region's effect."""
+        """Maps of P pairs, shape (P, 2, GRID, GRID): summed over a region, about its effect on the squared distance."""
         maps = []
         for i, difference in self._sides(first, second):
             density = self.density[i]
@@ -65,9 +62,9 @@ class RegionEffects:
         return torch.stack(maps, dim=1)
 
     def of_masks(self, first: Sequence[int], second: Sequence[int], masks: torch.Tensor) -> torch.Tensor:
-        """The effect on the squared distance of P pairs, shape (P, 2), of occluding all positions of masks, bool of
-        shape (P, 2, GRID, GRID), at once. The effects on the embedding are added up; `|sum delta|^2` grows with the
-        square of the area, so the result is more than the sum of `maps` over the mask."""
+        """The effect on the squared distance of P pairs, shape (P, 2), of occluding masks, bool of shape (P, 2, GRID,
+        GRID), as a whole: effects on the embedding are added up, and their sum counts squared, which is more than the
+        sum of `maps`."""
         changes = []
         for side, (i, difference) in enumerate(self._sides(first, second)):
             delta = torch.einsum("phw,phwd->pd", masks[:, side].to(self.density), self.density[i, ..., :-1])
@@ -96,9 +93,9 @@ def joined(parts: Sequence[RegionEffects]) -> RegionEffects:
 def in_few_dimensions(effects: RegionEffects, most: int) -> RegionEffects:
     """Write embeddings and effects with `most` numbers, where there are more, for files; `density` is left empty.
 
-    The span of the embeddings comes first, then the directions in which most effects lie. The last dimension holds the
-    length of what is left of an effect. So the effect of a region on the distance of a pair stays what it was, up to as
-    many images as there are dimensions; that of several regions at once becomes an estimate.
+    They are coordinates in the span of the embeddings and along the directions in which most effects lie, and the
+    length of what is left of an effect: so effects of single regions stay what they were, up to as many images as
+    there are dimensions; those of several regions at once become estimates.
     """
     z, delta = effects.embeddings.double(), effects.delta.double()
     if z.shape[1] <= most:
@@ -115,31 +112,40 @@ def in_few_dimensions(effects: RegionEffects, most: int) -> RegionEffects:
 
 
 def effect_on_distance(delta: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
-    """The effect on the squared distance of P pairs, `|delta|^2 - 2 <delta, z1 - z2>`, shape (P, R), of effects
-    (P, R, D) on the embedding of one image, which less its partner's is `difference`, (P, D)."""
+    """The effect of regions on the squared distance of P pairs, (P, R), exact, from that on the embedding of one image,
+    `delta` (P, R, D), and its `difference` to its partner's, (P, D):
+    `||z1 - delta - z2||^2 - ||z1 - z2||^2 = |delta|^2 - 2 <delta, z1 - z2>`."""
     return delta.square().sum(2) - 2 * torch.einsum("prd,pd->pr", delta, difference)
 
 
-@torch.no_grad()
 def region_effects(model: SiameseNetwork, batch: torch.Tensor, verbose: bool = True) -> RegionEffects:
     """Measure the effect of each region: embed each of the preprocessed images (N, 3, H, W), on any device, with one
-    region after the other blurred; this is occlusion (Zeiler & Fergus 2014; for similarity, Dong et al. 2019).
-
-    On a CPU that gains from it, the network computes in bfloat16. `verbose` shows a progress bar after two seconds.
-    """
+    region after the other blurred; this is occlusion (Zeiler & Fergus 2014; for similarity, Dong et al. 2019). Where
+    that is faster, the network computes in bfloat16. `verbose` shows a progress bar after two seconds."""
     keep_freed_memory()
     batch = batch.to(model.mean.device)
     size = tuple(batch.shape[2:])
-    regions, stages, found = all_windows(size), local_stages(model), []
-    total = len(batch) * (1 + len(regions))
+    embeddings, (delta,) = occlude(model, batch, [blur(batch)], all_windows(size), verbose)
+    beyond = delta.norm(dim=2) > ROUNDING_ERROR * embeddings.norm(dim=1, keepdim=True)
+    return effects_of_regions(embeddings, torch.where(beyond[..., None], delta, 0), size)
+
+
+@torch.no_grad()
+def occlude(
+    model: SiameseNetwork, batch: torch.Tensor, fills: Sequence[torch.Tensor], regions: torch.Tensor, verbose: bool
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Embed preprocessed images (N, 3, H, W) -> z(x), (N, D), and with one region (R, 4) after the other replaced by
+    that of other images, each of `fills` (N, 3, H, W) -> the effects z(x) - z(x with R replaced), (N, R, D)."""
+    stages, deltas = local_stages(model), [[] for _ in fills]
+    total = len(batch) * len(fills) * len(regions)
     with eval_mode(model), tqdm(total=total, desc="Occluding regions", delay=2, disable=not verbose) as bar:
-        for image, blurred in zip(batch, blur(batch)):
+        for k, image in enumerate(batch):
             embedder = IncrementalEmbedder(model, image, stages)
-            whole = embedder.embedding
-            found.append(_beyond_rounding(whole - embedder.embeddings(blurred, regions), whole))
-            bar.update(1 + len(regions))
+            for found, fill in zip(deltas, fills):
+                found.append(embedder.embedding - embedder.embeddings(fill[k], regions))
+                bar.update(len(regions))
         embeddings = torch.cat([model.embed(part) for part in batch.split(BATCH_SIZE)])
-    return effects_of_regions(embeddings, torch.stack(found), size)
+    return embeddings, [torch.stack(found) for found in deltas]
 
 
 def effects_of_regions(embeddings: torch.Tensor, delta: torch.Tensor, image_size: tuple[int, int]) -> RegionEffects:
@@ -183,21 +189,15 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
-def _beyond_rounding(delta: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Effects (R, D), set to zero where they are no larger than the rounding error of an embedding (D,)."""
-    return torch.where(delta.norm(dim=1, keepdim=True) > ROUNDING_ERROR * whole.norm(), delta, 0)
-
-
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def regression(image_size: tuple[int, int]) -> torch.Tensor:
     """The matrix (GRID^2, R) that turns effects (R, K) of `all_windows` into a density (GRID^2, K), whose sum over each
     window is about the window's effect; float64, on the CPU.
 
-    It is Gaussian-process regression (Rasmussen & Williams 2006, Eq. 2.25) on sums: `k C^T (C k C^T + noise)^-1`, where
-    C is the share of each position that a window covers, and k the Gaussian covariance of two positions. The noise
-    allows for effects that do not quite add up; it is proportional to a window's own prior variance. Both k and C are
-    products of a factor along rows and one along columns.
+    It is Gaussian-process regression (Rasmussen & Williams 2006, Eq. 2.25) on sums, `k C^T (C k C^T + noise)^-1`: k is
+    the covariance of two positions, C the share of each that a window covers, both products of a factor along rows and
+    one along columns; the noise is for effects that do not quite add up.
     """
     centres = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
     kernel = torch.exp(-(centres[:, None] - centres).square() / (2 * KERNEL_LENGTH**2))
@@ -231,7 +231,7 @@ def matching_regions(
     effects: RegionEffects, first: int, second: int, boxes: tuple[Box, Box], image_size: tuple[int, int]
 ) -> list[Match]:
     """Find the strongest matches between two images, by their positions in `effects`; `boxes` are the part of the
-    network's frame, of `image_size` in pixels, that each image fills. Centres are shares of the images' sides."""
+    network's frame, of `image_size` in pixels, that each image fills."""
     interaction = effects.interaction(first, second).cpu()
     filled = torch.zeros(2, *image_size)
     for frame, box in zip(filled, boxes):
@@ -243,30 +243,22 @@ def matching_regions(
         row, column = (share * side for share, side in zip(centre, image_size))
         return min(max((row - box.top) / box.height, 0.0), 1.0), min(max((column - box.left) / box.width, 0.0), 1.0)
 
-    matches = strongest_matches(interaction)
-    return [Match(in_image(m.first, boxes[0]), in_image(m.second, boxes[1]), m.strength) for m in matches]
+    return [
+        Match(in_image(one, boxes[0]), in_image(two, boxes[1]), v) for one, two, v in strongest_matches(interaction)
+    ]
 
 
 def strongest_matches(interaction: torch.Tensor, count: int = 4) -> list[Match]:
-    """Find the pairs of positions with the largest interaction (h, w, h, w), the strongest first.
-
-    Positions nearer than `MATCH_DISTANCE` to a match, in its image, belong to it and start no other. Matches weaker
-    than `WEAKEST_MATCH` times the strongest are left out, so there may be fewer than `count`; none where no interaction
-    is positive.
-    """
-    shape = interaction.shape[:2]
-    remaining, matches = interaction.clone(), []
+    """Find at most `count` pairs of positions with the largest interaction (h, w, h, w), above 0, the strongest first.
+    Positions nearer than `MATCH_DISTANCE` to a match, in its image, belong to it and start no other."""
+    shape, remaining, matches = interaction.shape[:2], interaction.clone(), []
+    rows, columns = torch.arange(shape[0])[:, None], torch.arange(shape[1])
     least = WEAKEST_MATCH * interaction.max().clamp(min=0)
     while len(matches) < count and remaining.max() > least:
-        at = [int(i) for i in torch.unravel_index(remaining.argmax(), remaining.shape)]
-        centres = [tuple((i + 0.5) / side for i, side in zip(position, shape)) for position in (at[:2], at[2:])]
+        at = torch.stack(torch.unravel_index(remaining.argmax(), remaining.shape)).view(2, 2)
+        centres = [tuple((i + 0.5) / side for i, side in zip(position, shape)) for position in at.tolist()]
         matches.append(Match(*centres, strength=float(remaining.max())))
-        remaining[_near(at[:2], shape)] = 0
-        remaining[:, :, _near(at[2:], shape)] = 0
+        one, two = ((rows - y) ** 2 + (columns - x) ** 2 < (MATCH_DISTANCE * max(shape)) ** 2 for y, x in at)
+        remaining[one] = 0
+        remaining[:, :, two] = 0
     return matches
-
-
-def _near(position: list[int], shape: tuple[int, int]) -> torch.Tensor:
-    """The positions of a map (h, w) that belong to a match at `position`, bool of shape (h, w)."""
-    rows, columns = torch.arange(shape[0])[:, None], torch.arange(shape[1])
-    return (rows - position[0]) ** 2 + (columns - position[1]) ** 2 < (MATCH_DISTANCE * max(shape)) ** 2

@@ -1,12 +1,10 @@
-"""Interventions: remove a region of an image, by blurring or otherwise, and compare the pair again; "what if", which
-puts a map to the test by its strongest region.
-
-An intervention changes one image of a pair and leaves the other as it is. To remove the shared object from both images
-of a similar pair would leave two images that are alike again, and hide the effect.
+"""Interventions: remove a region of one image, by blurring or otherwise, and compare the pair again; "what if", which
+puts a map to the test by its strongest region. The other image stays as it is: without the shared object, two similar
+images would be alike again, and hide the effect.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,8 +23,7 @@ class Interventions:
     """N pairs of preprocessed images, two batches (N, 3, H, W), compared before and after a change of one image.
 
     Results are margins of the decision, `margins_before` (N,) those of the untouched pairs: how far the raw distance
-    lies on the decision's side of the threshold, in units of the contrastive margin. They are positive before the
-    change, and grow when the decision gets stronger.
+    lies on the decision's side of the threshold, in units of the contrastive margin; above 0 before the change.
     """
 
     def __init__(self, model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, batch_size: int = 64) -> None:
@@ -41,19 +38,15 @@ class Interventions:
     def margins_after(
         self, regions: torch.Tensor, removal: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Margins (N, 2) after removing a region of image 1, and after removing one of image 2.
-
-        Args:
-            regions: what to remove of each image, bool of shape (N, 2, H, W).
-            removal: makes of images (N, 3, H, W) what is shown inside the regions; `None` blurs them.
-        """
-        fills = self.blurred if removal is None else tuple(removal(batch) for batch in self.images)
-        changed = (torch.where(regions[:, side, None], fills[side], self.images[side]) for side in (0, 1))
-        return torch.stack([self.margins_with(images, side) for side, images in enumerate(changed)], dim=1)
-
-    def margins_with(self, changed: torch.Tensor, side: int) -> torch.Tensor:
-        """Margins (N,) after replacing the images of one side (0 or 1) by `changed`, (N, 3, H, W)."""
-        return self._margins(embed_in_parts(self.model, changed, self.batch_size), self.embeddings[1 - side])
+        """Margins (N, 2) after removing a region of image 1, and after removing one of image 2; `regions` are bool (N,
+        2, H, W), `removal` makes of images (N, 3, H, W) what is shown inside: `None` blurs them."""
+        margins = []
+        for side, batch in enumerate(self.images):
+            shown = self.blurred[side] if removal is None else removal(batch)
+            changed = torch.where(regions[:, side, None], shown, batch)
+            z = embed_in_parts(self.model, changed, self.batch_size)
+            margins.append(self._margins(z, self.embeddings[1 - side]))
+        return torch.stack(margins, dim=1)
 
     def _margins(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
         return self.sign * (embedding_distance(z1, z2) / self.model.margin - self.model.threshold)
@@ -87,9 +80,9 @@ def filled(batch: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     return torch.where(inside, F.interpolate(coarse, batch.shape[2:], mode="bilinear"), batch)
 
 
-# Other ways to remove a region than blurring: what is shown inside. The mean colour asks again what happens if the
-# region is absent; the image moved by half its sides, what happens if something else is in its place.
-OTHER_REMOVALS = {
+# What is shown inside a removed region: nothing (twice), or something else.
+REMOVALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "blurred": blur,
     "filled with the mean colour": lambda batch: batch.mean((2, 3), keepdim=True).expand_as(batch),
     "covered by another part of the image": lambda batch: batch.roll([side // 2 for side in batch.shape[2:]], (2, 3)),
 }
@@ -120,18 +113,22 @@ class WhatIf:
 
     before: float  # similarity of the untouched images, not clipped: below 0 beyond the margin
     after: np.ndarray  # likewise, with the region of one image blurred and the other image untouched
-    change: np.ndarray  # of the decision's margin, by blurring; negative if the decision got weaker
+    changes: dict[str, np.ndarray]  # of the decision's margin, by each of `REMOVALS`; below 0 if it got weaker
     regions: torch.Tensor  # the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size
     empty: np.ndarray  # maps without evidence, for which there is nothing to remove
-    boxes: tuple[Box | None, Box | None] = (None, None)  # the part of the frame that each image fills; `None`: all
-    others: dict[str, np.ndarray] = field(default_factory=dict)  # as `change`, by other removals, under their names
+    boxes: tuple[Box | None, Box | None]  # the part of the frame that each image fills; `None`: all
 
     def change_in_words(self, image: int, column: int) -> str:
-        """The similarity before and after; where it is 0 both times, the distances, which still differ."""
-        before, after = self.before, float(self.after[image, column])
-        if max(before, after) <= 0:
-            return f"distance / margin {_two_numbers(1 - before, 1 - after)}"
-        return f"similarity {_two_numbers(max(before, 0), max(after, 0))}"
+        """The similarity before and after; where it is 0 both times, the distances, which still differ. It has two
+        decimals, or as many, up to four, as show a difference."""
+        words, values = "similarity", (self.before, float(self.after[image, column]))
+        if max(values) <= 0:
+            words, values = "distance / margin", tuple(1 - value for value in values)
+        for digits in (2, 3, 4):
+            before, after = (f"{max(value, 0):.{digits}f}" for value in values)
+            if before != after:
+                break
+        return f"{words} {before} → {after}"
 
     def report(self, names: tuple[str, str]) -> str:
         """The result of each check, a line each: what the region's removal changes, and whether the map passes. With
@@ -142,40 +139,31 @@ class WhatIf:
         region, expected = f"{name}, {MAPS[column]} region", (-1, 1)[column]
         if self.empty[image, column]:
             return f"{region} has no evidence to blur"
-        change = self.change[image, column]
-        effect = "stronger" if change > 0 else "weaker"
+        changes = {removal: change[image, column] for removal, change in self.changes.items()}
+        effect = "stronger" if changes["blurred"] > 0 else "weaker"
         line = f"{region} blurred: {self.change_in_words(image, column)}, the decision gets {effect}, "
-        if expected * change <= 0:
+        failed = [removal for removal, change in changes.items() if expected * change <= 0]
+        if "blurred" in failed:
             return line + "so do not trust this map"
-        failed = [removal for removal, changes in self.others.items() if expected * changes[image, column] <= 0]
         return line + "as it should" + (f"; but not if it is {' or '.join(failed)}" if failed else "")
 
 
 def what_if(
     model: SiameseNetwork, images: torch.Tensor, maps: torch.Tensor, empty: torch.Tensor, boxes: tuple[Box, Box]
 ) -> WhatIf:
-    """Remove the strongest tenth of each map of a pair, one at a time, in three ways, and compare the pair again.
+    """Remove the strongest tenth of each map of a pair, one at a time and in three ways, and compare the pair again.
 
     Args:
-        images: the pair, preprocessed, shape (2, 3, H, W).
+        images: the pair, preprocessed, shape (2, 3, H, W); `boxes` are the part of the frame that each fills.
         maps: factual and counterfactual, shape (2, 2, H, W): image; map. `empty`, (2, 2), tells which are.
-        boxes: the part of the network's frame that each image fills.
     """
-    interventions = Interventions(model, images[:1], images[1:])
-    regions, before = strongest_region(maps), interventions.margins_before.cpu()
-
-    def margins(removal=None) -> torch.Tensor:
-        """Of the decision, shape (2, 2), after removing one region of one image."""
-        columns = [interventions.margins_after(regions[None, :, k], removal)[0] for k in (0, 1)]
-        return torch.stack(columns, dim=1).cpu()
-
-    blurred, others = margins(), {name: (margins(removal) - before).numpy() for name, removal in OTHER_REMOVALS.items()}
-    original, after = (1 - model.threshold - interventions.sign.cpu() * values for values in (before, blurred))
-    change = (blurred - before).numpy()
-    return WhatIf(float(original), after.numpy(), change, regions, empty.cpu().numpy(), boxes, others)
-
-
-def _two_numbers(before: float, after: float) -> str:
-    """Two numbers with two decimals, or with as many, up to four, as make them differ."""
-    digits = next((digits for digits in (2, 3) if f"{before:.{digits}f}" != f"{after:.{digits}f}"), 4)
-    return f"{before:.{digits}f} → {after:.{digits}f}"
+    regions = strongest_region(maps)
+    interventions = Interventions(model, images[[0, 0]], images[[1, 1]])  # the pair once for each map
+    changes = {
+        name: (interventions.margins_after(regions.transpose(0, 1), removal) - interventions.margins_before[:, None]).T
+        for name, removal in REMOVALS.items()
+    }
+    before = 1 - float(embedding_distance(*interventions.embeddings)[0]) / model.margin
+    after = before - (interventions.sign * changes["blurred"]).cpu().numpy()
+    changes = {name: change.cpu().numpy() for name, change in changes.items()}
+    return WhatIf(before, after, changes, regions, empty.cpu().numpy(), boxes)

@@ -78,9 +78,14 @@ def pair_batches(pairs: Pairs, batch_size: int, rng: np.random.Generator) -> lis
     return [pairs.at(part) for part in np.split(order, range(batch_size, len(order), batch_size))]
 
 
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """Positions of at most `most` of `count` things, at even spacing."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
 def evenly_spaced_pairs(pairs: Pairs, most: int = 60) -> Pairs:
     """Select at most `most` of the pairs, at even spacing, so that explaining them does not take long."""
-    return pairs.at(np.unique(np.linspace(0, len(pairs.label) - 1, most).round().astype(int)))
+    return pairs.at(evenly_spaced(len(pairs.label), most))
 
 
 def used_images(first: Sequence[int], second: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
