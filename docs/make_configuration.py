@@ -18,15 +18,20 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-Made from the code: `python -m docs.make_configuration`, or `make docs`.
+[All pages](README.md)
 
 `config.yml` holds general settings, and under `datasets:` a block for each dataset with what differs. `dataset:` names
 the block that is used. A file of the paper's implementation loads unchanged. An unknown key or a wrong value is an
-error that names it. *Default* is what holds for a key that is in no file; *`config.yml`* is what the file that comes
-with the project says above its blocks.
+error that names it.
 
-| key | meaning | values | default | `config.yml` |
-|---|---|---|---|---|
+*Default* holds for a key that is in no file; behind it stands what the `config.yml` of the project says above its
+blocks, where that differs. This page is made from the code: `python -m docs.make_configuration`.
+"""
+TABLE = """
+## {title}
+
+| key | meaning, and allowed values | default |
+|---|---|---|
 """
 SYMBOLS = {at.Ge: ("ge", ">="), at.Gt: ("gt", ">"), at.Le: ("le", "<="), at.Lt: ("lt", "<")}
 
@@ -89,14 +94,18 @@ def lookup(settings: dict[str, Any], key: str) -> Any:
 
 
 def page() -> str:
-    """The whole of docs/configuration.md."""
-    shipped = yaml.safe_load((ROOT / "config.yml").read_text(encoding="utf-8"))
-    rows = []
+    """The whole of docs/configuration.md: a table of general keys, and one of each section's."""
+    shipped, tables = yaml.safe_load((ROOT / "config.yml").read_text(encoding="utf-8")), {}
     for key, field in keys(Config):
-        default = "" if field.is_required() else written(field.default)
-        cells = [f"`{key}`", " ".join(field.description.split()), values(field), default, written(lookup(shipped, key))]
-        rows.append("| " + " | ".join(cells) + " |")
-    return HEAD + "\n".join(rows) + "\n"
+        section, _, name = key.partition(".") if "." in key else ("", "", key)
+        default, here = "" if field.is_required() else written(field.default), written(lookup(shipped, key))
+        if here and here != default and lookup(shipped, key) != field.default:  # 0 is 0.0
+            default = f"{default}; `config.yml`: {here}".removeprefix("; ")
+        text = " ".join(field.description.split())
+        cells = [f"`{name}`", f"{text}.<br>*Values*: {values(field)}", default]
+        tables.setdefault(section, []).append("| " + " | ".join(cells) + " |\n")
+    titles = {section: f"Under `{section}:`" if section else "General" for section in tables}
+    return HEAD + "".join(TABLE.format(title=titles[section]) + "".join(rows) for section, rows in tables.items())
 
 
 if __name__ == "__main__":

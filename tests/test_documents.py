@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from docs.idea import shown_regions, triangle
 from docs.make_configuration import PAGE, keys, page, values
-from docs.make_figures import CLASSES, CROPS, DOCS, SHARES, THUMBNAILS, crops, photograph, stored_figure
+from docs.make_figures import DOCS, FIGURES, THUMBNAILS, stored_figure
+from docs.photographs import CLASSES, SHARES, add_sticker, crops, photograph
 from utils import __main__ as command_line
 from utils.system.settings import Config
 
@@ -72,9 +75,16 @@ def test_commands_exist(document, capsys):
 
 
 def test_every_page_of_the_site_is_there():
-    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    class Loader(yaml.SafeLoader):
+        """Reads mkdocs.yml, which names a function of Python, without importing it."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, suffix, node: suffix)
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+    pages = {path.name for path in DOCS.glob("*.md")}
     assert set(site["nav"]) == pages
+    home = (DOCS / "README.md").read_text(encoding="utf-8")
+    for name in pages - {"README.md"}:
+        assert f"]({name})" in home and "](README.md)" in (DOCS / name).read_text(encoding="utf-8"), name
 
 
 def parts(readme):
@@ -100,7 +110,7 @@ def test_the_readme_says_the_same_in_both_languages():
         assert chinese[part] == found, part
     for readme, other in (("README.md", "README.zh-CN.md"), ("README.zh-CN.md", "README.md")):
         text = (ROOT / readme).read_text(encoding="utf-8")
-        assert f"]({other})" in text and len(text.splitlines()) < 200
+        assert f"]({other})" in text and len(text.splitlines()) < (150 if readme == "README.md" else 160)
 
 
 def test_thumbnails_are_the_notebooks_figures():
@@ -111,8 +121,9 @@ def test_thumbnails_are_the_notebooks_figures():
 
 def test_crops_lie_anywhere_in_their_photograph():
     down, across = np.mgrid[:100, :200]
-    found = crops(Image.fromarray(np.stack([down, across, 0 * down], 2).astype(np.uint8)), np.random.default_rng(0))
-    assert len(found) == CROPS
+    image = Image.fromarray(np.stack([down, across, 0 * down], 2).astype(np.uint8))
+    found = crops(image, 24, np.random.default_rng(0))
+    assert len(found) == 24
     for image in found:
         assert 110 <= image.width <= 200 and 55 <= image.height <= 100 and SHARES == (0.55, 1.0)
         pixels = np.asarray(image).astype(int)
@@ -125,3 +136,34 @@ def test_a_photograph_is_cut_to_the_part_that_is_wanted():
     flower = CLASSES["flower"]
     whole, part = photograph(flower), photograph(flower._replace(area=(300, 100, 340, 130)))
     assert whole.size == (640, 427) and part.tobytes() == whole.crop((300, 100, 340, 130)).tobytes()
+
+
+def test_a_sticker_is_a_disc_on_a_copy():
+    plain = Image.new("RGB", (120, 60), "white")
+    pixels = np.asarray(add_sticker(plain, np.random.default_rng(0)))
+    blue = (pixels == (30, 60, 200)).all(2)
+    assert np.ptp(np.flatnonzero(blue.any(0))) == np.ptp(np.flatnonzero(blue.any(1))) == 10  # a sixth of 60, both ends
+    assert 70 < blue.sum() < 100 and np.asarray(plain).min() == 255  # pi / 4 of 11 x 11
+
+
+def test_a_drawn_embedding_keeps_both_distances():
+    partner, before = np.zeros(2), np.array([2.0, 0.0])
+    for to_partner, moved in ((2.2, 0.5), (1.6, 0.5), (2.0, 0.1)):
+        for up in (True, False):
+            after = np.array(triangle(2.0, to_partner, moved, up))
+            assert np.linalg.norm(after - partner) == pytest.approx(to_partner) and (after[1] > 0) == up
+            assert np.linalg.norm(after - before) == pytest.approx(moved)
+
+
+def test_the_drawn_regions_move_the_distance_down_up_and_hardly():
+    effect = torch.zeros(100).index_put((torch.arange(36),), torch.linspace(-1, 2, 36)[torch.randperm(36)])
+    effect[99] = -9  # a small window
+    down, up, hardly = shown_regions(effect)
+    assert effect[[down, up]].tolist() == [-1, 2] and abs(effect[hardly]) < 0.05 and max(down, up, hardly) < 36
+
+
+def test_every_figure_is_shown():
+    shown = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *DOCS.glob("*.md")))
+    for figure in [*DOCS.glob("*.jpg"), *DOCS.glob("*.png"), *DOCS.glob("*.webp")]:
+        assert figure.name in shown and figure.stat().st_size < 1_000_000, figure
+    assert set(FIGURES) == {"explanation", "search", "evidence", "page", "notebooks"}

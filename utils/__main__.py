@@ -1,6 +1,6 @@
 """The command line: `python -m utils COMMAND`. Everything else is done in the notebooks."""
 
-from __future__ import annotations
+from __future__ import annotations  # so that Config is not loaded
 
 import argparse
 import os
@@ -29,53 +29,50 @@ def fail(message: str) -> NoReturn:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m utils", description="Explainable image similarity from the command line.", epilog=EPILOG
-    )
+    about = "Explainable image similarity from the command line."
+    parser = Parser(prog="python -m utils", description=about, epilog=EPILOG)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     of_dataset, of_images = Parser(add_help=False), Parser(add_help=False)  # what several commands take
-    text = "the dataset; without it, the one that the configuration names"
+    text = "dataset to use instead of the one that the configuration names"
     of_dataset.add_argument("dataset", nargs="?", metavar="name", help=text)
-    text = "use the network of this dataset, not the configuration's"
-    of_images.add_argument("--dataset", metavar="NAME", help=text)
+    of_images.add_argument("--dataset", metavar="NAME", help=text.replace("dataset", "dataset whose network", 1))
     for common in (of_dataset, of_images):
-        common.add_argument("--config", default="config.yml", metavar="FILE", help="the configuration (config.yml)")
+        common.add_argument(
+            "--config", default="config.yml", metavar="FILE", help="configuration to use instead of config.yml"
+        )
 
-    text = "fetch one of the paper's image sets into Data/; one that is there stays"
-    download = _add(commands, "download", text, _download)
-    download.add_argument("name", help="AirBnB, Flowers or Skin_cancer")
-    text = "list a dataset's duplicates, conflicting labels, unreadable files and tiny classes"
-    _add(commands, "audit", text, _audit, of_dataset)
-    text = "train on a dataset, as notebook 01 does; the network is written to checkpoints/NAME/"
-    _add(commands, "train", text, _train, of_dataset)
-    text = "find what a dataset's network relies on everywhere; a page and a CSV go to outputs/NAME/"
-    _add(commands, "evidence", text, _evidence, of_dataset)
-    text = "write a dataset's trained network as outputs/NAME/model.onnx, for programs without PyTorch"
-    _add(commands, "export", text, _export, of_dataset)
-    text = "compare images, and write a page that shows why they are similar or not, to open in a browser"
+    download = _add(commands, "download", "download one of the paper's image sets into Data/", _download)
+    download.add_argument("name", help="AirBnB, Flowers or Skin_cancer; a set that is there already stays")
+    for name, run, text in (
+        ("audit", _audit, "list near duplicates, conflicting labels, unreadable files and tiny classes of a dataset"),
+        ("train", _train, "train a network on a dataset, as notebook 01 does, and write it to checkpoints/NAME/"),
+        ("evidence", _evidence, "find what a trained network relies on, and write a page and a CSV to outputs/NAME/"),
+        ("export", _export, "write a trained network as ONNX, for programs without PyTorch, to outputs/NAME/"),
+    ):
+        _add(commands, name, text, run, of_dataset)
+    text = "compare images, and write a page that shows which regions decide, to open in a browser"
     page = _add(commands, "report", text, _report, of_images)
     page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
     page.add_argument("--checkpoint", type=_there, metavar="FILE", help="network to use instead of the trained one")
-    text = "the page to write; without it, report.html under outputs/NAME/"
-    page.add_argument("--output", type=Path, metavar="FILE", help=text)
+    page.add_argument("--output", type=Path, metavar="FILE", help="page to write instead of one in outputs/NAME/")
 
-    text = "index a folder of images, and find and explain those nearest to an image"
+    text = "index a folder of images; find the images nearest to one image, and explain them"
     steps = _add(commands, "search", text).add_subparsers(required=True, metavar="STEP", title="steps")
-    text = "make the index of a folder and its sub-folders, or bring it up to date; it can be stopped and started again"
+    text = "write the index of a folder and its sub-folders, or update it; if stopped, run it again and it goes on"
     build = _add(steps, "build", text, _search_build, of_images)
-    build.add_argument("folder", type=_there, help="the folder of images")
-    text = "also measure what regions do, which takes some 100 passes through the network an image; "
-    text += "otherwise a query measures the images that it finds, and keeps that"
+    build.add_argument("folder", type=_there, help="folder of images")
+    text = "also measure the effects of regions now, in some 100 passes through the network for each image; "
+    text += "without it, a query measures them for the images that it finds"
     build.add_argument("--explain", action="store_true", help=text)
-    text = "find the images nearest to an image, and say why; the figure goes to outputs/NAME/search/"
+    text = "find the images nearest to an image, and draw which regions decide, to outputs/NAME/search/"
     query = _add(steps, "query", text, _search_query, of_images)
-    query.add_argument("image", type=_there, help="the image to look for")
-    query.add_argument("--hits", type=_count, default=10, metavar="N", help="how many to find (10)")
-    text = "write an index as Parquet, for databases that serve several machines"
+    query.add_argument("image", type=_there, help="image to search for")
+    query.add_argument("--hits", type=_count, default=10, metavar="N", help="number of images to find (10)")
+    text = "write the paths and embeddings of an index as Parquet, for a database of vectors"
     export = _add(steps, "export", text, _search_export, of_images)
-    export.add_argument("file", type=Path, metavar="FILE.parquet", help="the file to write: paths and embeddings")
-    for parsed in (query, export):
-        parsed.add_argument("--folder", type=Path, help="the indexed folder; without it, the one indexed last")
+    export.add_argument("file", type=Path, metavar="FILE.parquet", help="file to write")
+    for step in (query, export):
+        step.add_argument("--folder", type=Path, help="indexed folder to search instead of the one indexed last")
     return parser.parse_args(arguments)
 
 
@@ -137,7 +134,7 @@ def _train(options: argparse.Namespace, config: Config) -> None:
         kept = SiameseNetwork.load(path).info["epoch"]
         print(f"kept epoch {kept} of {len(history)}: validation AUC {history.valid_auc[kept - 1]:.3f}; {path}")
         explains = f"python -m utils report --dataset {config.dataset} A.jpg B.jpg"
-        print(f"next: 03_Evaluate.ipynb scores it, {explains} shows why images are alike")
+        print(f"next: 03_Evaluate.ipynb scores the network; {explains} shows which regions decide")
 
 
 def _evidence(options: argparse.Namespace, config: Config) -> None:
