@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -56,7 +55,7 @@ def mean_correlations(
     predictions |= {f"ceiling: the same cells, {name}": effect for name, effect in ceilings.items()}
     return pd.DataFrame(
         {
-            removal: {name: float(np.nanmean(correlation(values, effect))) for name, values in predictions.items()}
+            removal: {name: float(correlation(values, effect).nanmean()) for name, values in predictions.items()}
             for removal, effect in effects.items()
         }
     )

@@ -1,14 +1,11 @@
 """Tests whether maps are true of the network: by blurring, deletion and insertion curves, and random weights."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
 from sklearn.metrics import auc
-from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
@@ -60,27 +57,19 @@ def randomisation_check(model: SiameseNetwork, batch1: torch.Tensor, batch2: tor
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before, result = evidence_for_similar(explain(model, batch1, batch2)), {"none": 1.0}
     try:
+        # The head first: in the network's own order, training's seed would give the weights it started from.
         for name, parts in (("head", (model.head,)), ("head and backbone", (model.head, model.backbone))):
-            _randomise(parts)
-            with eval_mode(model):
+            with seeded(0):
+                for module in (module for part in parts for module in part.cpu().modules()):  # the same on all devices
+                    if hasattr(module, "reset_parameters"):
+                        module.reset_parameters()
+            with eval_mode(model.to(batch.device)):
                 for part in parts:  # with the batch statistics of other weights, activations vanish in a deep backbone
                     update_bn([batch], part)
             result[name] = rank_correlation(before, evidence_for_similar(explain(model, batch1, batch2)))
     finally:
         model.load_state_dict(state)
     return result
-
-
-def _randomise(parts: Iterable[nn.Module]) -> None:
-    """Replace weights by random ones, drawn on the CPU, so that they are the same for every device."""
-    with seeded(0):
-        # The head first: in the network's own order, training's seed would give the weights it started from.
-        for part in parts:
-            device = next(part.parameters()).device
-            for module in part.cpu().modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
-            part.to(device)
 
 
 def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
