@@ -1,5 +1,4 @@
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,6 @@ from PIL import Image
 from samples import break_file, config_in, make_files
 from sklearn import metrics
 
-from utils.dataset import load_split
 from utils.evaluate.scores import (
     SplitDistances,
     bootstrap_intervals,
@@ -24,7 +22,6 @@ from utils.evaluate.scores import (
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
 from utils.Siamese import SiameseNetwork
-from utils.system.errors import DataError
 
 
 def test_the_surest_decisions_and_the_worst_mistakes():
@@ -187,43 +184,17 @@ def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(mod
     assert all(np.array_equal(*columns) for columns in zip(measured.pairs, again.pairs))
 
 
-def lost_after_training(tmp_path, lost, **settings):
-    """A test split of two classes of three images, some of which are gone or broken now: what is left of it."""
+def test_images_that_are_lost_after_training_are_left_out_in_a_line(model, tmp_path, capsys):
     files = [f"{label}/{i}.png" for label in "ab" for i in range(3)]
     make_files(tmp_path, files)
-    config = config_in(tmp_path, **settings)
     table = pd.DataFrame({"file": ["x/1.png", *files], "label": list("xaaabbb"), "split": ["train"] + 6 * ["test"]})
-    net = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
-    net.info = {"config": {"seed": 3}}
-    measure_split(net, table, "test", config)
-    for file, break_it in lost.items():
-        break_it(tmp_path / file)
-    return net, measure_split(net, table, "test", config)
-
-
-def test_images_that_are_lost_after_training_are_left_out_in_a_line(tmp_path, capsys):
-    lost = {"a/1.png": Path.unlink, "b/2.png": lambda path: break_file(path, 0.5)}
-    net, measured = lost_after_training(tmp_path, lost)
+    model.info = {"config": {"seed": 3}}
+    measure_split(model, table, "test", config_in(tmp_path))  # so that they are in the cache
+    (tmp_path / "a/1.png").unlink()
+    break_file(tmp_path / "b/2.png", 0.5)
+    measured = measure_split(model, table, "test", config_in(tmp_path))
     assert measured.files == ["a/0.png", "a/2.png", "b/0.png", "b/1.png"] and measured.labels.tolist() == list("aabb")
     assert capsys.readouterr().out == "test: 2 of 6 images gone or unreadable, left out: a/1.png, b/2.png\n"
-    pixels = torch.stack([net.preprocess(Image.open(tmp_path / file)) for file in measured.files])
-    assert torch.allclose(net.normalize(measured.images[range(len(pixels))]), pixels) and len(measured.pairs.label) == 8
-    assert torch.allclose(measured.embeddings, net.embed(pixels), atol=1e-5)
-
-
-def test_many_lost_images_are_still_one_line(tmp_path, capsys):
-    here, gone = ["a/1.png", "a/2.png", "b/1.png"], [f"a/gone{i}.png" for i in range(5)]
-    make_files(tmp_path, here)
-    table = pd.DataFrame({"file": gone + here, "label": ["a"] * 5 + list("aab"), "split": "test"})
-    assert load_split(table, "test", config_in(tmp_path), Frame((16, 16)))[1].file.tolist() == here
-    told = "5 of 8 images gone or unreadable, left out: a/gone0.png, a/gone1.png, a/gone2.png and 2 more\n"
-    assert capsys.readouterr().out.endswith(told)
-
-
-def test_too_many_lost_images_or_any_where_that_is_asked_for_are_an_error(tmp_path):
-    every = {f"b/{i}.png": Path.unlink for i in range(3)}
-    with pytest.raises(DataError, match="too few images for the test split") as caught:
-        lost_after_training(tmp_path, every)
-    assert len(str(caught.value).splitlines()) == 4
-    with pytest.raises(DataError, match="1 of 6 images cannot be read; mend or delete them"):
-        lost_after_training(tmp_path / "other", {"a/0.png": Path.unlink}, on_bad_image="error")
+    pixels = torch.stack([model.preprocess(Image.open(tmp_path / file)) for file in measured.files])
+    assert torch.allclose(model.normalize(measured.images[range(len(pixels))]), pixels)
+    assert torch.allclose(measured.embeddings, model.embed(pixels), atol=1e-5) and len(measured.pairs.label) == 8
