@@ -147,6 +147,7 @@ class SiameseNetwork(nn.Module):
     def around(cls, encoder: nn.Module, image_size: tuple[int, int], **options: Any) -> SiameseNetwork:
         """Make a network of an encoder of one's own: any module, (N, 3, H, W) -> (N, D), whose output, normalised to
         one length, is the embedding. It compares, searches and explains by `occlusion`, and cannot be trained or saved.
+        The encoder stays in eval mode.
 
         Args:
             image_size: (height, width) in pixels of its input.
@@ -154,20 +155,27 @@ class SiameseNetwork(nn.Module):
                 `normalize_embeddings`.
 
         Raises:
-            ModelError: it fails on such images, or its output is not (N, D), or not finite.
+            ModelError: it fails on such images, or changes them, or its output is not float32 (N, D), or not finite.
         """
-        device = next((tensor.device for tensor in encoder.parameters()), torch.device("cpu"))
-        images = torch.rand(2, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
+        images = torch.rand(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
         for count in (2, 1):
             try:
+                device = next((tensor.device for tensor in encoder.parameters()), torch.device("cpu"))
+                given = images[:count].to(device, copy=True)
                 with eval_mode(encoder), torch.no_grad():
-                    z = encoder(images[:count])
-                found = f"shape {tuple(z.shape)}" if z.isfinite().all() else "values that are not finite"
+                    z = encoder(given)
             except Exception as error:
-                raise ModelError(f"encoder: it fails on images {(count, *images.shape[1:])} ({brief(error)})") from None
-            if z.ndim != 2 or len(z) != count or not z.isfinite().all():
-                wanted = f"of a batch of {count} it should make numbers of shape ({count}, D)"
+                what = f"it fails on images {(count, *images.shape[1:])} ({brief(error)})"
+                raise ModelError(f"encoder: {what}; it should be a module of float32 that takes them") from None
+            numbers = isinstance(z, torch.Tensor)
+            fits = numbers and z.ndim == 2 and len(z) == count and z.dtype == torch.float32
+            if not fits or not z.isfinite().all():
+                found = f"shape {tuple(z.shape)} of {z.dtype}" if numbers else f"a {type(z).__name__}"
+                found = "values that are not finite" if fits else found
+                wanted = f"of a batch of {count} it should make float32 numbers of shape ({count}, D)"
                 raise ModelError(f"encoder: {wanted}, but made {found}")
+            if not torch.equal(given.cpu(), images[:count]):
+                raise ModelError("encoder: it changes the images that it is given; begin with images = images.clone()")
         options = {"normalize_embeddings": True, "embedding_dim": None, "image_size": image_size} | options
         return cls(encoder.cpu(), **options).to(device).eval()
 
@@ -252,13 +260,14 @@ class SiameseNetwork(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SiameseNetwork:
-        """Load a network that `save` wrote, in eval mode; what was saved beside it is in `model.info`. The file holds
-        plain tensors and values, and cannot run code.
+        """Load a network that `save` wrote, from its file or the folder of its training, in eval mode; what was saved
+        beside it is in `model.info`. The file holds plain tensors and values, and cannot run code.
 
         Raises:
             ModelError: no such file, or not a checkpoint of this project.
             RuntimeError: this machine has no such device.
         """
+        path = Path(path, "model.pth") if os.path.isdir(path) else path
         if not os.path.isfile(path):  # Path.is_file raises where a name is too long
             raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
         try:

@@ -39,6 +39,21 @@ class Squeezed(nn.Sequential):
         return super().forward(batch).squeeze()
 
 
+class Changing(OwnEncoder):
+    def forward(self, batch):
+        return super().forward(batch.mul_(0.5))
+
+
+class Two(OwnEncoder):
+    def forward(self, batch):
+        return super().forward(batch), batch
+
+
+class Whole(OwnEncoder):
+    def forward(self, batch):
+        return super().forward(batch).long()
+
+
 def network(name):
     torch.manual_seed(0)
     if name == "own":
@@ -132,6 +147,11 @@ def test_a_network_around_an_encoder_normalises_and_is_no_file(tmp_path):
         (Squeezed(OwnEncoder()), r"shape \(1, D\), but made shape \(12,\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), "it fails on images"),
         (nn.Sequential(nn.Flatten(), nn.Threshold(2.0, float("nan"))), "not finite"),
+        (Two(), r"float32 numbers of shape \(2, D\), but made a tuple"),
+        (Whole(), r"float32 numbers of shape \(2, D\), but made shape \(2, 12\) of torch.int64"),
+        (OwnEncoder().half(), "it should be a module of float32"),
+        (lambda images: images, "it should be a module of float32"),
+        (Changing(), r"changes the images that it is given; begin with images = images.clone\(\)"),
     ],
 )
 def test_an_encoder_that_does_not_do_is_a_line(encoder, message):
