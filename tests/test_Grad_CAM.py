@@ -223,6 +223,8 @@ def test_another_precision_gives_the_same_or_a_line(model, method):
     assert all(torch.equal(e.raw, expected.raw) and e.factual.dtype == torch.float32 for e in found)
     with pytest.raises(ValueError, match="images of torch.uint8; prepare them by model.preprocess"):
         explain(model, one.byte(), two.byte(), method)
+    with pytest.raises(ValueError, match="images hold NaN or infinity; prepare them by model.preprocess"):
+        explain(model, one, two / 0, method)
     model.backbone.to(dtype)
     with pytest.raises(ModelError, match=f"^explain: the network is in {dtype}; use model.float()"):
         explain(model, one, two, method)

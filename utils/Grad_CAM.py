@@ -83,6 +83,8 @@ def explain_pairs(
         raise ModelError(f"explain: the network is in {other.pop()}; use model.float()")
     if not batch.is_floating_point():
         raise ValueError(f"images of {batch.dtype}; prepare them by model.preprocess or model.normalize")
+    if not batch.isfinite().all():
+        raise ValueError("images hold NaN or infinity; prepare them by model.preprocess, or leave these out")
     used, first, second = used_images(first, second)
     batch, size = batch[used].to(model.mean), tuple(batch.shape[2:])
     with torch.autocast(batch.device.type, enabled=False):  # the caller's would round the effects of regions
