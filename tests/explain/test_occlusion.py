@@ -55,6 +55,17 @@ def test_effects_equal_a_loop_that_covers_and_runs_the_whole_network_for_one_pai
                 assert float(measured[image, r]) == pytest.approx(float(without - whole), abs=2e-4)
 
 
+def test_images_of_another_size_than_the_networks_are_measured(model, batch):
+    images = batch[:1, :, :-3, :-5]  # no multiple of its strides
+    effects, region = region_effects(model, images), 40
+    top, bottom, left, right = effects.regions[0, region]
+    changed = images.clone()
+    changed[..., top:bottom, left:right] = blur(images)[..., top:bottom, left:right]
+    with torch.no_grad():
+        expected = (model.embed(images) - model.embed(changed))[0]
+    assert torch.allclose(effects.delta[0, region], expected, atol=1e-5) and expected.abs().max() > 1e-4
+
+
 def test_in_bfloat16_it_is_nearly_the_same(model, batch, monkeypatch):
     exact = region_effects(model, batch[:1]).maps([0], [0])
     monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: True)

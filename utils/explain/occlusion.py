@@ -136,7 +136,8 @@ def occlude(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Embed preprocessed images (N, 3, H, W) -> z(x), (N, D), and with one region (R, 4) after the other replaced by
     that of other images, each of `fills` (N, 3, H, W) -> the effects z(x) - z(x with R replaced), (N, R, D)."""
-    stages, deltas = local_stages(model), [[] for _ in fills]
+    same = tuple(batch.shape[2:]) == model.image_size  # stages are found for this size
+    stages, deltas = local_stages(model) if same else [], [[] for _ in fills]
     total = len(batch) * len(fills) * len(regions)
     with eval_mode(model), tqdm(total=total, desc="Occluding regions", delay=2, disable=not verbose) as bar:
         for k, image in enumerate(batch):
