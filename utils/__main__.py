@@ -54,7 +54,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     page = _add(commands, "report", text, _report, of_images)
     page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
     page.add_argument("--checkpoint", type=_there, metavar="FILE", help="network to use instead of the trained one")
-    page.add_argument("--output", type=Path, metavar="FILE", help="page to write instead of one in outputs/NAME/")
+    text = "page to write, NAME.html, or a folder for it, instead of one in outputs/NAME/"
+    page.add_argument("--output", type=Path, metavar="FILE", help=text)
 
     text = "index a folder of images; find the images nearest to one image, and explain them"
     steps = _add(commands, "search", text).add_subparsers(required=True, metavar="STEP", title="steps")

@@ -131,6 +131,19 @@ def test_unreadable_images_are_named_and_left_out_and_a_pair_has_its_folder(trai
     assert [line.split(":")[0] for line in held["missing"]] == ["00.jpg"]
 
 
+def test_a_page_is_written_into_a_folder_and_replaces_no_image(trained, capsys):
+    paths = [str(path) for path in photographs(trained, 2)]
+    Path("Mine").mkdir()
+    os.rename("model.pth", "Mine/model.pth")
+    command = ["report", *paths, "--checkpoint", "Mine", "--output"]
+    command_line.main([*command, "pages"])
+    assert Path("pages/report.html").is_file()
+    image = Path(paths[0]).read_bytes()
+    with pytest.raises(SystemExit):
+        command_line.main([*command, paths[0]])
+    assert "cannot be written" in capsys.readouterr().err and Path(paths[0]).read_bytes() == image
+
+
 def test_a_folder_of_class_folders_is_compared_with_the_classes_in_the_names(trained):
     for image, file in zip(photographs(trained, 3), ("data/tulip/1.jpg", "data/rose/1.jpg", "data/.hidden/2.jpg")):
         (trained / file).parent.mkdir(parents=True, exist_ok=True)

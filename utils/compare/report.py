@@ -39,7 +39,7 @@ def write_report(
     config: Config, paths: Sequence[Path], checkpoint: Path | None = None, output: Path | None = None
 ) -> tuple[Path, str, list[str]]:
     """Compare images, and those in folders and their sub-folders, by `network_for` them or by that of a checkpoint, and
-    write the page to a file, to a folder, or, for `None`, beside notebook 02's figures.
+    write the page to a file that ends in .html, to a folder, or, for `None`, beside notebook 02's figures.
 
     Returns:
         The file; a sentence that names the network; and a line for each image that cannot be read and is left out.
@@ -59,7 +59,7 @@ def write_report(
     compared = Comparison(model, paths, skip_unreadable=True)
     pair = len(compared.paths) == 2
     folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"
-    if output is None or os.path.isdir(output):
+    if output is None or output.suffix.lower() not in (".html", ".htm"):  # no page replaces an image
         output = (output or folder) / "report.html"
     write_whole(output, page(compared, note))
     return output, note, [*problems, *compared.unreadable.values()]
