@@ -32,7 +32,7 @@ def test_before_training_the_shipped_network_stands_in_and_says_so(tmp_path):
     config = config_of(tmp_path, threshold=0.3)
     model, note = load_trained(config)
     assert config.trained_path == SHIPPED / "Synthetic" and model.threshold == 0.3
-    assert note.startswith("Synthetic: trained on checks, dots") and "not trained yet" in note
+    assert note.startswith("Synthetic: trained on checks, dots") and "not trained yet" in note and "match" not in note
     assert not (tmp_path / "Synthetic").exists()  # no scenes are drawn
 
 
@@ -99,7 +99,7 @@ def test_the_network_says_how_many_false_matches_there_are_and_how_surely(tmp_pa
     info = {"classes": ["a", "b"], "config": {}, "calibrated_threshold": 0.5} | kept
     build_model(config).save(config.checkpoints_path / "model.pth", **info)
     model, note = load_trained(config)
-    assert note == f"Synthetic: trained on a, b; {about_threshold(model)}"
+    assert note == f"Synthetic: trained on a, b{about_threshold(config, model)}"
     # A naive loop over images, drawn as often as the multinomial says, and all their pairs.
     rates, used = [], set(np.linspace(0, 29, most).round())
     for drawn in np.random.default_rng(0).multinomial(30, [1 / 30] * 30, 40):
@@ -107,7 +107,7 @@ def test_the_network_says_how_many_false_matches_there_are_and_how_surely(tmp_pa
         pairs = [(i, j) for n, i in enumerate(images) for j in images[:n] if labels[i] != labels[j]]
         rates.append(np.mean([np.linalg.norm(z[i] - z[j]) / 2 < model.threshold for i, j in pairs]))
     said = found.format(*np.percentile(rates, [2.5, 97.5])) + " validation pairs of two classes match falsely"
-    assert about_threshold(model, resamples=40) == f"above a similarity of {1 - model.threshold:.3f}, {said}"
+    assert about_threshold(config, model, resamples=40) == f"; above a similarity of {1 - model.threshold:.3f}, {said}"
 
 
 def test_an_image_far_from_all_validation_images_is_a_stranger(tmp_path):

@@ -56,8 +56,7 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
         raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
     model.threshold = threshold_for(config, model.info, model.margin)
     note = f"{config.dataset}: trained on {first_names(model.info['classes'], MOST_CLASSES)}"
-    if isinstance(config.threshold, FalseMatches):
-        note += f"; {about_threshold(model)}"
+    note += about_threshold(config, model)
     if config.trained_path != config.checkpoints_path:
         note += ". You have not trained yet: this network comes with the project"
     return model, note
@@ -88,9 +87,11 @@ def threshold_for(config: Config, info: dict[str, Any], margin: float) -> float:
     return min(float(other[int(config.threshold.false_matches * len(other))] / margin), 1.0)
 
 
-def about_threshold(model: SiameseNetwork, resamples: int = 1000) -> str:
-    """Tell in a part of a sentence how many false matches a network's threshold lets through in validation, with the
-    95 % interval from resampling the images."""
+def about_threshold(config: Config, model: SiameseNetwork, resamples: int = 1000) -> str:
+    """Tell in a part of a sentence how many false matches the network's threshold lets through in validation, with the
+    95 % interval from resampling the images; nothing, where the configured threshold is a number."""
+    if not isinstance(config.threshold, FalseMatches):
+        return ""
     labels = model.info["valid_labels"].cpu().numpy()
     distance, label, ends = every_pair(model.info["valid_embeddings"], labels)
     false = (distance / model.margin < model.threshold) & (label == 1)
@@ -101,7 +102,7 @@ def about_threshold(model: SiameseNetwork, resamples: int = 1000) -> str:
         rates.append(drawn[one] @ drawn[two] / max(1, (sizes.sum() ** 2 - sizes @ sizes) / 2))
     low, high = np.quantile(rates, [0.025, 0.975])
     return (
-        f"above a similarity of {1 - model.threshold:.3f}, {false.sum() / label.sum():.4f} ({low:.4f}-{high:.4f}) of "
+        f"; above a similarity of {1 - model.threshold:.3f}, {false.sum() / label.sum():.4f} ({low:.4f}-{high:.4f}) of "
         f"{label.sum():,} validation pairs of two classes match falsely"
     )
 

@@ -22,7 +22,7 @@ from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, W
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
 from utils.images.folder import first_names, images_below
 from utils.images.reading import shrink
-from utils.models import MOST_CLASSES, network_for, threshold_for
+from utils.models import MOST_CLASSES, about_threshold, network_for, threshold_for
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
 from utils.system.files import counted, write_whole
@@ -54,7 +54,7 @@ def write_report(
         model = SiameseNetwork.load(checkpoint, choose_device(config))
         model.threshold = threshold_for(config, model.info, model.margin)
         classes = first_names(model.info.get("classes", ["images that its file does not name"]), MOST_CLASSES)
-        note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {classes}"
+        note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {classes}{about_threshold(config, model)}"
     note += f"; similar above a similarity of {1 - model.threshold:.3g}"
     compared = Comparison(model, paths, skip_unreadable=True)
     pair = len(compared.paths) == 2
