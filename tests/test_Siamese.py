@@ -281,6 +281,7 @@ def test_a_malicious_checkpoint_cannot_run_code(dump, tmp_path):
         ({"architecture": {"image_size": (10**9, 10**9)}}, "model.pth"),  # more than any memory
         ({"state_dict": {"head.0.weight": torch.zeros(3)}}, "state_dict"),
         ({"state_dict": None}, "items"),
+        ({"state_dict": {"head.0.weight": torch.full((256, 64), torch.nan)}}, "(NaN or infinity in its weights)"),
         ({"info": [1]}, "model.pth"),
     ],
     ids=str,

@@ -275,6 +275,8 @@ class SiameseNetwork(nn.Module):
             model, state = cls(**checkpoint["architecture"]), checkpoint["state_dict"]
             model.load_state_dict({name: tensor for name, tensor in state.items() if name not in FORMER_TENSORS})
             model.info = dict(checkpoint["info"])
+            if not all(tensor.isfinite().all() for tensor in state.values()):
+                raise ValueError("NaN or infinity in its weights")
         except Exception as error:
             # Torch's own words advise to switch its protection off.
             reason = "no file of plain tensors" if "weights_only" in str(error) else brief(error)
