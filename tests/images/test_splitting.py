@@ -1,4 +1,5 @@
 import time
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -155,6 +156,9 @@ def test_classes_are_drawn_from_every_size():
     for step, name in enumerate(drawn):  # 39 classes with pairs, by size: one from each run of 3.9
         assert abs(sizes[name] - 2 - 3.9 * (step + 0.5)) <= 0.5 * 3.9 + 1
     alike = pd.Series(np.repeat([f"c{i:02d}" for i in range(20)], 2))
+    for share, seed in product((0.4, 0.6, 0.9), range(20)):  # parts of no whole number of classes
+        drawn = draw_classes(labels, share, seed)
+        assert len(set(drawn)) == len(drawn) == round(40 * share)
     times = pd.Series([name for seed in range(400) for name in draw_classes(alike, 0.25, seed)]).value_counts()
     assert times.sum() == 400 * 5 and chisquare(times.reindex(alike.unique(), fill_value=0)).pvalue > 0.01
 

@@ -76,13 +76,15 @@ def _improvement(size: Counter, missing: Counter) -> int:
 
 
 def draw_classes(labels: pd.Series, share: float, seed: int) -> list[str]:
-    """Draw a share of the classes of `labels` (N,), rounded, from those with two images or more: at even steps through
-    them by size, from a random start, so that small and large ones are drawn alike (systematic sampling)."""
+    """Draw a share of the classes of `labels` (N,), rounded, from those with two images or more: one from each of
+    equal parts of them by size, so that small and large ones are drawn alike (stratified sampling)."""
     rng = np.random.default_rng(seed)
     counts = labels.value_counts().sort_index()
     by_size = counts[counts > 1].sample(frac=1, random_state=rng).sort_values(kind="stable").index
     number = min(round(share * len(counts)), len(by_size))
-    return sorted(by_size[int((rng.random() + step) * len(by_size) / number)] for step in range(number))
+    steps = np.arange(number)
+    drawn = ((rng.random(number) + steps) * len(by_size) / number).astype(int)
+    return sorted(by_size[np.maximum.accumulate(drawn - steps) + steps])  # where two are the same, the next one
 
 
 def on_own_side(labels: pd.Series, side: pd.Series, groups: np.ndarray) -> np.ndarray:
