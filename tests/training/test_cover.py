@@ -69,6 +69,7 @@ def test_a_folder_of_masks(config, tmp_path):
         ("1,a/1.png,3,3,5,10", "a/1.png: 3, 3, 5, 10 .* is empty"),
         ("1,a/1.png,0,3,5,4", "a/1.png: 0, 3, 5, 4"),
         ("1,a/1.png,x,3,5,10", "needs the columns file, top"),
+        ("1,a/1.png,0,99999999999999999999,5,10", "needs the columns file, top"),
         ("1,b/3.png,0,3,5,10", "holds no region of a training image"),
         ("1,a/1.png,0,3,5,10,False\n2,a/2.png,0,3,5,10,False", "has no suspect"),
     ],
@@ -77,6 +78,12 @@ def test_a_wrong_file_is_a_line(config, tmp_path, line, problem):
     header = "group,file,top,bottom,left,right" + ",suspect" * line.endswith("False")
     (tmp_path / "c.csv").write_text(f"{header}\n{line}\n")
     with pytest.raises(DataError, match=f"image.cover: .*{problem}"):
+        marked(config, tmp_path / "c.csv")
+
+
+def test_suspects_without_groups_are_a_line(config, tmp_path):
+    (tmp_path / "c.csv").write_text("file,top,bottom,left,right,suspect\na/1.png,0,3,5,10,True\n")
+    with pytest.raises(DataError, match="needs the columns .* \\('group'\\)"):
         marked(config, tmp_path / "c.csv")
 
 

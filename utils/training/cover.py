@@ -65,8 +65,8 @@ def read_regions(path: object) -> pd.DataFrame:
     """Read a CSV of `evidence`: the regions of suspects, or of its only group."""
     try:
         regions = pd.read_csv(path, dtype={"file": str}, keep_default_na=False).astype(dict.fromkeys(BOX, int))
-        several = len(regions["file"]) and "suspect" in regions and regions.group.nunique() > 1
-    except (ValueError, KeyError, OSError) as error:
+        several = len(regions["file"]) and "suspect" in regions and regions["group"].nunique() > 1
+    except (ValueError, KeyError, OSError, OverflowError) as error:
         raise DataError(f"image.cover: {path}: needs the columns file, {', '.join(BOX)} ({error})") from None
     regions = regions[regions.suspect.astype(str) == "True"] if several else regions
     if regions.empty:
