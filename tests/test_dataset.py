@@ -126,6 +126,12 @@ def test_advice_for_small_classes_leads_somewhere(tmp_path, count, advice):
         prepare_split(config.model_copy(update={"test_size": 0.4, "valid_size": 0.4}))
 
 
+def test_classes_of_one_image_get_no_advice_that_needs_pairs(tmp_path):
+    make_files(tmp_path, files_of(**{f"c{i}": 1 for i in range(20)}))
+    with pytest.raises(DataError, match="; add images, or put whole classes into folders"):
+        prepare_split(config_for(tmp_path))
+
+
 # ----------------------------------------------------------------------------- classes that are held out
 
 
@@ -403,6 +409,14 @@ def test_read_split_returns_what_was_written_as_text(tmp_path):
 def test_read_split_tells_what_to_run_first(tmp_path):
     with pytest.raises(DataError, match="split.csv: not there yet; run 01_Train_Siamese_model.ipynb"):
         read_split(tmp_path / "split.csv")
+
+
+@pytest.mark.parametrize("content", [b"file;label;split\na/1.png;a;test\n", b"", b"\xff\xfef\0", b"a\nb,c\n\n1,2,3"])
+def test_a_split_that_was_changed_is_named(tmp_path, content):
+    (tmp_path / "split.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"split.csv: no table of file, label and split \(.*\); bring back") as caught:
+        read_split(tmp_path / "split.csv")
+    assert "\n" not in str(caught.value)
 
 
 def test_other_images_are_not_mixed_with_the_built_in_scenes(tmp_path):

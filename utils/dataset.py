@@ -217,7 +217,7 @@ def _advice(table: pd.DataFrame, groups: np.ndarray, config: Config) -> str:
     if (largest := np.bincount(groups).max()) > 1:
         together = f"{largest} of {len(table)} images belong together, as near duplicates or by group_pattern"
         return f" ({together}); add images that differ"
-    if table.label.nunique() < 8:  # two for each of four splits
+    if (table.label.value_counts() > 1).sum() < 8:  # two for each of four splits
         return "; add images, or put whole classes into folders for each split, train/, valid/ and test/"
     return "; set unseen_classes: 0.25, which divides the set by whole classes, or add images"
 
@@ -245,4 +245,8 @@ def read_split(path: Path) -> pd.DataFrame:
     """Read the `split.csv` of a training: a table `file`, `label`, `split`."""
     if not path.is_file():
         raise DataError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)[["file", "label", "split"]]
+    except (ValueError, KeyError) as error:
+        what = f"no table of file, label and split ({' '.join(str(error).split())})"
+        raise DataError(f"{path}: {what}; bring back the file that training wrote, or train again") from None
