@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def test_a_mistake_is_one_line_and_an_exit_code(tmp_path, monkeypatch, capsys, c
         command_line.main(command.split())
     (line,) = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2 and re.search(words, line)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end in another way there")
+def test_a_reader_that_has_enough_is_no_error(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+    monkeypatch.setattr(command_line, "_download", lambda *_: print("a line"))
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["download", "Flowers"])
+    assert caught.value.code == 141
+    sys.stdout.close()
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_unprintable()
     try:
         options.run(options, load_config(options.config, options.dataset) if "config" in options else None)
+        print(end="", flush=True)
+    except BrokenPipeError:  # its reader has enough, as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as shells count it
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
