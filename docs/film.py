@@ -8,34 +8,35 @@ from PIL import Image, ImageDraw
 
 from tests.browser import Browser
 
-SIZE = (1000, 760)  # of the window, in pixels
+SIZE = (1000, 740)  # of the window, in pixels
 ARROW = ((0, 0), (0, 22), (5, 17), (9, 26), (13, 24), (9, 16), (16, 16))  # the pointer, which Chromium does not draw
-# What is done: the image (1, 2, or 0 for nothing), where in it (shares across and down), a click or none, and how long
-# the picture then stands, in milliseconds.
+MATCHED = "#pair figure:nth-child(1) .matched"  # the region of image 1 that matches best, outlined at first
+STAGE = "#pair figure:nth-child({}) .stage"
+# What is pointed at, where in it (shares across and down), whether it is clicked, and for how many milliseconds the
+# picture then stands.
 STEPS = [
-    (0, 0.0, 0.0, False, 1500),
-    (1, 0.55, 0.45, False, 1800),
-    (1, 0.75, 0.75, False, 1800),
-    (1, 0.75, 0.75, True, 2200),
-    (2, 0.5, 0.4, False, 1800),
-    (2, 0.5, 0.4, True, 2500),
+    (None, 0.0, 0.0, False, 2000),
+    (MATCHED, 0.5, 0.5, False, 1500),
+    (MATCHED, 0.5, 0.5, True, 2000),
+    (STAGE.format(1), 0.75, 0.45, False, 1500),
+    (STAGE.format(1), 0.75, 0.45, True, 2000),
+    (STAGE.format(2), 0.5, 0.45, False, 2000),
 ]
 
 
 def film(page: Path, path: Path) -> None:
-    """Film `STEPS` on a page of one pair; `path` is an animated WebP."""
-    frames, lasting = [], []
+    """Film `STEPS` on a page of one pair, as an animated WebP."""
+    frames = []
     with Browser() as browser:
+        browser.send("Emulation.setScrollbarsHidden", hidden=True)
         browser.open(page, *SIZE)
-        for image, across, down, click, wait in STEPS:
-            at = None
-            if image:
-                selector = f"#pair figure:nth-child({image}) .stage"
-                at = browser.place(selector, across, down)
+        for selector, across, down, click, _ in STEPS:
+            at = browser.place(selector, across, down) if selector else None
+            if selector:
                 browser.mouse(selector, across, down, click)
             frames.append(screenshot(browser, at))
-            lasting.append(wait)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=lasting, loop=0, quality=80, method=6)
+    lasting = [milliseconds for *_, milliseconds in STEPS]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=lasting, loop=0, quality=85, method=6)
 
 
 def screenshot(browser: Browser, at: dict | None) -> Image.Image:

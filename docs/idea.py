@@ -18,10 +18,17 @@ LARGE = WINDOWS[0].per_side ** 2  # windows of the first size
 Area = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
-def shown_regions(effect: torch.Tensor) -> list[int]:
-    """Of the large windows, those with the smallest effect, with the largest, and with the one nearest to 0."""
-    effect = effect[:LARGE]
-    return [int(effect.argmin()), int(effect.argmax()), int(effect.abs().argmin())]
+def shown_regions(effect: torch.Tensor, regions: torch.Tensor) -> list[int]:
+    """Of the large windows, without overlap: that with the smallest effect (R,), with the largest, and with the one
+    nearest to 0; `regions` (R, 4) are their top, bottom, left and right."""
+    free, chosen = torch.arange(LARGE), []
+    for score in (effect, -effect, -effect.abs()):
+        k = int(free[score[free].argmax()])
+        first, last = regions[free][:, ::2], regions[free][:, 1::2]
+        free = free[((first >= regions[k, 1::2]) | (last <= regions[k, ::2])).any(1)]
+        chosen.append(k)
+    largest, smallest, hardly = chosen
+    return [smallest, largest, hardly]
 
 
 def triangle(distance: float, to_partner: float, moved: float, up: bool) -> tuple[float, float]:
@@ -34,7 +41,7 @@ def triangle(distance: float, to_partner: float, moved: float, up: bool) -> tupl
 def show_idea(compared: Comparison) -> Figure:
     """Draw what blurring three regions of the first image does to its distance from the second."""
     effects, image = compared.effects_of(0, 1), compared.images[0]
-    chosen = shown_regions(effects.on_pairs([0], [1])[0, 0])
+    chosen = shown_regions(effects.on_pairs([0], [1])[0, 0], effects.regions[0])
     scale = np.array([image.width, image.height] * 2) / np.array(compared.model.image_size[::-1] * 2)
     areas = [tuple(map(round, effects.regions[0, k, [2, 0, 3, 1]].numpy() * scale)) for k in chosen]
     figure = plt.figure(figsize=(10, 3.4), layout="constrained")
@@ -64,19 +71,20 @@ def _draw_embeddings(axis: Axes, effects: RegionEffects, chosen: list[int], part
     z, other = effects.embeddings
     distance, moved = float((z - other).norm()), effects.delta[0, chosen].norm(dim=1).tolist()
     side = 1.25 * max(moved)
-    axis.set_title("3  The embedding moves, and the distance changes", fontsize=10)
+    axis.set_title("3  Embedding and distance change", fontsize=10)
     axis.add_patch(Circle((0, 0), distance, fill=False, linestyle=":", color="grey"))
     axis.plot(distance, 0, "o", color="black", zorder=3)
-    for place, (k, length, (letter, colour)) in enumerate(zip(chosen, moved, COLOURS.items())):
+    for k, length, (letter, colour) in zip(chosen, moved, COLOURS.items()):
         to_partner = float((z - effects.delta[0, k] - other).norm())
-        x, y = triangle(distance, to_partner, length, up=place == 0)
+        x, y = triangle(distance, to_partner, length, up=letter != "B")
         arrow = {"arrowstyle": "-|>", "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0}
         axis.annotate("", (x, y), (distance, 0), arrowprops=arrow)
-        above, inward = y > 0, letter == "C"  # hardly moved: its text stands beside the point
-        where = {"xytext": (-9, -4) if inward else (0, 6 if above else -6), "textcoords": "offset points"}
-        where |= {"ha": "right" if inward else "center", "va": "bottom" if above else "top"}
+        above, aside = y > 0, letter == "C"
+        where = {"xytext": (9, 0) if aside else (0, 6 if above else -6), "textcoords": "offset points"}
+        where |= {"ha": "left", "va": "center"} if aside else {"ha": "center", "va": "bottom" if above else "top"}
         axis.annotate(f"{letter} blurred: {to_partner:.2f}", (x, y), color=colour, fontsize=9, **where)
-    axis.annotate(f"as it is: {distance:.2f}", (distance, 0), (8, 8), textcoords="offset points", fontsize=9)
+    where = {"xytext": (-9, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+    axis.annotate(f"as it is: {distance:.2f}", (distance, 0), fontsize=9, **where)
     axis.set(xlim=(distance - side, distance + side), ylim=(-side, side), xticks=[], yticks=[], aspect="equal")
     axis.set_xlabel("closer to the other image  ←      →  further away", fontsize=9)
     height = 0.24 * partner.height / partner.width

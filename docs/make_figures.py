@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import ImageOps
 
 from docs.film import film
 from docs.idea import show_idea
@@ -34,7 +35,7 @@ from utils.training import train
 DOCS = Path(__file__).parent
 CROPS = 24  # of each class, for the network of photographs
 STICKERS = {"first": 0.9, "second": 0.03}  # share of each class's images with a sticker
-HITS = 4  # of a search, that are shown
+HITS, SHOWN = 4, 8  # of a search; regions of a group
 # A notebook's cell, whose stored figure stands for it, and the file that shows it.
 THUMBNAILS = {
     "notebook_01.png": ("01_Train_Siamese_model.ipynb", "01-19"),
@@ -113,8 +114,9 @@ def evidence(folder: Path) -> None:
     reliance = measure_reliance(model, batch, rows.label, config.seed)
     regions = original_regions(config, model, reliance, rows.file)
     shown = reliance.table.head(3)
-    print(reliance.table.T.to_string())
-    save(show_groups([[crop for _, crop in crops_of(config, regions, k)] for k in shown.index], shown), "evidence.jpg")
+    print(*shown.finding, sep="\n")
+    parts = [[ImageOps.fit(part, (96, 96)) for _, part in crops_of(config, regions, k)[:SHOWN]] for k in shown.index]
+    save(show_groups(parts, shown), "evidence.jpg")
 
 
 def page(folder: Path) -> None:

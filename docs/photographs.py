@@ -46,7 +46,7 @@ def photograph(part: Part) -> Image.Image:
     """A part of a photograph that comes with scikit-learn (`.jpg`), Alibi (`_cat`) or scikit-image."""
     if part.photograph.endswith("_cat"):
         # Alibi itself is not imported: it needs much that is not needed here.
-        (folder,) = importlib.util.find_spec("alibi").submodule_search_locations
+        folder = importlib.util.find_spec("alibi").submodule_search_locations[0]
         with tarfile.open(Path(folder) / "data" / "cats.tar.gz") as archive:
             name = next(name for name in archive.getnames() if part.photograph in name)
             return Image.open(archive.extractfile(name)).convert("RGB").crop(part.area)

@@ -155,11 +155,12 @@ def test_a_drawn_embedding_keeps_both_distances():
             assert np.linalg.norm(after - before) == pytest.approx(moved)
 
 
-def test_the_drawn_regions_move_the_distance_down_up_and_hardly():
-    effect = torch.zeros(100).index_put((torch.arange(36),), torch.linspace(-1, 2, 36)[torch.randperm(36)])
-    effect[99] = -9  # a small window
-    down, up, hardly = shown_regions(effect)
-    assert effect[[down, up]].tolist() == [-1, 2] and abs(effect[hardly]) < 0.05 and max(down, up, hardly) < 36
+def test_the_drawn_regions_move_the_distance_down_up_and_hardly_without_overlap():
+    top, left = (at.flatten() for at in torch.meshgrid(*[torch.arange(0, 60, 10)] * 2, indexing="ij"))
+    regions = torch.stack([top, top + 20, left, left + 20], 1)  # a region overlaps its neighbours
+    effect = torch.linspace(1, 2, 36)
+    effect[[14, 15, 0, 5]] = torch.tensor([9.0, -9, -1, 0.5])  # 15 is beside 14
+    assert shown_regions(torch.cat([effect, torch.tensor([-99.0])]), regions) == [0, 14, 5]
 
 
 def test_every_figure_is_shown():
