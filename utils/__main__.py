@@ -29,17 +29,14 @@ def fail(message: str) -> NoReturn:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    about = "Explainable image similarity from the command line."
-    parser = Parser(prog="python -m utils", description=about, epilog=EPILOG)
+    parser = Parser(prog="python -m utils", description="Explainable image similarity.", epilog=EPILOG)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     of_dataset, of_images = Parser(add_help=False), Parser(add_help=False)  # what several commands take
     text = "dataset to use instead of the one that the configuration names"
     of_dataset.add_argument("dataset", nargs="?", metavar="name", help=text)
     of_images.add_argument("--dataset", metavar="NAME", help=text.replace("dataset", "dataset whose network", 1))
     for common in (of_dataset, of_images):
-        common.add_argument(
-            "--config", default="config.yml", metavar="FILE", help="configuration to use instead of config.yml"
-        )
+        common.add_argument("--config", default="config.yml", metavar="FILE", help="file to use instead of config.yml")
 
     download = _add(commands, "download", "download one of the paper's image sets into Data/", _download)
     download.add_argument("name", help="AirBnB, Flowers or Skin_cancer; a set that is there already stays")
@@ -50,26 +47,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ("export", _export, "write a trained network as ONNX, for programs without PyTorch, to outputs/NAME/"),
     ):
         _add(commands, name, text, run, of_dataset)
-    text = "compare images, and write a page that shows which regions decide, to open in a browser"
+    text = "compare images, and write a page for a browser that shows which regions decide"
     page = _add(commands, "report", text, _report, of_images)
     page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
     page.add_argument("--checkpoint", type=_there, metavar="FILE", help="network to use instead of the trained one")
-    text = "page to write, NAME.html, or a folder for it, instead of one in outputs/NAME/"
-    page.add_argument("--output", type=Path, metavar="FILE", help=text)
+    page.add_argument("--output", type=Path, metavar="FILE", help="page (.html) or folder to write into")
 
     text = "index a folder of images; find the images nearest to one image, and explain them"
     steps = _add(commands, "search", text).add_subparsers(required=True, metavar="STEP", title="steps")
-    text = "write the index of a folder and its sub-folders, or update it; if stopped, run it again and it goes on"
-    build = _add(steps, "build", text, _search_build, of_images)
-    build.add_argument("folder", type=_there, help="folder of images")
-    text = "also measure the effects of regions now, in some 100 passes through the network for each image; "
-    text += "without it, a query measures them for the images that it finds"
+    build = _add(steps, "build", "write or update the index of a folder of images", _search_build, of_images)
+    build.add_argument("folder", type=_there, help="folder, with its sub-folders; if stopped, run again: it continues")
+    text = "measure all effects of regions now, in 100 passes for each image, not when a query finds the image"
     build.add_argument("--explain", action="store_true", help=text)
     text = "find the images nearest to an image, and draw which regions decide, to outputs/NAME/search/"
     query = _add(steps, "query", text, _search_query, of_images)
     query.add_argument("image", type=_there, help="image to search for")
     query.add_argument("--hits", type=_count, default=10, metavar="N", help="number of images to find (10)")
-    text = "write the paths and embeddings of an index as Parquet, for a database of vectors"
+    text = "write paths and embeddings of an index as Parquet, for a database of vectors"
     export = _add(steps, "export", text, _search_export, of_images)
     export.add_argument("file", type=Path, metavar="FILE.parquet", help="file to write")
     for step in (query, export):
