@@ -77,8 +77,11 @@ class Browser:
         if kind == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "data:", "about:")):
             self.problems.append(told["request"]["url"])
 
-    def open(self, path, width=1200, height=900):
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+    def open(self, path, width=1280, height=900, phone=False, dark=False):
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Page.navigate", url="about:blank")  # the same page again, with another #, would not load again
         file, _, mark = str(path).partition("#")
         self.send("Page.navigate", url=Path(file).resolve().as_uri() + (f"#{mark}" if mark else ""))
@@ -101,6 +104,9 @@ class Browser:
 
     def text(self, selector):
         return self.ask(f"document.querySelector({selector!r}).textContent")
+
+    def count(self, selector):
+        return self.ask(f"document.querySelectorAll({selector!r}).length")
 
     def place(self, selector, across, down):
         """A place of an element, in shares of its sides, where it is on the screen."""

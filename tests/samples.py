@@ -4,9 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from utils.images.reading import SUFFIXES as READ_SUFFIXES
+from utils.Siamese import SiameseNetwork
 from utils.system.settings import Config
 
 
@@ -69,3 +72,21 @@ def near_duplicates_in(folder):
     for index, name in enumerate(["a/x_0_a", "a/x_7_a", "a/x_13_a"]):
         picture.resize((64 << index, 48 << index), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
     (folder / "b/x_5_b.png").write_bytes((folder / "a/x_5_a.png").read_bytes())
+
+
+def photographs(folder, count, size=(120, 90)):
+    """Parts of a photograph, each another one."""
+    china, rng = Image.fromarray(load_sample_image("china.jpg")), generator()
+    paths = [folder / f"{i:02}.jpg" for i in range(count)]
+    for path in paths:
+        left, top = (int(rng.integers(0, side - part)) for side, part in zip(china.size, size))
+        china.crop((left, top, left + size[0], top + size[1])).save(path)
+    return paths
+
+
+def small_network(fit="stretch"):
+    """Untrained, for photographs of 32 x 48 pixels, some of which it calls similar."""
+    torch.manual_seed(0)
+    network = SiameseNetwork("Conv4", embedding_dim=4, image_size=(32, 48), fit=fit).eval()
+    network.margin = 0.02
+    return network

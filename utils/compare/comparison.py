@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +36,15 @@ from utils.system.settings import Config
 
 
 class Comparison:
-    """Images, their embeddings and similarities, and the explanation of any pair of them.
-
-    Args:
-        skip_unreadable: leave out images that cannot be read, as long as two are left.
+    """Images, their embeddings and similarities, and the explanation of any pair of them, by positions.
 
     Attributes:
-        paths: of the images that could be read.
-        unreadable: what is wrong with each of the others, a line, by its path.
+        paths, unreadable: of the images that could be read; and what is wrong with the others, a line by each path.
+            Without `skip_unreadable`, or if fewer than two are left, this is raised as a DataError.
         names: of the files, see `distinct_names`.
         images: the originals at their own aspect ratio, in RGB, shrunk for figures.
         boxes: the part of the network's frame that each image fills.
-        embeddings, similarity: of all images, (N, D), and of all against all, (N, N), 1 on the diagonal; they are
-            computed when first asked for.
-
-    Raises:
-        DataError: images that cannot be read, a line each.
+        embeddings, similarity: of all images, (N, D), and of all against all, (N, N), 1 on the diagonal.
     """
 
     def __init__(self, model: SiameseNetwork, paths: Sequence[Path], skip_unreadable: bool = False) -> None:
@@ -83,26 +77,21 @@ class Comparison:
         return similarity_matrix(self.model, self.embeddings)
 
     def explain(self, first: int, second: int) -> Explanation:
-        """Explain one pair, given by positions; its maps have the network's image size."""
+        """Explain one pair; its maps have the network's image size."""
         return explain_effects(self.model, self.effects_of(first, second), [0], [1], self.model.image_size)
 
     def grad_cam(self, first: int, second: int) -> tuple[dict, float]:
-        """Explain a pair by the paper's Grad-CAM, and measure how well that predicts the effects of regions.
-
-        Returns:
-            What `pair` returns, with this explanation; and the correlation of its maps with the measured effects, the
-            mean of both images, NaN where a map is empty.
-        """
+        """Explain a pair by the paper's Grad-CAM: what `pair` returns, with this explanation; and the correlation of
+        its maps with the measured effects of regions, the mean of both images, NaN where a map is empty."""
         explanation = explain(self.model, self.batch[[first]], self.batch[[second]], "distance")
         effects = self.effects_of(first, second)
         for_similar = explanation.raw[0] * (1 if explanation.is_similar[0] else -1)
         predicted = region_sums(for_similar, effects.regions, self.model.image_size)
-        measured = effects.on_pairs([0], [1])[0]
-        pair = self.pair(first, second) | {"explanation": explanation}
-        return pair, float(correlation(predicted, measured).mean())
+        score = correlation(predicted, effects.on_pairs([0], [1])[0]).mean()
+        return self.pair(first, second) | {"explanation": explanation}, float(score)
 
     def effects_of(self, *images: int) -> RegionEffects:
-        """The effects of regions of images, given by positions; each image is measured once, when first asked for."""
+        """The effects of regions of images; each image is measured once, when first asked for."""
         missing = [i for i in dict.fromkeys(images) if i not in self.effects]
         if missing:
             found = region_effects(self.model, self.batch[missing])
@@ -139,11 +128,8 @@ class Comparison:
 
 
 def explained_pairs(model: SiameseNetwork, paths: Sequence[Path], pairs: Pairs, chosen: Sequence[int]) -> list[dict]:
-    """Explain the chosen ones of many pairs, positions in `paths`; only the images in these are read.
-
-    Returns:
-        Of each pair what `Comparison.pair` returns; an image's name is its class and its file.
-    """
+    """Explain the chosen ones of many pairs, positions in `paths`, as `Comparison.pair` does; only the images in these
+    are read. An image's name is its class and its file."""
     needed, *ends = used_images(pairs.first[chosen], pairs.second[chosen])
     compared = Comparison(model, [paths[i] for i in needed])
     compared.names = [f"{path.parent.name}\n{path.stem}" for path in compared.paths]  # class and file
@@ -182,12 +168,8 @@ def pair_folder(config: Config, path1: Path, path2: Path) -> Path:
 
 
 def images_to_compare(config: Config, folder: str | Path | None = None) -> list[Path]:
-    """List the images of a folder, sub-folders left out: of `compare_path`, or, with fewer than two images there,
-    examples of the test split, where none is given.
-
-    Raises:
-        DataError: the given folder is missing, or has fewer than two images.
-    """
+    """List the images of a folder, sub-folders left out; if none is given, of `compare_path`, or, with fewer than two
+    images there, `example_images`. A given folder with fewer than two images is a DataError."""
     inside = Path(folder or config.compare_path).glob("*")  # of nothing, where there is no folder
     found = sorted(path for path in inside if is_named_as_image(path) and path.is_file())
     if len(found) >= 2:
@@ -205,8 +187,7 @@ def example_images(config: Config) -> list[Path]:
     prepare_folder(config)
     split = config.trained_path / "split.csv"
     if os.path.isfile(split):
-        table = read_split(split)
-        table = table[table.split == "test"].sort_values("label", kind="stable")
+        table = read_split(split).query("split == 'test'").sort_values("label", kind="stable")
     else:
         files = [path.relative_to(config.data_path) for path in sorted(config.data_path.glob("*/*"))]
         files = [file for file in files if is_named_as_image(file)]
@@ -215,16 +196,10 @@ def example_images(config: Config) -> list[Path]:
 
 
 def choose_pair(config: Config, image1: str | Path | None, image2: str | Path | None) -> tuple[Path, Path]:
-    """Choose the two images to explain; if neither is given, two test images of the first class that has two.
-
-    Raises:
-        DataError: only one is given.
-    """
+    """Choose the two images to explain; if neither is given, two test images of the first class that has two."""
     if (image1 is None) != (image2 is None):
         raise DataError("image1 and image2: give both, or neither for an example")
     if image1 is not None:
         return Path(image1), Path(image2)
-    examples = example_images(config)
-    classes = [path.parent for path in examples]
-    start = next((i for i in range(1, len(classes)) if classes[i - 1] == classes[i]), 1)
-    return tuple(examples[start - 1 : start + 1])
+    pairs = list(pairwise(example_images(config)))
+    return next((pair for pair in pairs if pair[0].parent == pair[1].parent), pairs[0])

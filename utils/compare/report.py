@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.cluster.hierarchy import leaves_list, linkage
 
 from utils.compare.comparison import Comparison, names_with_folders, pair_folder
 from utils.explain.occlusion import GRID, WEAKEST_MATCH, WINDOWS, in_few_dimensions, regression
@@ -41,11 +42,8 @@ def write_report(
     """Compare images, and those in folders and their sub-folders, by `network_for` them or by that of a checkpoint, and
     write the page to a file that ends in .html, to a folder, or, for `None`, beside notebook 02's figures.
 
-    Returns:
-        The file; a sentence that names the network; and a line for each image that cannot be read and is left out.
-
-    Raises:
-        DataError: fewer than two images, or more than `MOST`.
+    Returns the file; a sentence that names the network; and a line for each image that cannot be read and is left out.
+    Fewer than two images, or more than `MOST`, are a DataError.
     """
     paths, problems = _images(paths)
     if checkpoint is None:
@@ -55,13 +53,13 @@ def write_report(
         model.threshold = threshold_for(config, model.info, model.margin)
         classes = first_names(model.info.get("classes", ["images that its file does not name"]), MOST_CLASSES)
         note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {classes}{about_threshold(config, model)}"
-    note += f"; similar above a similarity of {1 - model.threshold:.3g}"
     compared = Comparison(model, paths, skip_unreadable=True)
     pair = len(compared.paths) == 2
     folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"
     if output is None or output.suffix.lower() not in (".html", ".htm"):  # no page replaces an image
         output = (output or folder) / "report.html"
     write_whole(output, page(compared, note))
+    note += f"; similar above a similarity of {1 - model.threshold:.3g}"
     return output, note, [*problems, *compared.unreadable.values()]
 
 
@@ -91,25 +89,25 @@ def page(compared: Comparison, network: str = "") -> str:
 
 def _contents(compared: Comparison, network: str) -> dict:
     """The page's data, as plain values; arrays are in base64."""
-    model, positions = compared.model, range(len(compared.paths))
+    model, count = compared.model, len(compared.paths)
     files = [*compared.paths, *compared.unreadable]
     names = dict(zip(files, names_with_folders(files)))
-    effects = in_few_dimensions(compared.effects_of(*positions), DIMENSIONS)
-    side = 640 if len(compared.paths) <= 12 else 400  # pixels, longest side of a picture
+    effects = in_few_dimensions(compared.effects_of(*range(count)), DIMENSIONS)
+    side = 640 if count <= 12 else 400  # pixels, longest side of a picture
     return {
         "network": network,
         "missing": [line.replace(str(path), names[path], 1) for path, line in compared.unreadable.items()],
         "margin": model.margin,
         "threshold": model.threshold,
+        "likeness": leaves_list(linkage(effects.embeddings.cpu(), "average", optimal_ordering=True)).tolist(),
         "size": list(model.image_size),
         "grid": GRID,
         "regression": in_steps(regression(model.image_size).numpy()),
+        "regions": effects.regions[0].tolist(),  # the same in all images
         "perSide": WINDOWS[-1].per_side,
-        "style": {
-            # 256 of each; red, green and blue are a byte each
-            "colours": [packed(scale(range(256), bytes=True)[:, :3], "u1") for scale in (COLORMAP, SIMILARITY)],
-            **{"opacity": OPACITY, "weak": WEAK, "drained": DRAINED, "faint": FAINT},
-        },
+        # 256 of each; red, green and blue are a byte each
+        "colours": [packed(scale(range(256), bytes=True)[:, :3], "u1") for scale in (COLORMAP, SIMILARITY)],
+        "style": {"opacity": OPACITY, "weak": WEAK, "drained": DRAINED, "faint": FAINT},
         "minFactual": MIN_FACTUAL,
         "minCounterfactual": MIN_COUNTERFACTUAL,
         "region": REGION_SHARE,
@@ -120,10 +118,9 @@ def _contents(compared: Comparison, network: str) -> dict:
                 "picture": picture(compared.images[i], side),
                 "box": compared.boxes[i],
                 "embedding": packed(effects.embeddings[i].cpu().numpy(), "<f4"),
-                "regions": packed(effects.regions[i].cpu().numpy(), "<i2"),
                 "delta": in_steps(effects.delta[i].cpu().double().numpy()),
             }
-            for i in positions
+            for i in range(count)
         ],
     }
 

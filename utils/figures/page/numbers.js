@@ -1,16 +1,10 @@
 "use strict";
 
-// What Python measured: per image an embedding z, and for each of its regions R what occluding R does to it, delta.
+// What Python measured: of each image an embedding z, and for each region R what occluding R does to it, delta.
 const data = JSON.parse(document.getElementById("data").textContent);
-const GRID = data.grid;
-
-const $ = (id) => document.getElementById(id);
-function make(tag, values = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), values);
-  node.append(...children);
-  return node;
-}
-const state = { threshold: 1 - data.threshold, shown: 0, pair: null };
+// Regions: top, bottom, left, right of each, in pixels of the network's frame. The last ones, windows in a grid, can be
+// pointed at.
+const { grid: GRID, perSide: PER_SIDE, regions } = data, windows = [...regions.keys()].slice(-(PER_SIDE ** 2));
 
 function bytes(text, Type) {
   return new Type(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
@@ -18,38 +12,41 @@ function bytes(text, Type) {
 
 const inSteps = ({ step, values }) => Float64Array.from(bytes(values, Int16Array), (value) => value * step);
 const regression = inSteps(data.regression); // (GRID * GRID, regions)
-
 const images = data.images.map((one) => ({
-  ...one, // name, picture, and box: top, bottom, left, right of what it fills of the network's frame, in its pixels
+  ...one, // name, picture, and box: top, bottom, left, right of what it fills of the frame
   z: bytes(one.embedding, Float32Array),
   delta: inSteps(one.delta),
-  regions: bytes(one.regions, Int16Array), // top, bottom, left, right of each, likewise
 }));
 
-function dot(a, b, startA = 0, startB = 0, length = b.length) {
+function dot(a, b, startA = 0) {
   let sum = 0;
-  for (let k = 0; k < length; k++) sum += a[startA + k] * b[startB + k];
+  for (let k = 0; k < b.length; k++) sum += a[startA + k] * b[k];
   return sum;
 }
 
 const deltaOf = (image, region) => image.delta.subarray(region * image.z.length, (region + 1) * image.z.length);
-const sidesOf = (image, region) => image.regions.subarray(4 * region, 4 * region + 4); // top, bottom, left, right
-const count = (image) => image.regions.length / 4;
 const subtract = (a, b) => a.map((value, k) => value - b[k]);
+const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+const within = (value, least, most) => Math.min(Math.max(value, least), most);
+
 // 1 - distance / margin: the similarity, but below 0 beyond the margin.
 const closeness = (a, b) => 1 - Math.sqrt(dot(subtract(a, b), subtract(a, b)) + 1e-12) / data.margin;
 const similarity = (a, b) => Math.max(closeness(a, b), 0);
-const isSimilar = (value) => value > state.threshold;
 
 // The effect on the squared distance of a from b of a change of z_a by -delta: |delta|^2 - 2 <delta, z_a - z_b>.
 const effectOnDistance = (delta, a, b) => dot(delta, delta) - 2 * dot(delta, subtract(a.z, b.z));
 // The effect of each region of a on it.
-const effects = (a, b) => Float64Array.from({ length: count(a) }, (_, r) => effectOnDistance(deltaOf(a, r), a, b));
+const effects = (a, b) => Float64Array.from(regions, (_, r) => effectOnDistance(deltaOf(a, r), a, b));
 
-// The interaction of a region of a with each region of b: 2 <delta, delta'>. Above 0 they match.
-function interactions(a, region, b) {
-  return Float64Array.from({ length: count(b) }, (_, q) => 2 * dot(deltaOf(a, region), deltaOf(b, q)));
+// The window of b that matches a region of a best, by the interaction 2 <delta, delta'>. Above 0 they match.
+function partnerOf(a, region, b) {
+  const strengths = windows.map((window) => 2 * dot(deltaOf(a, region), deltaOf(b, window)));
+  const strength = Math.max(...strengths);
+  return { strength, regions: [region, windows[strengths.indexOf(strength)]] };
 }
+
+// Of all windows of a and b the two that match best.
+const bestMatch = (a, b) => windows.map((window) => partnerOf(a, window, b)).sort((m, n) => n.strength - m.strength)[0];
 
 // Effects of an image's regions -> a map (GRID x GRID) whose sum over a region is about its effect: `regression` in
 // utils/explain/occlusion.py, a matrix that is the same for all images.
@@ -61,14 +58,12 @@ function spread(values) {
 // utils/explain/occlusion.py.
 function effectOfPositions(image, other, positions) {
   const delta = new Float64Array(image.z.length);
-  for (let r = 0; r < count(image); r++) {
-    const weight = positions.reduce((sum, p) => sum + regression[p * count(image) + r], 0);
+  regions.forEach((_, r) => {
+    const weight = positions.reduce((sum, p) => sum + regression[p * regions.length + r], 0);
     deltaOf(image, r).forEach((value, k) => (delta[k] += weight * value));
-  }
+  });
   return effectOnDistance(delta, image, other);
 }
-
-const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
 
 // Signed evidence for "similar" in both images of a pair, as a share of the pair's strongest.
 function evidence(a, b) {
@@ -77,58 +72,38 @@ function evidence(a, b) {
   return maps.map((map) => map.map((value) => value / most));
 }
 
-// The evidence of one sign that an image's map shows, for or against the decision: not the weak one, and none against
-// the decision if occluding its strongest tenth of the image would not make the decision stronger.
-function shownOf(map, sign, against, image, other) {
+// The evidence of one sign in an image's map, for or against the decision. What is above `least` is shown: not the weak
+// one, and none against the decision if occluding the strongest tenth, above `edge`, would not make it stronger.
+function shownOf(signed, sign, against, image, other) {
+  const map = signed.map((value) => sign * value), ordered = [...map].sort((a, b) => b - a);
   const least = against ? data.minCounterfactual : data.minFactual * largest(map);
-  const shown = map.map((value) => (sign * value > least ? sign * value : 0));
-  return against && sign * effectOfPositions(image, other, strongestPositions(shown)) <= 0 ? shown.fill(0) : shown;
-}
-
-// The positions of a map that a check removes: those with evidence among its strongest tenth.
-function strongestPositions(map) {
-  const order = [...map.keys()].sort((p, q) => map[q] - map[p]);
-  return order.slice(0, Math.round(data.region * map.length)).filter((p) => map[p] > 0);
+  const edge = Math.max(least, ordered[Math.round(data.region * map.length)]);
+  const strongest = [...map.keys()].filter((p) => map[p] > edge);
+  const none = against && sign * effectOfPositions(image, other, strongest) <= 0;
+  return none ? { map, least: Infinity, edge: Infinity } : { map, least, edge };
 }
 
 // The embedding of an image with regions occluded. One region's effect is as measured; those of several are added, each
 // in proportion to the part of its pixels that the regions before it leave free.
-function embeddingWith(image, regions) {
-  const z = Float64Array.from(image.z);
-  regions.forEach((region, number) => {
-    const [top, bottom, left, right] = sidesOf(image, region);
-    const before = regions.slice(0, number).map((other) => sidesOf(image, other));
-    let free = 0;
+function embeddingWith(image, occluded) {
+  const z = Float64Array.from(image.z), covered = new Set();
+  for (const region of occluded) {
+    const [top, bottom, left, right] = regions[region], before = covered.size;
     for (let y = top; y < bottom; y++) {
-      for (let x = left; x < right; x++) free += !before.some(([t, b, l, r]) => t <= y && y < b && l <= x && x < r);
+      for (let x = left; x < right; x++) covered.add(y * data.size[1] + x);
     }
-    const share = free / ((bottom - top) * (right - left));
-    deltaOf(image, region).forEach((value, k) => (z[k] -= share * value));
-  });
+    const free = (covered.size - before) / ((bottom - top) * (right - left));
+    deltaOf(image, region).forEach((value, k) => (z[k] -= free * value));
+  }
   return z;
 }
 
-// The windows that can be pointed at are the last of an image's regions, a grid over the frame.
-const PER_SIDE = data.perSide, FIRST_WINDOW = count(images[0]) - PER_SIDE ** 2;
+// The middle of a region, in pixels of the frame: row, column.
+const middle = ([top, bottom, left, right]) => [(top + bottom) / 2, (left + right) / 2];
 
-function middle(image, region) {
-  const [top, bottom, left, right] = sidesOf(image, region);
-  return [(top + bottom) / 2, (left + right) / 2];
-}
-
-// The window nearest to a place, in pixels of the frame, or to where the image comes nearest to that place.
-function windowAt(image, row, column) {
-  const [top, bottom, left, right] = image.box;
-  const [y, x] = [Math.min(Math.max(row, top), bottom), Math.min(Math.max(column, left), right)];
-  const away = Array.from({ length: PER_SIDE ** 2 }, (_, k) => {
-    const [down, across] = middle(image, FIRST_WINDOW + k);
-    return (down - y) ** 2 + (across - x) ** 2;
-  });
-  return FIRST_WINDOW + away.indexOf(Math.min(...away));
-}
-
-// The window nearest to a place in shares of the image's sides.
-function regionAt(image, down, across) {
-  const [top, bottom, left, right] = image.box;
-  return windowAt(image, top + down * (bottom - top), left + across * (right - left));
+// The window nearest to a place in the frame, or to where the image comes nearest to that place.
+function windowAt({ box: [top, bottom, left, right] }, row, column) {
+  const [y, x] = [within(row, top, bottom), within(column, left, right)];
+  const away = windows.map((window) => Math.hypot(middle(regions[window])[0] - y, middle(regions[window])[1] - x));
+  return windows[away.indexOf(Math.min(...away))];
 }

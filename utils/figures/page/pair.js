@@ -1,102 +1,116 @@
-const figures = [...document.querySelectorAll("figure")].map((figure) => ({
-  name: figure.querySelector("bdi"), stage: figure.querySelector(".stage"), canvas: figure.querySelector("canvas"),
-  badge: figure.querySelector(".badge"),
-}));
-const mapButtons = [...document.querySelectorAll(".evidence")]; // factual, counterfactual
+const state = { threshold: 1 - data.threshold, pair: null };
+const figures = [...document.querySelectorAll("#pair figure")].map((figure) => {
+  const [name, stage, photo, map, badge] = figure.querySelectorAll("bdi, .stage, img, canvas, .badge");
+  return { name, stage, photo, map, badge };
+});
+const choices = document.getElementsByName("map"); // factual, counterfactual, none
 
-const number = (value, digits = 2) => value.toFixed(digits);
+const isSimilar = (value) => value > state.threshold;
 const word = (similar) => (similar ? "similar" : "dissimilar");
-const capital = (text) => text[0].toUpperCase() + text.slice(1);
-// Isolated, so that a name written from right to left does not turn the sentence round.
-const called = (image) => `\u2068${image.name}\u2069`;
-const countOccluded = () => state.pair.occluded[0].length + state.pair.occluded[1].length;
 
 function closenessWith(occluded) {
   return closeness(...state.pair.both.map((image, side) => embeddingWith(image, occluded[side])));
 }
 
-// The similarity before and after, with two decimals, or with as many, up to four, as make them differ; where it is 0
-// both times, the distances, which still tell them apart.
+// Two numbers with two decimals, or with as many, up to four, as tell them apart.
+function apart(...both) {
+  const digits = [2, 3].find((digits) => both[0].toFixed(digits) !== both[1].toFixed(digits)) ?? 4;
+  return both.map((value) => value.toFixed(digits));
+}
+
+// The similarity before and after; where it is 0 both times, the distances, which still tell them apart.
 function change(before, after) {
-  const beyond = Math.max(before, after) <= 0;
-  const both = [before, after].map((value) => (beyond ? 1 - value : Math.max(value, 0)));
-  const digits = [2, 3].find((digits) => number(both[0], digits) !== number(both[1], digits)) ?? 4;
-  return `${beyond ? "distance / margin" : "similarity"} ${both.map((value) => number(value, digits)).join(" → ")}`;
+  if (Math.max(before, after) <= 0) return `distance / margin ${apart(1 - before, 1 - after).join(" → ")}`;
+  return `similarity ${apart(Math.max(before, 0), Math.max(after, 0)).join(" → ")}`;
 }
 
-// What of the other image matches a region: a map, beside those of all regions that can be pointed at, and the window
-// that matches best, if it does.
-function matchOf(side, region) {
-  const a = state.pair.both[side], b = state.pair.both[1 - side];
-  const found = Array.from({ length: PER_SIDE ** 2 }, (_, k) => {
-    const common = interactions(a, FIRST_WINDOW + k, b), map = spread(common).map((value) => Math.max(value, 0));
-    const windows = common.subarray(FIRST_WINDOW), best = windows.indexOf(Math.max(...windows));
-    return { map, most: largest(map), region: FIRST_WINDOW + best, common: windows[best] };
-  });
-  const [most, common] = ["most", "common"].map((name) => Math.max(...found.map((one) => one[name])));
-  const one = found[region - FIRST_WINDOW], matches = one.common > 0 && one.common >= data.weakest * common;
-  return { map: one.map.map((value) => value / (most || 1)), region: one.region, matches };
-}
-
-function showPair(i, j) {
-  const both = [images[i], images[j]];
-  state.pair = { both, evidence: evidence(...both), occluded: [[], []], pointed: null };
-  figures.forEach(({ name, stage }, side) => {
-    name.textContent = name.title = both[side].name;
-    stage.style.setProperty("--ratio", both[side].pixels.width / both[side].pixels.height);
-    stage.setAttribute("aria-label", `Image ${side + 1}: ${both[side].name}`);
+function showPair(positions, occluded) {
+  const both = positions.map((k) => images[k]), strongest = bestMatch(...both);
+  state.pair = { positions, both, evidence: evidence(...both), strongest, occluded, pointed: null };
+  figures.forEach(({ name, stage, photo }, side) => {
+    name.textContent = name.title = stage.ariaLabel = both[side].name;
+    stage.style.setProperty("--ratio", photo.naturalWidth / photo.naturalHeight);
   });
   refresh();
 }
 
 // Everything that depends on the state of the pair.
 function refresh() {
-  const { both, occluded, pointed } = state.pair, before = similarity(both[0].z, both[1].z);
-  const now = Math.max(closenessWith(occluded), 0);
-  $("number").textContent = number(now);
-  $("verdict").textContent = isSimilar(now) ? "similar" : "dissimilar";
-  const several = occluded.some((regions) => regions.length > 1) ? "; about, as the effects of regions are added" : "";
-  $("before").textContent = countOccluded() ? `similarity, was ${number(before)}${several}` : "similarity";
-  $("is").style.left = `${100 * now}%`;
-  $("was").style.left = `${100 * before}%`;
-  $("reset").disabled = !countOccluded();
-  const signs = isSimilar(before) ? [1, -1] : [-1, 1]; // of the evidence for the decision, and against it
-  mapButtons.forEach((button, map) => {
-    button.textContent = `${map ? "Counterfactual" : "Factual"}: for “${word(signs[map] > 0)}”`;
-    button.setAttribute("aria-pressed", state.shown === map);
+  const { both, occluded } = state.pair, was = similarity(both[0].z, both[1].z);
+  const now = Math.max(closenessWith(occluded), 0), [shown, limit] = apart(now, state.threshold);
+  const before = occluded.flat().length ? `, was ${apart(was, now)[0]}` : "";
+  const estimated = occluded.some((list) => list.length > 1) ? "estimated " : ""; // as effects are added
+  $("number").textContent = shown;
+  $("verdict").textContent = word(isSimilar(now));
+  $("above").textContent = `similar above ${limit}`;
+  $("before").textContent = `${estimated}similarity${before}`;
+  $("reset").hidden = !before;
+  $("mark").style.left = `${100 * now}%`;
+  document.title = `${shown}, ${word(isSimilar(now))}: ${both[0].name} – ${both[1].name}`;
+  const against = choices[1].checked, signs = isSimilar(was) ? [1, -1] : [-1, 1]; // for the decision, and against it
+  signs.forEach((sign, k) => (choices[k].nextElementSibling.textContent = word(sign > 0)));
+  figures.forEach(({ photo, map, badge }, side) => {
+    const laid = shownOf(state.pair.evidence[side], signs[Number(against)], against, both[side], both[1 - side]);
+    const strongest = Math.max(...laid.map), faint = strongest > FAINT ? "" : "hardly any";
+    paintMap(map, photo, both[side].box, laid);
+    badge.textContent = strongest > laid.least ? faint : "no such evidence";
   });
-  document.title = `${capital(word(isSimilar(before)))}, ${number(before)}: ${both[0].name} – ${both[1].name}`;
-  const match = pointed && matchOf(pointed.side, pointed.region);
-  figures.forEach(({ stage, canvas, badge }, side) => {
-    const shown = shownOf(state.pair.evidence[side], signs[state.shown], state.shown === 1, both[side], both[1 - side]);
-    const lit = pointed && pointed.side !== side, strongest = largest(shown);
-    paint(canvas, both[side], lit ? match.map : state.shown === null ? null : shown, lit);
-    badge.hidden = pointed || state.shown === null || strongest > FAINT;
-    badge.textContent = strongest ? "hardly any" : "no such evidence";
-    occluded[side].forEach((region) => blurWindow(canvas, both[side], region));
+  showMatch();
+}
+
+// The regions outlined in image 1 and image 2: the one pointed at with its partner, if it has one, or the best match.
+function matched() {
+  const { both, pointed, strongest } = state.pair;
+  if (!pointed) return strongest.strength > 0 ? strongest.regions : [];
+  const { strength, regions: [here, there] } = partnerOf(both[pointed.side], pointed.region, both[1 - pointed.side]);
+  const found = strength > 0 && strength >= data.weakest * strongest.strength ? [here, there] : [here, undefined];
+  return pointed.side ? found.reverse() : found;
+}
+
+function showMatch() {
+  const { both, occluded, pointed } = state.pair, match = matched();
+  figures.forEach(({ stage }, side) => {
     stage.querySelectorAll(".window").forEach((frame) => frame.remove());
-    occluded[side].forEach((region) => outline(stage, both[side], region, "occluded"));
-    if (pointed && !lit) outline(stage, both[side], pointed.region, "here");
-    if (lit && match.matches) outline(stage, both[side], match.region, "there");
+    for (const region of occluded[side]) outline(stage, both[side], region, "occluded");
+    if (match[side] !== undefined) outline(stage, both[side], match[side], "matched");
+    stage.classList.toggle("lit", pointed?.side === 1 - side && match[side] !== undefined);
   });
-  $("readout").textContent = pointed ? sentence(match) : "Point at a region of an image; a click blurs it.";
-  $("readout").classList.toggle("idle", !pointed);
+  joinMatch();
+  const strongest = match.length ? "The two regions that match best are joined." : "No regions match.";
+  $("readout").textContent = pointed ? sentence(match) : strongest;
+}
+
+function outline(stage, { box: [top, bottom, left, right] }, region, style) {
+  const [t, b, l, r] = regions[region], height = bottom - top, width = right - left;
+  const sides = [(t - top) / height, (right - r) / width, (bottom - b) / height, (l - left) / width];
+  const inset = sides.map((share) => `${100 * within(share, 0, 1)}%`).join(" "); // top, right, bottom, left
+  stage.append(make("div", { className: `window ${style}`, style: `inset: ${inset}` }));
+}
+
+// A line between the outlined regions, from edge to edge.
+function joinMatch() {
+  const nodes = [...document.querySelectorAll("#pair, .matched")];
+  const [frame, a, b] = nodes.map((node) => node.getBoundingClientRect());
+  if (!b) return $("line").setAttribute("d", "");
+  const beside = b.left > a.right;
+  const from = beside ? [a.right, (a.top + a.bottom) / 2] : [(a.left + a.right) / 2, a.bottom];
+  const to = beside ? [b.left, (b.top + b.bottom) / 2] : [(b.left + b.right) / 2, b.top];
+  const [start, end] = [from, to].map(([x, y]) => `${x - frame.x} ${y - frame.y}`);
+  $("line").setAttribute("d", `M ${start} L ${end}`);
 }
 
 function sentence(match) {
   const { both, occluded, pointed: { side, region } } = state.pair;
-  const back = occluded[side].includes(region), then = toggled(side, region);
-  const effect = effects(both[side], both[1 - side])[region];
-  const does = change(closenessWith(occluded), closenessWith(then));
-  const first = back ? `With this region of ${called(both[side])} shown again: ${does}.`
-    : `With this region of ${called(both[side])} blurred: ${does}. It speaks for “${word(effect > 0)}”.`;
-  const other = called(both[1 - side]);
-  return `${first} ${match.matches ? `What matches it in ${other} is lit.` : `Nothing in ${other} matches it.`}`;
+  const does = change(closenessWith(occluded), closenessWith(toggled(side, region)));
+  const now = occluded[side].includes(region) ? "shown again" : "blurred";
+  const speaks = word(effects(both[side], both[1 - side])[region] > 0);
+  const partner = match[1 - side] === undefined ? "Nothing in the other image matches it." : "Its partner is lit.";
+  return `With this region ${now}: ${does}. It speaks for “${speaks}”. ${partner}`;
 }
 
 function toggled(side, region) {
-  return state.pair.occluded.map((regions, s) => s !== side ? regions
-    : regions.includes(region) ? regions.filter((one) => one !== region) : [...regions, region]);
+  return state.pair.occluded.map((list, s) => s !== side ? list
+    : list.includes(region) ? list.filter((one) => one !== region) : [...list, region]);
 }
 
 function point(side, region) {
@@ -104,55 +118,72 @@ function point(side, region) {
   if (pointed?.side === side && pointed.region === region) return;
   if (region === null && pointed?.side !== side) return; // it has moved to the other image already
   state.pair.pointed = region === null ? null : { side, region };
-  refresh();
+  showMatch();
 }
 
 function occlude(occluded) {
   state.pair.occluded = occluded;
   refresh();
+  remember();
 }
 
-const showAllAgain = () => occlude([[], []]);
-
 figures.forEach(({ stage }, side) => {
-  const under = (event) => {
-    const frame = stage.getBoundingClientRect();
-    const down = (event.clientY - frame.top) / frame.height, across = (event.clientX - frame.left) / frame.width;
-    return regionAt(state.pair.both[side], down, across);
+  const under = ({ offsetX, offsetY }) => {
+    const { box: [top, bottom, left, right] } = state.pair.both[side];
+    const down = offsetY / stage.clientHeight, across = offsetX / stage.clientWidth;
+    return windowAt(state.pair.both[side], top + down * (bottom - top), left + across * (right - left));
   };
+  const pointed = () => (state.pair.pointed?.side === side ? state.pair.pointed.region : null);
+  const here = () => pointed() ?? state.pair.strongest.regions[side];
   stage.addEventListener("pointermove", (event) => event.pointerType !== "touch" && point(side, under(event)));
   stage.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && point(side, null));
   stage.addEventListener("click", (event) => { // a finger cannot point: its first tap does, its second one clicks
-    const region = under(event), { pointed } = state.pair;
-    if (pointed?.side === side && pointed.region === region) occlude(toggled(side, region));
-    else point(side, region);
+    if (pointed() === under(event)) occlude(toggled(side, pointed()));
+    else point(side, under(event));
   });
-  stage.addEventListener("focus", () => { // by the keyboard
-    if (stage.matches(":focus-visible")) point(side, regionAt(state.pair.both[side], 0.5, 0.5));
-  });
+  stage.addEventListener("focus", () => stage.matches(":focus-visible") && point(side, here())); // by the keyboard
   stage.addEventListener("blur", () => point(side, null));
   stage.addEventListener("keydown", (event) => {
-    const image = state.pair.both[side], move = moveOf(event), { pointed } = state.pair;
-    const here = pointed?.side === side ? pointed.region : regionAt(image, 0.5, 0.5);
-    if (move) {
-      const [row, column] = middle(image, here).map((from, axis) => from + (move[axis] * data.size[axis]) / PER_SIDE);
-      point(side, windowAt(image, row, column));
-    } else if (event.key === "Enter" || event.key === " ") occlude(toggled(side, here));
-    else return;
-    event.preventDefault();
+    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (event.key === "Enter") occlude(toggled(side, here()));
+    if (!move) return;
+    const place = middle(regions[here()]).map((from, axis) => from + (move[axis] * data.size[axis]) / PER_SIDE);
+    point(side, windowAt(state.pair.both[side], ...place));
+    event.preventDefault(); // it would scroll
   });
 });
 
-// Rows down and columns across that an arrow key asks for.
-const moveOf = (event) => ({ ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] })[event.key];
+// Both images as they are shown, below the page's title, as one picture.
+function snapshot() {
+  const frame = $("pair").getBoundingClientRect(), scale = 2;
+  const { color, backgroundColor } = getComputedStyle(document.body);
+  const pen = new OffscreenCanvas(scale * frame.width, scale * frame.height).getContext("2d");
+  const boxOf = (node) => (({ x, y, width, height }) => [x, y, width, height])(node.getBoundingClientRect());
+  pen.setTransform(scale, 0, 0, scale, -scale * frame.x, -scale * frame.y);
+  pen.fillStyle = backgroundColor;
+  pen.fillRect(...boxOf($("pair")));
+  Object.assign(pen, { fillStyle: color, font: "16px system-ui, sans-serif", textBaseline: "top" });
+  pen.fillText(document.title, frame.x, frame.y + 3, frame.width);
+  for (const { photo, map } of figures) {
+    for (const layer of choices[2].checked ? [photo] : [photo, map]) pen.drawImage(layer, ...boxOf(photo));
+  }
+  Object.assign(pen, { fillStyle: "#888e", strokeStyle: "white", lineWidth: 2, shadowColor: "black", shadowBlur: 3 });
+  for (const node of document.querySelectorAll(".occluded")) pen.fillRect(...boxOf(node));
+  for (const node of document.querySelectorAll(".window")) pen.strokeRect(...boxOf(node));
+  pen.translate(frame.x, frame.y);
+  pen.stroke(new Path2D($("line").getAttribute("d")));
+  return pen.canvas.convertToBlob();
+}
 
-mapButtons.forEach((button, map) => {
-  button.addEventListener("click", () => {
-    state.shown = state.shown === map ? null : map;
-    refresh();
-  });
+$("copy").addEventListener("click", async () => {
+  const png = snapshot();
+  try {
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
+    $("readout").textContent = "The image is copied.";
+  } catch { // the browser does not let pages write there
+    make("a", { href: URL.createObjectURL(await png), download: "similarity.png" }).click();
+  }
 });
-const ramp = [0, 0.25, 0.5, 0.75, 1].map((share) => colourOf(EVIDENCE, share));
-$("ramp").style.background = `linear-gradient(to right, ${ramp.join(", ")})`;
-
-$("reset").addEventListener("click", showAllAgain);
+$("reset").addEventListener("click", () => occlude([[], []]));
+choices.forEach((choice) => choice.addEventListener("change", refresh));
+addEventListener("resize", () => state.pair && joinMatch());
