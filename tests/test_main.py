@@ -9,7 +9,7 @@ import pytest
 from samples import NEEDS_EMOJI, make_files, near_duplicates_in, noise
 
 from utils import __main__ as command_line
-from utils import images
+from utils.images import download
 from utils.system.errors import DataError
 
 
@@ -79,7 +79,7 @@ def test_a_failed_or_interrupted_download_is_one_line_and_an_exit_code(monkeypat
         raise problem
 
     asked = []
-    monkeypatch.setattr(images.download, "download_public", fail)
+    monkeypatch.setattr(download, "download_public", fail)
     with pytest.raises(SystemExit) as caught:
         command_line.main(["download", "Flowers"])
     assert (caught.value.code, capsys.readouterr().err, asked) == (code, told, ["Flowers"])
