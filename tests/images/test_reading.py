@@ -1,5 +1,6 @@
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -151,6 +152,19 @@ def test_a_file_of_another_kind_is_named_with_a_way_out(tmp_path, content, words
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / "a.jpg")
     assert str(caught.value).startswith(f"{tmp_path / 'a.jpg'}: {words}")
+
+
+@pytest.mark.parametrize("size, warning", [((12000, 9000), "error"), ((16320, 12240), "ignore")])
+def test_the_largest_photographs_of_telephones_are_read(tmp_path, size, warning):
+    Image.new("1", (1, 1)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[16:24] = struct.pack(">2I", *size)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "a.png").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter(warning, Image.DecompressionBombWarning)
+        with Image.open(tmp_path / "a.png") as image:  # its pixels are not there
+            assert image.size == size
 
 
 def test_metadata_of_megabytes_cost_no_image(tmp_path):

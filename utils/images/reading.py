@@ -16,6 +16,7 @@ with suppress(ImportError):  # not required, but where it is installed, HEIC is 
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+Image.MAX_IMAGE_PIXELS = 2**27  # of which twice as many are read: some telephones make 200 million
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes; Pillow takes sound files for bombs
 
 # `.jfif` and `.jpe` are JPEG too: some browsers on Windows save the first.
