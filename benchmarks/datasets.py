@@ -1,21 +1,24 @@
 """What a dataset's settings reach on images that took no part in training: the rows of README's table.
 
     python -m benchmarks.datasets --dataset Flowers --seeds 3
+    python -m benchmarks.datasets --dataset Flowers --seeds 3 --set unseen_classes=0.25 hyperparameters.epochs=0
 
 A seed draws the split, so every seed tests other images. Seconds are those of everything: reading, training, and what
-is measured after it.
+is measured after it. With classes held out, these are scored, too, and beside them ImageNet features, nothing trained.
 """
 
 import argparse
 import time
 
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from benchmarks.common import add_dataset_options, changed, chosen_config, scratch
 from utils.dataset import prepare_split
 from utils.evaluate.retrieval import retrieval_scores
-from utils.evaluate.scores import bootstrap_intervals, measure_split, score_pairs
+from utils.evaluate.scores import SplitDistances, bootstrap_intervals, measure_split, score_pairs
+from utils.models import photographs_network
 from utils.Siamese import SiameseNetwork
 from utils.system.settings import Config
 from utils.training import train
@@ -30,19 +33,30 @@ def measure(config: Config) -> dict[str, float]:
     model = SiameseNetwork.load(config.checkpoints_path / "model.pth")
     test = measure_split(model, table, "test", config)
     threshold = model.info["calibrated_threshold"]
-    scores = score_pairs(test.dissimilarity, test.pairs.label, threshold)
     low, high = bootstrap_intervals(test.dissimilarity, test.pairs, threshold, config.seed)["auc"]
+    others = {}
+    if config.unseen_classes is not None:
+        features = photographs_network(model.mean.device)
+        features.info = model.info
+        for name, network in (("unseen", model), ("unseen, ImageNet features", features)):
+            split = measure_split(network, table, "unseen", config)
+            others |= {f"{score}, {name}": value for score, value in scores_of(split).items()}
     return {
         "test images": len(test.labels),
-        "AUC": scores.auc,
+        **scores_of(test),
         "AUC low": low,
         "AUC high": high,
-        "accuracy": scores.accuracy,
-        "recall@1": retrieval_scores(test.embeddings, test.labels)["recall@1"].iloc[-1],
+        "accuracy": score_pairs(test.dissimilarity, test.pairs.label, threshold).accuracy,
+        **others,
         "valid AUC": history.valid_auc.max(),
         "valid AUC, head alone": history.valid_auc[: len(history) - config.hyperparameters.epochs].max(),
         "seconds": took,
     }
+
+
+def scores_of(split: SplitDistances) -> dict[str, float]:
+    retrieval = retrieval_scores(split.embeddings, split.labels).loc["all", ["recall@1", "MAP@R"]]
+    return {"AUC": roc_auc_score(split.pairs.label, split.dissimilarity), **retrieval}
 
 
 def main() -> None:

@@ -100,12 +100,11 @@ function joinMatch() {
 }
 
 function sentence(match) {
-  const { both, occluded, pointed: { side, region } } = state.pair;
-  const does = change(closenessWith(occluded), closenessWith(toggled(side, region)));
-  const now = occluded[side].includes(region) ? "shown again" : "blurred";
-  const speaks = word(effects(both[side], both[1 - side])[region] > 0);
+  const { occluded, pointed: { side, region } } = state.pair, hidden = occluded[side].includes(region);
+  const [before, after] = [occluded, toggled(side, region)].map(closenessWith);
+  const speaks = word(hidden === after > before); // beside what is blurred already
   const partner = match[1 - side] === undefined ? "Nothing in the other image matches it." : "Its partner is lit.";
-  return `With this region ${now}: ${does}. It speaks for “${speaks}”. ${partner}`;
+  return `With this region ${hidden ? "shown again" : "blurred"}: ${change(before, after)}. It speaks for “${speaks}”. ${partner}`;
 }
 
 function toggled(side, region) {
