@@ -71,7 +71,7 @@ def main() -> None:
             rows.append(measure(config))
     table = pd.DataFrame(rows, index=pd.Index(range(arguments.seeds), name="seed"))
     table.loc["mean"] = table.mean()
-    print(f"{base.dataset}\n{table.round(3).to_string()}")
+    print(f"{base.dataset}\n{table.T.round(3).to_string()}")
 
 
 if __name__ == "__main__":
