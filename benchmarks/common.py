@@ -16,8 +16,6 @@ from utils.dataset import load_split, prepare_folder, read_split
 from utils.Siamese import SiameseNetwork
 from utils.system.settings import Config
 
-METHODS = ("occlusion", "distance")  # of `explain`
-
 
 def about_computer() -> str:
     """The processor, and how many of its cores this process may use (Linux; elsewhere, what Python knows)."""

@@ -74,7 +74,7 @@ def grad_cam_maps(model: SiameseNetwork) -> Callable:
     wrapped = DistanceToPartner(model)
     last = model.backbone[-1]
     if isinstance(last, TimmNetwork):  # of a vision transformer
-        options = {"reshape_transform": lambda tokens: last.as_map(tokens, model.image_size)}
+        options = {"reshape_transform": lambda tokens: model.backbone.as_map(tokens)}
         method = GradCAM(model=wrapped, target_layers=[last.model.blocks[-1].norm1], **options)
     else:
         method = GradCAM(model=wrapped, target_layers=[last])

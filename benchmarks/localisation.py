@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from benchmarks.common import METHODS, add_set_option, changed
+from benchmarks.common import add_set_option, changed
 from utils.config import load_config
 from utils.dataset import read_split
 from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings, randomisation_check
@@ -23,7 +23,7 @@ from utils.evaluate.localisation import load_masks, localisation_table, pointing
 from utils.evaluate.scores import measure_split, score_pairs
 from utils.explain.occlusion import region_effects, strongest_matches
 from utils.explain.removal import Interventions
-from utils.Grad_CAM import explain_pairs
+from utils.Grad_CAM import METHODS, explain_pairs
 from utils.images.pairs import PAIR_LABELS, Pairs, evenly_spaced_pairs
 from utils.images.synthetic import CLASSES, ensure_synthetic, intruder_class
 from utils.Siamese import SiameseNetwork

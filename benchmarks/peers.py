@@ -21,13 +21,13 @@ from xaitk_saliency.impls.perturb_image.sliding_window import SlidingWindow
 from xaitk_saliency.interfaces.perturb_image import PerturbImage
 from xaitk_saliency.utils.masking import occlude_image_batch
 
-from benchmarks.common import METHODS, add_set_option, checkpoint_and_test
+from benchmarks.common import add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import effects_on_pairs
 from utils.evaluate.faithfulness import area_under, curves, signed_evidence
 from utils.evaluate.localisation import baseline_maps
 from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import Interventions, blur, embed_in_parts, strongest_region
-from utils.Grad_CAM import explain
+from utils.Grad_CAM import METHODS, explain
 from utils.images.pairs import evaluation_pairs
 from utils.Siamese import SiameseNetwork
 

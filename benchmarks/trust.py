@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import METHODS, add_set_option, checkpoint_and_test
+from benchmarks.common import add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import effects_on_pairs, mean_correlations
 from utils.evaluate.faithfulness import area_under, check_table, compare_rankings, curves, signed_evidence
 from utils.evaluate.mosaics import make_mosaics, mosaic_scores
 from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import REMOVALS, Interventions, blur
-from utils.Grad_CAM import Explanation, explain, explain_effects, explain_pairs
+from utils.Grad_CAM import METHODS, Explanation, explain, explain_effects, explain_pairs
 from utils.images.pairs import evaluation_pairs, evenly_spaced_pairs, used_images
 from utils.Siamese import eval_mode
 

@@ -58,12 +58,11 @@ def test_embedding_distance_is_euclidean():
     assert embedding_distance(z1, z2).item() == pytest.approx(5.0)
 
 
-@pytest.mark.parametrize("p", [1.0, 3.0])
-def test_gem_equals_a_naive_loop(p):
+@pytest.mark.parametrize("pooling, p", [(AveragePooling, 1), (GeM, 3)])
+def test_pooling_equals_a_naive_loop(pooling, p):
     maps = torch.rand(2, 3, 2, 5, generator=torch.Generator().manual_seed(0))
     expected = [[np.mean([float(a) ** p for a in channel.flatten()]) ** (1 / p) for channel in image] for image in maps]
-    assert np.allclose(GeM(p)(maps), expected, rtol=1e-5)
-    assert p != 1 or np.allclose(AveragePooling()(maps), expected, rtol=1e-5)
+    assert np.allclose(pooling()(maps), expected, rtol=1e-5)
 
 
 def test_gem_of_dead_and_negative_activations_has_a_finite_gradient():
@@ -119,12 +118,6 @@ def test_channels_lie_last_in_the_network_and_in_its_batches(model, tmp_path):
         assert weights and all(x.is_contiguous(memory_format=torch.channels_last) for x in [*weights, batch])
 
 
-@pytest.mark.parametrize("options", [{"fit": "crop"}, {"pooling": "max"}])
-def test_unknown_options(options):
-    with pytest.raises(ValueError, match=f"must be one of .*'{[*options.values()][0]}'"):
-        SiameseNetwork("Conv4", image_size=(16, 16), **options)
-
-
 def test_construction_leaves_statistics_and_modes_as_new():
     fresh = SiameseNetwork("test_resnet", image_size=(32, 32))
     norms = [module for module in fresh.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -158,15 +151,6 @@ def test_preprocess_resizes_to_height_by_width_and_normalises(mode):
     assert np.allclose(pixel, [0.2, 0.0, -1 / 7], atol=1e-6)
 
 
-def test_preprocess_pads_with_what_is_zero_for_the_network():
-    network = SiameseNetwork("Conv4", image_size=(20, 40), fit="pad")
-    framed = network.preprocess(Image.new("RGB", (10, 20), "white"))
-    white = torch.tensor([(1 - mean) / std for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
-    assert torch.allclose(framed[:, :, 15:25], white[:, None, None].expand(3, 20, 10))
-    # What rounding to 8 bits leaves.
-    assert framed[:, :, :15].abs().max() < 0.01 and framed[:, :, 25:].abs().max() < 0.01
-
-
 def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 4), dtype=np.uint8)
     exif = Image.Exif()
@@ -182,13 +166,15 @@ def test_preprocess_treats_transparency_and_orientation_as_training_does(tmp_pat
     ("arguments", "message"),
     [
         (dict(backbone_model="Conv4", pretrained=True), "pretrained: there are no ImageNet weights for Conv4"),
-        (dict(backbone_model="Conv4", image_size=(4, 64)), r"image.size: \[4, 64\] does not suit"),
+        (dict(backbone_model="Conv4", image_size=(4, 64)), r"image.size: \[4, 64\] does not suit .*;"),
+        (dict(backbone_model="Conv4", image_size=(16, 16), fit="crop"), "fit one of .*'crop'"),
+        (dict(backbone_model="Conv4", image_size=(16, 16), pooling="max"), "pooling must be one of .*'max'"),
     ],
 )
-def test_backbones_that_cannot_be_used(arguments, message):
-    with pytest.raises(ModelError, match=message) as caught:
+def test_arguments_that_cannot_be_used(arguments, message):
+    with pytest.raises((ModelError, ValueError), match=message) as caught:
         SiameseNetwork(**arguments)
-    assert "\n" not in str(caught.value) and ";" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["Conv4", "EfficientNetLite0", "test_vit"])

@@ -1,5 +1,4 @@
 import importlib
-import os
 import sys
 import time
 
@@ -9,8 +8,8 @@ import torch
 from samples import colour_config
 from torch.utils.data import DataLoader
 
-from benchmarks import common, search, train, trust
-from benchmarks.common import about_computer, changed
+from benchmarks import search, train, trust
+from benchmarks.common import changed
 from benchmarks.datasets import measure
 from utils.dataset import prepare_split
 from utils.Grad_CAM import explain
@@ -43,17 +42,6 @@ def test_dotted_keys_change_a_configuration_and_are_checked(colour_folder):
     assert other.image.HorizontalFlip == config.image.HorizontalFlip and config.image.size == (16, 16)
     with pytest.raises(ValueError, match="embedding_dim"):
         changed(config, {"embedding_dim": 1})
-
-
-def test_what_was_measured_on_is_named(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3}, raising=False)
-    assert about_computer().endswith(", cores: 2") and len(about_computer()) > len(", cores: 2")
-
-
-def test_the_least_of_some_times_counts_but_the_first(monkeypatch):
-    ran, times = [], iter([3.0, 1.0, 2.0, 4.0])
-    monkeypatch.setattr(common, "seconds", lambda action: action() or next(times))
-    assert common.best_seconds(lambda: ran.append(1), least=9) == 1 and len(ran) == 5
 
 
 def test_a_dataset_is_measured_on_the_images_that_were_held_out(colour_folder):

@@ -45,11 +45,13 @@ def test_a_network_of_ones_own_is_preferred_and_its_first_classes_are_named(tmp_
     assert note.startswith("Synthetic: trained on c0") and note.endswith(end) and model.info["classes"] == classes
 
 
-def test_a_network_without_what_training_leaves_beside_it_is_an_error_that_names_it(tmp_path):
-    config = config_of(tmp_path, dataset="Mine")
-    build_model(config).save(config.checkpoints_path / "model.pth", classes=["a", "b"])
-    with pytest.raises(ModelError, match=r"model\.pth: lacks .* \(config, calibrated_threshold\); train again"):
-        load_trained(config)
+def test_a_network_without_what_training_leaves_beside_it_is_used(tmp_path):
+    config = config_of(tmp_path, dataset="Mine", threshold=0.4)
+    build_model(config).save(config.checkpoints_path / "model.pth")
+    model, note = load_trained(config)
+    assert (model.threshold, note) == (0.4, "Mine: trained on images that its file does not name")
+    with pytest.raises(ModelError, match="false_matches is set on validation images"):
+        load_trained(config_of(tmp_path, dataset="Mine", threshold={"false_matches": 0.1}))
 
 
 def test_without_either_the_notebook_that_trains_is_named(tmp_path):

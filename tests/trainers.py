@@ -3,7 +3,6 @@
 import numpy as np
 
 from utils.dataset import prepare_split
-from utils.training.data import images_of
 from utils.training.loop import Trainer
 
 QUICK = {"epochs": 2, "batch_size": 8, "verbose": False, "num_workers": 0, "learning_rate": 0.003}
@@ -17,10 +16,10 @@ def started(config, epoch=1, processes=None):
 
 
 def first_batch(trainer, seed=0):
-    """A batch, and the inputs that the phase makes of it."""
+    """The positions of a batch, what the phase makes of it, and the random numbers that follow."""
     rng = np.random.default_rng(seed)
-    batch = trainer.data.batches(trainer.config, rng)[0]
-    return batch, next(trainer.phase.inputs([images_of(batch)], 1, 0.0, rng))
+    batch = trainer.data.batches(rng, trainer.options.batch_size)[0]
+    return batch, next(trainer.phase.inputs([batch], 1, 0.0, rng)), rng
 
 
 def before_epochs(monkeypatch, act):

@@ -91,7 +91,7 @@ def explain_pairs(
         if method == "occlusion":
             return explain_effects(model, region_effects(model, batch), first, second, size)
         with eval_mode(model), torch.no_grad():
-            activations = torch.cat([model.activations(part) for part in batch.split(BATCH_SIZE)])
+            activations = torch.cat([model.backbone.activations(part) for part in batch.split(BATCH_SIZE)])
         return grad_cam(model, activations[first], activations[second], size)
 
 
@@ -100,18 +100,18 @@ def grad_cam(
 ) -> Explanation:
     """Explain pairs by the paper's Grad-CAM (Selvaraju et al. 2017, Eq. 1-2) of the closeness `-D^2`.
 
-    With A the `model.activations` of the first images and of their partners, (N, C, h, w) of a convolutional network,
+    With A the `activations` of the first images and of their partners, (N, C, h, w) of a convolutional network,
     and g the gradient of `-D^2` with respect to A, evidence for "similar" is `sum_c mean_hw(g_c) A_c`. Maps are drawn
     at `image_size`, height and width in pixels.
     """
     activations = torch.cat([activations1, activations2]).detach().requires_grad_()
     with eval_mode(model), torch.enable_grad():
-        z1, z2 = model.embed_activations(activations).chunk(2)
+        z1, z2 = model.embed_features(model.backbone.finish(activations)).chunk(2)
         # A difference by rounding errors only (1e-6 of the embeddings' length) has no direction, and counts as none.
         none = (z1 - z2).square().sum(1, keepdim=True) <= 1e-12 * (z1.square() + z2.square()).sum(1, keepdim=True)
         closeness = -(z1 - z2).masked_fill(none, 0).square().sum()
         (gradient,) = torch.autograd.grad(closeness, activations)
-    gradient, activations = model.as_map(gradient), model.as_map(activations.detach())
+    gradient, activations = (model.backbone.as_map(values) for values in (gradient, activations.detach()))
     evidence = (gradient.mean((2, 3), keepdim=True) * activations).sum(1)
     distance = embedding_distance(z1, z2).detach()
     sign = 2 * model.is_similar(distance).to(distance) - 1

@@ -14,26 +14,22 @@ from PIL import Image
 from torch import nn
 
 from utils.images.frame import Frame, to_uint8
-from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_blocks, brief, eval_mode, suiting
+from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder, brief, eval_mode, make_backbone, suiting
 from utils.system.errors import ModelError
 from utils.system.files import replacing
 
 ENCODER = "an encoder of one's own"
 FITS = ("stretch", "pad")
 SAVED = ("backbone_model", "pooling", "embedding_dim", "image_size", "margin", "threshold", "mean", "std", "fit")
+SAVED += ("normalize_embeddings", "levels")
 FORMER_TENSORS = ("mean_embedding", "blurred_features", "removable")  # in files of earlier versions
-SAVED += ("normalize_embeddings", "levels")  # arguments that make the network again
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling `(mean_hw A^p)^(1/p)` (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N, C)."""
-
-    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.p, self.eps = p, eps
+    """Generalised-mean pooling `(mean_hw A^3)^(1/3)` (Radenovic et al., 2018, Eq. 3): (N, C, h, w) -> (N, C)."""
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        return activations.float().clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
+        return activations.float().clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
 
 
 class AveragePooling(nn.Module):
@@ -47,10 +43,8 @@ POOLINGS = {"auto": GeM, "gem": GeM, "avg": AveragePooling}  # of feature maps
 
 
 class ContrastiveLoss(nn.Module):
-    """`L = 1/2 [ (1 - y) D^2 + y max(0, m - D)^2 ]`, averaged (Hadsell et al., 2006; the paper's Eq. 1).
-
-    Args:
-        margin: m, the distance beyond which a dissimilar pair costs nothing.
+    """`L = 1/2 [ (1 - y) D^2 + y max(0, m - D)^2 ]`, averaged (Hadsell et al., 2006; the paper's Eq. 1). `margin`: m,
+    the distance beyond which a dissimilar pair costs nothing.
 
     Examples:
         >>> ContrastiveLoss(margin=2.0)(torch.tensor([1.0, 0.5]), torch.tensor([0, 1]))
@@ -84,21 +78,17 @@ class SiameseNetwork(nn.Module):
         backbone_model: `EfficientNetLite0`, `MobileNet`, `ResNet50`, `Conv4`, or any network of timm by its name there
             (`resnet18`, `convnext_atto`, `vit_small_patch14_dinov2`, ...); or an encoder, see `around`.
         pretrained: start from ImageNet weights; those of EfficientNetLite0 are installed, others are downloaded once.
-        pooling: `gem` or `avg` (the paper's) for feature maps; `auto` takes `gem` for these, and for a transformer its
-            own pooling.
+        pooling: `gem` or `avg` (the paper's) for feature maps; `auto`: `gem`, or a transformer's own pooling.
         embedding_dim: D, the length of an embedding; `None` leaves out the head: pooled features are the embedding.
-        image_size: (height, width) in pixels that `preprocess` makes.
         weights: local file of weights for the backbone, instead of a download.
         margin: distance at which two images count as completely dissimilar.
-        threshold: a pair is similar iff its dissimilarity lies below.
+        threshold: a pair is similar iff its dissimilarity lies below, so its similarity above `1 - threshold`.
+        image_size, fit, mean, levels: how `preprocess` fits an image, see `utils.images.frame.Frame`.
         mean, std: of each colour channel, for normalisation, on a scale of 0 to 1.
-        fit: how `preprocess` makes `image_size`, `stretch` or `pad`, see `utils.images.frame.Frame`.
         normalize_embeddings: whether embeddings are scaled to one length.
-        levels: the values that become black and white in images of more than 8 bits; `None`: those of each image.
 
     Raises:
-        ModelError: unknown backbone, weights that cannot be downloaded, read or matched, an image size that the
-            backbone does not take.
+        ModelError: unknown backbone, weights that cannot be downloaded or do not fit, unsuitable image size.
     """
 
     def __init__(
@@ -118,21 +108,22 @@ class SiameseNetwork(nn.Module):
         levels: tuple[float, float] | None = None,
     ) -> None:
         image_size, mean, std = tuple(image_size), tuple(mean), tuple(std)
-        if own := isinstance(backbone_model, nn.Module):
-            encoder, backbone_model = backbone_model, ENCODER
         arguments = dict(locals())
         super().__init__()
         if pooling not in POOLINGS or fit not in FITS:
             raise ValueError(f"pooling must be one of {(*POOLINGS,)} and fit one of {FITS}, got {pooling!r}, {fit!r}")
-        self.architecture = {key: arguments[key] for key in SAVED}
+        self.architecture = {key: arguments[key] for key in SAVED}  # makes the network again
         self.normalize_embeddings = normalize_embeddings
         self.image_size, self.margin, self.threshold = image_size, margin, threshold
         self.frame = Frame(image_size, fit, mean, levels)
-        blocks = [encoder] if own else backbone_blocks(backbone_model, pretrained, weights, image_size)
-        self.backbone = nn.Sequential(*blocks)
+        if isinstance(backbone_model, nn.Module):
+            self.backbone, self.architecture["backbone_model"] = Encoder(backbone_model), ENCODER
+        else:
+            self.backbone = make_backbone(backbone_model, pretrained, weights, image_size)
         features = self.block_shapes()[-1]
         if len(features) == 2 and pooling != "auto":
-            raise ModelError(f"pooling: {pooling}: {backbone_model} pools its features itself; use pooling: auto")
+            name = self.architecture["backbone_model"]
+            raise ModelError(f"pooling: {pooling}: {name} pools its features itself; use pooling: auto")
         self.pooling = nn.Identity() if len(features) == 2 else POOLINGS[pooling]()
         self.head = nn.Identity()
         if embedding_dim is not None:
@@ -151,8 +142,7 @@ class SiameseNetwork(nn.Module):
 
         Args:
             image_size: (height, width) in pixels of its input.
-            options: as of the class: `mean` and `std` with which its input is normalised, `margin`, `threshold`, `fit`,
-                `normalize_embeddings`.
+            options: arguments of the class: `mean` and `std` with which its input is normalised, `margin`, ...
 
         Raises:
             ModelError: it fails on such images, or changes them, or its output is not float32 (N, D), or not finite.
@@ -211,28 +201,6 @@ class SiameseNetwork(nn.Module):
         z = self.head(pooled)
         return self.margin / 2**0.5 * F.normalize(z) if self.normalize_embeddings else z
 
-    def activations(self, batch: torch.Tensor) -> torch.Tensor:
-        """What Grad-CAM is computed at: the final map (N, C, h, w), or what a transformer's last stage is given. Behind
-        that stage a class token no longer depends on the other tokens."""
-        if self.architecture["backbone_model"] == ENCODER:
-            raise ModelError(f"method: 'distance' looks inside the network, which {ENCODER} hides; use 'occlusion'")
-        if not isinstance(self.pooling, nn.Identity):
-            return self.backbone(batch)
-        seen: list[torch.Tensor] = []
-        self.backbone[-1].with_hook(self.backbone[:-1](batch), lambda stage, given: seen.append(given[0]))
-        return seen[0]
-
-    def embed_activations(self, activations: torch.Tensor) -> torch.Tensor:
-        """Embed images from their `activations` -> (N, D)."""
-        if isinstance(self.pooling, nn.Identity):
-            images, inside = activations.new_zeros(len(activations), 3, *self.image_size), activations
-            activations = self.backbone[-1].with_hook(images, lambda stage, given: (inside, *given[1:]))
-        return self.embed_features(activations)
-
-    def as_map(self, values: torch.Tensor) -> torch.Tensor:
-        """Arrange `activations`, or their gradient, as a map (N, C, h, w)."""
-        return self.backbone[-1].as_map(values, self.image_size) if isinstance(self.pooling, nn.Identity) else values
-
     def forward(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """Dissimilarity in [0, 1] of each image of `batch1` and its partner in `batch2`: 2 x (N, 3, H, W) -> (N,)."""
         z1, z2 = self.embed(torch.cat([batch1, batch2])).chunk(2)
@@ -247,9 +215,9 @@ class SiameseNetwork(nn.Module):
         return self.dissimilarity(distance) < self.threshold
 
     def save(self, path: str | Path, **info: Any) -> None:
-        """Write weights, architecture, preprocessing and `info` (plain values only) to one file; not of a network that
-        was made `around` an encoder. Raises a UserError if the file cannot be written."""
-        if self.architecture["backbone_model"] == ENCODER:
+        """Write weights, architecture, preprocessing and `info` (plain values only) to one file; raises a UserError if
+        it cannot be written, or if the network was made `around` an encoder."""
+        if isinstance(self.backbone, Encoder):
             raise ModelError(f"{path}: {ENCODER} cannot be saved here; keep its own file, and make it again")
         state = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
         whole = io.BytesIO()  # torch's own writer reports a full disk as an error of its own
@@ -261,12 +229,8 @@ class SiameseNetwork(nn.Module):
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SiameseNetwork:
         """Load a network that `save` wrote, from its file or the folder of its training, in eval mode; what was saved
-        beside it is in `model.info`. The file holds plain tensors and values, and cannot run code.
-
-        Raises:
-            ModelError: no such file, or not a checkpoint of this project.
-            RuntimeError: this machine has no such device.
-        """
+        beside it is in `model.info`. The file holds plain tensors and values, and cannot run code. Raises a ModelError
+        if it is not there, or no checkpoint."""
         path = Path(path, "model.pth") if os.path.isdir(path) else path
         if not os.path.isfile(path):  # Path.is_file raises where a name is too long
             raise ModelError(f"{path}: not there yet; run 01_Train_Siamese_model.ipynb first")
@@ -290,8 +254,8 @@ def embedding_distance(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
 
 
 def all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compare all images of a batch with each other, each pair once: embeddings (B, D) and classes (B,) -> raw
-    distances and pair labels (0 same class, 1 another), each of shape (B (B - 1) / 2,)."""
+    """Compare all images of a batch, each pair once: embeddings (B, D) and classes (B,) -> raw distances and pair
+    labels (0 same class, 1 another), each of shape (B (B - 1) / 2,)."""
     i, j = torch.triu_indices(len(labels), len(labels), offset=1).to(embeddings.device)
     return embedding_distance(embeddings[i], embeddings[j]), (labels[i] != labels[j]).long()
 

@@ -146,12 +146,10 @@ def _evidence(options: argparse.Namespace, config: Config) -> None:
 
 
 def _export(options: argparse.Namespace, config: Config) -> None:
-    from utils.models import threshold_for
+    from utils.models import load_trained
     from utils.networks.export import export_onnx
-    from utils.Siamese import SiameseNetwork
 
-    model = SiameseNetwork.load(config.trained_path / "model.pth")
-    model.threshold = threshold_for(config, model.info, model.margin)
+    model, _ = load_trained(config)
     path, size = config.outputs_path / "model.onnx", ", ".join(map(str, model.image_size))
     export_onnx(model, path)
     print(f"{path}: the network in {config.trained_path}; images (N, 3, {size}) as uint8")

@@ -84,20 +84,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         raw = yaml.load(text, _Loader)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); start Jupyter, or the command, in the repository's folder, or "
-            "give another file as `config_path` or --config"
-        ) from None
+        advice = "start in the repository's folder, or give another file as `config_path` or --config"
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
     except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise ConfigError(f"{path}: not UTF-8 text; save it again with the encoding UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        problem = f"not valid YAML ({getattr(error, 'problem', error)}); correct that line or the one above"
         quoted = "; use single quotes, or /, for a path" if "escape" in str(error) or '\\"' in text else ""
-        without_comments = re.sub("#.*", "", text)
-        raise ConfigError(
-            f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}); correct that line or the one above"
-            f"{quoted}{_full_width(without_comments)}"
-        ) from None
+        raise ConfigError(f"{path}{line}: {problem}{quoted}{_full_width(re.sub('#.*', '', text))}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
     return raw
@@ -126,9 +121,8 @@ def _resolve(raw: dict[str, Any], dataset: str | None, path: str | Path) -> dict
     if not name:
         raise ConfigError(f"{path}: dataset: missing; name one of {', '.join(blocks) or 'your folders under Data/'}")
     if name not in (known := list(blocks) or [own or name]):
-        raise ConfigError(
-            f"{path}: dataset: no block named '{name}' under datasets: (the file is for {', '.join(known)}); add one"
-        )
+        problem = f"no block named '{name}' under datasets: (the file is for {', '.join(known)})"
+        raise ConfigError(f"{path}: dataset: {problem}; add one")
     return _merge(raw, blocks.get(name) or {}) | {"dataset": name}
 
 
@@ -153,9 +147,7 @@ PLAIN_MESSAGES = {
 
 # Keys of earlier versions -> what to do.
 REMOVED_KEYS = dict.fromkeys(("cache", "cache_gigabytes"), "no key any more; delete it")
-REMOVED_KEYS["num_processes"] = (
-    "no key any more; delete it, and start several processes by torchrun --nproc_per_node=N -m utils train NAME"
-)
+REMOVED_KEYS["num_processes"] = "delete it, and run torchrun --nproc_per_node=N -m utils train NAME"
 
 
 def _explain(problem: dict[str, Any], path: str | Path) -> str:

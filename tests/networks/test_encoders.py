@@ -113,13 +113,13 @@ def test_grad_cam_of_a_vision_transformer_equals_timms_own_blocks_and_autograd()
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_the_last_stage_begins_where_the_others_end(name):
     model = network(name)
-    images = torch.rand(2, 3, *model.image_size)
+    images, backbone = torch.rand(2, 3, *model.image_size), model.backbone
     with torch.no_grad():
-        assert torch.allclose(model.embed_activations(model.activations(images)), model.embed(images), atol=1e-6)
-        other = model.activations(images).flip(0)
-        assert torch.allclose(model.embed_activations(other), model.embed(images).flip(0), atol=1e-6)
+        activations, features = backbone.activations(images), backbone(images)
+        assert torch.allclose(backbone.finish(activations), features, atol=1e-6)
+        assert torch.allclose(backbone.finish(activations.flip(0)), features.flip(0), atol=1e-6)
     assert not any(module._forward_pre_hooks for module in model.modules())
-    maps = model.as_map(model.activations(images))
+    maps = backbone.as_map(activations)
     assert maps.ndim == 4 and maps.shape[2] * model.image_size[1] == maps.shape[3] * model.image_size[0]
 
 

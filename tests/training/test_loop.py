@@ -8,13 +8,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torch import nn
 from tqdm.auto import tqdm
 from trainers import before_epochs, interrupted, started, stop_at
 
 from utils.__main__ import main
 from utils.dataset import prepare_split, read_split
-from utils.networks.backbones import backbone_blocks
+from utils.networks.backbones import make_backbone
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError, TrainingError
 from utils.training import train
@@ -138,13 +137,6 @@ def test_a_kill_between_a_network_and_its_split_never_leaves_another_networks_sp
     assert read_split(path).equals(prepare_split(again)[0].astype(str))
 
 
-def test_an_interrupt_keeps_what_was_trained(config, monkeypatch):
-    settings = config({"epochs": 5})
-    assert interrupted(monkeypatch, settings, 2).epoch.tolist() == [1]
-    assert len(pd.read_csv(settings.checkpoints_path / "history.csv")) == 1
-    assert "calibrated_threshold" in SiameseNetwork.load(settings.checkpoints_path / "model.pth").info
-
-
 def test_history_is_on_disk_after_every_epoch_and_files_that_vanish_do_not_stop_it(config, monkeypatch):
     settings, rows = config({"epochs": 3}), []
 
@@ -180,14 +172,6 @@ def test_a_split_that_training_makes_itself_comes_with_its_notes(config, capsys)
     ]
 
 
-def test_training_takes_a_split_that_is_given(config):
-    settings = config()
-    table = prepare_split(settings)[0]
-    other = table.assign(split=table.split.replace({"test": "valid", "valid": "test"}))
-    train(settings, other)
-    assert read_split(settings.checkpoints_path / "split.csv").equals(other) and not other.equals(table)
-
-
 @pytest.fixture
 def pretrained(tmp_path):
     """Settings of a small network whose weights are given."""
@@ -198,7 +182,7 @@ def pretrained(tmp_path):
 
 def start_of(settings):
     size, name = settings["image"]["size"], settings["backbone_model"]
-    return nn.Sequential(*backbone_blocks(name, weights=settings["weights"], image_size=size)).state_dict()
+    return make_backbone(name, weights=settings["weights"], image_size=size).state_dict()
 
 
 def test_the_head_alone_learns_on_features_that_are_computed_once(config, monkeypatch, pretrained):
@@ -259,10 +243,6 @@ def test_where_the_schedule_has_an_end_the_last_network_is_kept(config, monkeypa
     settings = config({"epochs": 3}, LRScheduler={"name": schedule})
     train(settings)
     assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
-
-
-def test_without_pretrained_weights_there_are_no_steps_of_the_head_alone(config):
-    assert train(config({"epochs": 1, "head_steps": 300})).epoch.tolist() == [1]
 
 
 def test_an_interrupt_before_the_first_epoch_ends_leaves_nothing(config, monkeypatch):

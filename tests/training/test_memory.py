@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from trainers import before_epochs, interrupted, stop_at
+from trainers import before_epochs, stop_at
 
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import TrainingError
@@ -83,13 +83,6 @@ def test_training_goes_on_after_the_last_finished_epoch_also_in_the_next_run(
     if schedule == "OneCycle":  # 3 of 4 epochs are over, whatever their steps
         rates = history.learning_rate.to_numpy()
         assert rates[1] == rates.max() and rates[0] == pytest.approx(0.003 / 25) and rates[2] > 3 * rates[3] > 0
-
-
-def test_a_run_does_not_go_on_with_another_batch_size_of_the_configuration(config, memory, monkeypatch, capsys):
-    memory(4)
-    interrupted(monkeypatch, config({"batch_size": 4}), 2)
-    train(config({"batch_size": 8}))
-    assert "does not go on, as hyperparameters.batch_size changed" in capsys.readouterr().out
 
 
 def test_epochs_of_the_head_stay_as_many_when_fine_tuning_needs_smaller_batches(config, weights, memory, capsys):

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from utils.explain.removal import blur
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import TrainingError
 from utils.training import phases, train
-from utils.training.data import images_of
+from utils.training.data import halved_boxes
 from utils.training.phases import VIEWS, FineTuning, early_blocks, frozen_features
 from utils.training.processes import Processes
 
@@ -61,10 +63,9 @@ def test_views_are_the_images_and_changed_ones(config, weights, monkeypatch):
     monkeypatch.setattr(phases, "frozen_features", lambda model, batches, exact: torch.cat(list(batches)).flatten(1))
     options = {"size": (16, 16), "HorizontalFlip": 1, "RandomErasing": 1, "CutMix": 1}
     trainer = started(config({"head_steps": 2, "batch_size": 5}, weights=weights, image=options))
-    features = trainer.phase.features
     images = {split: images[np.arange(len(images))] for split, images in trainer.data.images.items()}
-    assert torch.equal(features["valid"][0], images["valid"].flatten(1)) and len(features["valid"]) == 1
-    plain, *others = features["train"]
+    assert torch.equal(trainer.phase.of_valid, images["valid"].flatten(1))
+    plain, *others = trainer.phase.features
     assert torch.equal(plain, images["train"].flatten(1)) and len(others) == VIEWS - 1
     for view in others:  # nothing is erased at the start, or covered
         assert torch.equal(view, images["train"].flip(3).flatten(1))
@@ -72,7 +73,7 @@ def test_views_are_the_images_and_changed_ones(config, weights, monkeypatch):
 
 def test_the_view_is_drawn_for_each_image_of_a_batch(config, weights):
     phase = started(config({"head_steps": 2}, weights=weights)).phase
-    phase.features["train"] = torch.cartesian_prod(torch.arange(4), torch.arange(12)).view(4, 12, 2)
+    phase.features = torch.cartesian_prod(torch.arange(4), torch.arange(12)).view(4, 12, 2)
     phase.processes = Processes(1, 2)
     positions, rng = np.array([7, 2, 11, 0, 5]), np.random.default_rng(0)
     drawn = torch.stack(list(phase.inputs([positions] * 20, 1, 0.0, rng)))
@@ -90,8 +91,9 @@ def test_only_training_images_are_changed_each_as_often_as_configured(
     seen, loaded = [], phases.ImageLoader.__call__
 
     def watch(self, requests):
-        seen.extend(requests)
-        return loaded(self, requests)
+        asked = list(requests)
+        seen.extend(asked)
+        return loaded(self, asked)
 
     monkeypatch.setattr(phases.ImageLoader, "__call__", watch)
     train(config({"epochs": 3}, training_pairs=pairs, number_of_iterations=rounds))
@@ -107,28 +109,22 @@ def test_each_image_is_covered_by_the_one_before_it_in_the_batch(config):
     trainer = started(config(image={"size": (16, 16), "HorizontalFlip": 0, "CutMix": 1}))
     positions = np.array([4, 0, 7])
     plain = trainer.data.images["train"][positions]
-    (covered, *_) = next(trainer.phase.inputs([positions], 1, 0.0, np.random.default_rng(0)))
+    covered = next(trainer.phase.inputs([positions], 1, 0.0, np.random.default_rng(0)))
     for k in range(3):
         inside = (covered[k] != plain[k]).any(0)
         assert inside.any() and torch.equal(covered[k][:, inside], plain[k - 1][:, inside])
 
 
 @pytest.mark.parametrize("pairs", ["batch", "sampled"])
-@pytest.mark.parametrize("additivity", [0.0, 1.0])
-def test_a_process_prepares_its_own_share_as_one_process_would(config, pairs, additivity):
+def test_a_process_prepares_its_own_share_as_one_process_would(config, pairs):
     image = {"size": (16, 16), "RandomErasing": 0.5, "RandomResizedCrop": 0.5, "CutMix": 0.4}
-    settings = config({"batch_size": 7, "additivity": additivity}, image=image, training_pairs=pairs)
-    trainer, found = started(settings), []
+    trainer, found = started(config({"batch_size": 7}, image=image, training_pairs=pairs)), []
     for processes in (Processes(), Processes(0, 2), Processes(1, 2)):
         trainer.phase.processes, rng = processes, np.random.default_rng(0)
-        batches = [images_of(batch) for batch in trainer.data.batches(settings, rng)]
+        batches = trainer.data.batches(rng, 7)
         found.append(list(trainer.phase.inputs(batches, 2, 0.5, rng)))
-    for (images, chosen, boxes, count), first, second in zip(*found):
-        assert torch.equal(images, torch.cat([first[0], second[0]])) and count == first[3] == second[3]
-        assert (count > 0) == (additivity > 0) and len(chosen) == count
-        both = [*zip(first[1], first[2]), *zip(second[1] + len(first[0]), second[2])]
-        for position, box in zip(chosen, boxes):
-            assert any(other == position and (halves == box).all() for other, halves in both)
+    for images, first, second in zip(*found):
+        assert torch.equal(images, torch.cat([first, second]))
 
 
 def test_the_penalty_of_effects_that_do_not_add_up(config, monkeypatch):
@@ -140,13 +136,14 @@ def test_the_penalty_of_effects_that_do_not_add_up(config, monkeypatch):
         options = {"additivity": weight, "batch_size": 12, "max_norm": 1e9, "optimizer": "SGD", "learning_rate": 1e-9}
         trainer = started(config(options, image={"size": (16, 16), "HorizontalFlip": 0.0}))
         trainer.model.eval()  # at fixed batch statistics, as in fine-tuning
-        batch, inputs = first_batch(trainer)
-        trainer.step(batch, inputs)
+        positions, images, rng = first_batch(trainer)
+        drawn = copy.deepcopy(rng)
+        trainer.step(positions, images, rng)
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
-    images, chosen, boxes, count = inputs
-    assert len(chosen) == count == 2  # an eighth of 12, rounded up
+    again = copy.deepcopy(drawn)
+    chosen = again.choice(12, 2, replace=False)  # an eighth of 12, rounded up
     model, left = trainer.model, []
-    for image, halves in zip(model.normalize(images[chosen]), boxes):
+    for image, halves in zip(model.normalize(images[chosen]), halved_boxes(2, (16, 16), again)):
         soft, seen = blur(image[None])[0], []
         for blurred in ([], [0], [1], [0, 1]):
             changed = image.clone()
@@ -159,16 +156,21 @@ def test_the_penalty_of_effects_that_do_not_add_up(config, monkeypatch):
     wanted = 1e4 * torch.cat([gradient.flatten() for gradient in wanted])
     assert wanted.norm() > 1e-3
     torch.testing.assert_close(gradients[1] - gradients[0], wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
-    for one in (0, 1):
-        _, penalty = trainer.phase.embed((images, chosen[[one]], boxes[[one]], count))
-        assert penalty.item() == pytest.approx(1e4 * left[one].item() / 2, rel=1e-2)
+    for processes in (Processes(0, 2), Processes(1, 2)):
+        trainer.phase.processes, own = processes, processes.share(12)
+        with torch.no_grad():
+            _, penalty = trainer.phase.embed(images[own], 12, copy.deepcopy(drawn))
+        parts = [1e4 * cost.item() / 2 for place, cost in zip(chosen, left) if own.start <= place < own.stop]
+        assert float(penalty) == pytest.approx(sum(parts), rel=1e-2)
 
 
 def test_a_process_may_have_no_share_of_a_batch_or_of_the_validation_images(config):
     phase = started(config({"additivity": 1.0})).phase
-    phase.processes = Processes(0, 5)  # has 0 of 4
-    assert phase.embed_valid(slice(0, 0)).shape == (0, 4 + 64)  # embedding, pooled features
-    embeddings, penalty = phase.embed(next(phase.inputs([np.arange(4)], 1, 0.0, np.random.default_rng(0))))
+    whole, phase.processes = phase.valid_features(), Processes(0, 5)  # has 0 of 4
+    phase.processes.sum = lambda tensor: whole if tensor.ndim == 2 else tensor  # the rows of the others
+    assert torch.equal(phase.valid_features(), whole)
+    rng = np.random.default_rng(0)
+    embeddings, penalty = phase.embed(next(phase.inputs([np.arange(4)], 1, 0.0, rng)), 4, rng)
     assert embeddings.shape == (0, 4) and penalty == 0
 
 
@@ -214,14 +216,11 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_key(config):
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e30])
-def test_a_network_whose_validation_is_not_finite_stops_training(config, monkeypatch, value):
-    monkeypatch.setattr(FineTuning, "embed_valid", lambda phase, own: value * torch.eye(own.stop - own.start, 16))
-    with pytest.raises(TrainingError, match=r"epoch 1: .* not finite; lower hyperparameters.learning_rate"):
-        train(config())
-
-
-def test_a_gradient_that_is_not_finite_stops_training_too(config):
+def test_validation_or_a_gradient_that_is_not_finite_stops_training_too(config, monkeypatch, value):
     trainer = started(config())
     trainer.model.head[2].bias.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(TrainingError, match="or its gradient, is not finite"):
         trainer.step(*first_batch(trainer))
+    monkeypatch.setattr(FineTuning, "valid_features", lambda phase: value * torch.eye(4, 64))
+    with pytest.raises(TrainingError, match=r"epoch 1: .* not finite; lower hyperparameters.learning_rate"):
+        train(config())

@@ -141,7 +141,7 @@ def test_a_process_with_other_images_than_the_first_says_so(config, monkeypatch)
 
 def test_every_process_draws_its_own_in_every_epoch_and_the_same_again(config, monkeypatch):
     drawn = []
-    monkeypatch.setattr(Trainer, "step", lambda self, batch, inputs: drawn.append(torch.initial_seed()) or 1 / 0)
+    monkeypatch.setattr(Trainer, "step", lambda self, *batch: drawn.append(torch.initial_seed()) or 1 / 0)
     trainer = started(config, epoch=2)
     with torch.random.fork_rng(devices=[]):
         for rank, epoch in ((0, 2), (1, 2), (0, 3), (1, 3), (0, 2)):
@@ -173,10 +173,10 @@ def small_memory(images):
     """Limit the images of a training step in the last process."""
     embed = FineTuning.embed
 
-    def limited(self, inputs):
-        if self.processes.rank == self.processes.world_size - 1 and len(inputs[0]) > images:
+    def limited(self, inputs, count, rng):
+        if self.processes.rank == self.processes.world_size - 1 and len(inputs) > images:
             raise RuntimeError("CUDA out of memory")
-        return embed(self, inputs)
+        return embed(self, inputs, count, rng)
 
     return patch.object(FineTuning, "embed", limited)
 

@@ -136,7 +136,7 @@ def told_to_go_on(config, table=None):
     "key, value, goes_on",
     [
         ("hyperparameters.epochs", 3, False),
-        ("seed", 1, False),
+        ("hyperparameters.batch_size", 4, False),
         ("hyperparameters.num_workers", 1, True),
         ("device", "auto", True),
     ],

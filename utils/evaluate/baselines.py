@@ -15,7 +15,7 @@ from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
 from utils.images.cache import StoredImages
 from utils.images.pairs import Pairs
-from utils.networks.backbones import backbone_blocks
+from utils.networks.backbones import make_backbone
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 from utils.system.machine import seeded
@@ -66,12 +66,11 @@ def baseline_distances(
     }
     name, size = model.architecture["backbone_model"], model.image_size
     with seeded(config.seed):
-        blocks = {"untrained backbone": backbone_blocks(name, image_size=size)}
+        backbones = {"untrained backbone": make_backbone(name, image_size=size)}
         if config.transfer:
             with suppress(ModelError):  # weights cannot be downloaded, or are of another backbone: one row less
-                blocks["pretrained backbone"] = backbone_blocks(name, config.pretrained, config.weights, size)
-    for method in blocks:
-        backbone = nn.Sequential(*blocks[method])
+                backbones["pretrained backbone"] = make_backbone(name, config.pretrained, config.weights, size)
+    for method, backbone in backbones.items():
         features = pooled_features(model, backbone, images, config.hyperparameters.batch_size)
         # Features of random weights may be tiny; features that are zero everywhere have a distance of 1.
         distances[method] = 1 - F.cosine_similarity(features[first], features[second], eps=1e-60).numpy()

@@ -51,7 +51,7 @@ def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config
     images, rows = load_split(table, split, config, model.frame)
     labels = rows.label.to_numpy()
     embeddings = embed_images(model, images, config.hyperparameters.batch_size, config.hyperparameters.verbose)
-    pairs = evaluation_pairs(labels, model.info["config"]["seed"])
+    pairs = evaluation_pairs(labels, model.info.get("config", {"seed": config.seed})["seed"])
     dissimilarity = (pair_distances(embeddings, pairs) / model.margin).numpy()
     return SplitDistances(images, embeddings, labels, pairs, dissimilarity, rows.file.tolist())
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from utils.explain.occlusion import GRID, region_effects
 from utils.images.cache import StoredImages
 from utils.images.places import BOX
-from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, backbone_blocks
+from utils.networks.backbones import IMAGENET_MEAN, IMAGENET_STD, make_backbone
 from utils.Siamese import SiameseNetwork
 
 CELLS = 6  # side of a region, in positions of a map: 0.19 of the image's side
@@ -241,7 +241,7 @@ def features_of_places(images: StoredImages | torch.Tensor, verbose: bool = True
     They are features of a middle layer of a network that knows ImageNet, whatever the network that is explained;
     averaged over four rotations, so that all sides of a border look alike, and a ruler however it lies.
     """
-    blocks = [block.eval() for block in backbone_blocks("EfficientNetLite0", pretrained=True)]
+    blocks = [block.eval() for block in make_backbone("EfficientNetLite0", pretrained=True)]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     parts = images.split(BATCH_SIZE)
     for batch in tqdm(parts, desc="Looking", total=-(-len(images) // BATCH_SIZE), disable=not verbose):

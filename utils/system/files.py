@@ -13,13 +13,8 @@ from utils.system.errors import UserError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the path of a temporary file, which takes the place of `path` when the block ends without an error.
-
-    A missing folder is made.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written to.
-    """
+    """Give the path of a temporary file, which takes the place of `path` when the block ends without an error; a
+    missing folder is made. Raises a UserError if the disk is full, or the folder cannot be written to."""
     path = Path(path)
     # The suffix stays, as it decides the format of a figure. Hidden, so that what a kill leaves is no dataset's image.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -28,9 +23,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or choose another place"
-        ) from None
+        advice = "make room, or choose another place"
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from None
     finally:
         if os.path.exists(partial):  # False, too, where the name is too long
             partial.unlink()

@@ -14,8 +14,7 @@ from utils.system.settings import Config
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch's global CPU generator in a block, and restore it afterwards; torchvision and new layers draw from
-    it."""
+    """Seed PyTorch's global CPU generator, from which new layers draw, in a block, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it reseeds the GPUs too
         yield
@@ -23,11 +22,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def choose_device(config: Config) -> torch.device:
     """Choose the device that the settings `device`, `cuda` and `gpu` ask for; where torchrun has started several
-    processes, each takes a card of its own, and `gpu` is not used.
-
-    Raises:
-        ConfigError: this machine does not have the device.
-    """
+    processes, each takes a card of its own. Raises a ConfigError if this machine does not have the device."""
     wanted, cards = config.device, torch.cuda.device_count() if config.cuda else 0
     # Processes on this machine; another launcher may have left its own numbers behind.
     several = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["LOCAL_WORLD_SIZE"]) > 1
@@ -58,11 +53,8 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep up to 2 GiB of freed memory for the next tensor (on Linux; elsewhere this does nothing).
-
-    By default it returns every large tensor to the kernel and requests the next one page by page, which can take as
-    long as computing with it (docs/benchmarks.md).
-    """
+    """Let glibc (Linux) keep up to 2 GiB of freed memory for the next tensor. By default it returns every large tensor
+    to the kernel and requests the next one page by page, which can take as long as computing with it."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         m_trim_threshold, m_mmap_max = -1, -4  # names of options in glibc's malloc.h

@@ -74,8 +74,7 @@ class ImageOptions(Section):
     size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (224, 224)
     """[height, width] in pixels; images are resized to it"""
     fit: Literal["stretch", "pad"] = "stretch"
-    """`stretch`: every image fills `image.size`; `pad`: it keeps its aspect ratio, centred, the rest filled with the
-    mean colour"""
+    """`stretch`: every image fills `image.size`; `pad`: it keeps its aspect ratio, on a ground of the mean colour"""
     normalization: Normalization = Normalization()
     Channels: Annotated[int, Field(ge=3, le=3)] = 3
     """red, green, blue"""
@@ -88,12 +87,10 @@ class ImageOptions(Section):
     RandomResizedCrop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """smallest share of an image's area that a random crop keeps in training; 1: no crops"""
     RandomErasing: Probability = 0.0
-    """probability that a box of an image is blanked out in training, rising to this value in the last epoch; keeps
-    evidence local"""
+    """probability, in the last epoch (it rises to this), that a box of an image is blanked out; keeps evidence local"""
     CutMix: Probability = 0.0
-    """probability that a box of an image is covered by the same box of another image, which does not change its class;
-    in training, but not while the head is trained alone. Maps then agree better with what happens; much more than 0.2
-    costs accuracy"""
+    """probability, in fine-tuning, that a box of an image is covered by the same box of another image; its class stays.
+    Maps then agree better with what happens; much more than 0.2 costs accuracy"""
     cover: Existing | None = None
     """regions that training does not see, filled from what surrounds them: the `evidence.csv` of
     `python -m utils evidence`, or a folder of masks as `Data/<name>_masks`"""
@@ -115,7 +112,7 @@ class Hyperparameters(Section):
     then allowed, trains the head alone"""
     additivity: NotNegative = 0.0
     """weight, in these epochs, of a loss that teaches the network to add up effects: blurring a region then does what
-    blurring its parts does, and maps are right about regions of any size; takes a third more time"""
+    blurring its parts does, and maps are right; takes a third more time"""
     verbose: bool = True
     """progress bars"""
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -189,9 +186,8 @@ class Config(Section):
     threshold: Annotated[
         Fraction | FalseMatches, _else("a number between 0 and 1, such as 0.5, or {false_matches: 0.01}")
     ] = 0.5
-    """of the dissimilarity, distance / margin: a pair is similar if its similarity lies above one minus this. Or what a
-    mistake may cost: `{false_matches: 0.01}` sets it so that this share of all validation pairs of two classes is
-    called similar"""
+    """of the dissimilarity: a pair is similar if its similarity lies above one minus this. Or `{false_matches: 0.01}`:
+    set so that this share of all validation pairs of two classes is called similar"""
     training_pairs: Literal["batch", "sampled"] = "batch"
     """`batch`: all pairs inside a batch; `sampled`: two pairs per image, redrawn in every epoch"""
     number_of_iterations: Count = 1
@@ -203,16 +199,14 @@ class Config(Section):
     unseen_classes: Annotated[
         Fraction | tuple[str, ...] | None, _else("a share of the classes such as 0.25, or a list of their names")
     ] = None
-    """classes that are held out as a whole, as the split `unseen`, on which 03 measures how the network does on classes
-    that it has never seen: a share of them, drawn by the seed, small and large ones alike, or a list of names. Where
-    classes are too small to be divided, whole ones are for validation and testing, too"""
+    """classes that are held out as a whole, so that 03 can measure how the network does on new ones: a share, drawn by
+    the seed, or a list of names. Where classes are too small to be divided, whole ones are for validation and testing,
+    too"""
     group_pattern: Annotated[re.Pattern, AfterValidator(_captures_once)] | None = None
-    """regular expression with one `( )` group, searched in the path below the class folder, as `patient_7/left.png`,
-    and otherwise in the file name: files that agree in it, such as views of one object, stay in one split, also across
-    classes"""
+    """regular expression with one `( )` group, searched in the path below the class folder, or else in the file name:
+    files that agree in it, such as images of one patient, stay in one split, also across classes"""
     on_bad_image: Literal["skip", "error"] = "skip"
-    """images that cannot be read, each named with the reason: `skip` trains without them, `error` stops before the
-    first epoch"""
+    """images that cannot be read are named, with the reason: `skip` trains without them, `error` stops before"""
     image: ImageOptions = ImageOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()
@@ -239,15 +233,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _can_be_trained(self):
         if self.hyperparameters.epochs == 0 and self.head_steps == 0:
-            raise ValueError(
-                "hyperparameters.epochs: 0 trains nothing here; use 1 or more, "
-                "or pretrained: True with hyperparameters.head_steps above 0"
-            )
+            instead = "use 1 or more, or pretrained: True with hyperparameters.head_steps above 0"
+            raise ValueError(f"hyperparameters.epochs: 0 trains nothing here; {instead}")
         if self.training_pairs == "batch" and self.hyperparameters.batch_size < 4:
-            raise ValueError(
-                "hyperparameters.batch_size: below 4 no dissimilar pair fits beside a similar one; "
-                "use 4 or more, or training_pairs: sampled"
-            )
+            why = "below 4 no dissimilar pair fits beside a similar one"
+            raise ValueError(f"hyperparameters.batch_size: {why}; use 4 or more, or training_pairs: sampled")
         return self
 
     @property

@@ -5,7 +5,7 @@ The random numbers of an image follow from the seed, the epoch and its place in 
 number of workers and of processes, and after a run was killed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from zlib import crc32
 
@@ -19,13 +19,12 @@ from utils.dataset import load_split
 from utils.explain.removal import blur
 from utils.images.cache import StoredImages
 from utils.images.frame import Frame, mean_colour
-from utils.images.pairs import Pairs, evaluation_pairs, image_batches, make_pairs, pair_batches
+from utils.images.pairs import evaluation_pairs, image_batches, make_pairs, pair_batches
 from utils.system.settings import Config, ImageOptions
 from utils.training.cover import covered
 
 MIN_PIXELS = 20e6  # of all training images; for fewer, worker processes cost more time than they save
 SIDES = (0.2, 0.7)  # smallest and largest sides of a box that is blurred, as shares of the image's sides
-Batch = np.ndarray | Pairs  # positions of images, all of which are compared with each other; or pairs of positions
 
 
 class TrainingData:
@@ -35,6 +34,7 @@ class TrainingData:
     """
 
     def __init__(self, config: Config, table: pd.DataFrame, frame: Frame) -> None:
+        self.config = config
         loaded = {split: load_split(table, split, config, frame) for split in ("train", "valid")}
         kept = pd.concat([rows for _, rows in loaded.values()]).index
         self.table = table[table.split.isin(["test", "unseen"]) | table.index.isin(kept)]
@@ -54,21 +54,18 @@ class TrainingData:
         if config.image.cover:
             self.fingerprints["image.cover"] = [crc32(self.images["train"].bits)]
 
-    def steps(self, config: Config) -> int:
-        """Steps of an epoch."""
-        return len(self.batches(config, np.random.default_rng(0)))
+    def batches(self, rng: np.random.Generator, size: int) -> list[np.ndarray]:
+        """Draw the batches of one epoch: positions of `size` images, all of which are compared with each other; if
+        pairs are sampled, of all first images of `size` pairs, then of all second ones."""
+        labels, rounds = self.labels["train"], self.config.number_of_iterations
+        if self.config.training_pairs == "batch":
+            return [batch for _ in range(rounds) for batch in image_batches(labels, size, rng)]
+        pairs = pair_batches(make_pairs(labels, rng, rounds), size, rng)
+        return [np.concatenate([batch.first, batch.second]) for batch in pairs]
 
-    def batches(self, config: Config, rng: np.random.Generator) -> list[Batch]:
-        """Draw the batches of one epoch, of images or of pairs as `training_pairs` says."""
-        labels, rounds, size = self.labels["train"], config.number_of_iterations, config.hyperparameters.batch_size
-        if config.training_pairs == "sampled":
-            return pair_batches(make_pairs(labels, rng, rounds), size, rng)
-        return [batch for _ in range(rounds) for batch in image_batches(labels, size, rng)]
-
-
-def images_of(batch: Batch) -> np.ndarray:
-    """The positions of a batch's images among the training images; of pairs, all first images, then all second ones."""
-    return np.concatenate([batch.first, batch.second]) if isinstance(batch, Pairs) else batch
+    def steps(self, size: int) -> int:
+        """Number of batches of one epoch."""
+        return len(self.batches(np.random.default_rng(0), size))
 
 
 class Request(NamedTuple):
@@ -134,10 +131,9 @@ class ChangedImages(Dataset):
 
 class ImageLoader:
     """Makes the changed images of an epoch, batch by batch; workers prepare the next batches in advance, unless the
-    images are few and small. `pinned` puts batches into page-locked memory, which is copied to a GPU faster."""
+    images are few and small."""
 
-    def __init__(self, images: StoredImages, options: ImageOptions, seed: int, workers: int = 0, pinned: bool = False):
-        self.changes_images = bool(random_changes(options))
+    def __init__(self, images: StoredImages, options: ImageOptions, seed: int, workers: int) -> None:
         self.requests: list[Request] = []
         workers = workers if len(images) * options.size[0] * options.size[1] >= MIN_PIXELS else 0
         self.loader = DataLoader(
@@ -146,11 +142,11 @@ class ImageLoader:
             sampler=self.requests,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=pinned,
+            pin_memory=torch.cuda.is_available(),  # page-locked memory is copied to a GPU faster
             generator=torch.Generator(),  # or it would draw from the global one
         )
 
-    def __call__(self, requests: Sequence[Request]) -> Iterator[torch.Tensor]:
+    def __call__(self, requests: Iterable[Request]) -> Iterator[torch.Tensor]:
         """The images of each request, in their order."""
         self.requests[:] = requests
         return iter(self.loader)

@@ -7,7 +7,6 @@ torchrun --standalone --nproc_per_node=4 -m utils train NAME
 import math
 import time
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from utils.models import build_model
 from utils.system.errors import TrainingError
 from utils.system.machine import choose_device, is_out_of_memory, keep_freed_memory
 from utils.system.settings import Config
-from utils.training.data import Batch, ImageLoader, TrainingData, images_of
+from utils.training.data import ImageLoader, TrainingData
 from utils.training.phases import FineTuning, HeadAlone
 from utils.training.processes import Processes, together
 from utils.training.results import Results, alone_in, unfinished
@@ -32,11 +31,9 @@ from utils.training.results import Results, alone_in, unfinished
 def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
     """Train a network and write it to `config.checkpoints_path`, with the files that `Results` names.
 
-    `best_epoch` says which epoch is kept; of those that train the head alone, only the last can be. A stopped run goes
-    on after its last finished epoch, with the same result, unless settings or images changed. After an interrupt
-    (Ctrl-C, the notebook's stop button), the best network so far is ready for use. If memory runs out, training goes on
-    with batches of half the size. Processes that torchrun has started train one network together, each on its share of
-    every batch; the first one writes and prints.
+    A stopped run goes on after its last finished epoch, with the same result, unless settings or images changed. After
+    an interrupt (Ctrl-C, the notebook's stop button), the best network so far is ready for use. If memory runs out,
+    training goes on with batches of half the size. Processes that torchrun has started train one network together.
 
     Args:
         table: the split, as `prepare_split` made it; `None`: make it here, and print its notes.
@@ -45,9 +42,8 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
         One row per epoch, with the columns `results.HISTORY`.
 
     Raises:
-        ConfigError, DataError, ModelError: a setting, the images or the backbone's weights cannot be used.
-        TrainingError: another run trains in this folder, the loss is not finite, memory is too small, or processes have
-            different images.
+        UserError: a setting, the images or the weights cannot be used, another run trains in this folder, the loss is
+            not finite, or memory is too small.
     """
     keep_freed_memory()
     device, smaller = choose_device(config), None
@@ -57,8 +53,6 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
         together(device) as processes,
         alone_in(config.checkpoints_path) if processes.first else nullcontext(),
     ):
-        if not processes.first:  # one progress bar
-            config = with_options(config, verbose=False)
         if table is None:
             table, notes = processes.from_first(prepare_split(config) if processes.first else None)
             for note in notes:
@@ -75,11 +69,6 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
             torch.cuda.empty_cache()
 
 
-def with_options(config: Config, **options: Any) -> Config:
-    """A copy of a configuration in which these `hyperparameters` are replaced."""
-    return config.model_copy(update={"hyperparameters": config.hyperparameters.model_copy(update=options)})
-
-
 class Trainer:
     """One training run: data, network, phases, and the loop over epochs. `batch_size` replaces the configured one, if
     memory is too small for that."""
@@ -90,39 +79,36 @@ class Trainer:
         self.settings, self.processes = config.model_dump(mode="json"), processes or Processes()
         self.model = build_model(config, read_fingerprints(config, table)[3]).to(choose_device(config))
         self.data = TrainingData(config, table, self.model.frame)
-        fingerprints, rank = self.data.fingerprints, self.processes.rank
+        fingerprints, rank, options = self.data.fingerprints, self.processes.rank, config.hyperparameters
         if fingerprints != self.processes.from_first(fingerprints):
             raise TrainingError(f"process {rank} has other images or weights than the first; copy or share them")
         self.stopped = self.processes.from_first(unfinished(config, fingerprints) if rank == 0 else None)
         # Smaller batches make an epoch longer; the epochs stay as many.
-        self.head_epochs = math.ceil(config.head_steps / self.data.steps(config))
-        self.epochs = self.head_epochs + config.hyperparameters.epochs
+        self.head_epochs = math.ceil(config.head_steps / self.data.steps(options.batch_size))
+        self.epochs = self.head_epochs + options.epochs
         used = self.stopped["info"]["config"] if self.stopped else self.settings  # memory may have run out before
-        size = min(batch_size or config.hyperparameters.batch_size, used["hyperparameters"]["batch_size"])
-        self.config = config = with_options(config, batch_size=size)
-        self.options, self.steps = config.hyperparameters, self.data.steps(config)
-        self.stopping = EarlyStopping(config.early_stopping.patience, config.early_stopping.min_delta)
-        workers, pinned = self.options.num_workers, self.model.mean.device.type == "cuda"
-        self.loader = ImageLoader(self.data.images["train"], config.image, config.seed, workers, pinned)
+        size = min(batch_size or options.batch_size, used["hyperparameters"]["batch_size"])
+        self.options, self.steps = options.model_copy(update={"batch_size": size}), self.data.steps(size)
+        self.config = config = config.model_copy(update={"hyperparameters": self.options})
+        self.loader = ImageLoader(self.data.images["train"], config.image, config.seed, options.num_workers)
         last = self.epochs if config.LRScheduler.name == "OneCycle" else None
         self.results = Results(config, self.data.table, self.head_epochs or 1, last)
 
     def run(self) -> pd.DataFrame:
         """Train for all epochs that are left; returns the history."""
         if self.stopped:
-            self.restore(self.stopped)
+            self.results.restore(self.model, self.stopped["info"]["run"], write=self.processes.first)
+            self.model.load_state_dict(self.stopped["state_dict"])
         history, total, quiet = self.results.history, self.epochs * self.steps, not self.options.verbose
         done = len(history)
         try:
             with tqdm(desc="Training", total=total, initial=done * self.steps, disable=quiet) as bar:
                 for epoch in range(done + 1, self.epochs + 1):
-                    if self.stopping.should_stop:
+                    if self.should_stop():
                         break
-                    if epoch in (1, self.head_epochs + 1):
+                    if epoch in (done + 1, self.head_epochs + 1):
                         self.start(epoch)
                     history.append(self.run_epoch(epoch, bar))
-                    if epoch > self.head_epochs:  # early stopping is for fine-tuning only
-                        self.stopping.step(history[-1]["valid_auc"])
                     self.keep()
         except KeyboardInterrupt:
             if not history:
@@ -131,31 +117,38 @@ class Trainer:
                 self.keep()
             stopped = f"stopped after epoch {len(history)} of {self.epochs}, the best network so far is ready"
             print(f"{self.results.folder}: {stopped}; train again to go on from there")
-        else:
-            if self.processes.first:
-                self.results.close()
         return self.results.frame()
 
+    def should_stop(self) -> bool:
+        """Whether fine-tuning is stopped early."""
+        stopping = EarlyStopping(**dict(self.config.early_stopping))
+        for row in self.results.history[self.head_epochs :]:
+            stopping.step(row["valid_auc"])
+        return stopping.should_stop
+
     def start(self, epoch: int) -> None:
-        """Start the phase of this epoch."""
-        parts = self.config, self.model, self.data, self.loader, self.processes, self.steps, self.head_epochs
-        self.phase = HeadAlone(*parts) if epoch <= self.head_epochs else FineTuning(*parts)
+        """Start the phase of this epoch, or go on with it after a run was stopped."""
+        parts = self.config, self.model, self.data, self.loader, self.processes
+        if epoch <= self.head_epochs:
+            self.phase, done = HeadAlone(*parts, self.head_epochs * self.steps), epoch - 1
+        else:
+            self.phase, done = FineTuning(*parts, self.options.epochs * self.steps), epoch - self.head_epochs - 1
+        if self.stopped and done:
+            self.phase.restore(self.stopped["info"]["run"]["phase"], done * self.steps)
 
     def run_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """Train for one epoch and validate the network; returns a row of the history. Random numbers follow from the
-        seed, the epoch and the process, so they are the same after a run was stopped."""
+        """Train for one epoch and validate the network; returns a row of the history."""
         start, rate = time.perf_counter(), self.phase.optimizer.param_groups[0]["lr"]
         bar.set_description(f"Epoch {epoch}/{self.epochs}{self.phase.title}")
         seed = np.random.SeedSequence([self.config.seed, epoch, self.processes.rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout and stochastic depth
+        torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout; the same after a run was stopped
         rng = np.random.default_rng([self.config.seed, epoch])
         progress = max(0, epoch - self.head_epochs - 1) / max(1, self.options.epochs - 1)
-        batches, losses = self.data.batches(self.config, rng), []
-        positions = [images_of(batch) for batch in batches]
-        for batch, inputs in zip(batches, self.phase.inputs(positions, epoch, progress, rng)):
-            losses.append(self.step(batch, inputs))
+        batches, losses = self.data.batches(rng, self.options.batch_size), []
+        for positions, inputs in zip(batches, self.phase.inputs(batches, epoch, progress, rng)):
+            losses.append(self.step(positions, inputs, rng))
             bar.update()
-        train_loss = float(np.average(losses, weights=[len(images) for images in positions]))
+        train_loss = float(np.average(losses, weights=[len(positions) for positions in batches]))
         for statistic in self.model.buffers():  # each process has those of its own images
             statistic.copy_(self.processes.sum(statistic) / self.processes.world_size)
         valid, self.calibration = self.processes.from_first(self.phase.validate())
@@ -167,12 +160,12 @@ class Trainer:
         seconds = time.perf_counter() - start
         return {"epoch": epoch, "seconds": seconds, "train_loss": train_loss, **valid, "learning_rate": rate}
 
-    def step(self, batch: Batch, inputs: Any) -> float:
-        """Update the weights once; returns the contrastive loss of the batch. Raises a TrainingError if that or its
-        gradient is not finite, and a RuntimeError if memory runs out."""
+    def step(self, positions: np.ndarray, inputs: torch.Tensor, rng: np.random.Generator) -> float:
+        """Update the weights once, from a batch: its positions among the training images (B,), and what the phase makes
+        of this process's share of it; returns the contrastive loss."""
         parameters = [p for group in self.phase.optimizer.param_groups for p in group["params"]]
-        own, penalty = self.processes.attempt(lambda: self.phase.embed(inputs))
-        loss = self.phase.loss(batch, self.processes.gather(own, len(images_of(batch))))
+        own, penalty = self.processes.attempt(lambda: self.phase.embed(inputs, len(positions), rng))
+        loss = self.phase.loss(positions, self.processes.gather(own, len(positions)))
         objective = loss + penalty
         self.phase.optimizer.zero_grad()
         self.processes.attempt(lambda: objective.backward() if objective.requires_grad else None)
@@ -203,18 +196,8 @@ class Trainer:
         return size // 2
 
     def keep(self) -> None:
-        """Write the files of a finished epoch; one of them holds what `restore` needs, as plain values and tensors."""
+        """Write the files of a finished epoch; unless it ends the run, one of them holds what `restore` needs."""
         if self.processes.first:
-            run = {"data": self.data.fingerprints, "settings": self.settings, "stopping": vars(self.stopping)}
-            self.results.keep(self.model, self.calibration, run | {"phase": self.phase.state()})
-
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Go back to the last finished epoch of a stopped run."""
-        run = checkpoint["info"]["run"]
-        self.results.restore(self.model, run, write=self.processes.first)
-        self.model.load_state_dict(checkpoint["state_dict"])
-        vars(self.stopping).update(run["stopping"])
-        done = len(run["history"])
-        if done not in (self.head_epochs, self.epochs):  # the next epoch begins no phase
-            self.start(done)
-            self.phase.restore(run["phase"], self.steps * (done - self.head_epochs * (done > self.head_epochs)))
+            run = {"data": self.data.fingerprints, "settings": self.settings, "phase": self.phase.state()}
+            ends = len(self.results.history) == self.epochs or self.should_stop()
+            self.results.keep(self.model, self.calibration, None if ends else run)

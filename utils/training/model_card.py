@@ -1,8 +1,5 @@
-"""The model card of a network: what it is, what it learnt from, how good it is, and when not to trust it.
-
-The text is in `model_card.md`. Its headings are those of Hugging Face's template (after Mitchell et al., 2019, "Model
-Cards for Model Reporting"), so that a checkpoint's folder can be shared as it is.
-"""
+"""The model card of a network: what it is, what it learnt from, how good it is, and when not to trust it. The text is
+in `model_card.md`, under the headings of Hugging Face's template (after Mitchell et al., 2019)."""
 
 from pathlib import Path
 from typing import Any
@@ -35,28 +32,19 @@ def model_card(
     unseen: dict[str, Any] | None = None,
 ) -> str:
     """The model card as Markdown, of what training leaves (`info` beside the network, the split, a row per epoch), and
-    of the scores on the test images and on unseen classes, as notebook 03 writes them to `metrics.json`; `None`: not
-    measured yet."""
+    of the scores on test images and unseen classes, as notebook 03 measures them."""
     config = Config(**{key: value for key, value in info["config"].items() if key in Config.model_fields})  # of today
     splits = ["train", "valid", "test", *(["unseen"] if "unseen" in set(table.split) else [])]
     counts = pd.crosstab(table.label, table.split).reindex(columns=splits, fill_value=0)
     few = [(number, f"{name} image") for number, name in zip(counts.sum()[1:3], ("validation", "test"))]
+    rough = " and ".join(counted(number, name) for number, name in few if number < FEW)
+    # Numbers are the random changes; 0 switches them off, of the crop 1.
+    changes = [f"{k} {v:g}" for k, v in config.image if isinstance(v, float) and v != (k == "RandomResizedCrop")]
+    facts = {"info": info, "config": config, "counts": counts, "history": history, "test": test, "unseen": unseen}
+    facts |= {"threshold": threshold_for(config, info, config.margin), "rough": rough, "changes": changes}
     environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"plain": plain, "counted": counted}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        info=info,
-        config=config,
-        options=config.hyperparameters,
-        threshold=threshold_for(config, info, config.margin),
-        rough=" and ".join(counted(number, name) for number, name in few if number < FEW),
-        counts=counts,
-        # Numbers are the random changes; 0 switches them off, of the crop 1.
-        changes=[f"{k} {v:g}" for k, v in config.image if isinstance(v, float) and v != (k == "RandomResizedCrop")],
-        history=history,
-        kept=history.iloc[info["epoch"] - 1],
-        test=test,
-        unseen=unseen,
-    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(facts)
 
 
 def plain(name: str) -> str:

@@ -5,7 +5,7 @@ blocks, too, at fixed batch statistics.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from numpy.random import Generator
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import pair_distances, score_pairs
-from utils.images.pairs import Pairs
 from utils.models import threshold_for
 from utils.networks.backbones import TimmNetwork
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance, eval_mode
 from utils.system.machine import bfloat16_pays
 from utils.system.settings import Config
-from utils.training.data import Batch, ImageLoader, Request, TrainingData, halved_boxes, occlude_halves
+from utils.training.data import ImageLoader, Request, TrainingData, halved_boxes, occlude_halves, random_changes
 from utils.training.processes import Processes
 
 HEAD_RATE = 1e-3  # peak learning rate of the head alone
@@ -36,7 +36,7 @@ VIEWS = 4  # features of each training image: of the image itself, and of three 
 
 
 @torch.no_grad()
-def frozen_features(model: SiameseNetwork, batches: Iterable[torch.Tensor], exact: bool) -> torch.Tensor:
+def frozen_features(model: SiameseNetwork, batches: Iterable[Tensor], exact: bool) -> Tensor:
     """Pooled features of the backbone in eval mode, (N, C), on the CPU, of batches of uint8 images, (B, 3, H, W) each;
     in bfloat16 where that is faster and `exact` does not forbid it: it is exact enough for training."""
     device, features = model.mean.device, [torch.empty(0, model.head[0].in_features)]
@@ -57,53 +57,65 @@ def early_blocks(model: SiameseNetwork) -> int:
 
 @dataclass
 class Phase:
-    """What both phases share: the loss, validation, and what a stopped run has to restore."""
+    """What both phases share: the optimizer, the loss, validation, and what a stopped run has to restore."""
 
     config: Config
     model: SiameseNetwork
     data: TrainingData
     loader: ImageLoader  # makes randomly changed training images
     processes: Processes
-    steps: int  # of an epoch
-    head_epochs: int  # in which the head alone is trained
+    steps: int  # of all its epochs
 
     def __post_init__(self) -> None:
         self.options, self.device = self.config.hyperparameters, self.model.mean.device
         self.contrastive = ContrastiveLoss(self.config.margin)
-        trained, rate, epochs = self.begin()
-        options, plan = self.options, self.config.LRScheduler
-        parameters, momentum = [p for p in trained.parameters() if p.requires_grad], {}
+        trained, rate = self.begin()
+        options, plan, momentum = self.options, self.config.LRScheduler, {}
         if options.optimizer == "SGD":
             momentum = {"momentum": options.momentum, "nesterov": options.nesterov}
+        parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         make = getattr(torch.optim, options.optimizer)
         self.optimizer = make(parameters, rate, weight_decay=options.weight_decay, **momentum)
         if isinstance(self, HeadAlone) or plan.name == "OneCycle":
-            self.scheduler = OneCycleLR(self.optimizer, rate, total_steps=epochs * self.steps, cycle_momentum=False)
+            self.scheduler = OneCycleLR(self.optimizer, rate, total_steps=self.steps, cycle_momentum=False)
         else:
             self.scheduler = ReduceLROnPlateau(self.optimizer, "max", plan.factor, plan.patience, min_lr=plan.min_lr)
 
-    def loss(self, batch: Batch, embeddings: torch.Tensor) -> torch.Tensor:
-        """The contrastive loss of a batch, whose embeddings (B, D) are in the order of `images_of(batch)`."""
-        if isinstance(batch, Pairs):
-            label = torch.from_numpy(batch.label).to(self.device)
-            return self.contrastive(embedding_distance(*embeddings.chunk(2)), label)
-        labels = self.data.labels["train"][batch].to(self.device)
-        return self.contrastive(*all_pairs(embeddings, labels), balanced=True)
+    def features_of(self, split: str, views: int = 1, verbose: bool = False) -> Tensor:
+        """Pooled features (views, N, C) of a split: of the images and, for training, of random changes of them."""
+        images, size = self.data.images[split], self.options.batch_size
+        count, own = len(images), self.processes.share(len(images))
+        batches = [np.arange(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
+        requests = [Request(batch, view * count + batch[0], epoch=0) for view in range(1, views) for batch in batches]
+        inputs = chain((images[batch] for batch in batches), self.loader(requests) if requests else ())
+        with tqdm(inputs, desc="Computing features", total=views * len(batches), disable=not verbose) as bar:
+            features = self.processes.attempt(lambda: frozen_features(self.model, bar, exact=split == "valid"))
+        features = features.view(views, own.stop - own.start, features.shape[1])
+        return torch.stack([self.processes.gather(view, count) for view in features])
+
+    def loss(self, positions: np.ndarray, embeddings: Tensor) -> Tensor:
+        """The contrastive loss of a batch, given by the positions of its images (B,), with embeddings (B, D)."""
+        labels = self.data.labels["train"][positions].to(self.device)
+        if self.config.training_pairs == "batch":
+            return self.contrastive(*all_pairs(embeddings, labels), balanced=True)
+        first, second = labels.chunk(2)
+        return self.contrastive(embedding_distance(*embeddings.chunk(2)), (first != second).long())
 
     def validate(self) -> tuple[dict[str, float], dict[str, Any]]:
         """Score the network on the validation pairs; also returns what thresholds are set on: that calibrated on these
         pairs, and of the images the embeddings, classes and, of some, the backbone's pooled features."""
-        pairs, count = self.data.valid_pairs, len(self.data.images["valid"])
-        own = self.processes.attempt(lambda: self.embed_valid(self.processes.share(count)))
-        rows, labels = self.processes.gather(own, count), self.data.labels["valid"]
-        embeddings, pooled = rows.split([self.config.embedding_dim, rows.shape[1] - self.config.embedding_dim], dim=1)
+        pairs, labels, pooled = self.data.valid_pairs, self.data.labels["valid"], self.valid_features()
+        own = pooled[self.processes.share(len(labels))].split(self.options.batch_size)
+        with torch.no_grad():
+            embeddings = torch.cat([self.model.embed_pooled(part.to(self.device)).cpu() for part in own])
+        embeddings = self.processes.gather(embeddings, len(labels))
         distance = pair_distances(embeddings, pairs)
         loss, dissimilarity = self.contrastive(distance, torch.from_numpy(pairs.label)), distance / self.config.margin
         if not loss.isfinite():  # it has no scores
             return {"valid_loss": loss.item()}, {}
-        some = np.linspace(0, count - 1, min(count, MOST_FEATURES)).round().astype(int)
+        some = np.linspace(0, len(labels) - 1, min(len(labels), MOST_FEATURES)).round().astype(int)
         features = F.normalize(pooled[some]).half()
-        kept = {"valid_embeddings": embeddings.clone(), "valid_labels": labels, "valid_features": features}
+        kept = {"valid_embeddings": embeddings, "valid_labels": labels, "valid_features": features}
         threshold = threshold_for(self.config, kept, self.config.margin)
         scores = score_pairs(dissimilarity.numpy(), pairs.label, threshold)
         valid = {"valid_loss": loss.item(), "valid_accuracy": scores.accuracy, "valid_auc": scores.auc}
@@ -128,41 +140,24 @@ class HeadAlone(Phase):
 
     title, key = ", head alone", "head_steps"
 
-    def begin(self) -> tuple[nn.Module, float, int]:
-        """Prepare the network; what is trained, its peak learning rate, and for how many epochs."""
-        self.features = {split: self.features_of(split) for split in ("train", "valid")}
-        return self.model.head, HEAD_RATE, self.head_epochs
+    def begin(self) -> tuple[nn.Module, float]:
+        """Prepare the phase; returns what is trained, and its peak learning rate."""
+        views = VIEWS if random_changes(self.config.image) else 1
+        self.features = self.features_of("train", views, self.options.verbose)
+        self.of_valid = self.features_of("valid", verbose=self.options.verbose)[0]
+        return self.model.head, HEAD_RATE
 
-    def features_of(self, split: str) -> torch.Tensor:
-        """Pooled features (views, N, C) of a split: of the images and, for training, of random changes of them."""
-        images, size = self.data.images[split], self.options.batch_size
-        count, own = len(images), self.processes.share(len(images))
-        views = VIEWS if split == "train" and self.loader.changes_images else 1
-        batches = [np.arange(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
-        requests = [Request(batch, view * count + batch[0], epoch=0) for view in range(1, views) for batch in batches]
-        inputs = chain((images[batch] for batch in batches), self.loader(requests))
-        quiet = not self.options.verbose
-        with tqdm(inputs, desc="Computing features", total=views * len(batches), disable=quiet) as bar:
-            features = self.processes.attempt(lambda: frozen_features(self.model, bar, exact=split == "valid"))
-        features = features.view(views, own.stop - own.start, features.shape[1])
-        return torch.stack([self.processes.gather(view, count) for view in features])
-
-    def inputs(
-        self, batches: Sequence[np.ndarray], epoch: int, progress: float, rng: np.random.Generator
-    ) -> Iterator[torch.Tensor]:
+    def inputs(self, batches: list[np.ndarray], epoch: int, progress: float, rng: Generator) -> Iterator[Tensor]:
         """Features (S, C) of this process's share of each batch; the view is drawn for each image."""
-        features = self.features["train"]
         for positions in batches:
-            views, own = rng.integers(len(features), size=len(positions)), self.processes.share(len(positions))
-            yield features[views[own], positions[own]].to(self.device)
+            views, own = rng.integers(len(self.features), size=len(positions)), self.processes.share(len(positions))
+            yield self.features[views[own], positions[own]].to(self.device)
 
-    def embed(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def embed(self, features: Tensor, count: int, rng: Generator) -> tuple[Tensor, float]:
         return self.model.embed_pooled(features), 0.0
 
-    def embed_valid(self, own: slice) -> torch.Tensor:
-        with torch.no_grad():
-            pooled = self.features["valid"][0, own].to(self.device)
-            return torch.cat([self.model.embed_pooled(pooled), pooled], 1).cpu()
+    def valid_features(self) -> Tensor:
+        return self.of_valid
 
 
 class FineTuning(Phase):
@@ -170,7 +165,7 @@ class FineTuning(Phase):
 
     title, key = "", "learning_rate"
 
-    def begin(self) -> tuple[nn.Module, float, int]:
+    def begin(self) -> tuple[nn.Module, float]:
         self.model.train()
         self.frozen = 0
         if self.config.transfer:
@@ -182,33 +177,25 @@ class FineTuning(Phase):
             for module in self.model.backbone.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
-        return self.model, self.options.learning_rate, self.options.epochs
+        return self.model, self.options.learning_rate
 
-    def inputs(
-        self, batches: Sequence[np.ndarray], epoch: int, progress: float, rng: np.random.Generator
-    ) -> Iterator[tuple[torch.Tensor, np.ndarray, np.ndarray, int]]:
-        """Of each batch: uint8 images (S, 3, H, W) of this process's share; the positions (B,) of those that are chosen
-        for `additivity`, and their halved boxes (B, 2, 4); the number of images chosen from the whole batch."""
+    def inputs(self, batches: list[np.ndarray], epoch: int, progress: float, rng: Generator) -> Iterator[Tensor]:
+        """The changed images of this process's share of each batch, uint8 (S, 3, H, W)."""
         shares = [self.processes.share(len(positions)) for positions in batches]
         firsts = accumulate(map(len, batches), initial=0)  # each image may be covered by the one before
-        requests = [
+        return self.loader(
             Request(positions[own], first + own.start, epoch, progress, others=np.roll(positions, 1)[own])
             for positions, own, first in zip(batches, shares, firsts)
-        ]
-        for positions, own, images in zip(batches, shares, self.loader(requests)):
-            chosen, boxes = np.empty(0, int), np.empty((0, 2, 4), int)
-            if self.options.additivity:
-                chosen = rng.choice(len(positions), math.ceil(CHOSEN * len(positions)), replace=False)
-                boxes = halved_boxes(len(chosen), self.model.image_size, rng)
-            here = (chosen >= own.start) & (chosen < own.stop)
-            yield images, chosen[here] - own.start, boxes[here], len(chosen)
+        )
 
-    def embed(
-        self, inputs: tuple[torch.Tensor, np.ndarray, np.ndarray, int]
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Embeddings (S, D), and this process's part of the penalty: `additivity` times the mean of
-        `||delta_AB - delta_A - delta_B||^2` over the chosen images of the whole batch."""
-        images, chosen, boxes, count = inputs
+    def embed(self, images: Tensor, count: int, rng: Generator) -> tuple[Tensor, Tensor | float]:
+        """Embeddings (S, D) of this process's share of a batch of `count` images, and its part of the penalty:
+        `additivity` times the mean of `||delta_AB - delta_A - delta_B||^2` over some images of the whole batch."""
+        number, own = math.ceil(CHOSEN * count) if self.options.additivity else 0, self.processes.share(count)
+        chosen = rng.choice(count, number, replace=False)
+        boxes = halved_boxes(number, self.model.image_size, rng)
+        here = (chosen >= own.start) & (chosen < own.stop)
+        chosen, boxes = chosen[here] - own.start, boxes[here]
         if not len(images):
             return torch.zeros(0, self.config.embedding_dim, device=self.device), 0.0
         batch = self.model.normalize(images)
@@ -217,9 +204,9 @@ class FineTuning(Phase):
         rows = self.embed_batch(torch.cat([batch, occlude_halves(batch[chosen], boxes)]))
         embeddings, first, second, both = rows.split([len(batch), *[len(chosen)] * 3])
         interaction = embeddings[chosen] - first - second + both  # delta_AB - delta_A - delta_B
-        return embeddings, self.options.additivity * interaction.square().sum() / count
+        return embeddings, self.options.additivity * interaction.square().sum() / number
 
-    def embed_batch(self, batch: torch.Tensor) -> torch.Tensor:
+    def embed_batch(self, batch: Tensor) -> Tensor:
         """Preprocessed images (N, 3, H, W) -> embeddings (N, D), with gradients for all but the frozen blocks."""
         blocks, device, fast = self.model.backbone, self.device.type, bfloat16_pays(self.device)
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=fast):
@@ -229,11 +216,5 @@ class FineTuning(Phase):
         with torch.autocast(device, torch.bfloat16, enabled=fast):
             return self.model.embed_features(blocks[self.frozen :](maps)).float()
 
-    def embed_valid(self, own: slice) -> torch.Tensor:
-        rows = [torch.zeros(0, self.config.embedding_dim + self.model.head[0].in_features)]
-        with torch.no_grad(), eval_mode(self.model):
-            shares = self.data.images["valid"][own].split(self.options.batch_size) if own.start < own.stop else []
-            for images in shares:
-                pooled = self.model.pooling(self.model.backbone(self.model.normalize(images)))
-                rows.append(torch.cat([self.model.embed_pooled(pooled), pooled], 1).float().cpu())
-        return torch.cat(rows)
+    def valid_features(self) -> Tensor:
+        return self.features_of("valid")[0]

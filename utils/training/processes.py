@@ -1,15 +1,15 @@
 """Several processes that torchrun has started, on one machine or more, train one network together.
 
-Each embeds its share of a batch and receives the embeddings of all. Each computes the loss of the whole batch, with
-gradients by its own embeddings alone; their sum is the gradient of the batch. DistributedDataParallel would sum within
-the backward pass, where a process that runs out of memory would leave the others waiting for ever.
+Each computes the loss of the whole batch from the embeddings of all, with gradients by those of its own share alone;
+their sum is the gradient of the batch. DistributedDataParallel would sum within the backward pass, where a process that
+runs out of memory would leave the others waiting for ever.
 """
 
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +25,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
-        self.first = rank == 0  # only the first process writes and prints
+        self.first = rank == 0  # which alone writes and prints
 
     def share(self, count: int) -> slice:
         """The positions among `count` that belong to this process; shares differ by one at most."""
@@ -78,7 +78,7 @@ class Processes:
 
 @contextmanager
 def together(device: torch.device) -> Iterator[Processes]:
-    """Connect the processes that torchrun has started; only the first prints."""
+    """Connect the processes that torchrun has started; only the first prints, and shows progress bars."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets it
         yield Processes()
         return
@@ -87,8 +87,9 @@ def together(device: torch.device) -> Iterator[Processes]:
     # No time limit: the first process may read data for long, and torchrun ends the others when one dies.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     processes = Processes(dist.get_rank(), dist.get_world_size(), device)
+    out, err = (sys.stdout, sys.stderr) if processes.first else (io.StringIO(), io.StringIO())
     try:
-        with redirect_stdout(sys.stdout if processes.first else io.StringIO()):
+        with redirect_stdout(out), redirect_stderr(err):
             yield processes
     finally:
         dist.destroy_process_group()

@@ -33,14 +33,14 @@ def alone_in(folder: Path) -> AbstractContextManager:
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / ".lock", mode=0o666).acquire(timeout=0)  # 666: another user may be the next
     except (Timeout, OSError) as error:  # a Timeout is an OSError, too
-        what = "another run is training here; wait until it ends, or" if isinstance(error, Timeout) else f"{error};"
+        busy = "another run is training here (start several processes by torchrun); wait until it ends, or"
+        what = busy if isinstance(error, Timeout) else f"{error};"
         raise TrainingError(f"{folder}: {what} set another checkpoints_path") from None
 
 
 def unfinished(config: Config, data: dict[str, list]) -> dict[str, Any] | None:
-    """Find the run of these settings and images, by their fingerprints `data`, that was stopped: its checkpoint,
-    `last.pth`; `None` if there is none. That of another stopped run is put aside, as `last-<date>.pth`, and found again
-    once its settings are back. Prints what it does."""
+    """Find the stopped run of these settings and images, by their fingerprints `data`: its checkpoint, `last.pth`, or
+    `None`. That of another stopped run is put aside, as `last-<date>.pth`, and found once its settings are back."""
     last = config.checkpoints_path / "last.pth"
     for path in [last, *sorted(last.parent.glob("last-*.pth"), reverse=True)]:
         if not path.exists():
@@ -87,24 +87,27 @@ class Results:
         """One row per finished epoch: the columns `HISTORY`."""
         return pd.DataFrame(self.history, columns=HISTORY)
 
-    def keep(self, model: SiameseNetwork, calibration: dict[str, Any], run: dict[str, Any]) -> None:
-        """Write the files of a finished epoch; those of the best network only if this epoch is the best so far. A
-        stopped run goes on from `run`, the trainer's state, the history and the best network."""
+    def keep(self, model: SiameseNetwork, calibration: dict[str, Any], run: dict[str, Any] | None) -> None:
+        """Write the files of a finished epoch; those of the best network only if this epoch is the best so far. `run`:
+        the trainer's state, from which a stopped run goes on; `None`: the run ends here."""
         best = best_epoch(self.frame(), self.first, self.last) == len(self.history)
         if best:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             self.best = {"epoch": len(self.history), **calibration, "state_dict": state}
-        # First, because `restore` makes the other files from it.
-        run = run | {"history": self.history, "best": self.best}
+        self.write(model if best else None)
+        # Last, so that a run that is killed between two files goes on from the epoch before.
         info = self.info(calibration)
         model.threshold = threshold_for(self.config, info, model.margin)
-        model.save(self.folder / "last.pth", **info, run=run)
-        self.write(model if best else None)
+        if run is not None:
+            info["run"] = run | {"history": self.history, "best": self.best}
+        model.save(self.folder / "last.pth", **info)
+        self.written = len(self.history)
 
     def restore(self, model: SiameseNetwork, run: dict[str, Any], write: bool) -> None:
         """Go back to where a run was stopped. Its files are written again: it may have been killed between two of them,
         or another run has replaced them."""
         self.history, self.best = run["history"], run["best"]
+        self.written = len(self.history)
         if write:
             model.load_state_dict(self.best["state_dict"])
             self.write(model)
@@ -113,28 +116,22 @@ class Results:
         """Write the history and, if there is a new one, the best network with all that belongs to it."""
         with replacing(self.folder / "history.csv") as file:
             self.frame().to_csv(file, index=False)
-        if best is not None:
-            # No network meets another one's test images, wherever a kill comes: a split that changes goes first.
-            path, split = self.folder / "split.csv", self.table.to_csv(index=False, lineterminator="\n")
-            if path.is_file() and path.read_bytes() != split.encode():
-                path.unlink()
-            info = self.info(self.best)
-            best.threshold = threshold_for(self.config, info, best.margin)
-            best.save(self.folder / "model.pth", **info)
-            write_whole(path, split)
-            with replacing(self.folder / "config.yml") as file:
-                self.config.save(file)
-            write_model_card(self.config, info, self.table, self.frame())
-        self.written = len(self.history)
+        if best is None:
+            return
+        # No network meets another one's test images, wherever a kill comes: a split that changes goes first.
+        path, split = self.folder / "split.csv", self.table.to_csv(index=False, lineterminator="\n")
+        if path.is_file() and path.read_bytes() != split.encode():
+            path.unlink()
+        info = self.info(self.best)
+        best.threshold = threshold_for(self.config, info, best.margin)
+        best.save(self.folder / "model.pth", **info)
+        write_whole(path, split)
+        with replacing(self.folder / "config.yml") as file:
+            self.config.save(file)
+        write_model_card(self.config, info, self.table, self.frame())
 
     def info(self, calibration: dict[str, Any]) -> dict[str, Any]:
         """The plain values and tensors that are saved beside the weights."""
-        config, train = self.config.model_dump(mode="json"), self.table[self.table.split == "train"]
-        classes = sorted(set(train.label))
+        classes = sorted(set(self.table.label[self.table.split == "train"]))
         kept = {key: calibration[key] for key in CALIBRATION if key in calibration}
-        return {"config": config, "classes": classes, "epoch": self.best["epoch"], **kept}
-
-    def close(self) -> None:
-        """Finish the run: its state is removed from `last.pth`, so the next run starts from the beginning."""
-        last = SiameseNetwork.load(self.folder / "last.pth")
-        last.save(self.folder / "last.pth", **{key: value for key, value in last.info.items() if key != "run"})
+        return {"config": self.config.model_dump(mode="json"), "classes": classes, "epoch": self.best["epoch"], **kept}
