@@ -69,12 +69,8 @@ def scratch(config: Config) -> Iterator[Config]:
 
 
 def checkpoint_and_test(folder: Path, settings: dict[str, object]) -> tuple:
-    """What training left in a folder.
-
-    Returns:
-        Its configuration, with some settings changed; its network; the images of its test split, uint8 (N, 3, H, W);
-        their classes, (N,).
-    """
+    """What training left in a folder: its configuration, with some settings changed; its network; the images of its
+    test split, uint8 (N, 3, H, W), and their classes, (N,)."""
     config = changed(load_config(folder / "config.yml"), settings)
     prepare_folder(config)
     model = SiameseNetwork.load(folder / "model.pth")
@@ -90,8 +86,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def best_seconds(action: Callable[[], object], least: float = 4.0) -> float:
-    """The least time of three calls or more, for `least` seconds together, after one that is left out: other work on
-    the machine disturbs it least."""
+    """The least time of three calls or more, for `least` seconds together, after one that is left out."""
     action()
     best, spent, calls = float("inf"), 0.0, 0
     while calls < 3 or spent < least:

@@ -67,8 +67,7 @@ def trained(backbone: str, seed: int, scratch: Path, settings: dict[str, object]
 
 
 def public_procedure(model: SiameseNetwork, batch: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """The public implementation's maps: the clipped distance's gradient in image 1 weighs the channels of both
-    images."""
+    """The public implementation's maps: the clipped distance's gradient in image 1 weighs both images' channels."""
     maps = []
     for i, j in zip(pairs.first, pairs.second):
         final = model.backbone(batch[[i, j]]).detach().requires_grad_()
@@ -80,8 +79,7 @@ def public_procedure(model: SiameseNetwork, batch: torch.Tensor, pairs: Pairs) -
 
 
 def intruders_that_matter(model, batch, table, masks, kind, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Rightly decided pairs of a kind in which the intruder of image 1 speaks against the decision, and blurring it
-    makes the decision stronger by `MATTERS`: positions of image 1 and image 2."""
+    """Rightly decided pairs of a kind that get `MATTERS` stronger without image 1's intruder: positions of both."""
     labels = np.array([CLASSES.index(name) for name in table.label])
     kinds = np.array(
         [intruder_class(label, int(Path(file).stem.split("_")[1])) for label, file in zip(labels, table.file)],

@@ -47,8 +47,7 @@ def saliency(model: SiameseNetwork, image: torch.Tensor, partner: torch.Tensor, 
 
 
 def rankings(model: SiameseNetwork, one: torch.Tensor, two: torch.Tensor) -> dict[str, tuple[torch.Tensor, float]]:
-    """Maps (P, 2, H, W) of what speaks for "similar" in P pairs, ours with what speaks against it below 0, and the
-    seconds of a pair, by method."""
+    """By method, maps (P, 2, H, W) of what speaks for "similar", below 0 against it, and the seconds of a pair."""
     height, width = size = tuple(one.shape[2:])
     found, passes = {}, 1 + region_effects(model, one[:1]).regions.shape[1]  # of an image by our occlusion
     for method in METHODS:

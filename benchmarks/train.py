@@ -6,7 +6,7 @@
 That protocol, written after its code and `config.yml`: two sampled pairs per image, drawn once; every file is decoded
 whenever it is needed; two forward passes in float32; average pooling, 2 numbers per embedding, the distance clipped at
 1 under a margin of 2; Adam at 5e-6, batches of 4 pairs, nothing frozen, no augmentation. Both are judged on the same
-validation pairs, ours after every epoch, the other every `--every` seconds; judging the other is not counted.
+pairs, the other every `--every` seconds, which is not counted.
 """
 
 import argparse

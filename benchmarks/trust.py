@@ -3,9 +3,8 @@
     python -m benchmarks.trust checkpoints/Flowers --pairs 24
 
 On test pairs of the checkpoint's own split: agreement with cells of 5 x 5 and 3 x 3 that are blurred, filled with the
-mean colour, covered by another part of the image, or by six patches of other photographs (mean effect), also of
-Grad-CAM's variants by layer and weights; how far effects add up; checks; areas under deletion and insertion curves;
-mosaics.
+mean colour, covered by another part of the image, or by six patches of other photographs, also of Grad-CAM's variants;
+how far effects add up; checks; areas under deletion and insertion curves; mosaics.
 """
 
 import argparse
