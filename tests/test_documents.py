@@ -18,7 +18,9 @@ from utils.system.settings import Config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
-    path for folder in (".", "docs", "benchmarks", "Data", "checkpoints") for path in (ROOT / folder).glob("*.md")
+    path
+    for folder in (".", "docs", "docs/zh", "benchmarks", "Data", "checkpoints")
+    for path in (ROOT / folder).glob("*.md")
 ]
 
 
@@ -97,7 +99,9 @@ def parts(readme):
         "headings": re.findall(r"^#+(?= )", prose, flags=re.MULTILINE),
         "blocks": [re.sub(r" +#.*", "", block) for block in blocks],  # comments are translated
         "commands": sorted(re.findall(r"`((?:python|make|jupyter|torchrun|source|pip) [^`]*)`", prose)),
-        "links": sorted(link for link in re.findall(r"\]\(([^)]+)\)", prose) if not link.startswith("README")),
+        "links": sorted(
+            link for link in re.findall(r"\]\(([^)]+)\)", prose) if not link.startswith(("README", "docs/zh/"))
+        ),
         "cells": [line.count("|") for line in prose.split("\n") if line.startswith("|")],
         "decimals": sorted(re.findall(r"\d+\.\d+", prose)),
     }

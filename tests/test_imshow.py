@@ -21,7 +21,6 @@ from utils.imshow import (
     show_images,
     show_matches,
     show_near_duplicates,
-    show_pairs,
     show_similarity_matrix,
     show_what_if,
 )
@@ -154,13 +153,13 @@ def test_what_if_blurs_the_region_of_the_original_and_says_the_change(wide):
     regions[:, 0, 1:4, 6:] = True
     regions[:, 1, 6:] = True
     after, empty = np.array([[0.25, 0.8], [0.8, 0.9]]), np.zeros((2, 2), dtype=bool)
-    figure = show_what_if((wide, wide), WhatIf(0.8, after, {}, regions, empty, (PADDED[0], None)))
+    figure = show_what_if((wide, wide), WhatIf(0.8, after, {}, regions, empty, after < 0.5, (PADDED[0], None)))
     blurred = [np.argwhere(changed(axis.images[0].get_array(), wide)) for axis in figure.axes]
     # Of the frame's 8 rows, image 1 fills 2 to 5, image 2 all: ten of its rows for one, or five.
     assert [part.min(0).tolist() for part in (blurred[0], *blurred[2:])] == [[0, 60], [5, 60], [30, 0]]
     assert [part.max(0).tolist() for part in (blurred[0], *blurred[2:])] == [[19, 79], [19, 79], [39, 79]]
     assert len(blurred[0]) > 0.95 * 20 * 20 and not len(blurred[1])
-    assert figure.axes[0].get_title() == "factual region blurred\nsimilarity 0.80 → 0.25"
+    assert figure.axes[0].get_title() == "factual region blurred\nsimilarity 0.80 → 0.25\nthe decision flips"
     assert figure.axes[3].get_title() == "counterfactual region blurred\nsimilarity 0.80 → 0.90"
 
 
@@ -204,8 +203,7 @@ def test_grids_hold_all_images_under_their_titles(wide):
     figure = show_images([wide] * 7, list("abcdefg"))
     assert [axis.get_title() for axis in figure.axes if axis.images] == list("abcdefg")
     assert all(axis.images for axis in show_images([wide] * 3, list("abc")).axes)  # no empty columns
-    figure = show_pairs([(wide, wide)] * 3, ["similar", "similar", "dissimilar"])
-    assert sum(len(axis.images) for axis in figure.axes) == 6
+    assert len(show_images([wide] * 4, list("abcd"), columns=2).axes) == 4
 
 
 def test_near_duplicates_stand_in_a_row_with_their_conflicts(colour_folder):

@@ -46,12 +46,6 @@ def test_prose_first_and_short_cells(notebook):
     assert max(len(cell.source.splitlines()) for cell in code) <= 20
 
 
-def test_every_heading_has_a_chinese_caption(notebook):
-    lines = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.split("\n")]
-    captions = [below for line, below in zip(lines, lines[1:]) if re.match("#+ ", line)]
-    assert len(captions) > 5 and all(re.fullmatch(r"\*.*[\u4e00-\u9fff].*\*", caption) for caption in captions)
-
-
 def test_in_another_folder_it_says_where_to_run_it(notebook, tmp_path):
     (tmp_path / "utils.py").touch()  # another project's
     imports = next(cell.source for cell in notebook.cells if "import load_config" in cell.source)
@@ -80,18 +74,18 @@ def test_every_figure_is_saved_and_each_pair_has_its_folder(notebook_results):
     assert {
         "learning_curves.png",
         "compare/similarity.png",
-        "roc_precision_recall.png",
-        "class_similarity.png",
+        "scores.png",
+        "evidence.png",
     } <= figures
     pairs = [path for path in outputs.glob("pairs/*") if (path / "explanation.png").exists()]
-    assert len(pairs) >= 2
+    assert len(pairs) >= 3  # the photographs, the example, the least similar pair
     assert any(name.startswith("galleries/rightly") for name in figures)
     figures = {
         name for name in figures if not name.startswith("galleries/")
     }  # how many mistakes there are to show depends on the machine
     cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if "show_gallery" not in cell.source]
     shown = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
-    assert shown in (len(figures), len(figures) + 1)  # the example pair may be the most similar one, too
+    assert shown == len(figures)
 
 
 def test_a_clone_explains_two_images_before_any_training(tmp_path, sandbox, monkeypatch):

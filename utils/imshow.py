@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter
 from utils.evaluate.audit import Audit
 from utils.explain.occlusion import Match
 from utils.explain.removal import BLUR_SIGMA, MAPS, WhatIf
-from utils.figures.drawing import draw_map, explained_image, inside, line_around, mark_matches, mask_of, short
-from utils.figures.style import COLORMAP, HEATMAP, NUMBERS
+from utils.figures.drawing import draw_map, inside, line_around, mark_matches, mask_of, short
+from utils.figures.style import COLORMAP, SIMILARITY
 from utils.Grad_CAM import Explanation
 from utils.images.frame import Box
 from utils.images.reading import read_image, shrink
@@ -41,13 +41,13 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     return figure, axes
 
 
-def show_images(images: Sequence[Image.Image], titles: Sequence[str]) -> Figure:
-    """Show images in a grid of up to five columns, each under its title."""
-    columns = min(5, len(images))
+def show_images(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 5) -> Figure:
+    """Show images in a grid of at most so many columns, each under its title."""
+    columns = min(columns, len(images))
     figure, axes = _panels(-(-len(images) // columns), columns, 1.8, 1.9)
     for axis, image, title in zip(axes.flat, images, titles):
         axis.imshow(shrink(image, 256))
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=10)
     return figure
 
 
@@ -67,16 +67,6 @@ def show_near_duplicates(audit: Audit, config: Config, most: int = 6) -> Figure 
     return figure
 
 
-def show_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]], titles: Sequence[str]) -> Figure:
-    """Show pairs of images, each pair in a column under its title."""
-    figure, axes = _panels(2, len(pairs), 1.8, 1.9)
-    for column, pair, title in zip(axes.T, pairs, titles):
-        column[0].set_title(title, fontsize=9)
-        for axis, image in zip(column, pair):
-            axis.imshow(shrink(image, 256))
-    return figure
-
-
 def show_explanation(
     images: tuple[Image.Image, Image.Image],
     explanation: Explanation,
@@ -88,33 +78,33 @@ def show_explanation(
     similar = bool(explanation.is_similar[0])
     decision, other = ("similar", "dissimilar") if similar else ("dissimilar", "similar")
     images = tuple(shrink(image) for image in images)
-    figure, axes = rows_of_panels(images, names, columns=3, width=7.2, titles=0.6)
+    figure, axes = rows_of_panels(images, names, columns=3, width=8.0, titles=0.8, height=2.2)
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, map_name in enumerate(MAPS):
             draw_map(axes[row, column + 1], image, explanation, row, map_name, boxes[row])
     for axis, title in zip(axes[0], ("image", f"factual: for “{decision}”", f"counterfactual: for “{other}”")):
-        axis.set_title(title, fontsize=9)
-    figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[0]:.2f}", fontsize=12)
+        axis.set_title(title, fontsize=11)
+    figure.suptitle(f"{decision.capitalize()}: similarity {explanation.similarity[0]:.2f}", fontsize=14)
     bar = figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=axes, shrink=0.6, aspect=30, pad=0.02)
-    bar.set_label("evidence, as a share of the pair's strongest", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    bar.set_label("evidence, as a share of the pair's strongest", fontsize=10)
+    bar.ax.tick_params(labelsize=10)
     return figure
 
 
 def show_gallery(pairs: Sequence[dict], title: str) -> Figure:
     """Show pairs, each as `Comparison.pair` gives it, side by side under the title that they have in common: the images
     of each pair, one above the other, and their factual maps."""
-    figure, axes = _panels(2, 2 * len(pairs), 1.5, 1.8)
+    figure, axes = _panels(2, 2 * len(pairs), 2.2, 2.4)
     for block, pair in enumerate(pairs):
         explanation = pair["explanation"]
         for row, (image, name, box) in enumerate(zip(pair["images"], pair["names"], pair["boxes"])):
             plain, explained = axes[row, 2 * block : 2 * block + 2]
             plain.imshow(image)
-            explained.imshow(explained_image(image, explanation, row, "factual", box))
-            plain.set_title("\n".join(short(line, 22) for line in name.split("\n")), fontsize=8)
-        axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=8)
-    figure.suptitle(title, fontsize=11)
+            draw_map(explained, image, explanation, row, "factual", box)
+            plain.set_title("\n".join(short(line, 22) for line in name.split("\n")), fontsize=10)
+        axes[0, 2 * block + 1].set_title(f"similarity {explanation.similarity[0]:.2f}", fontsize=10)
+    figure.suptitle(title, fontsize=13)
     return figure
 
 
@@ -126,7 +116,7 @@ def rows_of_panels(
     options = {"layout": "constrained", "squeeze": False, "gridspec_kw": {"height_ratios": heights}}
     figure, axes = plt.subplots(len(images), columns, figsize=(width, height * sum(heights) + titles), **options)
     for row, name, share in zip(axes, names, heights):
-        row[0].set_ylabel(short(name, min(26, round(26 * share))), fontsize=9)  # along the side of a low image, too
+        row[0].set_ylabel(short(name, min(26, round(26 * share))), fontsize=10)  # along the side of a low image, too
     plt.setp(axes, xticks=[], yticks=[], anchor="N")
     sns.despine(figure, left=True, bottom=True)
     return figure, axes
@@ -137,17 +127,18 @@ def show_what_if(
 ) -> Figure:
     """Show each image with its factual and with its counterfactual region blurred, and how the similarity changes."""
     images = tuple(shrink(image) for image in images)
-    figure, axes = rows_of_panels(images, names, columns=2, width=4.9, titles=1.0)
+    figure, axes = rows_of_panels(images, names, columns=2, width=6.4, titles=1.1, height=2.6)
     for row, image in enumerate(images):
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR_SIGMA * max(image.size)))
         for column, map_name in enumerate(MAPS):
             axis = axes[row, column]
             region = mask_of(inside(what_if.regions[row, column], what_if.boxes[row]), image)
             axis.imshow(Image.composite(blurred, image, region))
-            line_around(axis, region, 0.8)
+            line_around(axis, region)
             nothing = f"no {map_name} evidence\nnothing to blur"
             shown = f"{map_name} region blurred\n{what_if.change_in_words(row, column)}"
-            axis.set_title(nothing if what_if.empty[row, column] else shown, fontsize=9)
+            shown += "\nthe decision flips" if what_if.flips[row, column] else ""
+            axis.set_title(nothing if what_if.empty[row, column] else shown, fontsize=11)
     return figure
 
 
@@ -156,11 +147,11 @@ def show_matches(
 ) -> Figure:
     """Show two images side by side, their matching regions circled in the same colour, the strongest match first."""
     images = tuple(shrink(image) for image in images)
-    figure, axes = _panels(1, 2, 3.6, 3.7)
+    figure, axes = _panels(1, 2, 4.2, 4.3)
     for axis, image, name in zip(axes[0], images, names):
         axis.imshow(image)
-        axis.set_title(name, fontsize=9)
-    mark_matches(axes[0], images, matches)
+        axis.set_title(name, fontsize=11)
+    mark_matches(axes[0], images, matches, size=11)
     return figure
 
 
@@ -170,8 +161,9 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
     count = len(images)
     side = min(max(5.0, 0.62 * count), 16.0)  # inches
     figure, axis = plt.subplots(figsize=(side + 2.4, side + 1.6), layout="constrained")
-    bar, numbers = {"label": "similarity", "shrink": 0.6}, NUMBERS if count <= 16 else {}
-    sns.heatmap(similarity, linewidths=0.5, ax=axis, cbar_kws=bar, **HEATMAP, **numbers)
+    look = {"vmin": 0, "vmax": 1, "cmap": SIMILARITY, "square": True, "linewidths": 0.5}
+    look |= {"annot": count <= 16, "fmt": ".2f", "cbar_kws": {"label": "similarity", "shrink": 0.6}}
+    sns.heatmap(similarity, ax=axis, **look)
     axis.set(xticks=[], yticks=[])
     if count > MOST_THUMBNAILS:
         return figure
@@ -184,5 +176,5 @@ def show_similarity_matrix(similarity: np.ndarray, images: Sequence[Image.Image]
         ):
             picture, at = OffsetImage(small, zoom=points / max(small.size) * 1.5), np.multiply(points, direction)
             axis.add_artist(AnnotationBbox(picture, edge, xybox=at, boxcoords="offset points", frameon=False))
-            axis.annotate(name, edge, xytext=2 * at, textcoords="offset points", ha="right", fontsize=8, **text)
+            axis.annotate(name, edge, xytext=2 * at, textcoords="offset points", ha="right", fontsize=10, **text)
     return figure

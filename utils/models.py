@@ -150,7 +150,7 @@ def expected_excess(mean: torch.Tensor, std: torch.Tensor, limit: float) -> torc
     return std * normal.log_prob(above).exp() + (mean - limit) * normal.cdf(above)
 
 
-def photographs_network(device: torch.device) -> SiameseNetwork:
+def photographs_network(device: torch.device | str) -> SiameseNetwork:
     """Make a network that compares photographs by ImageNet features of the installed weights; nothing is trained. The
     embedding is the mean of EfficientNet-Lite0's final map, centred and scaled to one length: `d = sqrt(1 - cos)`."""
     options = {"embedding_dim": None, "threshold": PHOTOGRAPHS_THRESHOLD, "normalize_embeddings": True}

@@ -48,12 +48,14 @@ def png(seed):
     return data.getvalue()
 
 
-def test_two_clicks_show_score_maps_and_what_if(model, paths):
+def click(chosen, position):
+    """Click on a thumbnail."""
+    chosen.tiles.children[position].children[1].click()
+
+
+def test_two_images_are_chosen_and_show_score_maps_and_what_if(model, paths):
     chosen = Chooser(model, paths)
-    assert not figures(chosen) and "image 1" in chosen.result.value and len(chosen.tiles.children) == 3
-    chosen.buttons[paths[0]][0].click()
-    assert "Now choose image 2" in chosen.result.value and not figures(chosen)
-    chosen.buttons[paths[1]][1].click()
+    assert len(chosen.tiles.children) == 3
     one, two = (model.preprocess(Image.open(path))[None] for path in paths[:2])
     with torch.no_grad():
         expected = 1 - float(model(one, two))
@@ -62,6 +64,19 @@ def test_two_clicks_show_score_maps_and_what_if(model, paths):
     assert checks.count("<li>") == 4 and [figure.size > (100, 100) for figure in figures(chosen)] == [True, True]
     styles = [[button.button_style for button in chosen.buttons[path]] for path in paths]
     assert styles == [["primary", ""], ["", "primary"], ["", ""]]
+
+
+def test_clicks_on_thumbnails_choose_in_turn_and_buttons_choose_a_place(model, paths):
+    chosen = Chooser(model, paths)
+    for position, expected in ((2, [2, 1]), (0, [2, 0]), (1, [1, 0])):
+        click(chosen, position)
+        assert chosen.chosen == [paths[k] for k in expected]
+    chosen.buttons[paths[2]][1].click()
+    assert chosen.chosen == [paths[1], paths[2]] and len(figures(chosen)) == 2
+    alone = Chooser(model, paths[:1])
+    assert "Choose image 1 and image 2" in alone.result.value
+    click(alone, 0)
+    assert "Now choose image 2" in alone.result.value and not figures(alone)
 
 
 def test_each_image_is_measured_once(model, paths, monkeypatch):
@@ -73,20 +88,20 @@ def test_each_image_is_measured_once(model, paths, monkeypatch):
 
     monkeypatch.setattr(Comparison, "effects_of", watched)
     chosen = Chooser(model, paths)
-    assert measured == []
-    for path, place in ((paths[0], 0), (paths[1], 1), (paths[0], 1)):
+    assert measured == paths[:2]
+    for path, place in ((paths[0], 1), (paths[1], 0)):
         chosen.choose(path, place)
     assert measured == paths[:2]
     chosen.choose(paths[0], 0)
     assert measured == paths[:2] and "similarity 1.000" in chosen.result.value
 
 
-def test_uploads_take_the_free_places_then_that_of_image_2(model, paths):
+def test_uploads_become_image_1_and_image_2_in_turn(model, paths):
     chosen = Chooser(model, paths)
     chosen.upload.value = (uploaded("../x:1.png", png(5)), uploaded("y.png", png(6)))
     assert [path.name for path in chosen.chosen] == [".._x_1.png", "y.png"] and figures(chosen)
     chosen.upload.value = (uploaded("y.png", png(7)),)
-    assert [path.name for path in chosen.chosen] == [".._x_1.png", "y.png"] and len(chosen.buttons) == 6
+    assert [path.name for path in chosen.chosen] == ["y.png", "y.png"] and len(chosen.buttons) == 6
     assert len(chosen.tiles.children) == 6
 
 

@@ -21,7 +21,7 @@ from utils.compare.comparison import (
 )
 from utils.explain import occlusion
 from utils.explain.occlusion import WINDOWS, RegionEffects, region_effects
-from utils.explain.removal import REMOVALS
+from utils.explain.removal import REMOVALS, what_if
 from utils.Grad_CAM import Explanation, explain
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
@@ -131,6 +131,16 @@ def test_what_if_blurs_the_strongest_tenth_of_one_image_at_a_time(model, paths, 
             assert result.changes[name][image, column] == pytest.approx(stronger, abs=1e-4)
             if name == "blurred":
                 assert result.after[image, column] == pytest.approx(after, abs=1e-5)
+
+
+def test_a_decision_flips_if_the_similarity_crosses_the_threshold(model, paths):
+    compared, maps = Comparison(model, paths), torch.rand(2, 2, 16, 24, generator=torch.Generator().manual_seed(0))
+    pair = model, compared.batch[:2], maps, torch.zeros(2, 2, dtype=torch.bool), (None, None)
+    result = what_if(*pair)
+    low, high = sorted([result.before, result.after[0, 0]])
+    for similarity, flips in (((low + high) / 2, True), (low - 0.1, False), (high + 0.1, False)):
+        model.threshold = 1 - similarity
+        assert what_if(*pair).flips[0, 0] == flips
 
 
 def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):

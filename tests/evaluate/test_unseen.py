@@ -10,7 +10,7 @@ from samples import colour_config, make_files
 from trainers import QUICK
 
 from utils.dataset import read_split
-from utils.evaluate import compare_unseen, measure_split, retrieval_scores, split_metrics
+from utils.evaluate import class_table, measure_split, metrics_table, retrieval_scores, split_metrics, what_is_lost
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
 from utils.images.pairs import Pairs
 from utils.models import load_trained
@@ -59,7 +59,7 @@ def test_what_unseen_classes_lose_by_hand():
         metrics["auc"], *metrics["intervals"]["auc"] = auc
         metrics["retrieval"]["recall@1"], *metrics["intervals"]["recall@1"] = recall
     seen["confusion"], unseen["confusion"] = [[5, 3], [1, 11]], [[9, 0], [6, 2]]
-    table, sentence = compare_unseen(seen, unseen)
+    table, sentence = metrics_table({"test images": seen, "unseen classes": unseen}), what_is_lost(seen, unseen)
     assert table.loc["false matches"].tolist() == ["0.083", "0.750"]  # 1 of 12, 6 of 8
     # AUC: sqrt(0.03^2 + 0.03^2) = 0.042 below, sqrt(0.03^2 + 0.04^2) = 0.05 above; recall: 0.141, and 0.112
     assert sentence == (
@@ -67,11 +67,25 @@ def test_what_unseen_classes_lose_by_hand():
         "recall@1 (among 20 images instead of 20) 0.800 instead of 0.900, 0.100 less "
         "(-0.041 to 0.212, which may be chance)"
     )
-    assert compare_unseen(unseen, seen)[1].startswith(
+    assert what_is_lost(unseen, seen).startswith(
         "On classes that it has never seen: AUC 0.950 instead of 0.800, 0.150 more (0.108 to 0.200); recall@1 ("
     )
     assert list(table) == ["test images", "unseen classes"] and table.loc["images"].tolist() == ["20"] * 2
     assert table.loc["AUC"].tolist() == ["0.950 (0.920-0.980)", "0.800 (0.760-0.830)"]
+
+
+def test_each_class_has_its_scores_and_its_nearest_other_class():
+    """On a line, with a margin of 2: 0, 0.5 and 1 of class a, 1.5 and 1.75 of class b, 3 of class c."""
+    z, labels = torch.tensor([[0.0], [0.5], [1.0], [1.5], [1.75], [3.0]]), np.array([*"aaabbc"])
+    split = SplitDistances(None, z, labels, None, None, None)
+    model = SiameseNetwork("Conv4", embedding_dim=1, image_size=(16, 16), margin=2)
+    table = class_table(model, split)
+    assert table.images.tolist() == [3, 2, 1] and table["nearest other"].tolist() == ["b", "a", "b"]
+    assert table["recall@1"].tolist()[:2] == [2 / 3, 1.0]  # 1 lies between 0.5 and 1.5, and a tie is no hit
+    assert table.within.tolist()[:2] == pytest.approx([(0.75 + 0.75 + 0.5) / 3, 0.875])
+    between = (0.25 + 0.125 + 0.5 + 0.375 + 0.75 + 0.625) / 6
+    assert table.similarity.tolist() == pytest.approx([between, between, (0.25 + 0.375) / 2])
+    assert table.loc["c", ["recall@1", "MAP@R", "within"]].isna().all()
 
 
 def test_a_network_meets_unseen_classes_only_in_the_end(tmp_path, capsys):

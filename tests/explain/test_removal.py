@@ -89,11 +89,11 @@ def test_the_report_says_which_map_fails_its_own_check():
         "filled": np.array([[-0.1, -0.1], [0.1, 0.1]]),
         "covered": np.array([[0.1, -0.1], [-0.1, 0.1]]),
     }
-    empty = np.array([[False, False], [False, True]])
-    result = WhatIf(0.8, np.zeros((2, 2)), changes, torch.zeros(2, 2, 4, 4), empty, (None, None))
+    empty, flips = np.array([[False, False], [False, True]]), np.array([[True, False], [False, False]])
+    result = WhatIf(0.8, np.zeros((2, 2)), changes, torch.zeros(2, 2, 4, 4), empty, flips, (None, None))
     assert result.report(("a", "b")).splitlines() == [
-        "a, factual region blurred: similarity 0.80 → 0.00, the decision gets weaker, as it should; "
-        "but not if it is covered",
+        "a, factual region blurred: similarity 0.80 → 0.00, the decision flips, as it should, "
+        "also if it is filled; but not if it is covered",
         "a, counterfactual region blurred: similarity 0.80 → 0.00, the decision gets stronger, as it should; "
         "but not if it is filled or covered",
         "b, factual region blurred: similarity 0.80 → 0.00, the decision gets stronger, so do not trust this map",
@@ -113,7 +113,7 @@ def test_the_report_says_which_map_fails_its_own_check():
     ],
 )
 def test_a_change_has_as_many_decimals_as_show_it(before, after, words):
-    assert WhatIf(before, np.full((2, 2), after), {}, None, None, (None, None)).change_in_words(0, 0) == words
+    assert WhatIf(before, np.full((2, 2), after), {}, None, None, None, (None, None)).change_in_words(0, 0) == words
 
 
 def test_a_filled_region_shows_nothing_of_itself_and_continues_its_surroundings():

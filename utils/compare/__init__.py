@@ -7,4 +7,5 @@ __getattr__ = lazy_getattr(
     chooser="show_chooser",
     comparison="Comparison choose_pair describe explained_pairs images_to_compare pair_folder",
     evidence="crops_of original_regions",
+    report="write_report",
 )

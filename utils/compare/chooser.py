@@ -28,11 +28,12 @@ SIDE = 72  # pixels, of a thumbnail
 
 
 class Chooser:
-    """A widget to choose a pair of images: thumbnails, each with a button for image 1 and one for image 2, of at most
-    `MOST` images; more can be uploaded. Each image is measured once, when it is first explained."""
+    """A widget to choose a pair of images by thumbnail, of at most `MOST` images; more can be uploaded. Two are chosen
+    at the start. Thumbnails and uploads become image 1 and image 2 in turn; the buttons below a thumbnail say which
+    one. Each image is measured once, when it is first explained."""
 
     def __init__(self, model: SiameseNetwork, paths: Sequence[Path]) -> None:
-        self.model, self.chosen = model, [None, None]  # paths of image 1 and image 2
+        self.model, self.chosen, self.turn = model, [None, None], 0  # paths of image 1 and image 2; whose turn it is
         self.effects: dict[Path, RegionEffects] = {}  # of the images measured so far
         self.buttons: dict[Path, list[widgets.Button]] = {}  # two for each image
         self.uploads = tempfile.TemporaryDirectory(prefix="chooser-")
@@ -41,15 +42,20 @@ class Chooser:
         self.upload.observe(self._take_uploads, "value")
         # Layouts are shared by all thumbnails, as a notebook stores every widget and layout.
         self.wide, self.narrow = widgets.Layout(width="90px"), widgets.Layout(width="36px")
+        self.under = widgets.Layout(height=f"{SIDE}px", margin="0")
+        self.over = widgets.Layout(width="90px", height=f"{SIDE}px", margin=f"-{SIDE}px 0 0 0")
         # What is to be chosen next, or the decision with its maps and checks, or what is wrong:
         self.result = widgets.HTML()
         self.tiles = widgets.Box(layout={"flex_flow": "row wrap"})
         self.box = widgets.VBox([self.tiles, self.upload, self.result])
         self._show("Choose image 1 and image 2.", *filter(None, map(self._add, paths[:MOST])))
+        if len(self.buttons) == len(paths[:MOST]) >= 2:  # otherwise, what is wrong stays to be read
+            self.choose(paths[0], 0)
+            self.choose(paths[1], 1)
 
     def choose(self, path: Path, place: int, *_: object) -> None:
         """Choose an image as the pair's first (`place` 0) or second (1); when both are chosen, explain the pair."""
-        self.chosen[place] = path
+        self.chosen[place], self.turn = path, 1 - place
         for other, pair in self.buttons.items():
             for button, chosen in zip(pair, self.chosen):
                 button.button_style = "primary" if chosen == other else ""
@@ -81,18 +87,22 @@ class Chooser:
             image = shrink(read_image(path), SIDE)
         except DataError as error:
             return str(error)
-        thumbnail = _tag(image._repr_jpeg_(), f"width: {SIDE}px; height: {SIDE}px; object-fit: contain")
-        name = f"<small title='{escape(path.name)}'>{escape(short(path.stem, 13))}</small>"
+        style = f"width: 90px; height: {SIDE}px; object-fit: contain; display: block"
+        picture = widgets.HTML(_tag(image._repr_jpeg_(), style), layout=self.under)
+        # ipywidgets knows no click on a picture: a button lies over it that nobody sees.
+        click = widgets.Button(tooltip=f"choose {path.name}", layout=self.over, style={"button_color": "transparent"})
+        click.on_click(lambda _: self.choose(path, self.turn))
+        name = widgets.HTML(f"<small title='{escape(path.name)}'>{escape(short(path.stem, 13))}</small>")
         self.buttons[path] = pair = [widgets.Button(description=text, layout=self.narrow) for text in "12"]
         for place, button in enumerate(pair):
             button.tooltip = f"{path.name} as image {place + 1}"
             button.on_click(partial(self.choose, path, place))
-        tile = [widgets.HTML(f"{thumbnail}<br>{name}", layout=self.wide), widgets.HBox(pair, layout=self.wide)]
-        self.tiles.children += (widgets.VBox(tile, layout=self.wide),)
+        tile = widgets.VBox([picture, click, name, widgets.HBox(pair, layout=self.wide)], layout=self.wide)
+        self.tiles.children += (tile,)
         return None
 
     def _take_uploads(self, change: dict[str, Any]) -> None:
-        """Add the uploaded files and choose each: as image 1 or 2 if that is not chosen yet, otherwise as image 2."""
+        """Add the uploaded files and choose each, as if its thumbnail were clicked."""
         problems = []
         for file in change["new"]:
             # The browser's name for it, as a file name that every system allows.
@@ -103,7 +113,7 @@ class Chooser:
             if problem := self._add(path):
                 problems.append(problem.replace(str(path.parent), "").lstrip("/\\"))
             else:
-                self.choose(path, self.chosen.index(None) if None in self.chosen else 1)
+                self.choose(path, self.turn)
         if problems:
             self._show(*problems)
 

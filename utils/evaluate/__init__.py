@@ -12,6 +12,6 @@ __getattr__ = lazy_getattr(
     mosaics="make_mosaics mosaic_scores",
     reliance="measure_reliance",
     retrieval="retrieval_scores",
-    scores="bootstrap_intervals class_similarity extreme_pairs measure_split score_pairs score_table",
-    unseen="compare_unseen split_metrics",
+    scores="bootstrap_intervals extreme_pairs measure_split score_pairs",
+    unseen="class_table metrics_table split_metrics what_is_lost",
 )

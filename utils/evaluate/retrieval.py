@@ -33,12 +33,8 @@ def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str]) -> pd.Data
     return table
 
 
-def retrieval_intervals(
-    embeddings: torch.Tensor, labels: Sequence[str], seed: int, resamples: int = 1000
-) -> dict[str, tuple[float, float]]:
-    """Compute 95 % percentile intervals of the scores of `retrieval_scores` over all queries, which are resampled; name
-    -> (low, high)."""
-    scores = query_scores(embeddings, labels)
+def retrieval_intervals(scores: pd.DataFrame, seed: int, resamples: int = 1000) -> dict[str, tuple[float, float]]:
+    """Compute 95 % percentile intervals of the mean `query_scores`, by resampling the queries; name -> (low, high)."""
     count = len(scores)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
     low, high = np.quantile(drawn @ scores.to_numpy() / count, [0.025, 0.975], axis=0)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn import metrics
 from tqdm.auto import tqdm
 
 from utils.dataset import load_split
+from utils.evaluate.retrieval import query_scores
 from utils.images.cache import StoredImages
 from utils.images.pairs import PAIR_LABELS, Pairs, evaluation_pairs
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
@@ -43,6 +45,11 @@ class SplitDistances:
     pairs: Pairs  # those on which the split is always scored, P of them
     dissimilarity: np.ndarray  # D / margin, (P,); not clipped at 1, so that pairs beyond the margin have an order
     files: list[str]  # of the images, as in `split.csv`
+
+    @cached_property
+    def queries(self) -> pd.DataFrame:
+        """What each image finds among the others, see `query_scores`."""
+        return query_scores(self.embeddings, self.labels)
 
 
 def measure_split(model: SiameseNetwork, table: pd.DataFrame, split: str, config: Config) -> SplitDistances:
@@ -96,27 +103,6 @@ def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) 
     )
 
 
-def score_table(split: SplitDistances, thresholds: dict[str, float], seed: int) -> pd.DataFrame:
-    """Tabulate the scores of a split's pairs with their 95 % intervals.
-
-    Args:
-        thresholds: name -> threshold of the dissimilarity.
-
-    Returns:
-        A row per threshold, with that of the similarity in its name, a column per score; entries such as
-        "0.912 (0.880-0.941)".
-    """
-    rows = {}
-    for name, threshold in thresholds.items():
-        scores = vars(score_pairs(split.dissimilarity, split.pairs.label, threshold))
-        intervals = bootstrap_intervals(split.dissimilarity, split.pairs, threshold, seed)
-        rows[f"{name}, {1 - threshold:.3f}"] = {
-            score: f"{scores[score]:.3f} ({low:.3f}-{high:.3f})" for score, (low, high) in intervals.items()
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index").rename(columns={"auc": "AUC", "f1": "F1"})
-    return table.rename(columns=lambda score: score.replace("_", " "))
-
-
 def bootstrap_intervals(
     dissimilarity: np.ndarray, pairs: Pairs, threshold: float, seed: int, resamples: int = 1000
 ) -> dict[str, tuple[float, float]]:
@@ -158,27 +144,21 @@ def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.nd
     return pd.DataFrame(scores)
 
 
-def class_similarity(similarity: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
-    """Average similarities (N, N) over every two classes of `labels` (N,); that of an image to itself is left out."""
-    member = pd.get_dummies(np.asarray(labels), dtype=float)
-    other = 1 - np.eye(len(member))  # 0 for an image and itself
-    return (member.T @ (similarity * other) @ member) / (member.T @ other @ member)
-
-
-def extreme_pairs(
-    dissimilarity: np.ndarray, label: np.ndarray, threshold: float, count: int = 3
-) -> dict[str, np.ndarray]:
+def extreme_pairs(dissimilarity: np.ndarray, pairs: Pairs, threshold: float, count: int = 2) -> dict[str, np.ndarray]:
     """Find the right and the wrong decisions that lie farthest from the threshold, by D / margin (P,), not clipped.
 
     Returns:
-        Title -> positions of at most `count` pairs, the farthest first.
+        Title -> positions of at most `count` pairs, the farthest first, no image in two of them.
     """
     galleries = {}
     for how, decision in product(("rightly", "wrongly"), (0, 1)):
         truth = decision if how == "rightly" else 1 - decision
-        found = np.flatnonzero(((dissimilarity >= threshold) == decision) & (label == truth))
-        # Of pairs at exactly one distance only the first: the others are nearly always the same two images.
-        found = found[np.sort(np.unique(dissimilarity[found], return_index=True)[1])]
-        from_threshold = np.abs(dissimilarity[found] - threshold)
-        galleries[f"{how} called {PAIR_LABELS[decision]}"] = found[np.argsort(-from_threshold, kind="stable")[:count]]
+        found = np.flatnonzero(((dissimilarity >= threshold) == decision) & (pairs.label == truth))
+        chosen, shown = [], set()
+        for k in found[np.argsort(-np.abs(dissimilarity[found] - threshold), kind="stable")].tolist():
+            ends = {int(pairs.first[k]), int(pairs.second[k])}
+            if len(chosen) < count and not ends & shown:
+                chosen.append(k)
+                shown |= ends
+        galleries[f"{how} called {PAIR_LABELS[decision]}"] = np.array(chosen, int)
     return galleries

@@ -1,14 +1,17 @@
-"""How a network does on classes that it has never seen, beside those it was trained on."""
+"""The scores of a split in numbers and as tables: all in all, class by class, and what unseen classes lose."""
 
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from utils.evaluate.retrieval import retrieval_intervals, retrieval_scores
+from utils.evaluate.retrieval import retrieval_intervals
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
+from utils.Siamese import SiameseNetwork, similarity_matrix
 
-SHOWN = ("auc", "accuracy", "equal_error_rate", "recall@1", "recall@5", "recall@10", "MAP@R")
+SHOWN = {"auc": "AUC", "accuracy": "accuracy", "equal_error_rate": "equal error rate"}
+SHOWN |= {name: name for name in ("recall@1", "recall@5", "recall@10", "MAP@R")}
 
 
 def split_metrics(split: SplitDistances, threshold: float, seed: int) -> dict[str, Any]:
@@ -20,24 +23,45 @@ def split_metrics(split: SplitDistances, threshold: float, seed: int) -> dict[st
         "pairs": len(split.pairs.label),
         **score_pairs(split.dissimilarity, split.pairs.label, threshold).as_dict(),
         "intervals": bootstrap_intervals(split.dissimilarity, split.pairs, threshold, seed)
-        | retrieval_intervals(split.embeddings, split.labels, seed),
-        "retrieval": retrieval_scores(split.embeddings, split.labels).iloc[-1].to_dict(),
+        | retrieval_intervals(split.queries, seed),
+        "retrieval": {"queries": len(split.queries), **split.queries.mean().to_dict()},
     }
 
 
-def compare_unseen(seen: dict[str, Any], unseen: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    """Tabulate the `split_metrics` of seen and of unseen classes, with the share of dissimilar pairs that are called
-    similar, as `false matches`; and tell in a sentence what the unseen ones lose."""
+def metrics_table(splits: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Tabulate the `split_metrics` of splits, a column each, entries such as "0.912 (0.880-0.941)"; with the share of
+    dissimilar pairs that are called similar, as `false matches`."""
     table = {}
-    for title, metrics in (("test images", seen), ("unseen classes", unseen)):
-        entries = {name: "{:.3f} ({:.3f}-{:.3f})".format(*_with_interval(metrics, name)) for name in SHOWN}
-        table[title] = {name: str(metrics[name]) for name in ("images", "classes", "pairs")} | entries
+    for title, metrics in splits.items():
+        entries = {name: str(metrics[name]) for name in ("images", "classes", "pairs")}
+        entries |= {
+            shown: "{:.3f} ({:.3f}-{:.3f})".format(*_with_interval(metrics, name)) for name, shown in SHOWN.items()
+        }
         wrong, right = metrics["confusion"][1]
-        table[title]["false matches"] = f"{wrong / (wrong + right):.3f}"
-    table = pd.DataFrame(table).rename({"auc": "AUC", "equal_error_rate": "equal error rate"})
+        table[title] = entries | {"false matches": f"{wrong / (wrong + right):.3f}"}
+    return pd.DataFrame(table)
+
+
+def class_table(model: SiameseNetwork, split: SplitDistances) -> pd.DataFrame:
+    """Score each class of a split: its number of `images`; `recall@1` and `MAP@R`, see `query_scores`; the mean
+    similarity of its images to each other, `within`; and the `nearest other` class, with its mean `similarity`."""
+    member = pd.get_dummies(np.asarray(split.labels), dtype=float)
+    other = 1 - np.eye(len(member))  # 0 for an image and itself
+    similarity = similarity_matrix(model, split.embeddings) * other
+    means = (member.T @ similarity @ member) / (member.T @ other @ member)
+    apart = means.mask(np.eye(len(means), dtype=bool))
+    table = split.queries.groupby(level=0)[["recall@1", "MAP@R"]].mean().reindex(means.index)  # NaN for a single image
+    table.insert(0, "images", member.sum().astype(int))
+    return table.assign(
+        within=np.diag(means), **{"nearest other": apart.idxmax(axis=1), "similarity": apart.max(axis=1)}
+    )
+
+
+def what_is_lost(seen: dict[str, Any], unseen: dict[str, Any]) -> str:
+    """Tell in a sentence what the `split_metrics` of unseen classes lose beside those of the test images."""
     auc, recall = (_loss(_with_interval(seen, name), _with_interval(unseen, name)) for name in ("auc", "recall@1"))
     searched = f"among {unseen['images']:,} images instead of {seen['images']:,}"
-    return table, f"On classes that it has never seen: AUC {auc}; recall@1 ({searched}) {recall}"
+    return f"On classes that it has never seen: AUC {auc}; recall@1 ({searched}) {recall}"
 
 
 def _with_interval(metrics: dict[str, Any], name: str) -> tuple[float, float, float]:

@@ -116,6 +116,7 @@ class WhatIf:
     changes: dict[str, np.ndarray]  # of the decision's margin, by each of `REMOVALS`; below 0 if it got weaker
     regions: torch.Tensor  # the strongest tenth of each map, bool of shape (2, 2, H, W), at the network's image size
     empty: np.ndarray  # maps without evidence, for which there is nothing to remove
+    flips: np.ndarray  # whether blurring turns the decision into the other one
     boxes: tuple[Box | None, Box | None]  # the part of the frame that each image fills; `None`: all
 
     def change_in_words(self, image: int, column: int) -> str:
@@ -140,12 +141,15 @@ class WhatIf:
         if self.empty[image, column]:
             return f"{region} has no evidence to blur"
         changes = {removal: change[image, column] for removal, change in self.changes.items()}
-        effect = "stronger" if changes["blurred"] > 0 else "weaker"
-        line = f"{region} blurred: {self.change_in_words(image, column)}, the decision gets {effect}, "
+        effect = "gets stronger" if changes["blurred"] > 0 else "gets weaker"
+        effect = "flips" if self.flips[image, column] else effect
+        line = f"{region} blurred: {self.change_in_words(image, column)}, the decision {effect}, "
         failed = [removal for removal, change in changes.items() if expected * change <= 0]
+        passed = [removal for removal in changes if removal not in failed and removal != "blurred"]
         if "blurred" in failed:
             return line + "so do not trust this map"
-        return line + "as it should" + (f"; but not if it is {' or '.join(failed)}" if failed else "")
+        line += "as it should" + (f", also if it is {' or '.join(passed)}" if passed else "")
+        return line + (f"; but not if it is {' or '.join(failed)}" if failed else "")
 
 
 def what_if(
@@ -165,5 +169,6 @@ def what_if(
     }
     before = 1 - float(embedding_distance(*interventions.embeddings)[0]) / model.margin
     after = before - (interventions.sign * changes["blurred"]).cpu().numpy()
+    flips = (interventions.margins_before[0] + changes["blurred"] < 0).cpu().numpy()
     changes = {name: change.cpu().numpy() for name, change in changes.items()}
-    return WhatIf(before, after, changes, regions, empty.cpu().numpy(), boxes)
+    return WhatIf(before, after, changes, regions, empty.cpu().numpy(), flips, boxes)

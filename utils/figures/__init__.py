@@ -4,6 +4,5 @@ from utils.system.lazy import lazy_getattr
 
 __getattr__ = lazy_getattr(
     __name__,
-    plots="plot_class_counts plot_class_similarity plot_confusion plot_curves plot_distances plot_embedding "
-    "plot_interventions plot_learning_curves plot_reliability show_groups",
+    plots="plot_class_counts plot_interventions plot_learning_curves plot_pairs plot_reliability show_groups",
 )

@@ -31,25 +31,16 @@ def overlay(image: Image.Image, heatmap: torch.Tensor) -> np.ndarray:
     return np.rint((1 - alpha) * pixels + alpha * colour).clip(0, 255).astype(np.uint8)
 
 
-def explained_image(
-    image: Image.Image, explanation: Explanation, row: int, map_name: str, box: Box | None
-) -> np.ndarray:
-    """Lay the `factual` or `counterfactual` map of image 1 (row 0) or 2 of one pair over it, by `overlay`, as strong as
-    its evidence is beside the pair's strongest; `box` is the part of the map that the image fills, `None` for all."""
-    strength = explanation.strength[0, row, MAPS.index(map_name)]
-    return overlay(image, inside(getattr(explanation, map_name)[0, row], box) * strength)
-
-
 def draw_map(
     axis: Axes, image: Image.Image, explanation: Explanation, row: int, map_name: str, box: Box | None, size: int = 9
 ) -> None:
-    """Draw an `explained_image` on an axis, with its strongest tenth outlined; or, if the map is too weak to be seen,
-    say so in letters of `size` points."""
-    axis.imshow(explained_image(image, explanation, row, map_name, box))
-    this = 0, row, MAPS.index(map_name)
+    """Draw the `factual` or `counterfactual` map of image 1 (row 0) or 2 of one pair over it, as strong as its evidence
+    is beside the pair's strongest, with its strongest tenth outlined; or, if it is too weak to be seen, say so in
+    letters of `size` points. `box` is the part of the map that the image fills, `None` for all."""
+    heatmap, this = getattr(explanation, map_name)[0, row], (0, row, MAPS.index(map_name))
+    axis.imshow(overlay(image, inside(heatmap, box) * explanation.strength[this]))
     if explanation.strength[this] > FAINT:
-        region = strongest_region(getattr(explanation, map_name)[0, row])  # what checks remove
-        line_around(axis, mask_of(inside(region, box), image), 0.7)
+        line_around(axis, mask_of(inside(strongest_region(heatmap), box), image))  # what checks remove
     else:
         write_inside(axis, "no such evidence" if explanation.empty[this] else "hardly any", size)
 
@@ -64,18 +55,18 @@ def mask_of(region: torch.Tensor, image: Image.Image) -> Image.Image:
     return Image.fromarray(region.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST)
 
 
-def line_around(axis: Axes, region: Image.Image, width: float) -> None:
-    """Draw a line, `width` points wide, around a region that `mask_of` made; it cuts the corners of a map's cells."""
+def line_around(axis: Axes, region: Image.Image) -> None:
+    """Draw a line around a region that `mask_of` made; it cuts the corners of a map's cells."""
     sharp = region.convert("L")
     smooth = sharp.filter(ImageFilter.GaussianBlur(max(sharp.size) / GRID / 2))
     within = np.asarray(smooth if smooth.getextrema()[1] > 128 else sharp) / 255  # sharp, if smaller than a cell
     if min(within.shape) > 1 and within.min() < 0.5 < within.max():  # nothing surrounds a part of a single row
-        axis.contour(within, levels=[0.5], colors="white", linewidths=width)
+        axis.contour(within, levels=[0.5], colors="white", linewidths=1.2)
 
 
 def mark_matches(axes: Sequence[Axes], images: Sequence[Image.Image], matches: Sequence[Match], size: int = 9) -> None:
     """Circle the matching regions of two images, each drawn on one of two axes; the numbers have `size` points."""
-    for number, (match, colour) in enumerate(zip(matches, sns.color_palette("bright")), start=1):
+    for number, (match, colour) in enumerate(zip(matches, sns.color_palette("colorblind")), start=1):
         ends = []
         for axis, image, (row, column) in zip(axes, images, (match.first, match.second)):
             ends.append((column * image.width - 0.5, row * image.height - 0.5))

@@ -13,8 +13,6 @@ from matplotlib.font_manager import findSystemFonts, fontManager
 # weak evidence would look like a shadow.
 COLORMAP = ListedColormap(matplotlib.colormaps["inferno"](np.linspace(0.3, 1, 256)), name="evidence")
 SIMILARITY = matplotlib.colormaps["viridis"]
-HEATMAP = {"vmin": 0, "vmax": 1, "cmap": SIMILARITY, "square": True}  # of similarities, for seaborn
-NUMBERS = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 8}}  # in its cells
 OPACITY = 0.9  # of the strongest evidence
 WEAK = 0.7  # exponent of the opacity of weaker evidence, so that half of it is clearly seen
 DRAINED = 0.15  # evidence, as a share of the strongest, from which on the image under it is grey
