@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from tests.browser import Browser
 
-SIZE = (1000, 740)  # of the window, in pixels
+SIZE = (1000, 728)  # of the window, in pixels
 ARROW = ((0, 0), (0, 22), (5, 17), (9, 26), (13, 24), (9, 16), (16, 16))  # the pointer, which Chromium does not draw
 MATCHED = "#pair figure:nth-child(1) .matched"  # the region of image 1 that matches best, outlined at first
 STAGE = "#pair figure:nth-child({}) .stage"

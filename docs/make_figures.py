@@ -39,7 +39,7 @@ HITS, SHOWN = 4, 8  # of a search; regions of a group
 # A notebook's cell, whose stored figure stands for it, and the file that shows it.
 THUMBNAILS = {
     "notebook_01.png": ("01_Train_Siamese_model.ipynb", "01-19"),
-    "notebook_02.png": ("02_Inference.ipynb", "11ac39da"),
+    "notebook_02.png": ("02_Inference.ipynb", "photos-3"),
     "notebook_03.png": ("03_Evaluate.ipynb", "03-23"),
 }
 
