@@ -126,20 +126,20 @@ def show_hits(found: Found) -> Figure:
     higher = [max(query, image, key=lambda one: one.height / one.width) for image in images]
     figure, axes = rows_of_panels(higher, [], len(TITLES), 9.2, 0.25 * len(hits) + 0.5, height=1.45)
     for axis, title in zip(axes[0], TITLES):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=9)
     for rank, (row, hit, image) in enumerate(zip(axes, hits, images), start=1):
-        row[0].set_ylabel(f"{rank}. {hit.decision}, {hit.similarity:.2f}", fontsize=7)
-        row[1].set_xlabel("\n".join(short(part) for part in hit.file.rsplit("/", 1)), fontsize=6)
+        row[0].set_ylabel(f"{rank}. {hit.decision}, {hit.similarity:.2f}", fontsize=9)
+        row[1].set_xlabel("\n".join(short(part) for part in hit.file.rsplit("/", 1)), fontsize=7)
         row[0].imshow(query)
         row[1].imshow(image)
         if hit.pair is None:
-            write_inside(row[2], "not explained", 7)
+            write_inside(row[2], "not explained", 8)
             continue
-        mark_matches(row[:2], (query, image), hit.matches, size=6)
+        mark_matches(row[:2], (query, image), hit.matches, size=7)
         for column, map_name in ((2, "factual"), (4, "counterfactual")):
             for side, picture in enumerate((query, image)):
                 axis, box = row[column + side], hit.pair["boxes"][side]
-                draw_map(axis, picture, hit.pair["explanation"], side, map_name, box, size=7)
+                draw_map(axis, picture, hit.pair["explanation"], side, map_name, box, size=8)
     return figure
 
 
