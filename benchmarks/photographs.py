@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from utils.compare import Comparison
 from utils.compare.report import DIMENSIONS, page
 from utils.evaluate.agreement import agreement_table
-from utils.evaluate.retrieval import retrieval_scores
+from utils.evaluate.retrieval import query_scores
 from utils.explain.occlusion import correlation, effect_on_distance, in_few_dimensions
 from utils.explain.removal import embed_in_parts
 from utils.Grad_CAM import explain_pairs
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         i, j = np.triu_indices(len(z), 1)
         distance = embedding_distance(z[i], z[j])
         auc = roc_auc_score([labels[a] == labels[b] for a, b in zip(i, j)], -distance.numpy())
-        recall = retrieval_scores(z, labels).loc["all", "recall@1"]
+        recall = query_scores(z, labels)["recall@1"].mean()
         similar = model.is_similar(embedding_distance(of_crops[::2], of_crops[1::2])).float().mean()
         print(f"{folder.name}: {len(z)} images, AUC {auc:.3f}, recall@1 {recall:.3f}, crops similar {similar:.3f}")
         print_agreement(model, batch, options.pairs, rng)

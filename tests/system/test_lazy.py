@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 import utils.evaluate
-from utils.evaluate import retrieval_scores
+from utils.evaluate import score_pairs
 
 
 def test_a_room_hands_on_what_its_modules_hold():
-    assert retrieval_scores is utils.evaluate.retrieval.retrieval_scores
+    assert score_pairs is utils.evaluate.scores.score_pairs
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         from utils.evaluate import nothing  # noqa: F401
     with pytest.raises(AttributeError, match="module 'utils.evaluate' has no attribute 'nothing'"):

@@ -11,7 +11,6 @@ __getattr__ = lazy_getattr(
     localisation="load_masks localisation_table",
     mosaics="make_mosaics mosaic_scores",
     reliance="measure_reliance",
-    retrieval="retrieval_scores",
     scores="bootstrap_intervals extreme_pairs measure_split score_pairs",
     unseen="class_table metrics_table split_metrics what_is_lost",
 )

@@ -11,7 +11,7 @@ from scipy.stats import binomtest, wilcoxon
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tqdm.auto import tqdm
 
-from utils.evaluate.retrieval import retrieval_scores
+from utils.evaluate.retrieval import query_scores
 from utils.evaluate.scores import embed_images
 from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups
 from utils.explain.removal import REMOVALS, blur, filled
@@ -203,7 +203,7 @@ def _pairs(embeddings: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, ..
 def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
     other, distance, *_ = _pairs(embeddings, labels)
     called = ~model.is_similar(torch.from_numpy(distance)).numpy()
-    found = float(retrieval_scores(embeddings, labels).loc["all", "recall@1"])
+    found = float(query_scores(embeddings, labels)["recall@1"].mean())
     accuracy = float(balanced_accuracy_score(other, called))
     return {"AUC": float(roc_auc_score(other, distance)), "accuracy": accuracy, "recall@1": found}
 

@@ -10,29 +10,6 @@ RECALL_AT = (1, 5, 10)  # nearest images
 CHUNK = 256  # queries at a time, which bounds the memory by a few matrices of shape (CHUNK, N)
 
 
-def retrieval_scores(embeddings: torch.Tensor, labels: Sequence[str]) -> pd.DataFrame:
-    """Compute recall@k, mAP and MAP@R, with every image as a query against all others, nearest embedding first.
-
-    For a query with R other images of its class, recall@k is whether one of them is among the k nearest. With P(i) the
-    share of them among the i nearest, AP is the mean of P(i) over all places i at which they stand; AP@R is the sum
-    over those among the first R, divided by R (its mean over queries is MAP@R; Musgrave et al., 2020). Of equally near
-    images those of other classes come first, so that a network that maps all images to one point gains nothing. An
-    image alone in its class is no query, but is among those searched.
-
-    Args:
-        embeddings: shape (N, D); `labels`, the classes of the images, (N,).
-
-    Returns:
-        A row per class and the last, "all", for all queries together: their number, `queries`, and the means of
-        `recall@1`, `recall@5`, `recall@10`, `mAP` and `MAP@R`, in [0, 1].
-    """
-    scores = query_scores(embeddings, labels)
-    by_class = scores.groupby(level=0)
-    table = pd.concat([by_class.mean(), scores.mean().to_frame("all").T])
-    table.insert(0, "queries", [*by_class.size(), len(scores)])
-    return table
-
-
 def retrieval_intervals(scores: pd.DataFrame, seed: int, resamples: int = 1000) -> dict[str, tuple[float, float]]:
     """Compute 95 % percentile intervals of the mean `query_scores`, by resampling the queries; name -> (low, high)."""
     count = len(scores)
@@ -42,7 +19,15 @@ def retrieval_intervals(scores: pd.DataFrame, seed: int, resamples: int = 1000) 
 
 
 def query_scores(embeddings: torch.Tensor, labels: Sequence[str]) -> pd.DataFrame:
-    """Compute the scores of `retrieval_scores` of every query, a row each, under its class."""
+    """Compute recall@k, AP and AP@R of every image (N, D) as a query for its class, labels (N,), among all others,
+    nearest embedding first: a row each, under its class. Their means are recall@k, mAP and MAP@R.
+
+    For a query with R other images of its class, recall@k is whether one of them is among the k nearest. With P(i) the
+    share of them among the i nearest, AP is the mean of P(i) over all places i at which they stand; AP@R is the sum
+    over those among the first R, divided by R (Musgrave et al., 2020). Of equally near images those of other classes
+    come first, so that a network that maps all images to one point gains nothing. An image alone in its class is no
+    query, but is among those searched.
+    """
     labels, parts = np.asarray(labels), []
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     queries = np.flatnonzero(counts[codes] >= 2)
