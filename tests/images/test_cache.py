@@ -1,8 +1,7 @@
 import os
 import pickle
-import shutil
-import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dying
@@ -101,7 +100,6 @@ def test_a_subset_comes_in_the_order_that_was_asked_for(config):
     images, expected = read_images(config, some, FRAME)[0], decoded(config, some)
     assert isinstance(images, StoredImages) and torch.equal(images[range(4)], expected)
     assert images.checksums.tolist() == [zlib.crc32(image.numpy().tobytes()) for image in expected]
-    assert torch.equal(pickle.loads(pickle.dumps(images))[range(4)], expected)
     assert len(read_images(config, [], FRAME)[0]) == 0
 
 
@@ -242,19 +240,10 @@ def test_a_run_that_is_killed_leaves_nothing_wrong_and_what_it_left_goes(config)
 
 
 def test_runs_that_build_it_at_once_leave_one(config):
-    expected, start, found = decoded(config), threading.Barrier(4), []
-
-    def build():
-        start.wait()
-        found.append(read_images(config, FILES, FRAME)[0])
-
-    threads = [threading.Thread(target=build) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4 and all(torch.equal(images[range(12)], expected) for images in found)
-    assert torch.equal(pixels_of(config), expected)
+    expected = decoded(config)
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: pixels_of(config), range(4))]
+    assert all(torch.equal(images, expected) for images in [*found, pixels_of(config)])
     assert_whole(config)
 
 
@@ -275,11 +264,6 @@ def test_a_cache_that_lacks_something_is_made_again(config, damage):
 
 
 def test_a_full_disk_and_a_place_that_cannot_be_written_to_are_one_line(config, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-        with pytest.raises(UserError, match=r"12 images of 16 x 20 pixels: 1.15e-05 GB are needed, 1e-06 GB free"):
-            pixels_of(config)
-
     def full(number):
         raise OSError(28, "No space left on device")
 

@@ -202,11 +202,6 @@ def test_what_can_hardly_be_seen_is_found(image, expected):
     assert looks_of(image, grey).split() == ["deep", *expected.split(), "pages"]
 
 
-def test_a_blank_first_page_is_both(tmp_path):
-    drawn("white").save(tmp_path / "a.tif", save_all=True, append_images=[noise(120, 90)])
-    assert looks_of(read_image(tmp_path / "a.tif"), np.full((SIDE, SIDE), 255.0)) == "blank pages"
-
-
 def test_a_line_for_each_finding():
     looks = ["", "blank", "deep blank pages", "deep blank", "blank", ""]
     assert notes_on_looks(pd.Series(looks, [f"a/{i}.png" for i in range(6)]), (0, 4095)) == [

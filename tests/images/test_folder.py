@@ -9,7 +9,7 @@ from PIL import Image
 from samples import break_file, config_in, make_files, noise, on_disk
 
 from utils.images.cache import read_fingerprints
-from utils.images.folder import check_two_classes, doubtful_folders, scan
+from utils.images.folder import doubtful_folders, scan
 from utils.system.errors import DataError
 
 
@@ -206,10 +206,3 @@ def test_class_folders_without_images_are_named_but_hidden_ones_are_not(tmp_path
     assert doubtful_folders(table_of("a/1.png", "b/1.png"), tmp_path) == [
         "none: a class folder without a readable image; add images or delete it"
     ]
-
-
-def test_one_class_left_is_an_error_with_a_line_for_each_file(tmp_path):
-    with pytest.raises(DataError) as caught:
-        check_two_classes(table_of("a/1.png"), tmp_path, ["b/1.png: broken", "b/2.png: broken"])
-    assert str(caught.value).splitlines()[1:] == ["b/1.png: broken", "b/2.png: broken"]
-    check_two_classes(table_of("a/1.png", "b/1.png"), tmp_path)

@@ -20,10 +20,6 @@ def test_to_uint8_puts_each_pixel_in_its_place():
     assert tensor[2, 3, 0] == 255 and tensor[2, 0].max() == 0
 
 
-def test_to_uint8_at_the_same_size_changes_nothing():
-    assert torch.equal(to_uint8(noise(), Frame((6, 10))), torch.from_numpy(np.asarray(noise()).copy()).permute(2, 0, 1))
-
-
 SIZES = [(10, 6), (7, 7), (301, 57), (13, 640), (1, 1), (2000, 3), (3, 2000)]  # width, height
 
 

@@ -113,12 +113,6 @@ def test_every_promised_format_is_read(tmp_path, suffix):
     assert np.abs(np.asarray(read_image(tmp_path / f"a{suffix}")) - np.array(RED)).max() <= 3
 
 
-def test_an_image_that_is_gone_is_named(tmp_path):
-    with pytest.raises(DataError, match="no such image") as caught:
-        read_image(tmp_path / "gone.png")
-    assert str(caught.value).startswith(str(tmp_path / "gone.png"))
-
-
 @pytest.mark.parametrize("mode, light, dark", [("RGBA", (255, 250, 240), (0, 40, 90)), ("LA", (250,), (20,))])
 @pytest.mark.parametrize("opacity", [255, 60])
 def test_a_drawing_is_laid_on_a_ground_that_shows_it(tmp_path, mode, light, dark, opacity):

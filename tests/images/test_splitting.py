@@ -37,14 +37,6 @@ def test_every_class_gets_its_share(test_size, valid_size, expected):
     assert found == expected
 
 
-def test_a_split_only_adds_a_column():
-    table = table_of(a=30, b=20)
-    before = table.copy()
-    split = split_images(table, 0.2, 0.2, 0)
-    assert table.equals(before) and split[["file", "label"]].equals(before)
-    assert set(split.split) == {"train", "valid", "test"}
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_tiny_classes_train_only(count):
     split = split_images(table_of(a=count, b=100), 0.1, 0.1, 0)

@@ -3,7 +3,6 @@
 import os
 import sqlite3
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def test_a_hit_is_explained_from_the_index_alone_as_explain_does(model, folder, 
     axes = show_hits(found).axes
     assert [axis.get_xlabel() for axis in axes[1::6]] == [hit.file.replace("/", "\n") for hit in found.hits]
     assert all(axis.images for axis in axes) and len(axes) == 7 * 6
-    assert len(show_hits(replace(found, hits=[replace(hit, pair=None)] * 21)).axes) == 20 * 6
+    assert len(show_hits(found._replace(hits=[hit._replace(pair=None)] * 21)).axes) == 20 * 6
 
 
 def test_what_a_query_measures_is_kept(model, folder, path):

@@ -33,9 +33,9 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
     if name not in PUBLIC_SETS:
         raise DataError(f"unknown public set {name!r}; choose one of {', '.join(PUBLIC_SETS)}")
     root = Path(data_root).expanduser()
-    final, partial = root / name, root / f".{name}.part"
+    final, partial, url = root / name, root / f".{name}.part", f"{base_url}/{COMMIT}.zip"
     archive = root / ".downloads" / f"{REPOSITORY.rsplit('/', 1)[-1]}-{COMMIT}.zip"
-    by_hand = f"download it by hand from {REPOSITORY} and put its folder Data/{name} at {final}"
+    again = f"run this again, or download it by hand from {REPOSITORY} and put its folder Data/{name} at {final}"
     if final.exists():
         _check_count(final, name, f"{final} holds", "move it away and run this again")
         print(f"{final}: all {PUBLIC_SETS[name]} images are there already")
@@ -43,15 +43,24 @@ def download_public(name: str, data_root: Path | str = "Data", base_url: str = f
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         if not zipfile.is_zipfile(archive):
-            _fetch(f"{base_url}/{COMMIT}.zip", archive, by_hand)
+            download_url_to_file(url, str(archive))
         print(f"unpacking {name}")
-        folder = _unpack(archive, name, partial)
-        _check_count(folder, name, f"{archive}: {name} in it holds", f"delete it and run this again, or {by_hand}")
+        with zipfile.ZipFile(archive) as zipped:  # writes nowhere else, whatever a member's name, and makes no links
+            inside = f"Data/{name}/"  # of the archive's only folder
+            members = [file for file in zipped.namelist() if file.partition("/")[2].startswith(inside)]
+            zipped.extractall(partial, members)
+        folder = next(partial.glob(f"*/Data/{name}"), partial)
+        _check_count(folder, name, f"{archive}: {name} in it holds", f"delete it and {again}")
         folder.rename(final)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:  # a transfer that was cut short raises nothing before
+        archive.unlink()
+        raise DataError(f"{url}: came damaged or not whole ({error}), and was deleted; {again}") from error
+    except (urllib.error.URLError, ConnectionError, TimeoutError, HTTPException) as error:
+        advice = f"check the network and proxy settings, wait some minutes, and {again}"
+        raise DataError(f"{url}: cannot be fetched ({error}); {advice}") from error
     except OSError as error:
-        raise DataError(
-            f"cannot write to {root} ({error}); free some space there or check its permissions, then run this again"
-        ) from error
+        advice = "free some space there or check its permissions, then run this again"
+        raise DataError(f"cannot write to {root} ({error}); {advice}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"{final}: all {PUBLIC_SETS[name]} images. {archive} has the other sets too; delete it if you need no more")
@@ -62,33 +71,3 @@ def _check_count(folder: Path, name: str, holds: str, advice: str) -> None:
     found = sum(path.suffix.lower() in IMG_EXTENSIONS for path in folder.rglob("*"))
     if found != PUBLIC_SETS[name]:
         raise DataError(f"{holds} {counted(found, 'image')} instead of {PUBLIC_SETS[name]}; {advice}")
-
-
-def _fetch(url: str, archive: Path, by_hand: str) -> None:
-    try:
-        download_url_to_file(url, str(archive))
-    except urllib.error.HTTPError as error:
-        wait = "" if error.code == 404 else "wait some minutes and run this again, or "
-        raise DataError(f"HTTP {error.code} ({error.reason}) from {url}; {wait}{by_hand}") from error
-    except (urllib.error.URLError, ConnectionError, TimeoutError, HTTPException) as error:
-        raise DataError(
-            f"the connection to {url} failed ({error}); check the network and proxy settings and run this again, "
-            f"or {by_hand}"
-        ) from error
-    if not zipfile.is_zipfile(archive):  # a transfer that was cut short raises nothing
-        archive.unlink()
-        raise DataError(f"the download of {url} ended early; run this again, or {by_hand}")
-
-
-def _unpack(archive: Path, name: str, folder: Path) -> Path:
-    """Unpack a set into `folder` (`extractall` writes nowhere else, whatever a member's name, and makes no links)."""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            inside = f"Data/{name}/"  # of the archive's only folder
-            zipped.extractall(folder, [file for file in zipped.namelist() if file.partition("/")[2].startswith(inside)])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        archive.unlink()
-        raise DataError(
-            f"the archive {archive} is damaged ({error}) and was removed; run this again to download a fresh one"
-        ) from error
-    return next(folder.glob(f"*/Data/{name}"), folder)

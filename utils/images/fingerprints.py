@@ -42,9 +42,7 @@ CHUNK_HASHES = 1024  # hashes that are compared with as many others at a time: a
 
 
 def fingerprint_of(path: Path, image: Image.Image) -> dict[str, Any]:
-    """Compute the fingerprint of a file that was read as `image`, as a row of a table: `content`, a digest of the file;
-    `bits`, the `hashes_of` its image; `width` and `height`; `looks`; and `values`, the lowest and highest one of more
-    than 8 bits."""
+    """Compute the fingerprint of a file that was read as `image`, as a row of a table."""
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), float)
     return {
         "content": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -52,7 +50,7 @@ def fingerprint_of(path: Path, image: Image.Image) -> dict[str, Any]:
         "width": image.width,
         "height": image.height,
         "looks": looks_of(image, grey),
-        "values": " ".join(map(str, image.info.get("values", ()))),
+        "values": " ".join(map(str, image.info.get("values", ()))),  # lowest and highest, of more than 8 bits
     }
 
 
@@ -63,20 +61,24 @@ def looks_of(image: Image.Image, grey: np.ndarray) -> str:
     upper, lower = (image.crop((0, top, image.width, top + strip)) for top in (0, image.height - strip))
     plain = [all(abs(level - 128) <= 1 for levels in part.getextrema() for level in levels) for part in (upper, lower)]
     blank = grey.std() < FLAT_STD or (abs(grey - np.median(grey)) <= NEAR).mean() >= MOST
-    dark = not blank and np.quantile(grey, 0.99) < DARK
-    found = {"deep": "values" in image.info, "blank": blank, "dark": dark, "cut": plain == [False, True]}
-    return " ".join(look for look in LOOKS if (found | {"pages": image.info.get("pages")})[look])
+    found = {
+        "deep": "values" in image.info,
+        "blank": blank,
+        "dark": not blank and np.quantile(grey, 0.99) < DARK,
+        "cut": plain == [False, True],
+        "pages": image.info.get("pages"),
+    }
+    return " ".join(look for look in found if found[look])
 
 
 def notes_on_looks(looks: pd.Series, levels: tuple[float, float] | None) -> list[str]:
     """Write a line for each finding in the `looks` of files, with the number of images and the first names; `levels` as
     in `to_rgb`."""
-    table = looks.str.split().explode()
-    found = {look: table.index[table == look].tolist() for look in LOOKS}
+    found = looks.str.split().explode()
     return [
-        f"{counted(len(names), 'image')} {LOOKS[look].format(*levels or ())}: {first_names(names)}"
-        for look, names in found.items()
-        if names
+        f"{counted(len(names), 'image')} {what.format(*levels or ())}: {first_names(names)}"
+        for look, what in LOOKS.items()
+        if (names := found.index[found == look].tolist())
     ]
 
 

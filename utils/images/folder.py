@@ -22,12 +22,13 @@ SPLIT_FOLDER = re.compile(r"(train|val|test)(ing|id|idation)?([ _-]?(set|data|im
 def given_splits(data_path: Path) -> dict[str, str]:
     """Find the folders of a set that is divided already, name -> split; none if there is no folder for training with
     class folders in it, or none beside it for another split."""
-    entries = [entry for entry in sorted(data_path.iterdir()) if entry.is_dir()]
-    named = {entry: SPLIT_FOLDER.fullmatch(entry.name) for entry in entries}
-    found = {entry: match[1].lower().replace("val", "valid") for entry, match in named.items() if match}
-    classes = [path for entry in found if found[entry] == "train" for path in entry.iterdir() if path.is_dir()]
-    divided = len(classes) > 1 and len(set(found.values())) > 1
-    return {entry.name: split for entry, split in found.items()} if divided else {}
+    found = {}
+    for entry in sorted(data_path.iterdir()):
+        if (named := SPLIT_FOLDER.fullmatch(entry.name)) and entry.is_dir():
+            found[entry.name] = named[1].lower().replace("val", "valid")
+    train = [data_path / name for name, split in found.items() if split == "train"]
+    classes = sum(path.is_dir() for folder in train for path in folder.iterdir())
+    return found if classes > 1 and len(set(found.values())) > 1 else {}
 
 
 def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -41,11 +42,11 @@ def scan(data_path: Path) -> tuple[pd.DataFrame, list[str]]:
         DataError: no such folder, or fewer than two classes with images.
     """
     if not os.path.isdir(data_path):
-        raise DataError(
-            f"{data_path}: no such folder; put the images into {data_path}/<class>/ or correct data_path in config.yml"
-        )
+        advice = f"put the images into {data_path}/<class>/ or correct data_path in config.yml"
+        raise DataError(f"{data_path}: no such folder; {advice}")
+    rows, others = [], {}
     try:
-        rows, others, given = [], {}, given_splits(data_path)
+        given = given_splits(data_path)
         entries = sorted(_entries(data_path, given), key=lambda entry: entry[0].as_posix())  # on every system
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); change its access rights") from None
@@ -70,8 +71,7 @@ def class_name(folder: str) -> str:
 def _entries(data_path: Path, given: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
     """Yield all files, and the folders that are not searched, as `_below`; `given` are the folders of the splits."""
     roots = [data_path / name for name in given] or [data_path]
-    entries = [entry for root in {data_path, *roots} for entry in root.iterdir() if entry not in roots]
-    for entry in (entry for entry in entries if not entry.name.startswith(".")):
+    for entry in (entry for root in {data_path, *roots} for entry in _listed(root) if entry not in roots):
         if entry.is_symlink() and not entry.exists():  # a class, perhaps, on a disk that is not there
             yield entry, "a link to nowhere; delete or correct it"
         elif not entry.is_dir():
@@ -80,6 +80,10 @@ def _entries(data_path: Path, given: Sequence[str]) -> Iterator[tuple[Path, str 
             yield entry, f"a folder beside those of the splits ({', '.join(given)}); move it into one if it is a class"
         else:
             yield from _below(entry)
+
+
+def _listed(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
 def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
@@ -131,20 +135,14 @@ def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
     folders, classes inside a class, names that differ only in case or in what cannot be seen."""
     given = given_splits(data_path)
     parts, depth = table.file.str.split("/"), 1 + bool(given)
-    folders = {
-        entry.relative_to(data_path).as_posix()
-        for root in (given or [""])
-        for entry in (data_path / root).iterdir()
-        if os.path.isdir(entry) and not entry.name.startswith(".")
-    }
+    entries = [entry for root in given or [""] for entry in _listed(data_path / root)]
+    folders = {entry.relative_to(data_path).as_posix() for entry in entries if os.path.isdir(entry)}
     empty = sorted(folders - set(parts.str[:depth].str.join("/")))
     notes = [f"{name}: a class folder without a readable image; add images or delete it" for name in empty]
     for label, files in table.groupby("label").file:
         if inner := sub_folders(files, depth):
-            notes.append(
-                f"{label}: images in its sub-folders {first_names(inner)} count as {label}; "
-                f"if they are classes of their own, move them to {data_path.as_posix()}/"
-            )
+            advice = f"if they are classes of their own, move them to {data_path.as_posix()}/"
+            notes.append(f"{label}: images in its sub-folders {first_names(inner)} count as {label}; {advice}")
     classes, spelt = (pd.Series(names.unique()) for names in (table.label, parts.str[depth - 1]))
     for names, keys, text in (
         (spelt.map(repr), spelt.map(class_name), "one class, as their names look the same; put them into one folder"),

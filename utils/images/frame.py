@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,21 +41,15 @@ class Box(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """How every image is fitted into the network's input size.
+    """How every image is fitted into the network's input size."""
 
-    `size` is (height, width) in pixels. `fit` is `stretch`, which gives up the aspect ratio, as in the paper, or `pad`,
-    which keeps it and fills the rest with the colour of the normalisation's `mean`. `levels` are the values that become
-    black and white in images of more than 8 bits, see `to_rgb`.
-    """
-
-    size: tuple[int, int]
-    fit: str = "stretch"
+    size: tuple[int, int]  # height, width
+    fit: str = "stretch"  # as in the paper; `pad` keeps the aspect ratio, and fills the rest with the colour of `mean`
     mean: tuple[float, float, float] = Normalization().mean
-    levels: tuple[float, float] | None = None
+    levels: tuple[float, float] | None = None  # that become black and white, see `to_rgb`
 
     def box(self, image_size: tuple[int, int]) -> Box:
-        """Compute the part of the frame that an image of (width, height) pixels fills: all of it or, if padded, a box
-        of its aspect ratio in the middle."""
+        """Compute the part of the frame that an image of (width, height) pixels fills."""
         filled = self.size
         if self.fit == "pad":
             scale = min(side / own for side, own in zip(self.size, image_size[::-1]))
@@ -86,7 +81,7 @@ def decode(
     verbose: bool = True,
 ) -> Iterator[tuple[np.ndarray, Any] | str]:
     """Read image files in `num_workers` threads; yields for each its pixels in the frame, uint8 (3, H, W), and what
-    `describe` tells of the file and its image, or what is wrong with it and what to do."""
+    `describe` tells of the file and its image; or what is wrong with it and what to do."""
 
     def decoded(path: Path) -> tuple[np.ndarray, Any] | str:
         try:
@@ -98,11 +93,7 @@ def decode(
             return what_is_wrong(path, error)
 
     step = max(1, CHUNK_BYTES // (3 * frame.size[0] * frame.size[1]))
-    with (
-        ThreadPoolExecutor(max(1, num_workers)) as pool,
-        tqdm(total=len(paths), desc="Reading images", disable=not verbose) as bar,
-    ):
-        for start in range(0, len(paths), step):
-            for found in pool.map(decoded, paths[start : start + step]):
-                bar.update()
-                yield found
+    parts = (paths[start : start + step] for start in range(0, len(paths), step))
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        images = chain.from_iterable(pool.map(decoded, part) for part in parts)
+        yield from tqdm(images, "Reading images", len(paths), disable=not verbose)

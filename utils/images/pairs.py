@@ -24,13 +24,8 @@ class Pairs(NamedTuple):
 
 def make_pairs(labels: Sequence, rng: np.random.Generator, rounds: int = 1) -> Pairs:
     """Pair every image with a random one of its own class (never itself) and a random one of another: the paper's rule.
-
-    Returns:
-        2 x `rounds` pairs per anchor. An image alone in its class is no anchor, but may be a dissimilar partner.
-
-    Raises:
-        DataError: fewer than two classes, or no class with two images.
-    """
+    An image alone in its class gets no pairs, but may be a dissimilar partner. Raises a DataError if there are fewer
+    than two classes, or none with two images."""
     classes, codes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     if len(classes) < 2 or counts.max() < 2:
         raise DataError("pairs need two classes, one of them with two images; add images or change the split")
@@ -55,11 +50,8 @@ def evaluation_pairs(labels: Sequence, seed: int) -> Pairs:
 
 
 def image_batches(labels: Sequence, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Divide the images into random batches for one epoch; returns their positions, every image once.
-
-    Images are drawn two by two from one class, so that even small batches hold a similar pair. A single image left
-    over joins the last batch: alone it would make no pair.
-    """
+    """Divide the images into random batches for one epoch; returns their positions, every image once. They are drawn
+    two by two from one class, so that even small batches hold a similar pair."""
     labels = np.asarray(labels)
     couples, singles = [], []
     for name in np.unique(labels):
@@ -69,7 +61,7 @@ def image_batches(labels: Sequence, batch_size: int, rng: np.random.Generator) -
         singles.append(members[even:])
     couples = rng.permutation(np.concatenate(couples))
     order = np.concatenate([couples.ravel(), *singles])
-    return np.split(order, range(batch_size, len(order) - 1, batch_size))
+    return np.split(order, range(batch_size, len(order) - 1, batch_size))  # one left over joins the last
 
 
 def pair_batches(pairs: Pairs, batch_size: int, rng: np.random.Generator) -> list[Pairs]:
@@ -84,13 +76,13 @@ def evenly_spaced(count: int, most: int) -> np.ndarray:
 
 
 def evenly_spaced_pairs(pairs: Pairs, most: int = 60) -> Pairs:
-    """Select at most `most` of the pairs, at even spacing, so that explaining them does not take long."""
+    """Select at most `most` of the pairs, at even spacing."""
     return pairs.at(evenly_spaced(len(pairs.label), most))
 
 
 def used_images(first: Sequence[int], second: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the images that occur in pairs (P,), so that no others have to be read or explained: their U positions,
-    sorted; and `first` and `second` as positions among these."""
+    """Find the images that occur in pairs (P,): their U positions, sorted; and `first` and `second` as positions among
+    these."""
     used, renumbered = np.unique(np.concatenate([first, second]).astype(int), return_inverse=True)
     return used, *np.split(renumbered, 2)
 

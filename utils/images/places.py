@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from utils.images.cache import ImageCache
+from utils.images.cache import look_up
 from utils.images.frame import Frame
 from utils.system.errors import DataError
 from utils.system.settings import Config
@@ -12,15 +12,13 @@ BOX = ["top", "bottom", "left", "right"]
 
 
 def _scales(config: Config, files: pd.Series, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each file and side of a `BOX`, (M, 4): the frame's pixel of the image's first, the frame's pixels for one of
-    the image, and the image's pixels."""
-    _, rows, _ = ImageCache(config, frame).find(files.unique())
+    """For each file and side of a `BOX`, (M, 4): where the image begins in the frame, pixels of the frame for one of
+    the image, and the image's height or width."""
+    _, rows, _ = look_up(config, frame, files.unique())
     sizes = rows.reindex(files)[["width", "height"]].fillna(1).to_numpy(int)
-    boxes = [frame.box(tuple(size)) for size in sizes]
-    start = np.array([(box.top, box.top, box.left, box.left) for box in boxes]).reshape(-1, 4)
-    filled = np.array([(box.height, box.height, box.width, box.width) for box in boxes]).reshape(-1, 4)
-    limit = sizes[:, [1, 1, 0, 0]]
-    return start, filled / limit, limit
+    boxes = np.array([frame.box(tuple(size)) for size in sizes]).reshape(-1, 4)
+    start, end, limit = boxes[:, [0, 0, 2, 2]], boxes[:, [1, 1, 3, 3]], sizes[:, [1, 1, 0, 0]]
+    return start, (end - start) / limit, limit
 
 
 def in_originals(config: Config, regions: pd.DataFrame, frame: Frame) -> pd.DataFrame:

@@ -103,8 +103,7 @@ def to_rgb(image: Image.Image, levels: tuple[float, float] | None = None) -> Ima
 
 
 def deep_values(image: Image.Image) -> np.ndarray | None:
-    """Read the values of an image of more than 8 bits, or signed ones, float32, (H, W) or (H, W, 3), or return
-    `None`."""
+    """Read the values, float32, (H, W) or (H, W, 3), of an image of more than 8 bits, or signed ones; else `None`."""
     tags = getattr(image, "tag_v2", {})
     if image.mode == "RGB" and tags.get(BITS, (8,))[0] == 16 and tags.get(LAYOUT) == PLANES:  # Pillow reads noise
         raise ValueError("its colours are in planes of 16 bits: save it as PNG")

@@ -17,12 +17,8 @@ def split_images(
     table: pd.DataFrame, test_size: float, valid_size: float, seed: int, groups: np.ndarray | None = None
 ) -> pd.DataFrame:
     """Assign every image to a split, in a new column `split`: in every class, the share `test_size` is for testing, and
-    `valid_size` of the rest for validation (as in the paper), rounded.
-
-    Args:
-        groups: for every image the number of its group, shape (N,); each stays in one split, so the shares are met as
-            nearly as whole groups allow. `None`: every image is a group of its own.
-    """
+    `valid_size` of the rest for validation (as in the paper), rounded. Images of the same number in `groups` (N,) stay
+    together, so the shares are met as nearly as whole groups allow."""
     rng = np.random.default_rng(seed)
     groups = np.arange(len(table)) if groups is None else groups
     members: dict[int, Counter] = {}  # group -> class -> number of images
@@ -33,41 +29,27 @@ def split_images(
         order.extend(groups[rng.permutation(rows)])
         for name, count in split_sizes(len(rows), test_size, valid_size).items():
             shares[name][label] = count
-    missing = {name: Counter(counts) for name, counts in shares.items()}
-    split_of = _assign_fitting_groups({group: members[group] for group in order}, missing)
-    _add_larger_groups(split_of, members, shares, missing)
-    return table.assign(split=[split_of[group] for group in groups])
-
-
-def _assign_fitting_groups(members: dict[int, Counter], missing: dict[str, Counter]) -> dict[int, str]:
-    """Assign each group to the first split, of test and validation, where as many images of its classes are `missing`,
-    and otherwise to training; what it fills is taken off `missing`."""
-    split_of = {}
-    for group, size in members.items():
+    # Each group goes to the first split where as many images of its classes are missing, and otherwise to training.
+    missing, training, split_of = {name: Counter(counts) for name, counts in shares.items()}, Counter(), {}
+    for group in dict.fromkeys(order):
+        size = members[group]
         fits = [name for name, left in missing.items() if all(left[label] >= count for label, count in size.items())]
         split_of[group] = fits[0] if fits else "train"
         if fits:
             missing[fits[0]].subtract(size)
-    return split_of
-
-
-def _add_larger_groups(
-    split_of: dict[int, str], members: dict[int, Counter], shares: dict[str, Counter], missing: dict[str, Counter]
-) -> None:
-    """Where images are still missing, move groups from training that exceed what is missing but bring the split at
-    least as near to its share, the smallest first; never the last images of a class."""
-    training: Counter = Counter()
-    for group, name in split_of.items():
-        if name == "train":
-            training.update(members[group])
-    larger = sorted((group for group, size in members.items() if size.total() > 1), key=lambda g: members[g].total())
+        else:
+            training.update(size)
+    # Where images are still missing, larger groups move from training if they bring the split at least as near to its
+    # share, the smallest first; never the last images of a class.
+    larger = [group for group in sorted(members, key=lambda g: members[g].total()) if members[group].total() > 1]
     for (name, left), group in product(missing.items(), larger):
         size = members[group]
-        worse = not all(shares[name][label] for label in size) or _improvement(size, left) < 0
-        if split_of[group] == "train" and not worse and all(training[label] > size[label] for label in size):
+        wanted = all(shares[name][label] for label in size) and _improvement(size, left) >= 0
+        if split_of[group] == "train" and wanted and all(training[label] > size[label] for label in size):
             split_of[group] = name
             left.subtract(size)
             training.subtract(size)
+    return table.assign(split=[split_of[group] for group in groups])
 
 
 def _improvement(size: Counter, missing: Counter) -> int:
@@ -76,12 +58,12 @@ def _improvement(size: Counter, missing: Counter) -> int:
 
 
 def draw_classes(labels: pd.Series, share: float, seed: int) -> list[str]:
-    """Draw a share of the classes of `labels` (N,), rounded, from those with two images or more: one from each of
-    equal parts of them by size, so that small and large ones are drawn alike (stratified sampling)."""
+    """Draw a share of the classes of `labels` (N,), rounded, but two at least, from those with two images or more: one
+    from each of equal parts of them by size, so that small and large ones are drawn alike (stratified sampling)."""
     rng = np.random.default_rng(seed)
     counts = labels.value_counts().sort_index()
     by_size = counts[counts > 1].sample(frac=1, random_state=rng).sort_values(kind="stable").index
-    number = min(round(share * len(counts)), len(by_size))
+    number = min(max(2, round(share * len(counts))), len(by_size))
     steps = np.arange(number)
     drawn = ((rng.random(number) + steps) * len(by_size) / number).astype(int)
     return sorted(by_size[np.maximum.accumulate(drawn - steps) + steps])  # where two are the same, the next one

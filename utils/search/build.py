@@ -2,8 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 from utils.explain.occlusion import region_effects
 from utils.explain.removal import embed_in_parts
 from utils.images.folder import images_below, printable
-from utils.images.frame import decode
+from utils.images.frame import Frame, decode
 from utils.images.reading import what_is_wrong
 from utils.search.store import Index
 from utils.Siamese import SiameseNetwork
@@ -26,6 +25,7 @@ INDEX = ".sqlite"
 # Images between two commits, which are what a killed run may lose: some seconds of a CPU's work either way.
 EMBEDDED_AT_ONCE = 64
 MEASURED_AT_ONCE = 8
+State = tuple[str, str]  # a file's path in the folder, and its `file_state`
 
 
 def place_of(config: Config, path: Path, suffix: str) -> Path:
@@ -36,17 +36,14 @@ def place_of(config: Config, path: Path, suffix: str) -> Path:
 def build_index(
     model: SiameseNetwork, folder: Path, path: Path, explain: bool = False, num_workers: int = 2, verbose: bool = True
 ) -> str:
-    """Bring the index of a folder and its sub-folders up to date: embed new and changed images, remove deleted ones.
+    """Bring the index of a folder and its sub-folders, the file `path`, up to date: embed new and changed images,
+    remove deleted ones; returns lines that say what was done.
 
     Images are written in batches: after a killed run, the next one goes on from there; others can search meanwhile.
 
     Args:
-        path: file of the index; it is made if it is not there.
         explain: also measure the effects of regions, some 100 passes an image; otherwise a query measures its hits.
         num_workers: threads that read files.
-
-    Returns:
-        What was done, in lines.
 
     Raises:
         DataError: no such folder, or no image in it.
@@ -60,13 +57,13 @@ def build_index(
         places = missing_places(folder, lost, problems)
         staying = {file for file, (_, may_come_back) in places.items() if may_come_back}
         index.remove(state for state in known - found.items() if state[0] not in staying)
-        batches = partial(_batches, model, folder, left_out, num_workers, verbose)
-        for states, pixels in batches(found.items() - known, EMBEDDED_AT_ONCE, "Embedding"):
-            z = embed_in_parts(model, model.normalize(pixels), EMBEDDED_AT_ONCE)
-            index.add(states, z.cpu().numpy())
+        images = _read(found.items() - known, folder, model.frame, left_out, num_workers, "Embedding" * verbose)
+        for states, pixels in _batches(images, EMBEDDED_AT_ONCE):
+            index.add(states, embed_in_parts(model, model.normalize(pixels), EMBEDDED_AT_ONCE).cpu().numpy())
             embedded += len(states)
         ids = index.files(unexplained=True) if explain else {}
-        for states, pixels in batches(ids, MEASURED_AT_ONCE, "Occluding regions"):
+        images = _read(ids, folder, model.frame, left_out, num_workers, "Occluding regions" * verbose)
+        for states, pixels in _batches(images, MEASURED_AT_ONCE):
             effects = region_effects(model, model.normalize(pixels), verbose=False)
             index.add_effects([ids[state] for state in states], effects.delta)
         images, unexplained = len(index.files()), len(index.files(unexplained=True))
@@ -83,28 +80,24 @@ def build_index(
     return "\n".join(lines)
 
 
-def _batches(
-    model: SiameseNetwork,
-    folder: Path,
-    left_out: list[str],
-    num_workers: int,
-    verbose: bool,
-    files: Iterable[tuple[str, str]],
-    size: int,
-    title: str,
-) -> Iterator[tuple[Sequence[tuple[str, str]], torch.Tensor]]:
-    """Read up to `size` images at a time: files with states, and pixels (N, 3, H, W), uint8; `left_out` gets a line for
-    each image that cannot be read."""
-    # A state is taken before its file is read: if the file changes meanwhile, queries and builds see the change.
+def _read(
+    files: Iterable[State], folder: Path, frame: Frame, left_out: list[str], num_workers: int, title: str
+) -> Iterator[tuple[State, np.ndarray]]:
+    """Read images: yields each file's state, taken before, and its pixels, uint8 (3, H, W), under a bar if it has a
+    title; `left_out` gets a line for each that cannot be read."""
     files = sorted(files)
-    paths = [folder / file for file, _ in files]
-    found = decode(paths, model.frame, lambda path, image: None, num_workers, verbose=False)
-    images = zip(files, tqdm(found, title, len(files), unit="image", disable=not verbose, delay=2))
+    found = decode([folder / file for file, _ in files], frame, lambda path, image: None, num_workers, verbose=False)
+    for state, image in zip(files, tqdm(found, title, len(files), unit="image", disable=not title, delay=2)):
+        if isinstance(image, str):
+            left_out.append(f"{state[0]}: {image}")
+        else:
+            yield state, image[0]
+
+
+def _batches(images: Iterator[tuple[State, np.ndarray]], size: int) -> Iterator[tuple[list[State], torch.Tensor]]:
     while batch := list(islice(images, size)):
-        left_out += [f"{file}: {image}" for (file, _), image in batch if isinstance(image, str)]
-        if readable := [(state, image[0]) for state, image in batch if not isinstance(image, str)]:
-            states, pixels = zip(*readable)
-            yield states, torch.from_numpy(np.stack(pixels))
+        states, pixels = zip(*batch)
+        yield states, torch.from_numpy(np.stack(pixels))
 
 
 def images_in(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

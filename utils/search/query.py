@@ -2,8 +2,8 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,15 +21,14 @@ from utils.search.build import INDEX, place_of
 from utils.search.store import Entry, Index, about
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import SearchError
-from utils.system.files import file_state, replacing
+from utils.system.files import replacing, state_if_there
 from utils.system.settings import Config
 
 TITLES = ("query", "hit", "query, factual", "hit, factual", "query, counterfactual", "hit, counterfactual")
 MOST_ROWS = 20  # of a figure: a hundred would be 50,000 pixels high
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """An image that a query found."""
 
     file: str  # in the indexed folder
@@ -39,8 +38,7 @@ class Hit:
     matches: list[Match]  # regions that the two have in common, the strongest first
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The hits of a query in the index of a folder, nearest first."""
 
     query: Image.Image
@@ -57,8 +55,8 @@ class Found:
 def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) -> Found:
     """Find the `count` images of an index that are nearest to an image, and explain each.
 
-    Effects come from the index. Only the query, and hits that were never measured, pass through the network; what is
-    measured is kept in the index. The query's own file is no hit, nor are links to it.
+    Only the query, and hits that were never measured, pass through the network; their effects are kept in the index.
+    The query's own file is no hit, nor are links to it.
 
     Raises:
         DataError: the query cannot be read.
@@ -73,7 +71,7 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
     nearest = _nearest_others(index, z.cpu().numpy(), query, count)
     if not nearest:
         raise SearchError(f"{index.path}: no other image in it; run python -m utils search build {index.folder} again")
-    here = [one for _, one in nearest if _is_unchanged(index.folder / one.file, one.state)]
+    here = [one for _, one in nearest if state_if_there(index.folder / one.file) == one.state]
     compared = Comparison(model, [query, *(index.folder / one.file for one in here)])
     compared.effects = {0: effects}
     for k, one in enumerate(here, start=1):
@@ -94,25 +92,13 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
 
 def _nearest_others(index: Index, z: np.ndarray, query: Path, count: int) -> list[tuple[float, Entry]]:
     """Find the `count` nearest images whose files are not that of the query."""
-    asked = count + 1
+    own, asked = state_if_there(query), count + 1  # links to a file share its state
     while True:
         found = index.nearest(z, asked)
-        others = [(distance, one) for distance, one in found if not _is_same(index.folder / one.file, query)]
+        others = [hit for hit in found if state_if_there(index.folder / hit[1].file) != own]
         if len(others) >= count or len(found) < asked:
             return others[:count]
         asked *= 2  # links to the query took places
-
-
-def _is_same(path: Path, query: Path) -> bool:
-    with suppress(OSError):
-        return os.path.samefile(path, query)
-    return False
-
-
-def _is_unchanged(path: Path, state: str) -> bool:
-    with suppress(OSError):
-        return file_state(path) == state
-    return False
 
 
 def show_hits(found: Found) -> Figure:
@@ -157,8 +143,8 @@ def find_index(config: Config, folder: Path | None = None) -> tuple[Path, Siames
 
 def export_parquet(index: Index, path: Path) -> int:
     """Write the full paths and the embeddings of an index, as columns `path` (text) and `embedding` (D numbers,
-    float32), which LanceDB, Qdrant and Milvus read; returns how many. Raises a UserError if pyarrow is missing or the
-    file cannot be written."""
+    float32), for a database; returns how many. Raises a UserError if pyarrow is missing or the file cannot be written.
+    """
     try:
         import pyarrow
         from pyarrow import parquet

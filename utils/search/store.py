@@ -57,21 +57,13 @@ def about(path: Path) -> dict[str, str]:
 class Index(AbstractContextManager):
     """An open index, to be used in a `with`; each process and thread opens its own.
 
-    Args:
-        path: of the file.
-        model: the network that the index belongs to.
-        folder: the folder to index: a missing index is made, one of another network is `emptied`. With `None` the index
-            has to exist, and the attribute `folder` is the one that was indexed.
-
-    Raises:
-        SearchError: it is of another network or version, damaged, or cannot be written, which all methods raise.
+    Where a `folder` to index is given, a missing index is made, and one of another network is `emptied`; else it has to
+    exist. All methods raise a SearchError if the file is damaged or cannot be used.
     """
 
     def __init__(self, path: Path, model: SiameseNetwork, folder: Path | None = None) -> None:
-        self.path, self.dim, self.emptied = path, model.embedding_dim, False
-        self._loaded: int | None = None  # which state of the file the arrays below are of
-        self._ids = self._embeddings = self._squares = np.empty(0)
-        network = identity(model)
+        self.path, self.dim, self.emptied, network = path, model.embedding_dim, False, identity(model)
+        self._loaded: tuple[int, int] | None = None  # the state of the file of which embeddings are in memory
         with self._reporting():
             if folder is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,16 +114,13 @@ class Index(AbstractContextManager):
         """Remove images, given by files and states, all or none."""
         with self._reporting(), self.db:
             self.db.executemany("DELETE FROM images WHERE (file, state) = (?, ?)", states)
-        self._loaded = None
 
     def add(self, states: Sequence[tuple[str, str]], embeddings: np.ndarray) -> None:
         """Add images, all or none: files and states, and embeddings (N, D). Files that another process has added
         meanwhile stay as they are."""
-        blobs = (row.tobytes() for row in np.ascontiguousarray(embeddings, dtype="<f4"))
-        rows = ((*state, blob) for state, blob in zip(states, blobs))
+        rows = [(*state, z.tobytes()) for state, z in zip(states, embeddings.astype("<f4"))]
         with self._reporting(), self.db:
             self.db.executemany("INSERT OR IGNORE INTO images (file, state, embedding) VALUES (?, ?, ?)", rows)
-        self._loaded = None
 
     def add_effects(self, ids: Sequence[int], delta: torch.Tensor) -> None:
         """Write the effects of regions (N, R, D) of images, given by ids; ids that were removed are skipped."""
@@ -164,21 +153,20 @@ class Index(AbstractContextManager):
 
     def _load(self) -> None:
         """Read the embeddings (N, D), unless the file has not changed since they were read."""
-        ((state,),) = self.db.execute("PRAGMA data_version")  # another number after a commit of another connection
-        if state == self._loaded:
+        ((version,),) = self.db.execute("PRAGMA data_version")  # another number after a commit of another connection
+        if self._loaded == (version, self.db.total_changes):
             return
         ((count,),) = self.db.execute("SELECT COUNT(*) FROM images")
         # One row after the other: a list of all rows wakes the garbage collector, which takes as long again.
         rows = self.db.execute("SELECT id, embedding FROM images ORDER BY id")
         table = np.fromiter(rows, [("id", np.int64), ("embedding", f"V{4 * self.dim}")], count)
-        self._ids, blobs = table["id"].copy(), np.ascontiguousarray(table["embedding"])
-        self._embeddings = blobs.view("<f4").reshape(-1, self.dim)
+        self._ids = table["id"].copy()
+        self._embeddings = np.ascontiguousarray(table["embedding"]).view("<f4").reshape(-1, self.dim)
         self._squares = np.einsum("nd,nd->n", self._embeddings, self._embeddings)
-        self._loaded = state
+        self._loaded = version, self.db.total_changes
 
     def _entry(self, number: int) -> Entry:
-        effects = "SELECT file, state, embedding, delta FROM images LEFT JOIN effects USING (id) WHERE id = ?"
-        ((file, state, embedding, delta),) = self.db.execute(effects, (number,))
-        if delta is not None:
-            delta = np.frombuffer(delta, "<f2").reshape(-1, self.dim)
+        images = "SELECT file, state, embedding, delta FROM images LEFT JOIN effects USING (id) WHERE id = ?"
+        ((file, state, embedding, delta),) = self.db.execute(images, (number,))
+        delta = None if delta is None else np.frombuffer(delta, "<f2").reshape(-1, self.dim)
         return Entry(number, file, state, np.frombuffer(embedding, "<f4"), delta)

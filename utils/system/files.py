@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -42,12 +42,19 @@ def hash_of_paths(*paths: Path) -> str:
     return hashlib.sha256(full.encode(errors="surrogatepass")).hexdigest()[:8]  # a name may hold bytes that are no text
 
 
-def file_state(path: Path, *more: object) -> str:
-    """Hash what the system knows of a file, and other values, into 16 digits that change when the file is changed or
-    replaced; raises OSError where there is none."""
+def file_state(path: Path) -> str:
+    """Hash what the system knows of a file into 16 digits that change when the file is changed or replaced; raises
+    OSError where there is none."""
     found = os.stat(path)
-    state = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, *more
+    state = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
     return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+
+
+def state_if_there(path: Path) -> str:
+    """The `file_state` of a file, "" if there is none."""
+    with suppress(OSError):
+        return file_state(path)
+    return ""
 
 
 def counted(number: int, noun: str) -> str:
