@@ -135,7 +135,7 @@ def _add(config: Config, frame: Frame, path: Path, rows: pd.DataFrame, missing: 
     path.touch()
     with path.open("r+b") as out:
         out.seek(first * 3 * frame.size[0] * frame.size[1])
-        for file, found in zip(missing, images):
+        for found, file in zip(images, missing):  # in this order, the bar comes to its end
             if isinstance(found, str):
                 problems[file] = found
                 continue

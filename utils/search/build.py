@@ -87,7 +87,7 @@ def _read(
     title; `left_out` gets a line for each that cannot be read."""
     files = sorted(files)
     found = decode([folder / file for file, _ in files], frame, lambda path, image: None, num_workers, verbose=False)
-    for state, image in zip(files, tqdm(found, title, len(files), unit="image", disable=not title, delay=2)):
+    for image, state in zip(tqdm(found, title, len(files), unit="image", disable=not title, delay=2), files):
         if isinstance(image, str):
             left_out.append(f"{state[0]}: {image}")
         else:
