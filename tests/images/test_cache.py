@@ -47,9 +47,9 @@ def opened(monkeypatch):
     """The files that are decoded, by whatever way."""
     found, load = [], Image.open
 
-    def counting(path, *arguments):
-        found.append("/".join(Path(path).parts[-2:]))
-        return load(path, *arguments)
+    def counting(file, *arguments):
+        found.append("/".join(Path(getattr(file, "name", file)).parts[-2:]))
+        return load(file, *arguments)
 
     monkeypatch.setattr(Image, "open", counting)
     return found
