@@ -16,7 +16,7 @@ def test_another_runtime_gives_the_same_embeddings_of_images_fitted_as_the_metad
     runtime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     options = {"margin": 3.0, "normalize_embeddings": True, "fit": "pad", "mean": (0.2, 0.4, 0.6)}
-    model = SiameseNetwork("test_vit", image_size=(32, 48), **options)
+    model = SiameseNetwork("test_vit", image_size=(32, 48), levels=(0.0, 4095.0), **options)
     model.info = {"calibrated_threshold": 0.4, "classes": ["a", "b"]}
     export_onnx(model, tmp_path / "model.onnx")
     assert model.training  # as it was found
@@ -24,7 +24,7 @@ def test_another_runtime_gives_the_same_embeddings_of_images_fitted_as_the_metad
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     expected = {"margin": 3.0, "threshold": 0.5, "calibrated_threshold": 0.4, "image_size": [32, 48], "fit": "pad"}
     expected |= {"classes": ["a", "b"], "filter": "bilinear", "antialias": True, "fill": [51, 102, 153]}
-    assert facts == expected
+    assert facts == expected | {"levels": [0, 4095]}
     pixels = np.random.default_rng(0).integers(0, 256, (5, 160, 160, 3), dtype=np.uint8)  # not the example's number
     images, frames = [Image.fromarray(one) for one in pixels], np.empty((5, 32, 48, 3), dtype=np.uint8)
     frames[:] = facts["fill"]

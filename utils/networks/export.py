@@ -40,6 +40,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
     # As Pillow's BILINEAR resizes; another way makes an image dissimilar to itself.
     facts |= {"fit": model.frame.fit, "filter": "bilinear", "antialias": True}
     facts |= {"fill": mean_colour(model.frame.mean)} if model.frame.fit == "pad" else {}
+    facts |= {"levels": model.frame.levels} if model.frame.levels else {}  # which are 0 and 255, of more than 8 bits
     facts |= {key: model.info[key] for key in ("calibrated_threshold", "classes") if key in model.info}
     with replacing(path) as file, eval_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
