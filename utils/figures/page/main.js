@@ -27,7 +27,6 @@ async function show() {
   }));
   $("threshold").value = state.threshold = threshold;
   document.body.className = pair ? "pair" : "table";
-  $("back").hidden = images.length === 2;
   if (pair) {
     showPair(pair, occluded);
   } else {
@@ -56,7 +55,6 @@ addEventListener("hashchange", show);
 
 $("network").textContent = data.network;
 $("count").textContent = regions.length;
-$("left-out").hidden = !data.missing.length;
 $("missing").append(...data.missing.map((textContent) => make("li", { textContent })));
 if (images.length > 2) buildTable();
 show();
