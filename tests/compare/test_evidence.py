@@ -43,7 +43,19 @@ def test_the_csv_has_the_planted_squares_of_all_splits_first(written):
         expected = (top, top + 12, 2 * left, 2 * (left + 12))
         assert np.abs(np.subtract(around, expected)).max() <= 8  # two cells of four pixels
     assert table[~table.suspect].file.str.extract(r"(\d+)")[0].astype(int).max() < 60  # of the test images alone
-    assert told.startswith("group 1: suspect: 100% of its") and told.endswith(f"{folder / 'evidence.html'}\n")
+    assert told.startswith("group 1: suspect: 100% of its") and told.endswith(f"{folder / 'evidence_masks'}\n")
+
+
+def test_the_masks_are_white_on_the_suspects(written):
+    folder, planted, _ = written
+    table = pd.read_csv(folder / "evidence.csv")
+    paths = {path.relative_to(folder / "evidence_masks").as_posix(): path for path in folder.glob("*_masks/*/*.png")}
+    assert set(paths) == set(table.file[table.suspect]) == set(planted)
+    for file, boxes in table[table.suspect].groupby("file"):
+        expected = np.zeros((64, 128), bool)
+        for row in boxes.itertuples():
+            expected[row.top : row.bottom, row.left : row.right] = True
+        assert (np.array(Image.open(paths[file])) == 255 * expected).all()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")

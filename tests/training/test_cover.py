@@ -35,8 +35,9 @@ def config(tmp_path):
     return lambda cover: colour_config(tmp_path / "data", tmp_path, image={"size": (16, 16), "cover": cover})
 
 
-def marked(config, path):
-    images = covered(config(path), stored(2, (16, 16)), FILES[:2], FILES, Frame((16, 16)))
+def marked(config, path, labels="ab"):
+    rows = pd.DataFrame({"file": FILES[: len(labels)], "label": list(labels)})
+    images = covered(config(path), stored(len(labels), (16, 16)), rows, FILES, Frame((16, 16)))
     return [np.unpackbits(bits, axis=1, count=16).nonzero() for bits in images.bits]
 
 
@@ -45,10 +46,21 @@ def test_a_csv_of_pixels_of_the_originals(config, tmp_path):
     rows = [(1, "a/1.png", 0, 3, 5, 10, True), (2, "a/2.png", 0, 6, 0, 10, False), (1, "b/3.png", 0, 1, 0, 1, True)]
     table = pd.DataFrame(rows, columns=["group", "file", "top", "bottom", "left", "right", "suspect"])
     table.to_csv(path, index=False)
-    (rows, columns), other = marked(config, path)
+    (rows, columns), other = marked(config, path, "aa")
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 7, 8, 15) and not other[0].size
     table.assign(group=2).to_csv(path, index=False)  # one group: the user has chosen it
-    assert marked(config, path)[1][0].size == 16 * 16
+    assert marked(config, path, "aa")[1][0].size == 16 * 16
+
+
+def test_as_many_images_of_each_class_are_covered_so_that_the_fill_tells_nothing(config, tmp_path):
+    path = tmp_path / "evidence.csv"
+    rows = [("a/1.png", 0, 3, 5, 10), ("a/2.png", 0, 3, 0, 5)]
+    pd.DataFrame(rows, columns=["file", "top", "bottom", "left", "right"]).to_csv(path, index=False)
+    own, (more, columns) = marked(config, path, "aab")[:2], marked(config, path, "aab")[2]
+    assert len(more) and any(np.array_equal(columns, at) for _, at in own)  # at the place of another image
+    assert [bool(len(rows)) for rows, _ in marked(config, path, "abb")] == [True, True, True]
+    path.write_text("file,top,bottom,left,right\na/1.png,0,3,5,10\n")
+    assert sum(bool(len(rows)) for rows, _ in marked(config, path, "aabb")) == 2  # half of a, so half of b
 
 
 def test_a_folder_of_masks(config, tmp_path):
@@ -56,7 +68,7 @@ def test_a_folder_of_masks(config, tmp_path):
 
     (tmp_path / "m/a").mkdir(parents=True)
     Image.fromarray(np.repeat(np.array([[0], [255]], np.uint8), 10, 1)).resize((10, 6), 0).save(tmp_path / "m/a/2.png")
-    (none, _), (rows, _) = marked(config, tmp_path / "m")
+    (none, _), (rows, _) = marked(config, tmp_path / "m", "aa")
     assert not none.size and set(rows) == set(range(8, 16))
 
 

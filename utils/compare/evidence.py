@@ -1,6 +1,7 @@
 """The command `evidence`: what a network relies on, everywhere, as a CSV of regions and as a page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ WAYS = ("before", "without", "blurred", "mean colour", "random")  # of the score
 
 
 def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
-    """Measure what the configuration's network relies on in its test images; write `evidence.csv` and `evidence.html`.
+    """Measure what the configuration's network relies on in its test images; write `evidence.csv`, `evidence.html` and,
+    if there are suspects, their regions as masks, in the layout of `Data/<name>_masks`: the folder `evidence_masks`.
 
     The CSV has the regions of all groups in the test images and, for training without them, those of suspects in the
     other images, in pixels of the originals: `COLUMNS`.
@@ -56,7 +58,15 @@ def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
         table = pd.concat(tables).sort_values(["group", "file"], kind="stable")[COLUMNS]
         table.to_csv(file, index=False, float_format="%.6g")
     write_whole(paths[1], _page(config, model, reliance, rows, tested, note))
-    return reliance, paths
+    masks = config.outputs_path / "evidence_masks"
+    shutil.rmtree(masks, ignore_errors=True)
+    for file, regions in table[table.suspect].groupby("file"):
+        mask = Image.new("L", read_image(config.data_path / file).size)
+        for row in regions.itertuples():
+            mask.paste(255, (row.left, row.top, row.right, row.bottom))
+        (masks / file).parent.mkdir(parents=True, exist_ok=True)
+        mask.save((masks / file).with_suffix(".png"))
+    return reliance, paths + [masks] * len(suspects[:1])
 
 
 def original_regions(config: Config, model: SiameseNetwork, reliance: Reliance, files: pd.Series) -> pd.DataFrame:
@@ -66,19 +76,21 @@ def original_regions(config: Config, model: SiameseNetwork, reliance: Reliance, 
     return in_originals(config, regions, model.frame)
 
 
-def crops_of(config: Config, regions: pd.DataFrame, group: int) -> list[tuple[str, Image.Image]]:
+def crops_of(config: Config, model: SiameseNetwork, regions: pd.DataFrame, group: int) -> list[tuple[str, Image.Image]]:
     """Cut the strongest regions of a group, at most `CROPS`, one an image, out of the originals: (file, crop)."""
     members = regions[regions.group == group].sort_values("effect", ascending=False, kind="stable")
-    return [
-        (row.file, read_image(config.data_path / row.file).crop((row.left, row.top, row.right, row.bottom)))
-        for row in members.drop_duplicates("file").head(CROPS).itertuples()
-    ]
+    found = []
+    for row in members.drop_duplicates("file").head(CROPS).itertuples():
+        image = read_image(config.data_path / row.file, model.frame.levels)
+        found.append((row.file, image.crop((row.left, row.top, row.right, row.bottom))))
+    return found
 
 
 def _page(
     config: Config, model: SiameseNetwork, reliance: Reliance, rows: pd.DataFrame, regions: pd.DataFrame, note: str
 ) -> str:
     chosen, files, classes = reliance.chosen, rows.file.to_numpy(), sorted(set(rows.label))
+    levels = model.frame.levels
     sizes = np.repeat(model.image_size, 2)  # height, height, width, width
     places = reliance.regions[["group", "image"]].join((reliance.regions[BOX] / sizes).round(3))
     data = {
@@ -95,15 +107,15 @@ def _page(
                 "number": number,
                 "delta": in_steps((reliance.embeddings - without).double().numpy()),
                 "places": places.loc[places.group == number, BOX].head(200).to_numpy().tolist(),
-                "crops": [(file, picture(crop, 96)) for file, crop in crops_of(config, regions, number)],
+                "crops": [(file, picture(crop, 96)) for file, crop in crops_of(config, model, regions, number)],
                 "scores": [[row[f"{s} {way}"] for s in ("AUC", "accuracy", "recall@1")] for way in WAYS],
             }
             for (number, row), without in zip(reliance.table.iterrows(), reliance.without)
         ],
         "images": [
-            (files[i], picture(read_image(config.data_path / files[i]), 96), part[["group", *BOX]].to_numpy().tolist())
+            (files[i], picture(read_image(config.data_path / files[i], levels), 96), part.to_numpy().tolist())
             for i in chosen[:: -(-len(chosen) // THUMBNAILS)]
-            for part in [places[places.image == i]]
+            for part in [places.loc[places.image == i, ["group", *BOX]]]
         ],
     }
     text = json.dumps(data).replace("<", "\\u003c")

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.retrieval import query_scores
 from utils.evaluate.scores import embed_images
-from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups
+from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups, strong_regions
 from utils.explain.removal import REMOVALS, blur, filled
 from utils.images.cache import StoredImages
 from utils.images.places import BOX
@@ -21,7 +21,7 @@ from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.errors import DataError
 
 COMPARED = 400  # images, at most, that are compared with each other
-MEASURED = 200  # of these, at most, whose regions are occluded one by one
+MEASURED = 100  # of these, at most, whose regions are occluded one by one
 ONE_CLASS = 0.75  # share of a suspect's images in one class
 LEAST_COST = 0.01  # of AUC: what costs less is not relied on
 BY_CHANCE = 0.1  # probability below which something is no chance
@@ -70,7 +70,7 @@ def measure_reliance(
     Returns:
         In the `table` are the number of `regions` and of `images`; the `share` of all that groups change; the most
         frequent `class`, its share of these images, `purity`, and of all images, `usual`; the share of regions `at the
-        border`; how many times as far from its look the other images are, if it is distinct (`gap`, otherwise 1);
+        border`; how much nearer to its look its images are than the others, if it is distinct (`gap`, otherwise 0);
         `AUC`, `accuracy` (balanced) and `recall@1` of all images `before`, `without` the group, which is filled from
         its surroundings (or `blurred`, or filled with the `mean colour`), and without regions of the same sizes at
         `random` places; the `cost`, AUC at random less AUC without the group, in 95 % of resamples of images `low` to
@@ -88,7 +88,7 @@ def measure_reliance(
             "2 classes; add images, or raise test_size, and train again"
         )
     features, measured = torch.cat([*features_of_places(images, verbose)]), _evenly(len(images), MEASURED)
-    groups = find_groups(model, images[measured], features[measured], verbose)
+    groups = find_groups(strong_regions(model, images[measured], features[measured], verbose), features)
     regions = groups.find(features.split(BATCH_SIZE), model.image_size)
     regions = regions[regions.groupby("group").image.transform("nunique") >= FEWEST].reset_index(drop=True)
     if regions.empty:
@@ -223,7 +223,7 @@ def _facts(
     one_class = most >= ONE_CLASS * images and binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
     facts = {"regions": len(members), "images": images, "class": counts.index[0], "purity": most / images}
     facts |= {"usual": usual, "at the border": float((edge <= AT_BORDER * max(size)).mean()), "gap": gap}
-    distinct = bool(one_class and gap > 1)
+    distinct = bool(one_class and gap)
     facts |= {"low": float(low), "high": float(high), "distinct": distinct, "relied": bool(relied)}
     return facts | {"suspect": bool(distinct and relied)}
 
@@ -238,7 +238,6 @@ def _finding(row: pd.Series) -> str:
         return costs if row.relied else f"seen, but not relied on: {costs}"
     return (
         f"suspect: {row.purity:.0%} of its {row.images} images are {row['class']} ({row.usual:.0%} of all are), "
-        f"the other images are {row.gap:.1f} times as far from its look, {row['at the border']:.0%} of its regions lie "
-        "at the border. "
-        f"{costs}. Look at it: should it tell {row['class']} from the others?"
+        f"a gap of {row.gap:.2f} in look parts them from the others, {row['at the border']:.0%} of its regions lie "
+        f"at the border. {costs}. Look at it: should it tell {row['class']} from the others?"
     )

@@ -37,14 +37,17 @@ class CoveredImages:
 
 
 def covered(
-    config: Config, images: StoredImages, files: Sequence[str], known: Sequence[str], frame: Frame
-) -> StoredImages | CoveredImages:
-    """Cover the regions that `image.cover` names in training images, `files`; `known` are the files of all splits.
+    config: Config, images: StoredImages, rows: pd.DataFrame, known: Sequence[str], frame: Frame
+) -> CoveredImages:
+    """Cover the regions that `image.cover` names in training images of `rows`, `file` and `label`; `known` are the
+    files of all splits. In each class, other images are covered at the same places until the share is that of the class
+    with the largest: or the fill would tell the class in place of what it hides.
 
     Raises:
         DataError: no readable regions, none in training images, an unknown image, or a box outside of its image.
     """
-    path, masks = config.image.cover, np.zeros((len(files), *frame.size), bool)
+    path, files, labels = config.image.cover, rows.file.tolist(), rows.label.to_numpy()
+    masks = np.zeros((len(files), *frame.size), bool)
     if path.is_dir():
         found = load_masks(config.data_path, files, frame, folder=path)
         masks = masks if found is None else found.numpy()
@@ -58,6 +61,12 @@ def covered(
                 masks[place[file], max(0, top - down) : bottom + down, max(0, left - across) : right + across] = True
     if not masks.any():
         raise DataError(f"image.cover: {path}: holds no region of a training image; correct it, or set cover: null")
+    marked, rng = masks.any((1, 2)), np.random.default_rng(config.seed)
+    most = max(marked[labels == label].mean() for label in set(labels))
+    for label in sorted(set(labels)):
+        plain, own = np.flatnonzero((labels == label) & ~marked), labels == label
+        more = rng.choice(plain, round(most * own.sum()) - marked[own].sum(), replace=False)
+        masks[more] = masks[rng.choice(np.flatnonzero(marked), len(more))]
     return CoveredImages(images, masks)
 
 

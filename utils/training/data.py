@@ -41,8 +41,7 @@ class TrainingData:
         classes = sorted(set(self.table.label))
         self.images = {split: images for split, (images, _) in loaded.items()}
         if config.image.cover:
-            files = loaded["train"][1].file.tolist()
-            self.images["train"] = covered(config, self.images["train"], files, table.file, frame)
+            self.images["train"] = covered(config, *loaded["train"], table.file, frame)
         self.labels = {split: torch.tensor(np.searchsorted(classes, rows.label)) for split, (_, rows) in loaded.items()}
         self.valid_pairs = evaluation_pairs(self.labels["valid"], config.seed)
         sums = {}  # of the pixels of each file; test images have none
