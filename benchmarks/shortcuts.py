@@ -5,6 +5,8 @@ python -m benchmarks.shortcuts Data/Skin_cancer --plants sticker border --shares
 
 import argparse
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,9 @@ from benchmarks.common import changed
 from utils.compare.evidence import write_evidence
 from utils.config import load_config
 from utils.dataset import load_split
+from utils.evaluate.reliance import ONE_CLASS
 from utils.evaluate.scores import embed_images
-from utils.explain.concepts import CELLS
+from utils.explain.concepts import CELLS, STRONGEST, disjoint, features_of_places, find_groups
 from utils.explain.occlusion import GRID, region_effects
 from utils.images.places import BOX, in_originals
 from utils.models import load_trained
@@ -36,27 +39,35 @@ COVERED, FILLED = 0.3, 0.15  # a region is on a plant if it has so much of one o
 Boxes = list[tuple[int, int, int, int]]  # top, bottom, left, right
 
 
-def sticker(image: Image.Image, rng: np.random.Generator) -> Boxes:
-    side = round(0.18 * min(image.size))
+def sticker(image: Image.Image, rng: np.random.Generator, share: float = 0.18, fill: tuple = (30, 60, 200)) -> Boxes:
+    side = round(share * min(image.size))
     left, top = (int(rng.integers(pixels - side)) for pixels in image.size)
-    ImageDraw.Draw(image).ellipse((left, top, left + side, top + side), fill=(30, 60, 200))
+    ImageDraw.Draw(image, "RGBA").ellipse((left, top, left + side, top + side), fill=fill)
     return [(top, top + side, left, left + side)]
 
 
-def watermark(image: Image.Image, rng: np.random.Generator) -> Boxes:
-    font, pen = ImageFont.load_default(round(0.12 * image.height)), ImageDraw.Draw(image)
-    left, top, right, bottom = map(round, pen.textbbox((0, 0), "PHOTO", font=font))
+def watermark(image: Image.Image, rng: np.random.Generator, words: str = "PHOTO", share: float = 0.12) -> Boxes:
+    font, pen = ImageFont.load_default(round(share * image.height)), ImageDraw.Draw(image)
+    left, top, right, bottom = map(round, pen.textbbox((0, 0), words, font=font))
     x, y = image.width - right - 4, image.height - bottom - 4
-    pen.text((x, y), "PHOTO", font=font, fill=(245, 245, 245))
+    pen.text((x, y), words, font=font, fill=(245, 245, 245) if words == "PHOTO" else (255, 150, 30))
     return [(y + top, y + bottom, x + left, x + right)]
 
 
-def border(image: Image.Image, rng: np.random.Generator) -> Boxes:
+def border(image: Image.Image, rng: np.random.Generator, fill: tuple = (60, 160, 90)) -> Boxes:
     (w, h), thick = image.size, round(0.06 * min(image.size))
     boxes = [(0, thick, 0, w), (h - thick, h, 0, w), (0, h, 0, thick), (0, h, w - thick, w)]
     for top, bottom, left, right in boxes:
-        ImageDraw.Draw(image).rectangle((left, top, right, bottom), fill=(60, 160, 90))
+        ImageDraw.Draw(image).rectangle((left, top, right, bottom), fill=fill)
     return boxes
+
+
+def logo(image: Image.Image, rng: np.random.Generator) -> Boxes:
+    width, pen = round(0.2 * min(image.size)), ImageDraw.Draw(image)
+    pen.rectangle((6, 6, 6 + width, 6 + width // 2), fill=(235, 235, 240))
+    pen.ellipse((8, 8, 4 + width // 2, 4 + width // 2), fill=(200, 40, 40))
+    pen.rectangle((6 + width // 2, 8, 2 + width, width // 3), fill=(30, 90, 170))
+    return [(6, 6 + width // 2, 6, 6 + width)]
 
 
 def ruler(image: Image.Image, rng: np.random.Generator) -> Boxes:
@@ -74,7 +85,10 @@ def tint(image: Image.Image, rng: np.random.Generator) -> Boxes:  # has no regio
     return []
 
 
-PLANTS = {plant.__name__: plant for plant in (sticker, watermark, border, ruler, tint)}
+PLANTS = {plant.__name__: plant for plant in (sticker, watermark, border, ruler, logo, tint)}
+PLANTS |= {"dot": partial(sticker, share=0.08, fill=(200, 40, 180)), "frame": partial(border, fill=(5, 5, 5))}
+PLANTS |= {"pale": partial(sticker, share=0.25, fill=(250, 220, 40, 128)), "red": partial(sticker, fill=(200, 30, 30))}
+PLANTS["date"] = partial(watermark, words="12 05 '98", share=0.08)
 
 
 def planted(source: Path, folder: Path, plant: str | None, share: float, seed: int) -> tuple[pd.DataFrame, dict]:
@@ -154,6 +168,38 @@ def groups_of_others(config: Config, table: pd.DataFrame, boxes: dict) -> dict[s
     return {f"{way} {score}": value for way, scores in found.items() for score, value in scores.items()}
 
 
+@torch.no_grad()
+def looks(source: Path, plants: list[str], share: float, seed: int, size: int) -> Iterator[dict]:
+    """What is found without a network: eight random regions of every other image stand for the strongest ones."""
+    rng, classes = np.random.default_rng(seed), sorted(path.name for path in source.iterdir() if path.is_dir())
+    counts = COUNTS["test"] // len(classes)
+    paths = [path for name in classes for path in rng.permutation(sorted((source / name).iterdir()))[:counts]]
+    labels = pd.Series([path.parent.name for path in paths])
+
+    def features(images: list[Image.Image]) -> torch.Tensor:
+        arrays = [np.array(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
+        return torch.cat([*features_of_places(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2), verbose=False)])
+
+    plain = features([Image.open(path).convert("RGB") for path in paths])
+    chosen = disjoint(torch.rand(plain.shape[:2], generator=torch.Generator().manual_seed(seed)), STRONGEST)
+    for plant in ("none", *plants):
+        images, boxes, places = {}, {}, plain.clone()
+        for i, path in enumerate(paths if plant != "none" else ()):
+            own = np.random.default_rng([seed, i])
+            if own.random() < (share if labels[i] == classes[-1] else ELSEWHERE):
+                images[i] = Image.open(path).convert("RGB")
+                sides = np.repeat(images[i].size[::-1], 2)
+                boxes[i] = [tuple(np.array(box) * size / sides) for box in PLANTS[plant](images[i], own)]
+        if images:
+            places[[*images]] = features([*images.values()])
+        groups = find_groups(torch.cat([places[i, chosen[i]] for i in range(0, len(paths), 2)]), places)
+        found = groups.find(places.split(16), (size, size)).assign(file=lambda rows: rows.image)
+        found = found[groups.gap[found.group] > 0].assign(group=found.group + 1)
+        most = [labels[part.image.unique()].value_counts(normalize=True).iloc[0] for _, part in found.groupby("group")]
+        facts = {"plant": plant, "share": share, "seed": seed, "planted": len(boxes), "distinct": len(most)}
+        yield facts | {"of one class": sum(x >= ONE_CLASS for x in most)} | of_groups(found, boxes, set(boxes))
+
+
 def auc(config: Config, images_of: Config, table: pd.DataFrame) -> float:
     """The AUC of a configuration's network on all pairs of test images of another one."""
     model, _ = load_trained(config)
@@ -201,8 +247,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=192, help="pixels")
     parser.add_argument("--cover", action="store_true", help="also train without what is a suspect")
+    parser.add_argument("--looks", action="store_true", help="no network: is a plant a distinct look?")
     options = parser.parse_args()
     rows = []
+    for share, seed in [(share, seed) for share in options.shares for seed in range(options.seeds)] * options.looks:
+        rows += looks(options.source, options.plants, share, seed, options.size)
+    if rows:
+        return print(pd.DataFrame(rows).round(3).to_string(index=False))
     for plant, share in [(plant, share) for plant in options.plants for share in options.shares] + [(None, 0.0)]:
         for seed in range(options.seeds):
             rows.append(run(options.source, plant, share, seed, options.size, options.cover))

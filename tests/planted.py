@@ -38,8 +38,16 @@ def planted_images(count, share, seed=0):
     return images, labels, corners
 
 
+def covered_square(boxes, corner):
+    """The share of the square at `corner` that lies in boxes, in pixels of the images, and the area of all boxes."""
+    inside = np.zeros(SIZE, bool)
+    for box in boxes.itertuples():
+        inside[int(box.top) : int(box.bottom), int(box.left) : int(box.right)] = True
+    return inside[corner[0] : corner[0] + 12, corner[1] : corner[1] + 12].mean(), inside.sum()
+
+
 def patch_measurements(monkeypatch):
-    """Replaces the two slow parts: an effect is red, and a look is the colour and the contrast of a place."""
+    """Replaces the two slow parts: an effect is red, and a look is the colour, contrast and edges of a place."""
 
     def effects(model, batch, verbose):
         red = F.interpolate((batch[:, :1] - batch[:, 1:2]).clamp(min=0), (concepts.GRID, concepts.GRID), mode="area")
@@ -48,7 +56,8 @@ def patch_measurements(monkeypatch):
     def features(images, verbose=True):
         for batch in images.split(concepts.BATCH_SIZE):
             x = F.interpolate(batch.float() / 255, (concepts.GRID, concepts.GRID), mode="area")
-            pooled = F.avg_pool2d(torch.cat([x, x.square(), torch.ones_like(x[:, :1])], 1), concepts.CELLS, 1)
+            edges = [(x - F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False)).abs() for side in (3, 5)]
+            pooled = F.avg_pool2d(torch.cat([x, x.square(), *edges], 1), concepts.CELLS, 1)
             yield F.normalize(pooled, dim=1).flatten(2).transpose(1, 2)
 
     monkeypatch.setattr(concepts, "region_effects", effects)

@@ -42,12 +42,14 @@ BATCH_SIZE = 16
 @dataclass(frozen=True)
 class Groups:
     """G groups, each of one look or several: the `whitening` of features (C,) to looks; of L looks, the `centres`
-    (L, C), the least nearness to them, `edges` (L,), and groups, `owner` (L,); each group's `gap` (G,), 0 for groups
-    that are not distinct; and `rest`, the share of the strong regions in no group."""
+    (L, C), the least nearness to them of an image that has the look, `edges` (L,), and of its other places, `floors`
+    (L,), and groups, `owner` (L,); each group's `gap` (G,), 0 for groups that are not distinct; and `rest`, the share
+    of the strong regions in no group."""
 
     whitening: "Whitening"
     centres: torch.Tensor
     edges: torch.Tensor
+    floors: torch.Tensor
     owner: np.ndarray
     gap: np.ndarray
     rest: float
@@ -61,10 +63,12 @@ class Groups:
         """
         rows, first, owner = [], 0, torch.from_numpy(self.owner)
         for part in features:
-            above = self.whitening.looks(part) @ self.centres.T - self.edges
+            nearness = self.whitening.looks(part) @ self.centres.T
+            above = nearness - self.edges
+            holds = (nearness >= self.floors) & (above >= 0).any(1, keepdim=True)
             for k, gap in enumerate(self.gap):
                 near = above[..., owner == k].amax(2)
-                has = (near >= 0) & (bool(gap) | (near == above.amax(2)))
+                has = holds[..., owner == k].any(2) & (bool(gap) | (near == above.amax(2)))
                 chosen = disjoint(torch.where(has, near, -torch.inf))
                 found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
                 if gap:
@@ -116,8 +120,8 @@ def find_groups(strong: torch.Tensor, features: torch.Tensor) -> Groups:
     common, in_none = common_looks(looks[left])
     gap = [found[owner.index(k)].gap for k in sorted(set(owner))] + [0.0] * len(common)
     owner += range(len(set(owner)), len(gap))
-    centres, edges = torch.stack([x.centre for x in found + common]), torch.tensor([x.edge for x in found + common])
-    return Groups(whitening, centres, edges, np.array(owner), np.array(gap), in_none / len(looks))
+    centres, edges, floors = (torch.from_numpy(np.array(x, np.float32)) for x in [*zip(*(found + common))][:3])
+    return Groups(whitening, centres, edges, floors, np.array(owner), np.array(gap), in_none / len(looks))
 
 
 def strong_regions(
@@ -137,10 +141,12 @@ def strong_regions(
 
 
 class Look(NamedTuple):
-    """A look (C,), how near to it its places are at least, its gap, and the nearest place of each image that has it."""
+    """A look (C,), how near to it an image that has it comes at least, how near the others come at most, the gap
+    between both, and the nearest place of each image that has it."""
 
     centre: torch.Tensor
     edge: float
+    floor: float
     gap: float
     places: dict[int, int]
 
@@ -148,12 +154,13 @@ class Look(NamedTuple):
         """The share of the images of both that have both."""
         return len(self.places.keys() & other.places.keys()) / len(self.places.keys() | other.places.keys())
 
-    def on(self, other: "Look") -> float:
-        """The share of its places that overlap the other's."""
-        both = [(self.places[i], other.places[i]) for i in self.places.keys() & other.places.keys()]
-        return sum(max(abs(a // PLACES - b // PLACES), abs(a % PLACES - b % PLACES)) < CELLS for a, b in both) / len(
-            self.places
-        )
+    def is_part_of(self, other: "Look") -> bool:
+        """Whether it is the same look, or that of fewer images at the same places."""
+        if self.shared(other) >= SAME:
+            return bool(self.centre @ other.centre >= other.edge)
+        both = self.places.keys() & other.places.keys()
+        apart = [np.subtract(divmod(self.places[i], PLACES), divmod(other.places[i], PLACES)) for i in both]
+        return sum(np.abs(steps).max() < CELLS for steps in apart) >= len(self.places) / 2
 
 
 def distinct_looks(looks: torch.Tensor, places: torch.Tensor) -> list[Look]:
@@ -165,8 +172,7 @@ def distinct_looks(looks: torch.Tensor, places: torch.Tensor) -> list[Look]:
     for _ in range(ROUNDS):
         nearest = [(looks @ image.T).max(1) for image in places]
         near, at = torch.stack([x.values for x in nearest], 1), torch.stack([x.indices for x in nearest], 1)
-        edge = widest_gap(near)
-        has, members = near >= edge[:, None], places[torch.arange(len(places)), at]  # (R, N), (R, N, C)
+        has, members = near >= widest_gap(near)[:, None], places[torch.arange(len(places)), at]  # (R, N), (R, N, C)
         total = (members * has[..., None]).sum(1)
         looks = F.normalize(total, dim=1)
     # How near each member is to the others: to a mean of few it is near anyway, as it is a part of it.
@@ -174,23 +180,25 @@ def distinct_looks(looks: torch.Tensor, places: torch.Tensor) -> list[Look]:
     aside = (ASIDE * has.sum(1, keepdim=True)).ceil().long()
     last = own.masked_fill(~has, 1).sort(1).values.gather(1, aside - 1)
     others = near.masked_fill(has, -1).sort(1, descending=True).values.gather(1, aside - 1)
-    gap, found = (last - others)[:, 0], []
+    gap, edge, found = (last - others)[:, 0], (last + others)[:, 0] / 2, []
     for k in gap.argsort(descending=True, stable=True).tolist():
         images = has[k].nonzero().flatten().tolist()
         if not FEWEST <= len(images) <= MOST * len(places) or gap[k] < GAP + GAP_OF_FEW / len(images):
             continue
-        look = Look(looks[k], float(edge[k]), float(gap[k]), dict(zip(images, at[k, images].tolist())))
-        if not any(look.on(other) >= 0.5 for other in found):
+        look = Look(
+            looks[k], float(edge[k]), float(others[k, 0]), float(gap[k]), dict(zip(images, at[k, images].tolist()))
+        )
+        if not any(look.is_part_of(other) for other in found):
             found.append(look)
     return found
 
 
 def widest_gap(near: torch.Tensor) -> torch.Tensor:
-    """The middle of the widest gap, (R,), between images with a look and the others, whose nearness is (R, N)."""
+    """The middle of the widest gap, (R,), between images with a look and the others, of N >= 10, by `near`, (R, N)."""
     ordered = near.sort(1, descending=True).values
-    count = torch.arange(FEWEST, max(FEWEST + 1, int(MOST * near.shape[1])))
+    count = torch.arange(FEWEST, int(MOST * near.shape[1]))
     last = ordered[:, ((1 - ASIDE) * count).floor().long() - 1]
-    others = ordered[:, ((1 + ASIDE) * count).ceil().long().clamp(max=near.shape[1] - 1)]
+    others = ordered[:, ((1 + ASIDE) * count).ceil().long()]
     widest = (last - others).argmax(1, keepdim=True)
     return (last.gather(1, widest) + others.gather(1, widest))[:, 0] / 2
 
@@ -205,7 +213,8 @@ def common_looks(looks: torch.Tensor) -> tuple[list[Look], int]:
     found = []
     for members in (looks[group == k] for k in np.unique(group[group >= 0])):
         centre = F.normalize(members.mean(0), dim=0)
-        found.append(Look(centre, float(torch.quantile(members @ centre, 0.05)), 0.0, {}))
+        edge = float(torch.quantile(members @ centre, 0.05))
+        found.append(Look(centre, edge, edge, 0.0, {}))
     return found, int((group < 0).sum())
 
 
