@@ -65,8 +65,8 @@ def border(image: Image.Image, rng: np.random.Generator, fill: tuple = (60, 160,
 def logo(image: Image.Image, rng: np.random.Generator) -> Boxes:
     width, pen = round(0.2 * min(image.size)), ImageDraw.Draw(image)
     pen.rectangle((6, 6, 6 + width, 6 + width // 2), fill=(235, 235, 240))
-    pen.ellipse((8, 8, 4 + width // 2, 4 + width // 2), fill=(200, 40, 40))
-    pen.rectangle((6 + width // 2, 8, 2 + width, width // 3), fill=(30, 90, 170))
+    pen.ellipse((6, 6, 6 + width // 2, 6 + width // 2), fill=(200, 40, 40))
+    pen.rectangle((6 + width // 2, 6 + width // 6, 4 + width, 6 + width // 3), fill=(30, 90, 170))
     return [(6, 6 + width // 2, 6, 6 + width)]
 
 
@@ -194,10 +194,12 @@ def looks(source: Path, plants: list[str], share: float, seed: int, size: int) -
             places[[*images]] = features([*images.values()])
         groups = find_groups(torch.cat([places[i, chosen[i]] for i in range(0, len(paths), 2)]), places)
         found = groups.find(places.split(16), (size, size)).assign(file=lambda rows: rows.image)
-        found = found[groups.gap[found.group] > 0].assign(group=found.group + 1)
+        found = found.assign(group=found.group + 1)[groups.gap[found.group] > 0]
         most = [labels[part.image.unique()].value_counts(normalize=True).iloc[0] for _, part in found.groupby("group")]
         facts = {"plant": plant, "share": share, "seed": seed, "planted": len(boxes), "distinct": len(most)}
-        yield facts | {"of one class": sum(x >= ONE_CLASS for x in most)} | of_groups(found, boxes, set(boxes))
+        usual = 1 / len(classes)
+        facts["of one class"] = sum(share >= usual + ONE_CLASS * (1 - usual) for share in most)
+        yield facts | of_groups(found, boxes, set(boxes))
 
 
 def auc(config: Config, images_of: Config, table: pd.DataFrame) -> float:

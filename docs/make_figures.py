@@ -115,7 +115,9 @@ def evidence(folder: Path) -> None:
     regions = original_regions(config, model, reliance, rows.file)
     shown = reliance.table.head(3)
     print(*shown.finding, sep="\n")
-    parts = [[ImageOps.fit(part, (96, 96)) for _, part in crops_of(config, regions, k)[:SHOWN]] for k in shown.index]
+    parts = [
+        [ImageOps.fit(part, (96, 96)) for _, part in crops_of(config, model, regions, k)[:SHOWN]] for k in shown.index
+    ]
     save(show_groups(parts, shown), "evidence.jpg")
 
 

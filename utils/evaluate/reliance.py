@@ -22,7 +22,7 @@ from utils.system.errors import DataError
 
 COMPARED = 400  # images, at most, that are compared with each other
 MEASURED = 100  # of these, at most, whose regions are occluded one by one
-ONE_CLASS = 0.75  # share of a suspect's images in one class
+ONE_CLASS = 0.5  # how far a suspect's share of one class lies from that of all images (0) to 1
 LEAST_COST = 0.01  # of AUC: what costs less is not relied on
 BY_CHANCE = 0.1  # probability below which something is no chance
 AT_BORDER = 0.03  # of the image's longer side
@@ -220,7 +220,8 @@ def _facts(
     edge = np.min([members.top, size[0] - members.bottom, members.left, size[1] - members.right], axis=0)
     sure = np.quantile(cost, BY_CHANCE) > 0 or gain.any() and wilcoxon(gain, alternative="greater").pvalue < BY_CHANCE
     relied = sure and cost.mean() >= LEAST_COST
-    one_class = most >= ONE_CLASS * images and binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
+    one_class = most / images >= usual + ONE_CLASS * (1 - usual)
+    one_class &= binomtest(most, images, usual, "greater").pvalue < BY_CHANCE
     facts = {"regions": len(members), "images": images, "class": counts.index[0], "purity": most / images}
     facts |= {"usual": usual, "at the border": float((edge <= AT_BORDER * max(size)).mean()), "gap": gap}
     distinct = bool(one_class and gap)

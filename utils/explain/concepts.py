@@ -42,7 +42,7 @@ BATCH_SIZE = 16
 @dataclass(frozen=True)
 class Groups:
     """G groups, each of one look or several: the `whitening` of features (C,) to looks; of L looks, the `centres`
-    (L, C), the least nearness to them of an image that has the look, `edges` (L,), and of its other places, `floors`
+    (L, C), the least nearness to them of a place that shows the look, `edges` (L,), and of those around it, `floors`
     (L,), and groups, `owner` (L,); each group's `gap` (G,), 0 for groups that are not distinct; and `rest`, the share
     of the strong regions in no group."""
 
@@ -65,18 +65,20 @@ class Groups:
         for part in features:
             nearness = self.whitening.looks(part) @ self.centres.T
             above = nearness - self.edges
-            holds = (nearness >= self.floors) & (above >= 0).any(1, keepdim=True)
             for k, gap in enumerate(self.gap):
                 near = above[..., owner == k].amax(2)
-                has = holds[..., owner == k].any(2) & (bool(gap) | (near == above.amax(2)))
+                has = (near >= 0) & (bool(gap) | (near == above.amax(2)))
                 chosen = disjoint(torch.where(has, near, -torch.inf))
                 found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
                 if gap:
-                    cells = majority(has).numpy()
+                    around = majority((nearness >= self.floors)[..., owner == k].any(2)).numpy()
+                    sure = np.zeros_like(around)
                     for i, (top, bottom, left, right) in found:
-                        if cells[i].sum() < CELLS**2 / 2:  # the look is that of a few places only
-                            cells[i, top:bottom, left:right] = True
-                    found = [(i, box) for i in np.flatnonzero(cells.any((1, 2))) for box in boxes_of(cells[i])]
+                        sure[i, top:bottom, left:right] = True
+                        if around[i].sum() < CELLS**2 / 2:  # the look is that of a few places only
+                            around[i, top:bottom, left:right] = True
+                    shapes = map(ndimage.binary_propagation, sure & around, [None] * len(sure), around)
+                    found = [(i, box) for i, shape in enumerate(shapes) for box in boxes_of(shape)]
                 rows += [(first + i, k, *box) for i, box in found]
             first += len(part)
         found = pd.DataFrame(rows, columns=["image", "group", *BOX])
