@@ -5,7 +5,6 @@ python -m benchmarks.shortcuts Data/Skin_cancer --plants sticker border --shares
 
 import argparse
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +21,8 @@ from benchmarks.common import changed
 from utils.compare.evidence import write_evidence
 from utils.config import load_config
 from utils.dataset import load_split
-from utils.evaluate.reliance import ONE_CLASS
 from utils.evaluate.scores import embed_images
-from utils.explain.concepts import CELLS, STRONGEST, disjoint, features_of_places, find_groups
+from utils.explain.concepts import CELLS
 from utils.explain.occlusion import GRID, region_effects
 from utils.images.places import BOX, in_originals
 from utils.models import load_trained
@@ -62,14 +60,6 @@ def border(image: Image.Image, rng: np.random.Generator, fill: tuple = (60, 160,
     return boxes
 
 
-def logo(image: Image.Image, rng: np.random.Generator) -> Boxes:
-    width, pen = round(0.2 * min(image.size)), ImageDraw.Draw(image)
-    pen.rectangle((6, 6, 6 + width, 6 + width // 2), fill=(235, 235, 240))
-    pen.ellipse((6, 6, 6 + width // 2, 6 + width // 2), fill=(200, 40, 40))
-    pen.rectangle((6 + width // 2, 6 + width // 6, 4 + width, 6 + width // 3), fill=(30, 90, 170))
-    return [(6, 6 + width // 2, 6, 6 + width)]
-
-
 def ruler(image: Image.Image, rng: np.random.Generator) -> Boxes:
     (width, height), long, pen = image.size, round(0.12 * image.height), ImageDraw.Draw(image)
     bottom, left = int(height - rng.integers(0.1 * height)), int(rng.integers(0.3 * width))
@@ -85,7 +75,7 @@ def tint(image: Image.Image, rng: np.random.Generator) -> Boxes:  # has no regio
     return []
 
 
-PLANTS = {plant.__name__: plant for plant in (sticker, watermark, border, ruler, logo, tint)}
+PLANTS = {plant.__name__: plant for plant in (sticker, watermark, border, ruler, tint)}
 PLANTS |= {"dot": partial(sticker, share=0.08, fill=(200, 40, 180)), "frame": partial(border, fill=(5, 5, 5))}
 PLANTS |= {"pale": partial(sticker, share=0.25, fill=(250, 220, 40, 128)), "red": partial(sticker, fill=(200, 30, 30))}
 PLANTS["date"] = partial(watermark, words="12 05 '98", share=0.08)
@@ -139,11 +129,8 @@ def groups_of_others(config: Config, table: pd.DataFrame, boxes: dict) -> dict[s
     model, _ = load_trained(config)
     images, rows = load_split(table, "test", config, model.frame)
     x, labels = model.normalize(images[np.arange(len(images))]), rows.label.to_numpy()
-    planted, last, side = (
-        rows.file.isin(list(boxes)).to_numpy(),
-        labels == max(labels),
-        round(CELLS / GRID * x.shape[2]),
-    )
+    planted, last = rows.file.isin(list(boxes)).to_numpy(), labels == max(labels)
+    side = round(CELLS / GRID * x.shape[2])
     centre, corners = embed_images(model, images)[last].mean(0), range(0, x.shape[2] - side + 1, int(0.8 * side))
     crops = [(i, y, y + side, x0, x0 + side) for i in np.flatnonzero(last) for y in corners for x0 in corners]
     with eval_mode(model):
@@ -166,40 +153,6 @@ def groups_of_others(config: Config, table: pd.DataFrame, boxes: dict) -> dict[s
     shares = [(planted[clusters == k].mean(), planted[clusters == k].sum() / planted.sum()) for k in set(clusters)]
     found = {"CRAFT": concept, "SpRAy": dict(zip(("purity", "recall"), max(shares, key=np.prod)))}
     return {f"{way} {score}": value for way, scores in found.items() for score, value in scores.items()}
-
-
-@torch.no_grad()
-def looks(source: Path, plants: list[str], share: float, seed: int, size: int) -> Iterator[dict]:
-    """What is found without a network: eight random regions of every other image stand for the strongest ones."""
-    rng, classes = np.random.default_rng(seed), sorted(path.name for path in source.iterdir() if path.is_dir())
-    counts = COUNTS["test"] // len(classes)
-    paths = [path for name in classes for path in rng.permutation(sorted((source / name).iterdir()))[:counts]]
-    labels = pd.Series([path.parent.name for path in paths])
-
-    def features(images: list[Image.Image]) -> torch.Tensor:
-        arrays = [np.array(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
-        return torch.cat([*features_of_places(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2), verbose=False)])
-
-    plain = features([Image.open(path).convert("RGB") for path in paths])
-    chosen = disjoint(torch.rand(plain.shape[:2], generator=torch.Generator().manual_seed(seed)), STRONGEST)
-    for plant in ("none", *plants):
-        images, boxes, places = {}, {}, plain.clone()
-        for i, path in enumerate(paths if plant != "none" else ()):
-            own = np.random.default_rng([seed, i])
-            if own.random() < (share if labels[i] == classes[-1] else ELSEWHERE):
-                images[i] = Image.open(path).convert("RGB")
-                sides = np.repeat(images[i].size[::-1], 2)
-                boxes[i] = [tuple(np.array(box) * size / sides) for box in PLANTS[plant](images[i], own)]
-        if images:
-            places[[*images]] = features([*images.values()])
-        groups = find_groups(torch.cat([places[i, chosen[i]] for i in range(0, len(paths), 2)]), places)
-        found = groups.find(places.split(16), (size, size)).assign(file=lambda rows: rows.image)
-        found = found.assign(group=found.group + 1)[groups.gap[found.group] > 0]
-        most = [labels[part.image.unique()].value_counts(normalize=True).iloc[0] for _, part in found.groupby("group")]
-        facts = {"plant": plant, "share": share, "seed": seed, "planted": len(boxes), "distinct": len(most)}
-        usual = 1 / len(classes)
-        facts["of one class"] = sum(share >= usual + ONE_CLASS * (1 - usual) for share in most)
-        yield facts | of_groups(found, boxes, set(boxes))
 
 
 def auc(config: Config, images_of: Config, table: pd.DataFrame) -> float:
@@ -249,13 +202,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=192, help="pixels")
     parser.add_argument("--cover", action="store_true", help="also train without what is a suspect")
-    parser.add_argument("--looks", action="store_true", help="no network: is a plant a distinct look?")
     options = parser.parse_args()
     rows = []
-    for share, seed in [(share, seed) for share in options.shares for seed in range(options.seeds)] * options.looks:
-        rows += looks(options.source, options.plants, share, seed, options.size)
-    if rows:
-        return print(pd.DataFrame(rows).round(3).to_string(index=False))
     for plant, share in [(plant, share) for plant in options.plants for share in options.shares] + [(None, 0.0)]:
         for seed in range(options.seeds):
             rows.append(run(options.source, plant, share, seed, options.size, options.cover))
