@@ -179,7 +179,7 @@ def run(source: Path, plant: str | None, share: float, seed: int, size: int, cov
             return config
 
         config, tested = trained("network", "data"), set(table.file[table.split == "test"])
-        reliance, (csv, _) = write_evidence(config)
+        reliance, (csv, *_) = write_evidence(config)
         regions, first = pd.read_csv(csv), reliance.table.loc[1]
         result = {"plant": plant or "none", "share": share, "seed": seed, "suspects": int(reliance.table.suspect.sum())}
         result |= of_groups(regions[regions.file.isin(tested)], boxes, tested)
