@@ -19,6 +19,7 @@ def on_disk(name):
     return name.encode(encoding, "ignore").decode(encoding)
 
 
+HOSTILE = on_disk("</script><script>alert(1)</script>&amp;\"'<b>中国 🌼")  # a name
 SUFFIXES = READ_SUFFIXES & Image.registered_extensions().keys()  # those that can be written, too
 NEEDS_EMOJI = pytest.mark.skipif(not on_disk("\N{BLOSSOM}"), reason="no file can have this name under this locale")
 

@@ -5,25 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import break_file, on_disk, photographs, small_network
+from samples import HOSTILE, break_file, photographs, small_network
 
 from utils import __main__ as command_line
 from utils.compare.comparison import Comparison
 from utils.compare.report import MOST, page
 from utils.explain.occlusion import GRID, regression
 from utils.Siamese import SiameseNetwork
-
-HOSTILE = on_disk("</script><script>alert(1)</script>&amp;\"'<b>中国 🌼")
-
-
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    return Comparison(small_network(), photographs(tmp_path_factory.mktemp("photographs"), 4))
-
-
-@pytest.fixture(scope="module")
-def pair(compared):
-    return Comparison(compared.model, compared.paths[:2])
 
 
 def contents(text):

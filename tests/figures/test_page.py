@@ -9,7 +9,7 @@ import pytest
 import torch
 from browser import CHROMIUM, Browser
 from PIL import Image
-from samples import on_disk, photographs, small_network
+from samples import HOSTILE, photographs, small_network
 
 from utils.compare.comparison import Comparison
 from utils.compare.report import page
@@ -21,7 +21,6 @@ from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or os.name == "nt", reason="no Chromium here; Debian: apt-get install chromium"
 )
-HOSTILE = on_disk("</script><script>alert(1)</script>&amp;\"'<b>中国 🌼")
 FIRST, SECOND = (f"#pair figure:nth-child({k}) .stage" for k in (1, 2))
 SIDE, PER_SIDE, _ = WINDOWS[-1]  # those that can be pointed at
 START = len(all_windows((32, 48))) - PER_SIDE**2  # the position of the first of them among the regions
@@ -38,16 +37,6 @@ def browser(chromium):
     chromium.problems.clear()
     yield chromium
     assert chromium.problems == []
-
-
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    return Comparison(small_network(), photographs(tmp_path_factory.mktemp("photographs"), 4))
-
-
-@pytest.fixture(scope="module")
-def pair(compared):
-    return Comparison(compared.model, compared.paths[:2])
 
 
 @pytest.fixture(scope="module")
