@@ -47,16 +47,21 @@ def starting_point(config: Config) -> str:
 
 
 def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
-    """Load the network in `config.trained_path`, on the configured device and with the configured threshold, and a
-    sentence that says which one it is. Raises a ConfigError or a ModelError."""
+    """Load the network in `config.trained_path`, as `load_checkpoint` does."""
     keep_freed_memory()
-    model = SiameseNetwork.load(config.trained_path / "model.pth", choose_device(config))
-    model.threshold = threshold_for(config, model.info, model.margin)
-    classes = model.info.get("classes", ["images that its file does not name"])
-    note = f"{config.dataset}: trained on {first_names(classes, MOST_CLASSES)}{about_threshold(config, model)}"
+    model, note = load_checkpoint(config, config.trained_path / "model.pth", config.dataset)
     if config.trained_path != config.checkpoints_path:
         note += ". You have not trained yet: this network comes with the project"
     return model, note
+
+
+def load_checkpoint(config: Config, path: Path, name: str) -> tuple[SiameseNetwork, str]:
+    """Load a network on the configured device and with the configured threshold, and a sentence that says on what the
+    network of this `name` was trained. Raises a ConfigError or a ModelError."""
+    model = SiameseNetwork.load(path, choose_device(config))
+    model.threshold = threshold_for(config, model.info, model.margin)
+    classes = first_names(model.info.get("classes", ["images that its file does not name"]), MOST_CLASSES)
+    return model, f"{name}: trained on {classes}{about_threshold(config, model)}"
 
 
 def every_pair(

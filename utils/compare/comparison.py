@@ -88,7 +88,7 @@ class Comparison:
         for_similar = explanation.raw[0] * (1 if explanation.is_similar[0] else -1)
         predicted = region_sums(for_similar, effects.regions, self.model.image_size)
         score = correlation(predicted, effects.on_pairs([0], [1])[0]).mean()
-        return self.pair(first, second) | {"explanation": explanation}, float(score)
+        return self.pair(first, second, explanation), float(score)
 
     def effects_of(self, *images: int) -> RegionEffects:
         """The effects of regions of images; each image is measured once, when first asked for."""
@@ -98,11 +98,12 @@ class Comparison:
             self.effects |= {i: found.of([k]) for k, i in enumerate(missing)}
         return joined([self.effects[i] for i in images])
 
-    def pair(self, first: int, second: int) -> dict:
-        """The `images`, `explanation`, `names` and `boxes` of one pair, as arguments of `show_explanation`."""
+    def pair(self, first: int, second: int, explanation: Explanation | None = None) -> dict:
+        """The `images`, `explanation`, `names` and `boxes` of one pair, as arguments of `show_explanation`. If no other
+        explanation is given, it is that by occlusion."""
         return {
             "images": (self.images[first], self.images[second]),
-            "explanation": self.explain(first, second),
+            "explanation": explanation or self.explain(first, second),
             "names": (self.names[first], self.names[second]),
             "boxes": (self.boxes[first], self.boxes[second]),
         }

@@ -21,13 +21,11 @@ from utils.explain.occlusion import GRID, WEAKEST_MATCH, WINDOWS, in_few_dimensi
 from utils.explain.removal import REGION_SHARE
 from utils.figures.style import COLORMAP, DRAINED, FAINT, OPACITY, SIMILARITY, WEAK
 from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL
-from utils.images.folder import first_names, images_below
+from utils.images.folder import images_below
 from utils.images.reading import shrink
-from utils.models import MOST_CLASSES, about_threshold, network_for, threshold_for
-from utils.Siamese import SiameseNetwork
+from utils.models import load_checkpoint, network_for
 from utils.system.errors import DataError
 from utils.system.files import counted, write_whole
-from utils.system.machine import choose_device
 from utils.system.settings import Config
 
 PAGE = Path(__file__).parents[1] / "figures" / "page"
@@ -49,10 +47,7 @@ def write_report(
     if checkpoint is None:
         model, note = network_for(config, paths)
     else:
-        model = SiameseNetwork.load(checkpoint, choose_device(config))
-        model.threshold = threshold_for(config, model.info, model.margin)
-        classes = first_names(model.info.get("classes", ["images that its file does not name"]), MOST_CLASSES)
-        note = f"{checkpoint.parent.name}/{checkpoint.name}: trained on {classes}{about_threshold(config, model)}"
+        model, note = load_checkpoint(config, checkpoint, f"{checkpoint.parent.name}/{checkpoint.name}")
     compared = Comparison(model, paths, skip_unreadable=True)
     pair = len(compared.paths) == 2
     folder = pair_folder(config, *compared.paths) if pair else config.outputs_path / "compare"

@@ -16,6 +16,7 @@ from utils.evaluate.scores import embed_images
 from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups, strong_regions
 from utils.explain.removal import REMOVALS, blur, filled
 from utils.images.cache import StoredImages
+from utils.images.pairs import evenly_spaced
 from utils.images.places import BOX
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.errors import DataError
@@ -80,14 +81,14 @@ def measure_reliance(
     Raises:
         DataError: one class, too few images, or nothing that recurs.
     """
-    compared = _evenly(len(images), COMPARED)
+    compared = evenly_spaced(len(images), COMPARED)
     labels, images = np.asarray(labels)[compared], images[compared]
     if len(set(labels)) < 2 or len(labels) < 2 * FEWEST:
         raise DataError(
             f"evidence: {len(labels)} test images of {len(set(labels))} class(es), but it needs {2 * FEWEST} images of "
             "2 classes; add images, or raise test_size, and train again"
         )
-    features, measured = torch.cat([*features_of_places(images, verbose)]), _evenly(len(images), MEASURED)
+    features, measured = torch.cat([*features_of_places(images, verbose)]), evenly_spaced(len(images), MEASURED)
     groups = find_groups(strong_regions(model, images[measured], features[measured], verbose), features)
     regions = groups.find(features.split(BATCH_SIZE), model.image_size)
     regions = regions[regions.groupby("group").image.transform("nunique") >= FEWEST].reset_index(drop=True)
@@ -139,11 +140,6 @@ def at_random_places(regions: pd.DataFrame, size: tuple[int, int], rng: np.rando
         moved[start] = rng.integers(side - length + 1)
         moved[stop] = moved[start] + length
     return moved
-
-
-def _evenly(count: int, most: int) -> np.ndarray:
-    """Positions of at most so many of `count` images, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.calibration import calibrate_threshold
 from utils.evaluate.scores import pair_distances, score_pairs
+from utils.images.pairs import evenly_spaced
 from utils.models import threshold_for
 from utils.networks.backbones import TimmNetwork
 from utils.Siamese import ContrastiveLoss, SiameseNetwork, all_pairs, embedding_distance, eval_mode
@@ -113,8 +114,7 @@ class Phase:
         loss, dissimilarity = self.contrastive(distance, torch.from_numpy(pairs.label)), distance / self.config.margin
         if not loss.isfinite():  # it has no scores
             return {"valid_loss": loss.item()}, {}
-        some = np.linspace(0, len(labels) - 1, min(len(labels), MOST_FEATURES)).round().astype(int)
-        features = F.normalize(pooled[some]).half()
+        features = F.normalize(pooled[evenly_spaced(len(labels), MOST_FEATURES)]).half()
         kept = {"valid_embeddings": embeddings, "valid_labels": labels, "valid_features": features}
         threshold = threshold_for(self.config, kept, self.config.margin)
         scores = score_pairs(dissimilarity.numpy(), pairs.label, threshold)
