@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from benchmarks.common import add_set_option, changed
 from utils.config import load_config
 from utils.dataset import read_split
-from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings, randomisation_check
+from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings
 from utils.evaluate.localisation import load_masks, localisation_table, pointing_game
 from utils.evaluate.scores import measure_split, score_pairs
 from utils.explain.occlusion import region_effects, strongest_matches
@@ -142,7 +142,6 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
     checks = {name: check_table(interventions, e, config.seed) for name, e in explanations.items()}
     intruders = load_masks(config.data_path, rows.file, model.frame, "_intruder")
     causal = pd.DataFrame(counterfactual_rows(model, batch, rows, intruders, rng))
-    forgets = randomisation_check(model, batch[pairs.first[::4]], batch[pairs.second[::4]])
     curves = compare_rankings(interventions, explanations["occlusion"])
     areas = {name: {curve: area_under(values) for curve, values in pair.items()} for name, pair in curves.items()}
     network = {"AUC": auc, "matches on both objects": matches_on_objects(model, batch, pairs, masks, right)}
@@ -152,7 +151,6 @@ def score(config, model, rng) -> dict[str, pd.DataFrame]:
         "interventions": pd.concat(table.assign(method=name) for name, table in checks.items()),
         "areas under the curves": pd.DataFrame(areas).T.rename_axis("ranking").reset_index(),
         "intruders that matter": causal,
-        "randomisation": pd.DataFrame([forgets]),
     }
 
 

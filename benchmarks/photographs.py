@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from utils.compare import Comparison
 from utils.compare.report import DIMENSIONS, page
 from utils.evaluate.agreement import agreement_table
-from utils.evaluate.retrieval import query_scores
+from utils.evaluate.scores import query_scores
 from utils.explain.occlusion import correlation, effect_on_distance, in_few_dimensions
 from utils.explain.removal import embed_in_parts
 from utils.Grad_CAM import explain_pairs

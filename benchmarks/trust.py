@@ -4,7 +4,7 @@
 
 On test pairs of the checkpoint's own split: agreement with cells of 5 x 5 and 3 x 3 that are blurred, filled with the
 mean colour, covered by another part of the image, or by six patches of other photographs, also of Grad-CAM's variants;
-how far effects add up; checks; areas under deletion and insertion curves; mosaics.
+how far effects add up; checks; areas under deletion and insertion curves.
 """
 
 import argparse
@@ -16,10 +16,9 @@ import torch
 from benchmarks.common import add_set_option, checkpoint_and_test
 from utils.evaluate.agreement import effects_on_pairs, mean_correlations
 from utils.evaluate.faithfulness import area_under, check_table, compare_rankings, curves, signed_evidence
-from utils.evaluate.mosaics import make_mosaics, mosaic_scores
 from utils.explain.occlusion import correlation, region_effects, region_sums, windows
 from utils.explain.removal import REMOVALS, Interventions, blur
-from utils.Grad_CAM import METHODS, Explanation, explain, explain_effects, explain_pairs
+from utils.Grad_CAM import METHODS, Explanation, explain_effects, explain_pairs
 from utils.images.pairs import evaluation_pairs, evenly_spaced_pairs, used_images
 from utils.Siamese import eval_mode
 
@@ -126,7 +125,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with model.pth, split.csv and config.yml")
     parser.add_argument("--pairs", type=int, default=24, help="whose images are measured")
     parser.add_argument("--checks", type=int, default=120, help="pairs of these images, on which maps are checked")
-    parser.add_argument("--mosaics", type=int, default=24)
     add_set_option(parser)
     arguments = parser.parse_args()
     config, model, images, labels = checkpoint_and_test(arguments.folder, dict(arguments.set))
@@ -145,11 +143,6 @@ def main() -> None:
     for method in METHODS:
         table = check_table(interventions, explained(model, batch, measured, *ends, method), config.seed)
         print(f"\n{method}, {len(ends[0])} pairs\n", table.round(2).to_string(index=False), flush=True)
-    mosaics = make_mosaics(images, labels, arguments.mosaics, config.seed)
-    if mosaics is not None:
-        one, two = model.normalize(mosaics.first), model.normalize(mosaics.second)
-        maps = {method: explain(model, one, two, method) for method in METHODS}
-        print("\nmosaics\n", mosaic_scores(model, mosaics, maps).round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from utils.models import (
     build_model,
     every_pair,
     load_trained,
-    starting_point,
     strangers,
     threshold_for,
 )
@@ -57,13 +56,6 @@ def test_a_network_without_what_training_leaves_beside_it_is_used(tmp_path):
 def test_without_either_the_notebook_that_trains_is_named(tmp_path):
     with pytest.raises(ModelError, match="run 01_Train_Siamese_model.ipynb first"):
         load_trained(config_of(tmp_path, dataset="Mine"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"), [({}, "random"), ({"pretrained": True}, "ImageNet"), ({"weights": __file__}, __file__)]
-)
-def test_what_a_network_starts_from(tmp_path, settings, words):
-    assert words in starting_point(config_of(tmp_path, **settings))
 
 
 def test_the_threshold_for_a_share_of_false_matches_by_hand(tmp_path):

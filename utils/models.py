@@ -38,14 +38,6 @@ def build_model(config: Config, levels: tuple[float, float] | None = None) -> Si
         return SiameseNetwork(**options)
 
 
-def starting_point(config: Config) -> str:
-    """Describe the weights with which training starts, as a part of a sentence."""
-    if config.weights is not None:
-        return f"the weights in {config.weights}"
-    imagenet = "ImageNet weights, which tell 1,000 kinds of things on photographs apart"
-    return imagenet if config.pretrained else "random weights, which know nothing: all is learnt from your images"
-
-
 def load_trained(config: Config) -> tuple[SiameseNetwork, str]:
     """Load the network in `config.trained_path`, as `load_checkpoint` does."""
     keep_freed_memory()

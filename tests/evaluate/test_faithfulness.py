@@ -1,19 +1,13 @@
-import copy
-import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
-from torch import nn
 from toy import (
     IMAGES1,
     IMAGES2,
     MARGINS_AFTER,
     MARGINS_BEFORE,
-    PAIRS,
     SIZE,
     H,
     Toy,
@@ -21,8 +15,6 @@ from toy import (
     explanation_of,
     maps_of,
     naive_margins,
-    network_images,
-    trained_network,
 )
 
 from utils.evaluate import faithfulness
@@ -32,8 +24,6 @@ from utils.evaluate.faithfulness import (
     check_table,
     compare_rankings,
     curves,
-    randomisation_check,
-    rank_correlation,
     signed_evidence,
 )
 from utils.explain import removal
@@ -107,76 +97,6 @@ def test_curves_equal_a_naive_loop():
 @pytest.mark.parametrize(("curve", "area"), [([3, 3, 3], 3), ([1, 0], 0.5), ([1, 0, 0, 0, 0], 0.125), ([0, -1, 2], 0)])
 def test_area_under_by_hand(curve, area):
     assert area_under(np.array(curve)) == pytest.approx(area)
-
-
-@pytest.mark.parametrize("values", [1000, 2])
-def test_rank_correlation_equals_scipys_without_constant_maps(values):
-    """Of whole numbers below `values`: few ties, and many."""
-    generator = torch.Generator().manual_seed(0)
-    maps1 = (values * torch.rand(4, 2, 3, 5, generator=generator)).floor()
-    maps2 = maps1 + torch.randn(maps1.shape, generator=generator).mul(0.7).round() ** 3
-    maps1[1, 0], maps2[2, 1] = 0.1, -7.3
-    pairs = [(a.flatten(), b.flatten()) for a, b in zip(maps1.flatten(0, 1), maps2.flatten(0, 1))]
-    expected = [spearmanr(a, b).statistic for a, b in pairs if len(a.unique()) > 1 < len(b.unique())]
-    assert len(expected) == 6 and rank_correlation(maps1, maps2) == pytest.approx(np.mean(expected))
-    assert math.isnan(rank_correlation(maps1, torch.full_like(maps1, 0.1)))
-
-
-@pytest.mark.parametrize(("name", "size"), [("Conv4", SIZE), ("MobileNet", (32, 64))])
-def test_maps_forget_with_the_network(name, size):
-    """For a deep backbone too, whose activations would vanish with batch statistics of other weights: all maps
-    constant, NaN."""
-    model = trained_network(name, size)
-    result = randomisation_check(model, *network_images(size))
-    assert list(result) == ["none", "head", "head and backbone"] and result["none"] == 1
-    assert all(-0.7 < result[part] < 0.7 for part in ("head", "head and backbone"))
-    assert randomisation_check(model, *network_images(size)) == result
-
-
-def test_maps_that_ignore_the_network_are_found_out(monkeypatch):
-    """Though their sign is that of the decision, which changes."""
-    usual, every, decisions = faithfulness.explain, torch.randn(PAIRS, 2, 6, 10), []
-
-    def edges(model, *args):
-        similar = usual(model, *args).is_similar
-        decisions.append(similar.tolist())
-        return SimpleNamespace(is_similar=similar, raw=every * torch.where(similar, 1, -1)[:, None, None, None])
-
-    monkeypatch.setattr(faithfulness, "explain", edges)
-    found = randomisation_check(trained_network(), *network_images())
-    assert found == pytest.approx({"none": 1, "head": 1, "head and backbone": 1})
-    assert decisions[0] != decisions[2]
-
-
-@pytest.mark.parametrize("fails_at", [None, 1, 3])
-def test_what_is_randomised_and_that_it_is_restored(monkeypatch, fails_at):
-    model = trained_network()
-    model.train().backbone[0].eval()
-    model.backbone[4].weight.requires_grad_(False)
-    state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
-    draws, usual, seen = torch.get_rng_state(), faithfulness.explain, []
-
-    def watched(*args):
-        now = {name: torch.allclose(value.float(), state[name].float()) for name, value in model.state_dict().items()}
-        seen.append({name.split(".")[0] for name, same in now.items() if not same})
-        assert [module.training for module in model.modules()] == modes
-        assert len(seen) == 1 or not now["head.0.weight"]
-        if len(seen) == fails_at:
-            raise KeyError("broken")
-        return usual(*args)
-
-    monkeypatch.setattr(faithfulness, "explain", watched)
-    if fails_at:
-        with pytest.raises(KeyError, match="broken"):
-            randomisation_check(model, *network_images())
-    else:
-        randomisation_check(model, *network_images())  # draws with the seed the network was made with
-        assert seen == [set(), {"head"}, {"head", "backbone"}]
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    assert [module.training for module in model.modules()] == modes and torch.equal(torch.get_rng_state(), draws)
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    assert frozen == ["backbone.4.weight"] and all(parameter.grad is None for parameter in model.parameters())
-    assert all(module.momentum == 0.1 for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 @pytest.fixture

@@ -6,12 +6,15 @@ from PIL import Image
 from samples import break_file, config_in, make_files
 from sklearn import metrics
 
+from utils.evaluate import scores as module
 from utils.evaluate.scores import (
     bootstrap_intervals,
+    calibrate_threshold,
     embed_images,
     extreme_pairs,
     measure_split,
     pair_distances,
+    query_scores,
     score_pairs,
 )
 from utils.images.frame import Frame
@@ -46,18 +49,17 @@ def test_no_image_is_shown_twice():
 
 def test_scores_of_six_pairs_by_hand():
     scores = score_pairs(np.array([0.1, 0.5, 0.2, 0.3, 0.9, 1.7]), np.array([0, 0, 0, 1, 1, 1]), threshold=0.5)
-    assert scores.confusion.tolist() == [[2, 1], [1, 2]]  # 0.5 is not below 0.5
+    assert scores.confusion == [[2, 1], [1, 2]]  # 0.5 is not below 0.5
     assert (scores.accuracy, scores.threshold) == (pytest.approx(4 / 6), 0.5)
     assert scores.auc == pytest.approx(8 / 9)  # only 0.3 against 0.5 is out of order
     assert scores.average_precision == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
     assert scores.balanced_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert scores.f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores.equal_error_rate == pytest.approx(1 / 3)  # from 0.3 on: 0.5 is a false alarm, and nothing is missed
-    assert scores.as_dict() == {**vars(scores), "confusion": [[2, 1], [1, 2]]}
 
 
 def test_a_confusion_always_has_two_rows():
-    assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).confusion.tolist() == [[1, 0], [1, 0]]
+    assert score_pairs(np.array([0.1, 0.2]), np.array([0, 1]), threshold=5).confusion == [[1, 0], [1, 0]]
 
 
 def resampled(dissimilarity, pairs, threshold, seed, resamples):
@@ -90,6 +92,41 @@ def test_intervals_are_those_of_written_out_resamples(values, both_together):
     intervals = bootstrap_intervals(dissimilarity, pairs, 0.5, seed=1, resamples=90)
     assert list(intervals) == ["accuracy", "balanced_accuracy", "f1", "auc", "average_precision", "equal_error_rate"]
     assert np.allclose(np.transpose(list(intervals.values())), np.percentile(scores, [2.5, 97.5], axis=0))
+
+
+def balanced_accuracy(dissimilarity, label, threshold):
+    called = dissimilarity >= threshold
+    return (called[label == 1].mean() + (~called)[label == 0].mean()) / 2
+
+
+RNG, LABEL = np.random.default_rng(1), np.arange(30) % 2
+CALIBRATION = {
+    "random": RNG.random(30) + 0.3 * LABEL,
+    "few values": RNG.integers(0, 4, 30) / 4 + 0.25 * LABEL,
+    "separated": RNG.random(30) + 2.0 * LABEL,
+    "reversed": RNG.random(30) - 2.0 * LABEL + 50,
+    "constant": np.full(30, 0.7),
+    "neighbouring numbers": np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(1)), np.float32(0.3)),
+    "neighbours the other side": 1 - np.where(LABEL, np.nextafter(np.float32(0.3), np.float32(0)), np.float32(0.3)),
+    "far beyond the margin": RNG.random(30) * 100 - 100 * LABEL + 100,
+}
+
+
+@pytest.mark.parametrize("case", CALIBRATION)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("label", [LABEL, (np.arange(30) % 5 == 0).astype(int)], ids=["balanced", "unbalanced"])
+def test_calibrated_threshold_is_the_best_of_all_cuts(case, dtype, label):
+    dissimilarity = CALIBRATION[case].astype(dtype)
+    best = max(balanced_accuracy(dissimilarity, label, cut) for cut in [*dissimilarity, np.inf])
+    threshold = calibrate_threshold(dissimilarity, label)
+    assert isinstance(threshold, float) and np.isfinite(threshold)
+    assert balanced_accuracy(dissimilarity, label, threshold) == pytest.approx(best)
+
+
+def test_calibrated_threshold_lies_midway():
+    assert calibrate_threshold(np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
+    # Of equals, the highest.
+    assert calibrate_threshold(np.array([0.1, 0.8, 0.4, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.85)
 
 
 def test_pair_distances_by_hand():
@@ -168,3 +205,52 @@ def test_images_that_are_lost_after_training_are_left_out_in_a_line(model, tmp_p
     pixels = torch.stack([model.preprocess(Image.open(tmp_path / file)) for file in measured.files])
     assert torch.allclose(model.normalize(measured.images[range(len(pixels))]), pixels)
     assert torch.allclose(measured.embeddings, model.embed(pixels), atol=1e-5) and len(measured.pairs.label) == 8
+
+
+COLUMNS = ["recall@1", "recall@5", "recall@10", "mAP", "MAP@R"]
+
+
+def naive_query_scores(embeddings, labels):
+    """Class of the query, and its scores, one query and one neighbour after the other."""
+    z = embeddings.double().numpy()
+    rows = []
+    for query in range(len(z)):
+        others = [i for i in range(len(z)) if i != query]
+        others.sort(key=lambda i: (np.sqrt(((z[i] - z[query]) ** 2).sum()), labels[i] == labels[query]))
+        hits = [labels[i] == labels[query] for i in others]
+        wanted = sum(hits)
+        if wanted == 0:
+            continue
+        found, precision = 0, []
+        for rank, hit in enumerate(hits, start=1):
+            found += hit
+            precision.append(found / rank if hit else 0)
+        recalls = [any(hits[:k]) for k in (1, 5, 10)]
+        rows.append((labels[query], [*recalls, sum(precision) / wanted, sum(precision[:wanted]) / wanted]))
+    return rows
+
+
+def test_four_images_on_a_line_by_hand():
+    found = query_scores(torch.tensor([[0.0], [1.0], [3.0], [9.0]]), ["a", "b", "a", "b"])
+    # 0: b a b;  1: a a b;  3: b a b;  9: a b a
+    assert list(found.index) == ["a", "b", "a", "b"] and list(found.columns) == COLUMNS
+    assert found["recall@1"].tolist() == [0] * 4 and found["recall@5"].tolist() == [1] * 4  # 5: more than there are
+    assert found["mAP"].tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 2, 1 / 2]) and not found["MAP@R"].any()
+
+
+@pytest.mark.parametrize("scale", [3, 1000], ids=["ties", "few ties"])
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_query_scores_equal_a_naive_loop(scale, chunk, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(["rose"] * 14 + ["aster"] * 3 + ["lily"] * 20 + ["lonely"] + ["pair"] * 2)
+    embeddings = torch.from_numpy(rng.integers(0, scale, (40, 1))).float()
+    names, expected = zip(*naive_query_scores(embeddings, labels))
+    found = query_scores(embeddings, labels)
+    assert list(found.index) == list(names) and np.allclose(found, np.array(expected, float))
+
+
+def test_a_collapsed_network_finds_nothing_whatever_the_order_of_the_images():
+    labels = np.array(["a"] * 12 + ["b"] * 12)
+    for order in (np.arange(24), np.random.default_rng(0).permutation(24)):
+        assert not query_scores(torch.zeros(24, 2), labels[order])[["recall@1", "recall@5", "recall@10"]].any(axis=None)

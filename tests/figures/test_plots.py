@@ -11,7 +11,6 @@ from utils.figures.plots import (
     plot_interventions,
     plot_learning_curves,
     plot_pairs,
-    plot_reliability,
     show_groups,
 )
 from utils.images.pairs import Pairs
@@ -85,35 +84,11 @@ def test_a_threshold_is_a_line_and_the_point_of_its_false_matches():
 
 
 def test_legends_cover_no_data_and_pairs_are_not_halved():
-    estimates = {"similarity": np.array([0, 0.2, 0.9, 1, 0.1, 0.3])}
     pairs = plot_pairs(pairs_on_a_line(), {"configured": 0.5, "calibrated": 0.4}, 10)
-    for figure in (pairs, plot_reliability(estimates, LABEL)):
-        figure.canvas.draw()
-        for axis in figure.axes:
-            assert axis.get_legend().get_window_extent().y0 >= axis.get_window_extent().y1
+    pairs.canvas.draw()
+    for axis in pairs.axes:
+        assert axis.get_legend().get_window_extent().y0 >= axis.get_window_extent().y1
     assert all(tick == round(tick) for tick in pairs.axes[0].get_yticks())
-
-
-def test_reliability_shows_the_share_of_one_class_among_pairs_of_like_estimate():
-    estimates = {
-        "similarity": np.array([0.11, 0.13, 0.16, 0.72, 0.78, 1.0]),
-        "probability": np.array([0.0, 0.51, 0.52, 0.54, 0.55, 0.58]),
-    }
-    (axis,) = plot_reliability(estimates, np.array([1, 1, 0, 0, 1, 0])).axes
-    _, similarity, probability = axis.lines
-    assert similarity.get_xdata() == pytest.approx([0.4 / 3, 2.5 / 3])  # two bins of three
-    assert probability.get_xdata() == pytest.approx([1.03 / 3, 1.67 / 3])
-    assert all(line.get_ydata() == pytest.approx([1 / 3, 2 / 3]) for line in (similarity, probability))
-    brier = (0.11**2 + 0.13**2 + 0.84**2 + 0.28**2 + 0.78**2 + 0) / 6
-    assert legend(axis)[0] == f"similarity: Brier {brier:.3f}" and len(legend(axis)) == 2
-
-
-@pytest.mark.parametrize("pairs, bins", [(60, 3), (1000, 10)])
-def test_bins_of_reliability_hold_equally_many_pairs(pairs, bins):
-    values = np.random.default_rng(0).beta(0.1, 0.1, pairs)  # nearly all near 0 and 1
-    line = plot_reliability({"similarity": values}, np.arange(pairs) % 2).axes[0].lines[1]
-    expected = [part.mean() for part in np.split(np.sort(values), bins)]
-    assert line.get_xdata() == pytest.approx(np.array(expected))
 
 
 def test_interventions_show_each_ranking_with_its_area():

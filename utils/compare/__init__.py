@@ -1,11 +1,13 @@
 """Images compared with each other: in a notebook, by thumbnail, or as a page."""
 
-from utils.system.lazy import lazy_getattr
+import lazy_loader
 
-__getattr__ = lazy_getattr(
+__getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    chooser="show_chooser",
-    comparison="Comparison choose_pair describe explained_pairs images_to_compare pair_folder",
-    evidence="crops_of original_regions",
-    report="write_report",
+    submod_attrs={
+        "chooser": ["show_chooser"],
+        "comparison": ["Comparison", "choose_pair", "describe", "explained_pairs", "images_to_compare", "pair_folder"],
+        "evidence": ["crops_of", "original_regions"],
+        "report": ["write_report"],
+    },
 )

@@ -2,17 +2,13 @@
 
 from contextlib import suppress
 
-import imagehash
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
-from torchvision.transforms.v2 import functional
 
-from utils.evaluate.calibration import calibrate_threshold
-from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
+from utils.evaluate.scores import SplitDistances, bootstrap_intervals, calibrate_threshold, score_pairs
 from utils.images.cache import StoredImages
 from utils.images.pairs import Pairs
 from utils.networks.backbones import make_backbone
@@ -22,23 +18,11 @@ from utils.system.machine import seeded
 from utils.system.settings import Config
 
 
-def perceptual_hashes(images: StoredImages) -> np.ndarray:
-    """Describe each image by the signs of its low frequencies (Zauner, 2010): uint8 (N, 3, H, W) -> bool (N, 64)."""
-    return np.stack([imagehash.phash(Image.fromarray(image.permute(1, 2, 0).numpy())).hash.ravel() for image in images])
-
-
 def colour_histograms(images: StoredImages) -> np.ndarray:
     """Count the share of pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991): uint8 (N, 3, H, W) -> (N,
     512)."""
     boxes = (np.ravel_multi_index(image.flatten(1).numpy() // 32, (8, 8, 8)) for image in images)
     return np.stack([np.bincount(box, minlength=512) / len(box) for box in boxes])
-
-
-def small_pixels(images: StoredImages) -> np.ndarray:
-    """Shrink each image to 32 x 32 pixels: uint8 (N, 3, H, W) -> (N, 3072) in [0, 1]."""
-    # In parts, as `resize` may convert to float.
-    small = [functional.resize(part, [32, 32], antialias=True) for part in images.split(64)]
-    return torch.cat(small).flatten(1).numpy() / 255
 
 
 @torch.no_grad()
@@ -54,16 +38,11 @@ def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredIm
 def baseline_distances(
     images: StoredImages, pairs: Pairs, model: SiameseNetwork, config: Config
 ) -> dict[str, np.ndarray]:
-    """Compute the distances (P,) of pairs of uint8 images (N, 3, H, W) by each training-free method: perceptual hash
-    (Hamming), colour histogram (Hellinger), pixels at 32 px (Euclidean), and pooled features of the untrained backbone
-    and, if its weights are available, of the pretrained one (cosine). Of `model` the weights are not used."""
-    bits, pixels, shares = perceptual_hashes(images), small_pixels(images), np.sqrt(colour_histograms(images))
-    first, second = pairs.first, pairs.second
-    distances = {
-        "perceptual hash": (bits[first] != bits[second]).sum(axis=1).astype(float),
-        "colour histogram": np.linalg.norm(shares[first] - shares[second], axis=1) / np.sqrt(2),
-        "pixels at 32 px": np.linalg.norm(pixels[first] - pixels[second], axis=1),
-    }
+    """Compute the distances (P,) of pairs of uint8 images (N, 3, H, W) by each training-free method: colour
+    histogram (Hellinger), and pooled features of the untrained backbone and, if its weights are available, of the
+    pretrained one (cosine). Of `model` the weights are not used."""
+    shares, first, second = np.sqrt(colour_histograms(images)), pairs.first, pairs.second
+    distances = {"colour histogram": np.linalg.norm(shares[first] - shares[second], axis=1) / np.sqrt(2)}
     name, size = model.architecture["backbone_model"], model.image_size
     with seeded(config.seed):
         backbones = {"untrained backbone": make_backbone(name, image_size=size)}

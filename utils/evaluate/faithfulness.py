@@ -1,21 +1,16 @@
-"""Tests whether maps are true of the network: by blurring, deletion and insertion curves, and random weights."""
+"""Tests whether maps are true of the network: by blurring, and by deletion and insertion curves."""
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from sklearn.metrics import auc
-from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from utils.evaluate.localisation import baseline_maps
-from utils.explain.occlusion import correlation
 from utils.explain.removal import MAPS, Interventions, pixel_ranks, randomly_moved, strongest_region
-from utils.Grad_CAM import Explanation, explain
+from utils.Grad_CAM import Explanation
 from utils.images.pairs import PAIR_LABELS
-from utils.Siamese import SiameseNetwork, eval_mode
-from utils.system.machine import seeded
 
 STEPS = 10  # of a deletion or insertion curve, each a tenth of the pixels
 
@@ -47,35 +42,6 @@ def curves(interventions: Interventions, maps: torch.Tensor, verbose: bool = Fal
 def area_under(curve: np.ndarray) -> float:
     """Compute the area under a curve over the share of pixels, from 0 to 1 (trapezoids)."""
     return float(auc(np.linspace(0, 1, len(curve)), curve))
-
-
-def randomisation_check(model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor) -> dict[str, float]:
-    """Correlate the ranks of signed maps before and after weights are replaced by random ones (Adebayo et al., 2018): a
-    map that hardly changes does not explain what the network has learnt. Afterwards the network is as before. Returns
-    the mean Spearman correlation for a random `head`, and for a random `head and backbone`; that of `none` is 1."""
-    batch = torch.cat([batch1, batch2]).to(model.mean.device)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    before, result = evidence_for_similar(explain(model, batch1, batch2)), {"none": 1.0}
-    try:
-        # The head first: in the network's own order, training's seed would give the weights it started from.
-        for name, parts in (("head", (model.head,)), ("head and backbone", (model.head, model.backbone))):
-            with seeded(0):
-                for module in (module for part in parts for module in part.cpu().modules()):  # the same on all devices
-                    if hasattr(module, "reset_parameters"):
-                        module.reset_parameters()
-            with eval_mode(model.to(batch.device)):
-                for part in parts:  # with the batch statistics of other weights, activations vanish in a deep backbone
-                    update_bn([batch], part)
-            result[name] = rank_correlation(before, evidence_for_similar(explain(model, batch1, batch2)))
-    finally:
-        model.load_state_dict(state)
-    return result
-
-
-def rank_correlation(maps1: torch.Tensor, maps2: torch.Tensor) -> float:
-    """Average the Spearman correlation of corresponding maps (N, 2, h, w), without pairs of which one is constant."""
-    ranks = (rankdata(maps.cpu().flatten(0, 1).flatten(1), axis=1) for maps in (maps1, maps2))
-    return float(correlation(*map(torch.from_numpy, ranks)).nanmean())  # NaN if none is left
 
 
 def check_table(interventions: Interventions, explanation: Explanation, seed: int) -> pd.DataFrame:

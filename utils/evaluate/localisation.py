@@ -31,15 +31,6 @@ def energy_ratio(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return (maps * masks).sum(1) / maps.sum(1) / masks.mean(1)
 
 
-def iou_at_half(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Compute the intersection over union of the object and the region above half of each map's maximum, shape (N,); 0
-    for an empty map."""
-    maps, masks = maps.flatten(1), masks.flatten(1)
-    peak = maps.amax(1, keepdim=True)
-    above = (maps >= peak / 2) & (peak > 0)
-    return (above & masks).sum(1) / (above | masks).sum(1)
-
-
 def baseline_maps(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
     """Make maps (..., H, W) to compare others with: a Gaussian in the middle, with a quarter of each side as standard
     deviation, and random numbers, always the same."""
@@ -80,14 +71,14 @@ def localisation_table(
     pairs that were decided rightly; `masks` are of the images, bool (N, H, W), in which `pairs` are positions.
 
     Returns:
-        One row per method, for similar and for dissimilar pairs: `pointing` (share of hits), `energy` (`energy_ratio`)
-        and `IoU` (`iou_at_half`), each averaged over both images, and the `number` of maps.
+        One row per method, for similar and for dissimilar pairs: `pointing` (share of hits) and `energy`
+        (`energy_ratio`), both averaged over both images, and the `number` of maps.
     """
     objects, rows = masks[np.stack([pairs.first, pairs.second], axis=1)], []
     for name, values in (maps | baseline_maps(objects.shape)).items():
         for label, label_name in enumerate(PAIR_LABELS):
             chosen = torch.from_numpy(decided_right & (pairs.label == label))
             found, truth = values[chosen].cpu().flatten(0, 1), objects[chosen].flatten(0, 1)
-            scores = (pointing_game(found, truth).double(), energy_ratio(found, truth), iou_at_half(found, truth))
+            scores = (pointing_game(found, truth).double(), energy_ratio(found, truth))
             rows.append((name, label_name, *(float(score.nanmean()) for score in scores), len(found)))
-    return pd.DataFrame(rows, columns=["maps", "pairs", "pointing", "energy", "IoU", "number"])
+    return pd.DataFrame(rows, columns=["maps", "pairs", "pointing", "energy", "number"])

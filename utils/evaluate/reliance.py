@@ -11,13 +11,13 @@ from scipy.stats import binomtest, wilcoxon
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tqdm.auto import tqdm
 
-from utils.evaluate.retrieval import query_scores
-from utils.evaluate.scores import embed_images
+from utils.evaluate.scores import embed_images, query_scores
 from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups, strong_regions
 from utils.explain.removal import REMOVALS, blur, filled
 from utils.images.cache import StoredImages
 from utils.images.pairs import evenly_spaced
 from utils.images.places import BOX
+from utils.models import every_pair
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.errors import DataError
 
@@ -180,7 +180,7 @@ def effects_of(
 
 def aucs(embeddings: torch.Tensor, labels: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """The AUC of all pairs in each of R resamples, (R,), in which images are `drawn` so many times, (R, N)."""
-    other, distance, first, second = _pairs(embeddings, labels)
+    distance, other, (first, second) = every_pair(embeddings, labels)
     order, found = np.argsort(distance, kind="stable"), []
     other, first, second = other[order], first[order], second[order]
     for times in drawn.astype(np.float32):
@@ -190,14 +190,8 @@ def aucs(embeddings: torch.Tensor, labels: np.ndarray, drawn: np.ndarray) -> np.
     return np.array(found)
 
 
-def _pairs(embeddings: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """All pairs: whether of two classes, the distance, and the positions of both images."""
-    first, second = np.triu_indices(len(labels), 1)
-    return labels[first] != labels[second], torch.pdist(embeddings).numpy(), first, second
-
-
 def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
-    other, distance, *_ = _pairs(embeddings, labels)
+    distance, other, _ = every_pair(embeddings, labels)
     called = ~model.is_similar(torch.from_numpy(distance)).numpy()
     found = float(query_scores(embeddings, labels)["recall@1"].mean())
     accuracy = float(balanced_accuracy_score(other, called))

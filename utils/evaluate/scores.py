@@ -1,6 +1,7 @@
 """Scores of a trained network: each image is embedded once, and the distances of pairs give all scores."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -12,11 +13,13 @@ from sklearn import metrics
 from tqdm.auto import tqdm
 
 from utils.dataset import load_split
-from utils.evaluate.retrieval import query_scores
 from utils.images.cache import StoredImages
 from utils.images.pairs import PAIR_LABELS, Pairs, evaluation_pairs
 from utils.Siamese import SiameseNetwork, embedding_distance, eval_mode
 from utils.system.settings import Config
+
+RECALL_AT = (1, 5, 10)  # nearest images
+CHUNK = 256  # queries at a time, which bounds the memory by a few matrices of shape (CHUNK, N)
 
 
 @torch.no_grad()
@@ -33,6 +36,33 @@ def embed_images(
 def pair_distances(embeddings: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     """Compute the raw distances D of pairs, shape (P,)."""
     return embedding_distance(embeddings[pairs.first], embeddings[pairs.second])
+
+
+def query_scores(embeddings: torch.Tensor, labels: Sequence[str]) -> pd.DataFrame:
+    """Compute recall@k, AP and AP@R of every image (N, D) as a query for its class, labels (N,), among all others,
+    nearest embedding first: a row each, under its class. Their means are recall@k, mAP and MAP@R.
+
+    For a query with R other images of its class, recall@k is whether one of them is among the k nearest. With P(i) the
+    share of them among the i nearest, AP is the mean of P(i) over all places i at which they stand; AP@R is the sum
+    over those among the first R, divided by R (Musgrave et al., 2020). Of equally near images those of other classes
+    come first, so that a network that maps all images to one point gains nothing. An image alone in its class is no
+    query, but is among those searched.
+    """
+    labels, parts = np.asarray(labels), []
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    queries = np.flatnonzero(counts[codes] >= 2)
+    for part in np.split(queries, range(CHUNK, len(queries), CHUNK)):
+        distance = torch.cdist(embeddings[part], embeddings, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+        distance[np.arange(len(part)), part] = np.inf  # the query itself comes last, and is dropped there
+        same = codes[part, None] == codes
+        order = np.lexsort((same, distance))[:, :-1]
+        hit = np.take_along_axis(same, order, axis=1)
+        rank, wanted = np.arange(1, hit.shape[1] + 1), hit.sum(axis=1)
+        precision = hit * hit.cumsum(axis=1) / rank
+        recall = [hit[:, :k].any(axis=1) for k in RECALL_AT]
+        within = (precision * (rank <= wanted[:, None])).sum(axis=1)
+        parts.append(np.stack([*recall, precision.sum(axis=1) / wanted, within / wanted], axis=1))
+    return pd.DataFrame(np.concatenate(parts), labels[queries], [*(f"recall@{k}" for k in RECALL_AT), "mAP", "MAP@R"])
 
 
 @dataclass(frozen=True)
@@ -79,27 +109,29 @@ class PairScores:
     auc: float
     average_precision: float
     equal_error_rate: float
-    confusion: np.ndarray
-
-    def as_dict(self) -> dict:
-        return {**vars(self), "confusion": self.confusion.tolist()}
+    confusion: list[list[int]]
 
 
-def score_pairs(dissimilarity: np.ndarray, label: np.ndarray, threshold: float) -> PairScores:
+def score_pairs(
+    dissimilarity: np.ndarray, label: np.ndarray, threshold: float, times: np.ndarray | None = None
+) -> PairScores:
     """Score dissimilarities (P,) of any scale, not clipped: a pair is called similar iff it lies below the threshold.
-    Labels (P,) are 0, similar, and 1, dissimilar; both must occur."""
-    called = (dissimilarity >= threshold).astype(int)
-    confusion = metrics.confusion_matrix(label, called, labels=[0, 1])
-    false_alarms, hits, _ = metrics.roc_curve(label, dissimilarity, drop_intermediate=False)
+    Labels (P,) are 0, similar, and 1, dissimilar; both must occur. Each pair counts once, or so many `times`, (P,)."""
+    false_alarms, hits, _ = metrics.roc_curve(label, dissimilarity, sample_weight=times, drop_intermediate=False)
+    called = 2 * label + (dissimilarity >= threshold)
+    confusion = np.bincount(called, times, minlength=4).astype(int).reshape(2, 2)
+    (kept, alarms), (missed, found) = confusion.tolist()
+    positives = hits * (missed + found)  # at or above each threshold; sklearn would sort once more for the precision
+    precision = positives / np.maximum(positives + false_alarms * (kept + alarms), 1)
     return PairScores(
         threshold=float(threshold),
-        accuracy=float(np.trace(confusion) / confusion.sum()),
-        balanced_accuracy=float(metrics.balanced_accuracy_score(label, called)),
-        f1=float(metrics.f1_score(label, called)),
-        auc=float(metrics.roc_auc_score(label, dissimilarity)),
-        average_precision=float(metrics.average_precision_score(label, dissimilarity)),
+        accuracy=(kept + found) / (kept + alarms + missed + found),
+        balanced_accuracy=(kept / (kept + alarms) + found / (missed + found)) / 2,
+        f1=2 * found / (2 * found + alarms + missed),
+        auc=float(metrics.auc(false_alarms, hits)),
+        average_precision=float(np.diff(hits) @ precision[1:]),
         equal_error_rate=float(np.maximum(false_alarms, 1 - hits).min()),
-        confusion=confusion,
+        confusion=confusion.tolist(),
     )
 
 
@@ -109,39 +141,26 @@ def bootstrap_intervals(
     """Compute 95 % percentile intervals (Efron & Tibshirani, 1993) of the scores of `score_pairs`: name -> (low, high).
     Anchors are resampled, not pairs: all pairs of an anchor are drawn together, as they are not independent. Resamples
     with no similar or no dissimilar pair are left out."""
-    rng = np.random.default_rng(seed)
     anchors, anchor = np.unique(pairs.first, return_inverse=True)
-    order = np.argsort(dissimilarity)
-    values, starts = np.unique(dissimilarity[order], return_index=True)
-    anchor, label = anchor[order], pairs.label[order]
-    parts = []
-    for size in np.diff([*range(0, resamples, 100), resamples]):  # bounds the memory
-        # How often each pair is drawn.
-        drawn = rng.multinomial(len(anchors), np.full(len(anchors), 1 / len(anchors)), size)[:, anchor]
-        similar, dissimilar = (np.add.reduceat(drawn * mask, starts, axis=1) for mask in (label == 0, label == 1))
-        both = similar.any(1) & dissimilar.any(1)
-        parts.append(_scores_of_counts(similar[both], dissimilar[both], values >= threshold))
-    return {name: tuple(ends) for name, ends in pd.concat(parts).quantile([0.025, 0.975]).items()}
+    draws = np.random.default_rng(seed).multinomial(len(anchors), np.full(len(anchors), 1 / len(anchors)), resamples)
+    times = (drawn[anchor] for drawn in draws)
+    scores = [vars(score_pairs(dissimilarity, pairs.label, threshold, t)) for t in times if np.ptp(pairs.label[t > 0])]
+    table = pd.DataFrame(scores).drop(columns=["threshold", "confusion"])
+    return {name: tuple(ends) for name, ends in table.quantile([0.025, 0.975]).items()}
 
 
-def _scores_of_counts(similar: np.ndarray, dissimilar: np.ndarray, called: np.ndarray) -> pd.DataFrame:
-    """Compute the scores of R resamples at once from the numbers of pairs (R, V) at V rising dissimilarities, and which
-    of these are called dissimilar (V,)."""
-    negatives, positives = similar.sum(1), dissimilar.sum(1)
-    false_alarms, hits = similar[:, called].sum(1), dissimilar[:, called].sum(1)
-    nearer = similar.cumsum(1) - similar / 2  # similar pairs below each value, ties as half
-    found, alarms = (counts[:, ::-1].cumsum(1)[:, ::-1] for counts in (dissimilar, similar))  # at or above each value
-    precision = found / np.maximum(found + alarms, 1)
-    mistakes = np.maximum(alarms / negatives[:, None], 1 - found / positives[:, None])
-    scores = {
-        "accuracy": (hits + negatives - false_alarms) / (negatives + positives),
-        "balanced_accuracy": (hits / positives + 1 - false_alarms / negatives) / 2,
-        "f1": 2 * hits / (hits + false_alarms + positives),
-        "auc": (dissimilar * nearer).sum(1) / (negatives * positives),
-        "average_precision": (dissimilar * precision).sum(1) / positives,
-        "equal_error_rate": mistakes.min(1),
-    }
-    return pd.DataFrame(scores)
+def calibrate_threshold(dissimilarity: np.ndarray, label: np.ndarray) -> float:
+    """Choose the threshold with the highest balanced accuracy (Youden's J), midway between the two nearest pairs; of
+    equally good ones the highest; where calling any pair dissimilar is no gain, just above all pairs. Arguments are as
+    for `score_pairs`."""
+    false_alarms, hits, thresholds = metrics.roc_curve(label, dissimilarity, drop_intermediate=False)
+    best = thresholds[np.argmax(hits - false_alarms)]
+    if np.isinf(best):
+        return float(np.nextafter(dissimilarity.max(), np.inf))
+    below = dissimilarity[dissimilarity < best].max()
+    best = below.dtype.type(best)
+    middle = below + (best - below) / 2
+    return float(middle if middle > below else best)  # neighbouring numbers have no middle
 
 
 def extreme_pairs(dissimilarity: np.ndarray, pairs: Pairs, threshold: float, count: int = 2) -> dict[str, np.ndarray]:

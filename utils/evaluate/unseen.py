@@ -1,12 +1,10 @@
 """The scores of a split in numbers and as tables: all in all, class by class, and what unseen classes lose."""
 
-import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from utils.evaluate.retrieval import retrieval_intervals
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, score_pairs
 from utils.Siamese import SiameseNetwork, similarity_matrix
 
@@ -21,11 +19,19 @@ def split_metrics(split: SplitDistances, threshold: float, seed: int) -> dict[st
         "images": len(split.labels),
         "classes": len(set(split.labels)),
         "pairs": len(split.pairs.label),
-        **score_pairs(split.dissimilarity, split.pairs.label, threshold).as_dict(),
+        **vars(score_pairs(split.dissimilarity, split.pairs.label, threshold)),
         "intervals": bootstrap_intervals(split.dissimilarity, split.pairs, threshold, seed)
         | retrieval_intervals(split.queries, seed),
         "retrieval": {"queries": len(split.queries), **split.queries.mean().to_dict()},
     }
+
+
+def retrieval_intervals(scores: pd.DataFrame, seed: int, resamples: int = 1000) -> dict[str, tuple[float, float]]:
+    """Compute 95 % percentile intervals of the mean `query_scores`, by resampling the queries; name -> (low, high)."""
+    count = len(scores)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    low, high = np.quantile(drawn @ scores.to_numpy() / count, [0.025, 0.975], axis=0)
+    return {name: (float(a), float(b)) for name, a, b in zip(scores.columns, low, high)}
 
 
 def metrics_table(splits: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -59,21 +65,13 @@ def class_table(model: SiameseNetwork, split: SplitDistances) -> pd.DataFrame:
 
 def what_is_lost(seen: dict[str, Any], unseen: dict[str, Any]) -> str:
     """Tell in a sentence what the `split_metrics` of unseen classes lose beside those of the test images."""
-    auc, recall = (_loss(_with_interval(seen, name), _with_interval(unseen, name)) for name in ("auc", "recall@1"))
+    auc, recall = (
+        "{1:.3f} instead of {0:.3f}".format(*(_with_interval(split, name)[0] for split in (seen, unseen)))
+        for name in ("auc", "recall@1")
+    )
     searched = f"among {unseen['images']:,} images instead of {seen['images']:,}"
     return f"On classes that it has never seen: AUC {auc}; recall@1 ({searched}) {recall}"
 
 
 def _with_interval(metrics: dict[str, Any], name: str) -> tuple[float, float, float]:
     return (metrics | metrics["retrieval"])[name], *metrics["intervals"][name]
-
-
-def _loss(seen: tuple[float, float, float], unseen: tuple[float, float, float]) -> str:
-    """What is lost between two scores with their intervals; as they are of different images, the interval of the
-    difference follows from the two (Zou & Donner, 2008)."""
-    (one, one_low, one_high), (two, two_low, two_high) = seen, unseen
-    low = one - two - math.hypot(one - one_low, two_high - two)
-    high = one - two + math.hypot(one_high - one, two - two_low)
-    chance = ", which may be chance" if low <= 0 <= high else ""
-    word, difference, low, high = ("less", one - two, low, high) if two <= one else ("more", two - one, -high, -low)
-    return f"{two:.3f} instead of {one:.3f}, {difference:.3f} {word} ({low:.3f} to {high:.3f}{chance})"

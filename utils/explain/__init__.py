@@ -1,5 +1,5 @@
 """Explanations: what regions do to an embedding, and what follows from it."""
 
-from utils.system.lazy import lazy_getattr
+import lazy_loader
 
-__getattr__ = lazy_getattr(__name__, removal="Interventions")
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"removal": ["Interventions"]})

@@ -1,8 +1,10 @@
 """Figures made of numbers, and how all figures look. Those made of images are in `utils.imshow`."""
 
-from utils.system.lazy import lazy_getattr
+import lazy_loader
 
-__getattr__ = lazy_getattr(
+__getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    plots="plot_class_counts plot_interventions plot_learning_curves plot_pairs plot_reliability show_groups",
+    submod_attrs={
+        "plots": ["plot_class_counts", "plot_interventions", "plot_learning_curves", "plot_pairs", "show_groups"]
+    },
 )

@@ -9,11 +9,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
 from utils.dataset import SPLITS
-from utils.evaluate.calibration import brier_scores
 from utils.evaluate.faithfulness import area_under
 from utils.evaluate.scores import SplitDistances
 from utils.images.pairs import PAIR_LABELS
@@ -21,7 +19,6 @@ from utils.models import every_pair
 
 COLOURS = sns.color_palette("colorblind")
 MOST_MARKERS = 60  # epochs up to which a learning curve has a marker for each
-FULL_BIN = 20  # pairs, fewer of which show little but chance
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1)}  # a legend off the data
 
 
@@ -94,19 +91,6 @@ def plot_pairs(split: SplitDistances, thresholds: dict[str, float], margin: floa
     right.xaxis.set_major_formatter("{x:g}")
     right.minorticks_off()
     return _with_legends(figure, **ABOVE, ncols=2)
-
-
-def plot_reliability(estimates: dict[str, np.ndarray], label: np.ndarray) -> Figure:
-    """Plot a reliability diagram: the share of pairs of one class among those with about the same estimate of "same
-    class" (P,), in [0, 1], in up to ten bins of equally many pairs; a reliable one follows the diagonal."""
-    figure, axis = plt.subplots(figsize=(4.8, 3.9), layout="constrained")
-    axis.plot([0, 1], [0, 1], color="grey", lw=1, ls=":")
-    brier, bins = brier_scores(estimates, label), int(np.clip(len(label) // FULL_BIN, 2, 10))
-    for (name, values), style, colour in zip(estimates.items(), ("o-", "s--"), COLOURS):
-        share, mean = calibration_curve(label == 0, values, n_bins=bins, strategy="quantile")
-        axis.plot(mean, share, style, ms=6, color=colour, label=f"{name}: Brier {brier[name]:.3f}")
-    axis.set(xlabel='estimate of "same class"', ylabel="pairs of one class (share)")
-    return _with_legends(figure, **ABOVE)
 
 
 def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:

@@ -1,9 +1,8 @@
 """Images: files in a folder -> splits, pairs, and tensors."""
 
-from utils.system.lazy import lazy_getattr
+import lazy_loader
 
-__getattr__ = lazy_getattr(
+__getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    pairs="evaluation_pairs renumber_pairs evenly_spaced_pairs",
-    reading="read_image",
+    submod_attrs={"pairs": ["evaluation_pairs", "renumber_pairs", "evenly_spaced_pairs"], "reading": ["read_image"]},
 )

@@ -1,10 +1,12 @@
 """Search: a folder of images, indexed, and the nearest of them explained."""
 
-from utils.system.lazy import lazy_getattr
+import lazy_loader
 
-__getattr__ = lazy_getattr(
+__getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    build="INDEX build_index place_of",
-    query="MOST_ROWS export_parquet find_index search show_hits",
-    store="Index",
+    submod_attrs={
+        "build": ["INDEX", "build_index", "place_of"],
+        "query": ["MOST_ROWS", "export_parquet", "find_index", "search", "show_hits"],
+        "store": ["Index"],
+    },
 )

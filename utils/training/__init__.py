@@ -1,5 +1,7 @@
 """Training: `loop` reads from top to bottom, its parts lie beside it."""
 
-from utils.system.lazy import lazy_getattr
+import lazy_loader
 
-__getattr__ = lazy_getattr(__name__, loop="train", model_card="write_model_card")
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submod_attrs={"loop": ["train"], "model_card": ["write_model_card"]}
+)

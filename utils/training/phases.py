@@ -19,8 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from utils.evaluate.calibration import calibrate_threshold
-from utils.evaluate.scores import pair_distances, score_pairs
+from utils.evaluate.scores import calibrate_threshold, pair_distances, score_pairs
 from utils.images.pairs import evenly_spaced
 from utils.models import threshold_for
 from utils.networks.backbones import TimmNetwork
