@@ -14,7 +14,7 @@ from utils.explain.concepts import (
     distinct_looks,
     features_of_places,
     find_groups,
-    majority,
+    held_cells,
     strong_regions,
     widest_gap,
 )
@@ -64,12 +64,12 @@ def test_a_distinct_look_is_one_that_an_image_has_or_has_not(spread, found):
 
 
 def test_a_cell_belongs_to_what_most_places_over_it_hold():
-    places = torch.rand(2, PLACES**2, generator=torch.Generator().manual_seed(0)) < 0.5
-    for has, cells in zip(places.view(2, PLACES, PLACES), majority(places)):
+    places = torch.rand(2, PLACES**2, generator=torch.Generator().manual_seed(0)) < 0.6
+    for has, cells in zip(places.view(2, PLACES, PLACES), held_cells(places)):
         for row in range(GRID):
             for column in range(GRID):
                 over = has[max(0, row - CELLS + 1) : row + 1, max(0, column - CELLS + 1) : column + 1]
-                assert cells[row, column] == (over.float().mean() >= 0.5)
+                assert cells[row, column] == (over.float().mean() >= 0.6)
 
 
 def test_boxes_fit_what_they_are_drawn_around():
@@ -100,7 +100,7 @@ def test_a_planted_look_is_a_group_of_its_own_and_is_found_everywhere(monkeypatc
     assert groups.gap[best] > 0.5 and set(members.image) == planted  # also where no effect was measured
     for image, boxes in members.groupby("image"):
         inside, area = covered_square(boxes, corners[image])
-        assert inside > 0.9 and area <= 6 * 12**2
+        assert inside > 0.8 and area <= 6 * 12**2
     others = found[found.group != best]
     assert (others.bottom - others.top == 12).all() and (others.right - others.left == 12).all()
     assert 0 <= groups.rest < 1

@@ -7,7 +7,16 @@ from scipy.ndimage import gaussian_filter
 from toy import IMAGES1, IMAGES2, MARGINS_AFTER, MARGINS_BEFORE, SIZE, Toy, boxes, maps_of, naive_margins
 
 from utils.explain import removal
-from utils.explain.removal import REMOVALS, Interventions, WhatIf, blur, filled, randomly_moved, strongest_region
+from utils.explain.removal import (
+    REMOVALS,
+    Interventions,
+    WhatIf,
+    blur,
+    equal_shares,
+    filled,
+    randomly_moved,
+    strongest_region,
+)
 
 
 def test_the_strongest_region_equals_a_sort_with_ties_in_reading_order():
@@ -126,3 +135,12 @@ def test_a_filled_region_shows_nothing_of_itself_and_continues_its_surroundings(
     assert torch.equal(torch.where(inside, across, result), across)  # the rest stays as it was
     assert (result - across).abs().max() < 0.1  # a ramp of 0.3 within the region
     assert torch.equal(filled(marked, torch.zeros_like(inside)), marked)
+
+
+def test_as_large_a_share_of_each_class_is_filled_at_places_of_marked_images():
+    labels, marked = np.array([*"aaaabbbbbbcc"]), np.isin(np.arange(12), [0, 1, 2, 4])  # 3 of 4, 1 of 6, none of 2
+    for seed in range(5):
+        more, like = equal_shares(labels, marked, np.random.default_rng(seed))
+        assert len(set(more)) == len(more) == len(like) and marked[like].all() and not marked[more].any()
+        assert sorted(labels[more]) == [*"bbbcc"]  # 4 of 6 (4.5, to the even number), and 2 of 2 (1.5)
+    assert not len(equal_shares(labels, np.ones(12, bool), np.random.default_rng(0))[0])

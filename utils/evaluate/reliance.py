@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from utils.evaluate.scores import embed_images, query_scores
 from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups, strong_regions
-from utils.explain.removal import REMOVALS, blur, filled
+from utils.explain.removal import REMOVALS, blur, equal_shares, filled
 from utils.images.cache import StoredImages
 from utils.images.pairs import evenly_spaced
 from utils.images.places import BOX
@@ -74,9 +74,9 @@ def measure_reliance(
         border`; how much nearer to its look its images are than the others, if it is distinct (`gap`, otherwise 0);
         `AUC`, `accuracy` (balanced) and `recall@1` of all images `before`, `without` the group, which is filled from
         its surroundings (or `blurred`, or filled with the `mean colour`), and without regions of the same sizes at
-        `random` places; the `cost`, AUC at random less AUC without the group, in 95 % of resamples of images `low` to
-        `high`, and the group's rank by it, `rank low` to `rank high`; whether the group is `relied` on, and a
-        `suspect`; and the `finding`, in words.
+        `random` places (each time, as large a share of every class is filled, see `equal_shares`); the `cost`, AUC at
+        random less AUC without the group, in 95 % of resamples of images `low` to `high`, and the group's rank by it,
+        `rank low` to `rank high`; whether the group is `relied` on, and a `suspect`; and the `finding`, in words.
 
     Raises:
         DataError: one class, too few images, or nothing that recurs.
@@ -98,13 +98,16 @@ def measure_reliance(
     drawn = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 200)
     before, rows, without, costs = embed_images(model, images), {}, {}, {}
     for k, members in tqdm(regions.groupby("group"), desc="Taking groups away", disable=not verbose):
-        ways = {way: (members, fill) for way, fill in FILLS.items()}
-        ways["random"] = at_random_places(members, model.image_size, rng), filled
+        has = np.isin(np.arange(len(labels)), members.image)
+        more = (members[members.image == like].assign(image=i) for i, like in zip(*equal_shares(labels, has, rng)))
+        filled_in = pd.concat([members, *more], ignore_index=True)
+        ways = {way: (filled_in, fill) for way, fill in FILLS.items()}
+        ways["random"] = at_random_places(filled_in, model.image_size, rng), filled
         changed = {way: embeddings_without(model, images, before, *how) for way, how in ways.items()}
         effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("without", "random"))
         regions.loc[members.index, "effect"] = effect[members.image] * shares_of(members)
         costs[k] = aucs(changed["random"], labels, drawn) - aucs(changed["without"], labels, drawn)
-        without[k] = changed["without"]
+        without[k] = torch.where(torch.from_numpy(has)[:, None], changed["without"], before)
         gap = float(groups.gap[k])
         rows[k] = _facts(members, labels, effect - by_chance, costs[k], gap, model.image_size) | {
             f"{score} {way}": value

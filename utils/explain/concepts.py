@@ -35,6 +35,7 @@ ROUNDS = 3  # in which a look settles
 GAP, GAP_OF_FEW = 0.15, 0.4  # of n images, a distinct look has a gap of GAP + GAP_OF_FEW / n
 SAME = 0.7  # share of images that two looks have in common if they are one thing, such as sides and corners of a border
 COMMON = 6  # groups into which the rest is divided
+HELD = 0.6  # share of the places over a cell that hold it, if it belongs to a group
 FULL = 0.65  # share of a region's cells that belong to the group
 BATCH_SIZE = 16
 
@@ -71,11 +72,11 @@ class Groups:
                 chosen = disjoint(torch.where(has, near, -torch.inf))
                 found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
                 if gap:
-                    around = majority((nearness >= self.floors)[..., owner == k].any(2)).numpy()
+                    around = held_cells((nearness >= self.floors)[..., owner == k].any(2)).numpy()
                     sure = np.zeros_like(around)
                     for i, (top, bottom, left, right) in found:
                         sure[i, top:bottom, left:right] = True
-                        if around[i].sum() < CELLS**2 / 2:  # the look is that of a few places only
+                        if around[i].sum() < CELLS**2:  # the look is that of a few places only
                             around[i, top:bottom, left:right] = True
                     shapes = map(ndimage.binary_propagation, sure & around, [None] * len(sure), around)
                     found = [(i, box) for i, shape in enumerate(shapes) for box in boxes_of(shape)]
@@ -220,11 +221,11 @@ def common_looks(looks: torch.Tensor) -> tuple[list[Look], int]:
     return found, int((group < 0).sum())
 
 
-def majority(places: torch.Tensor) -> torch.Tensor:
-    """The cells that at least half of the places over them hold: bool (N, PLACES^2) -> bool (N, GRID, GRID)."""
+def held_cells(places: torch.Tensor) -> torch.Tensor:
+    """The cells that most (`HELD`) of the places over them hold: bool (N, PLACES^2) -> bool (N, GRID, GRID)."""
     over = torch.ones(1, 1, CELLS, CELLS)
     places = places.view(-1, 1, PLACES, PLACES).float()
-    return (2 * F.conv_transpose2d(places, over) >= F.conv_transpose2d(torch.ones_like(places), over))[:, 0]
+    return (F.conv_transpose2d(places, over) >= HELD * F.conv_transpose2d(torch.ones_like(places), over))[:, 0]
 
 
 def boxes_of(cells: np.ndarray) -> list[tuple[int, int, int, int]]:

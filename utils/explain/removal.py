@@ -80,6 +80,22 @@ def filled(batch: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     return torch.where(inside, F.interpolate(coarse, batch.shape[2:], mode="bilinear"), batch)
 
 
+def equal_shares(labels: np.ndarray, marked: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Choose further images to fill at the places of `marked` ones, bool (N,), until in each class, labels (N,), as
+    large a share is filled: or the fill would tell the class in place of what it hides.
+
+    Returns:
+        Positions of the further images, (M,), and of the marked ones whose places they get, (M,).
+    """
+    classes = sorted(set(labels))
+    most, more = max(marked[labels == label].mean() for label in classes), []
+    for own in (labels == label for label in classes):
+        missing = round(most * own.sum()) - (marked & own).sum()
+        more.append(rng.choice(np.flatnonzero(own & ~marked), missing, replace=False))
+    more = np.concatenate(more)
+    return more, rng.choice(np.flatnonzero(marked), len(more))
+
+
 # What is shown inside a removed region: nothing (twice), or something else.
 REMOVALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "blurred": blur,

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from utils.evaluate.localisation import load_masks
-from utils.explain.removal import filled
+from utils.explain.removal import equal_shares, filled
 from utils.images.cache import StoredImages
 from utils.images.frame import Frame
 from utils.images.places import BOX, in_frame
@@ -40,8 +40,7 @@ def covered(
     config: Config, images: StoredImages, rows: pd.DataFrame, known: Sequence[str], frame: Frame
 ) -> CoveredImages:
     """Cover the regions that `image.cover` names in training images of `rows`, `file` and `label`; `known` are the
-    files of all splits. In each class, other images are covered at the same places until the share is that of the class
-    with the largest: or the fill would tell the class in place of what it hides.
+    files of all splits. Further images are covered at the same places, see `equal_shares`.
 
     Raises:
         DataError: no readable regions, none in training images, an unknown image, or a box outside of its image.
@@ -61,12 +60,8 @@ def covered(
                 masks[place[file], max(0, top - down) : bottom + down, max(0, left - across) : right + across] = True
     if not masks.any():
         raise DataError(f"image.cover: {path}: holds no region of a training image; correct it, or set cover: null")
-    marked, rng = masks.any((1, 2)), np.random.default_rng(config.seed)
-    most = max(marked[labels == label].mean() for label in set(labels))
-    for label in sorted(set(labels)):
-        plain, own = np.flatnonzero((labels == label) & ~marked), labels == label
-        more = rng.choice(plain, round(most * own.sum()) - marked[own].sum(), replace=False)
-        masks[more] = masks[rng.choice(np.flatnonzero(marked), len(more))]
+    more, like = equal_shares(labels, masks.any((1, 2)), np.random.default_rng(config.seed))
+    masks[more] = masks[like]
     return CoveredImages(images, masks)
 
 
