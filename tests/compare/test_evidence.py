@@ -39,7 +39,7 @@ def test_the_csv_has_the_planted_squares_of_all_splits_first(written):
     assert set(first.file) == set(planted) and first.suspect.all() and (first.effect > 0).all()
     for file, boxes in first.groupby("file"):  # in pixels of the original, which is twice as wide
         inside, area = covered_square(boxes.assign(left=boxes.left / 2, right=boxes.right / 2), planted[file])
-        assert inside > 0.8 and area <= 6 * 12**2
+        assert inside > 0.75 and area <= 6 * 12**2
     assert table[~table.suspect].file.str.extract(r"(\d+)")[0].astype(int).max() < 60  # of the test images alone
     assert told.startswith("group 1: suspect: 100% of its") and told.endswith(f"{folder / 'evidence_masks'}\n")
 

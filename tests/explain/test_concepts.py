@@ -100,7 +100,7 @@ def test_a_planted_look_is_a_group_of_its_own_and_is_found_everywhere(monkeypatc
     assert groups.gap[best] > 0.5 and set(members.image) == planted  # also where no effect was measured
     for image, boxes in members.groupby("image"):
         inside, area = covered_square(boxes, corners[image])
-        assert inside > 0.8 and area <= 6 * 12**2
+        assert inside > 0.75 and area <= 6 * 12**2
     others = found[found.group != best]
     assert (others.bottom - others.top == 12).all() and (others.right - others.left == 12).all()
     assert 0 <= groups.rest < 1
