@@ -288,6 +288,24 @@ def test_a_missing_checkpoint_names_the_notebook_that_makes_it(tmp_path):
         SiameseNetwork.load(tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_features_of_the_backbone_are_appended_in_eval_mode_alone(tmp_path, normalised):
+    options = {"embedding_dim": 4, "image_size": (16, 16), "margin": 3.0, "normalize_embeddings": normalised}
+    torch.manual_seed(0)
+    SiameseNetwork("Conv4", feature_weight=0.5, **options).save(tmp_path / "model.pth")
+    model, batch = SiameseNetwork.load(tmp_path / "model.pth"), torch.randn(3, 3, 16, 16)
+    plain = SiameseNetwork("Conv4", **options).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        z, f, mixed = plain.embed(batch).numpy(), plain.pooling(plain.backbone(batch)).numpy(), model.embed(batch)
+        assert mixed.shape == (3, 4 + 64) and model.embedding_dim == 68
+        for i, j in ((0, 1), (1, 2)):
+            of_z, cosine = ((z[i] - z[j]) ** 2).sum(), f[i] @ f[j] / np.linalg.norm(f[i]) / np.linalg.norm(f[j])
+            of_f = (3**2 / 2) * (2 - 2 * cosine)  # two vectors of the length 3 / sqrt(2)
+            assert (mixed[i] - mixed[j]).square().sum().item() == pytest.approx((of_z + of_f / 4) / 1.25, rel=1e-3)
+        assert torch.equal(model.train().embed(batch), plain.train().embed(batch))
+
+
 def test_all_pairs_equals_a_loop():
     z, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 2, 1])
     distance, label = all_pairs(z, labels)

@@ -21,7 +21,7 @@ from utils.system.files import replacing
 ENCODER = "an encoder of one's own"
 FITS = ("stretch", "pad")
 SAVED = ("backbone_model", "pooling", "embedding_dim", "image_size", "margin", "threshold", "mean", "std", "fit")
-SAVED += ("normalize_embeddings", "levels")
+SAVED += ("normalize_embeddings", "levels", "feature_weight")
 FORMER_TENSORS = ("mean_embedding", "blurred_features", "removable")  # in files of earlier versions
 
 
@@ -86,6 +86,8 @@ class SiameseNetwork(nn.Module):
         image_size, fit, mean, levels: how `preprocess` fits an image, see `utils.images.frame.Frame`.
         mean, std: of each colour channel, for normalisation, on a scale of 0 to 1.
         normalize_embeddings: whether embeddings are scaled to one length.
+        feature_weight: w; above 0, an embedding in eval mode is `(z, w f) / sqrt(1 + w^2)`, with the backbone's pooled
+            features f, scaled to the length of a normalised z: they tell classes apart that training has not seen.
 
     Raises:
         ModelError: unknown backbone, weights that cannot be downloaded or do not fit, unsuitable image size.
@@ -106,6 +108,7 @@ class SiameseNetwork(nn.Module):
         fit: str = "stretch",
         normalize_embeddings: bool = False,
         levels: tuple[float, float] | None = None,
+        feature_weight: float = 0.0,
     ) -> None:
         image_size, mean, std = tuple(image_size), tuple(mean), tuple(std)
         arguments = dict(locals())
@@ -113,7 +116,7 @@ class SiameseNetwork(nn.Module):
         if pooling not in POOLINGS or fit not in FITS:
             raise ValueError(f"pooling must be one of {(*POOLINGS,)} and fit one of {FITS}, got {pooling!r}, {fit!r}")
         self.architecture = {key: arguments[key] for key in SAVED}  # makes the network again
-        self.normalize_embeddings = normalize_embeddings
+        self.normalize_embeddings, self.feature_weight = normalize_embeddings, feature_weight
         self.image_size, self.margin, self.threshold = image_size, margin, threshold
         self.frame = Frame(image_size, fit, mean, levels)
         if isinstance(backbone_model, nn.Module):
@@ -128,7 +131,7 @@ class SiameseNetwork(nn.Module):
         self.head = nn.Identity()
         if embedding_dim is not None:
             self.head = nn.Sequential(nn.Linear(features[1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
-        self.embedding_dim = embedding_dim or features[1]
+        self.embedding_dim = (embedding_dim or 0) + (features[1] if feature_weight or not embedding_dim else 0)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.info: dict[str, Any] = {}
@@ -198,8 +201,11 @@ class SiameseNetwork(nn.Module):
 
     def embed_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
         """Embed images from their pooled features: (N, C) -> (N, `embedding_dim`)."""
-        z = self.head(pooled)
-        return self.margin / 2**0.5 * F.normalize(z) if self.normalize_embeddings else z
+        z, length, w = self.head(pooled), self.margin / 2**0.5, self.feature_weight
+        z = length * F.normalize(z) if self.normalize_embeddings else z
+        if self.training or not w:
+            return z
+        return torch.cat([z, w * length * F.normalize(pooled)], dim=1) / (1 + w**2) ** 0.5
 
     def forward(self, batch1: torch.Tensor, batch2: torch.Tensor) -> torch.Tensor:
         """Dissimilarity in [0, 1] of each image of `batch1` and its partner in `batch2`: 2 x (N, 3, H, W) -> (N,)."""

@@ -29,7 +29,8 @@ MOST_CLASSES = 20  # named in the sentence that says which network it is
 
 def build_model(config: Config, levels: tuple[float, float] | None = None) -> SiameseNetwork:
     """Build the untrained network that a configuration describes; random weights depend on its seed only."""
-    keys = "backbone_model", "pretrained", "pooling", "embedding_dim", "weights", "margin", "normalize_embeddings"
+    keys = "backbone_model", "pretrained", "pooling", "embedding_dim", "weights", "margin"
+    keys += "normalize_embeddings", "feature_weight"
     options, image = {key: getattr(config, key) for key in keys}, config.image
     options |= {"image_size": image.size, "fit": image.fit, "levels": levels, **dict(image.normalization)}
     if not isinstance(config.threshold, FalseMatches):  # training sets that

@@ -29,14 +29,10 @@ BY_CHANCE = 0.1  # probability below which something is no chance
 AT_BORDER = 0.03  # of the image's longer side
 
 
-def _replaced_by(removal: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
-    return lambda batch, inside: torch.where(inside, removal(batch), batch)
-
-
 FILLS = {  # what is shown inside the regions (N, 1, H, W) of images (N, 3, H, W)
     "without": filled,
-    "blurred": _replaced_by(blur),
-    "mean colour": _replaced_by(REMOVALS["filled with the mean colour"]),
+    "blurred": lambda batch, inside: torch.where(inside, blur(batch), batch),
+    "mean colour": lambda batch, inside: torch.where(inside, REMOVALS["filled with the mean colour"](batch), batch),
 }
 
 

@@ -41,7 +41,8 @@ def metrics_table(splits: dict[str, dict[str, Any]]) -> pd.DataFrame:
     for title, metrics in splits.items():
         entries = {name: str(metrics[name]) for name in ("images", "classes", "pairs")}
         entries |= {
-            shown: "{:.3f} ({:.3f}-{:.3f})".format(*_with_interval(metrics, name)) for name, shown in SHOWN.items()
+            shown: "{:.3f} ({:.3f}-{:.3f})".format((metrics | metrics["retrieval"])[name], *metrics["intervals"][name])
+            for name, shown in SHOWN.items()
         }
         wrong, right = metrics["confusion"][1]
         table[title] = entries | {"false matches": f"{wrong / (wrong + right):.3f}"}
@@ -65,13 +66,7 @@ def class_table(model: SiameseNetwork, split: SplitDistances) -> pd.DataFrame:
 
 def what_is_lost(seen: dict[str, Any], unseen: dict[str, Any]) -> str:
     """Tell in a sentence what the `split_metrics` of unseen classes lose beside those of the test images."""
-    auc, recall = (
-        "{1:.3f} instead of {0:.3f}".format(*(_with_interval(split, name)[0] for split in (seen, unseen)))
-        for name in ("auc", "recall@1")
-    )
+    recall, of_seen = (split["retrieval"]["recall@1"] for split in (unseen, seen))
     searched = f"among {unseen['images']:,} images instead of {seen['images']:,}"
-    return f"On classes that it has never seen: AUC {auc}; recall@1 ({searched}) {recall}"
-
-
-def _with_interval(metrics: dict[str, Any], name: str) -> tuple[float, float, float]:
-    return (metrics | metrics["retrieval"])[name], *metrics["intervals"][name]
+    auc = f"AUC {unseen['auc']:.3f} instead of {seen['auc']:.3f}"
+    return f"On classes that it has never seen: {auc}; recall@1 ({searched}) {recall:.3f} instead of {of_seen:.3f}"

@@ -106,7 +106,7 @@ class Phase:
         pairs, and of the images the embeddings, classes and, of some, the backbone's pooled features."""
         pairs, labels, pooled = self.data.valid_pairs, self.data.labels["valid"], self.valid_features()
         own = pooled[self.processes.share(len(labels))].split(self.options.batch_size)
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(self.model):
             embeddings = torch.cat([self.model.embed_pooled(part.to(self.device)).cpu() for part in own])
         embeddings = self.processes.gather(embeddings, len(labels))
         distance = pair_distances(embeddings, pairs)
