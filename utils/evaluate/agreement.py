@@ -23,14 +23,12 @@ def effects_on_pairs(
     removals: dict[str, torch.Tensor],
     grid: int = GRID,
 ) -> dict[str, torch.Tensor]:
-    """Measure what removing each of `grid` x `grid` cells of one image does to the squared distance of its pair.
+    """Measure what removing each of `grid` x `grid` cells of one image does to the squared distance of its pair: name
+    -> effects (2P, grid^2), cells in reading order; of the pairs' first images, then of the second ones.
 
     Args:
         batch: preprocessed images (N, 3, H, W); `first` and `second` are positions in it, (P,).
         removals: name -> images (N, 3, H, W), whose pixels replace those of a removed cell.
-
-    Returns:
-        Name -> effects (2P, grid^2), cells in reading order: of the pairs' first images, then of the second ones.
     """
     cells = windows(1 / grid, grid, tuple(batch.shape[2:]))
     z, deltas = occlude(model, batch, [*removals.values()], cells, verbose=True)
@@ -68,15 +66,13 @@ def agreement_table(
     second: Sequence[int],
     explanations: dict[str, Explanation],
 ) -> pd.DataFrame:
-    """Score how well maps predict what removing a cell of one image does to the squared distance.
+    """Score how well maps predict what removing a cell of one image does to the squared distance: the correlation over
+    the cells, averaged over images and pairs, a row per method and a column per removal. The last row is a ceiling for
+    all maps that are made by blurring: the effects of blurring these very cells.
 
     Args:
         batch: preprocessed images (N, 3, H, W); `first` and `second` are positions in it, (P,).
         explanations: of these pairs, by the name of the method.
-
-    Returns:
-        A row per method and a column per removal: the correlation over the cells, averaged over images and pairs. The
-        last row is a ceiling for all maps that are made by blurring: the effects of blurring these very cells.
     """
     used, *ends = used_images(first, second)
     images = batch[used].to(model.mean.device)

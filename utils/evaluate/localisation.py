@@ -42,15 +42,13 @@ def baseline_maps(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
 def load_masks(
     data_path: Path, files: Sequence[str], frame: Frame, ending: str = "", folder: Path | None = None
 ) -> torch.Tensor | None:
-    """Load the masks of images, white on the object, and fit them into the network's frame like the images.
+    """Load the masks of images, white on the object, and fit them into the network's frame like the images: bool
+    (N, H, W), false outside an image, and everywhere if it has no mask; `None` if no image has one.
 
     Args:
         files: of the images, as in `split.csv`.
         ending: of the mask's file name, before `.png`; `_intruder` for the second object of synthetic scenes.
         folder: of the masks; `None`: `<data_path>_masks`.
-
-    Returns:
-        bool of shape (N, H, W), false outside an image, and everywhere if it has no mask; `None` if no image has one.
     """
     folder = folder or data_path.with_name(f"{data_path.name}_masks")
     paths = [(folder / file).with_name(f"{Path(file).stem}{ending}.png") for file in files]
@@ -68,12 +66,9 @@ def localisation_table(
     maps: dict[str, torch.Tensor], masks: torch.Tensor, pairs: Pairs, decided_right: np.ndarray
 ) -> pd.DataFrame:
     """Score how well factual maps (P, 2, H, W) of several methods, and `baseline_maps`, find the deciding object in
-    pairs that were decided rightly; `masks` are of the images, bool (N, H, W), in which `pairs` are positions.
-
-    Returns:
-        One row per method, for similar and for dissimilar pairs: `pointing` (share of hits) and `energy`
-        (`energy_ratio`), both averaged over both images, and the `number` of maps.
-    """
+    pairs that were decided rightly; `masks` are of the images, bool (N, H, W), in which `pairs` are positions. A row
+    per method, for similar and for dissimilar pairs, has `pointing` (share of hits) and `energy` (`energy_ratio`), both
+    averaged over both images, and the `number` of maps."""
     objects, rows = masks[np.stack([pairs.first, pairs.second], axis=1)], []
     for name, values in (maps | baseline_maps(objects.shape)).items():
         for label, label_name in enumerate(PAIR_LABELS):
