@@ -58,42 +58,42 @@ class Section(BaseModel):
 
 class FalseMatches(Section):
     false_matches: Fraction
-    """share of the validation pairs of two classes that may be called similar"""
+    """largest share of the validation pairs of two classes that may be called similar"""
 
 
 class Normalization(Section):
     mean: tuple[Probability, Probability, Probability] = (0.485, 0.456, 0.406)
-    """mean of each colour channel, from 0 to 1; with the default, every backbone sees what its weights expect"""
+    """mean of each colour channel, from 0 to 1; the default suits the weights of every backbone"""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    """standard deviation of each colour channel; likewise"""
+    """standard deviation of each colour channel; the default suits the weights of every backbone"""
 
 
 class ImageOptions(Section):
     """How an image is prepared for the network; `size` is (height, width) in pixels."""
 
     size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (224, 224)
-    """[height, width] in pixels; images are resized to it"""
+    """[height, width] in pixels, to which every image is resized"""
     fit: Literal["stretch", "pad"] = "stretch"
-    """`stretch`: every image fills `image.size`; `pad`: it keeps its aspect ratio, on a ground of the mean colour"""
+    """`stretch`: an image fills `image.size`; `pad`: it keeps its aspect ratio, and the mean colour fills the rest"""
     normalization: Normalization = Normalization()
     Channels: Annotated[int, Field(ge=3, le=3)] = 3
-    """red, green, blue"""
+    """always 3: red, green, blue"""
     HorizontalFlip: Probability = 0.5
-    """probability, in training"""
+    """probability that a training image is mirrored, left to right"""
     VerticalFlip: Probability = 0.0
-    """probability, in training"""
+    """probability that a training image is mirrored, top to bottom"""
     RandomRotationDegrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """largest angle of a random rotation in training, either way"""
+    """largest angle by which a training image is rotated at random, in either direction"""
     RandomResizedCrop: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """smallest share of an image's area that a random crop keeps in training; 1: no crops"""
+    """smallest share of a training image's area that a random crop keeps; 1: no crops"""
     RandomErasing: Probability = 0.0
-    """probability, in the last epoch (it rises to this), that a box of an image is blanked out; keeps evidence local"""
+    """probability that a box of a training image is erased; it rises with the epochs, from 0 to this value"""
     CutMix: Probability = 0.0
-    """probability, in fine-tuning, that a box of an image is covered by the same box of another image; its class stays.
-    Maps then agree better with what happens; much more than 0.2 costs accuracy"""
+    """probability, in fine-tuning, that a box of an image is covered by the same box of another image; the class stays.
+    Maps then predict effects better; much more than 0.2 costs accuracy"""
     cover: Existing | None = None
-    """regions that training does not see, filled from what surrounds them: the `evidence.csv` of
-    `python -m utils evidence`, or a folder of masks as `Data/<name>_masks`"""
+    """regions of training images that are filled from their surroundings, so that the network does not see them: the
+    `evidence.csv` of `python -m utils evidence`, or a folder of masks like `Data/<name>_masks`"""
     brightness: NotNegative = 0.0
     """strength of random changes in training, as in torchvision's ColorJitter"""
     contrast: NotNegative = 0.0
@@ -106,49 +106,49 @@ class ImageOptions(Section):
 
 class Hyperparameters(Section):
     head_steps: Annotated[int, Field(ge=0)] = 300
-    """with pretrained weights: steps in which the head is first trained alone, on features that are computed once"""
+    """from pretrained weights: steps in which the head is first trained alone, on features that are computed once"""
     epochs: Annotated[int, Field(ge=0)] = 30
-    """epochs of the whole network; with pretrained weights, of its later blocks, at fixed batch statistics; 0, which is
-    then allowed, trains the head alone"""
+    """epochs, after `head_steps`. From pretrained weights, they fine-tune the head and the later blocks, at fixed batch
+    statistics, and 0 trains the head alone. From random weights, they train the whole network"""
     additivity: NotNegative = 0.0
-    """weight, in these epochs, of a loss that teaches the network to add up effects: blurring a region then does what
-    blurring its parts does, and maps are right; takes a third more time"""
+    """weight, in `epochs`, of a loss that makes effects add up: the effect of a region comes near to the sum of the
+    effects of its parts, so maps predict effects better. It takes a third of the training time"""
     verbose: bool = True
-    """progress bars"""
+    """show progress bars"""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """images (`training_pairs: batch`) or pairs (`sampled`)"""
+    """images in a batch (`training_pairs: batch`), or pairs (`sampled`)"""
     num_workers: Annotated[int, Field(ge=0)] = 2
-    """threads that read images; processes that change them at random in training, none if images are few and small"""
+    """threads that read images, and processes that change them at random in training; small sets start no processes"""
     optimizer: Literal["Adam", "AdamW", "SGD"] = "AdamW"
-    """the optimizer, of PyTorch"""
+    """optimizer, of PyTorch"""
     learning_rate: Positive = 1e-3
-    """learning rate of `epochs` (its peak under `OneCycle`); the head alone is trained at 1e-3"""
+    """learning rate in `epochs`; under `OneCycle`, its peak. For the head alone, the peak is 1e-3"""
     weight_decay: NotNegative = 0.01
     """weight decay of the optimizer"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """for `SGD`"""
+    """momentum of `SGD`"""
     nesterov: bool = False
-    """for `SGD`"""
+    """use Nesterov momentum in `SGD`"""
     max_norm: Positive = 1.0
-    """gradients are clipped to this norm"""
+    """largest norm of the gradient; a larger one is clipped"""
 
 
 class EarlyStoppingOptions(Section):
     patience: Count = 25
-    """epochs without a better validation AUC, after which training stops"""
+    """fine-tuning stops after so many epochs without a better validation AUC"""
     min_delta: NotNegative = 0.0
-    """by how much an AUC must be higher to be better"""
+    """how much higher an AUC must be to count as better"""
 
 
 class LRSchedulerOptions(Section):
     name: Literal["ReduceLROnPlateau", "OneCycle"] = "ReduceLROnPlateau"
-    """`ReduceLROnPlateau` (of the validation AUC) or `OneCycle`"""
+    """schedule of the learning rate: `OneCycle`, or `ReduceLROnPlateau`, which follows the validation AUC"""
     patience: Annotated[int, Field(ge=0)] = 15
-    """for `ReduceLROnPlateau`: epochs without a better AUC"""
+    """for `ReduceLROnPlateau`: epochs without a better AUC, after which the learning rate is reduced"""
     min_lr: NotNegative = 0.0
-    """for `ReduceLROnPlateau`: the lowest learning rate"""
+    """for `ReduceLROnPlateau`: lowest learning rate"""
     factor: Fraction = 0.5
-    """for `ReduceLROnPlateau`: what the learning rate is multiplied by"""
+    """for `ReduceLROnPlateau`: factor by which the learning rate is multiplied"""
     verbose: bool = False
     """show the learning rate in the progress bar"""
 
@@ -157,71 +157,71 @@ class Config(Section):
     """All settings of a run on one dataset; `load_config` makes it; read-only."""
 
     dataset: str = Field(pattern=NAME)
-    """name of the data; the block under `datasets:` whose settings override the general ones; if not given, the last
-    part of `data_path`"""
+    """name of the dataset, and of the block under `datasets:` whose settings override the general ones; if not given,
+    the last part of `data_path`"""
     data_path: Path
-    """folder with a folder of images per class; set it inside a dataset's block, or all datasets share it. If not
-    given, `Data/<dataset>`"""
+    """folder of the images, with a sub-folder for each class; if not given, `Data/<dataset>`. Set it in a dataset's
+    block: above the blocks, it holds for all datasets"""
     checkpoints_path: Path
     """folder of the trained network; if not given, `checkpoints/<dataset>`"""
     outputs_path: Path
     """folder of figures and tables; if not given, `outputs/<dataset>`"""
     compare_path: Path = Path("Data/data_for_compare")
-    """the folder of images that 02 compares"""
+    """folder of the images that 02 compares with each other"""
     backbone_model: str = "MobileNet"
-    """`EfficientNetLite0` (photographs), `Conv4` (small images, random weights), `MobileNet`, `ResNet50`, or a network
-    of [timm](https://huggingface.co/docs/timm) by its name there"""
+    """`EfficientNetLite0` (for photographs), `Conv4` (for small images; it has no pretrained weights), `MobileNet`,
+    `ResNet50`, or the name of a network in [timm](https://huggingface.co/docs/timm)"""
     pretrained: bool = False
     """start from ImageNet weights; those of `EfficientNetLite0` are installed, others are downloaded once"""
     weights: Existing | None = None
-    """file with other weights for the backbone, as its library publishes them"""
+    """file with other weights for the backbone, such as timm or torchvision publishes"""
     pooling: Literal["auto", "gem", "avg"] = "auto"
-    """of feature maps: `gem` (generalised mean) or `avg` (the paper's); `auto`: `gem`, or a transformer's own"""
+    """pooling of each channel: `gem` (generalised mean), `avg` (mean, the paper's), `auto` (`gem`, or a transformer's own)"""
     embedding_dim: Annotated[int, Field(ge=2)] = 16
-    """numbers per embedding"""
+    """how many numbers an embedding has"""
     normalize_embeddings: bool = False
-    """scale embeddings to one length, so that those at a right angle are a margin apart"""
+    """scale all embeddings to the same length, so that two at a right angle are a margin apart"""
     feature_weight: NotNegative = 0.0
-    """weight of the backbone's own features, which are appended to an embedding: 0.5 tells apart classes better that
-    training has not seen, and loses nothing on others; embeddings then have some thousand numbers more"""
+    """weight of the backbone's features, which are appended to an embedding; 0 appends none. 0.5 finds classes better
+    that training has not seen. Embeddings then have about a thousand numbers more"""
     margin: Positive = 2.0
-    """distance from which on a dissimilar pair adds nothing to the loss"""
+    """distance from which two images count as completely dissimilar, and a dissimilar pair adds nothing to the loss"""
     threshold: Annotated[
         Fraction | FalseMatches, _else("a number between 0 and 1, such as 0.5, or {false_matches: 0.01}")
     ] = 0.5
-    """of the dissimilarity: a pair is similar if its similarity lies above one minus this. Or `{false_matches: 0.01}`:
-    set so that this share of all validation pairs of two classes is called similar"""
+    """threshold of the dissimilarity: a pair is similar if its similarity lies above one minus this number. With
+    `{false_matches: 0.01}`, it is chosen so that at most 1 % of validation pairs of two classes are called similar"""
     training_pairs: Literal["batch", "sampled"] = "batch"
     """`batch`: all pairs inside a batch; `sampled`: two pairs per image, redrawn in every epoch"""
     number_of_iterations: Count = 1
-    """rounds through the training images in an epoch"""
+    """passes through the training images in an epoch"""
     test_size: Fraction = 0.1
-    """share of every class's images for testing"""
+    """share of each class's images for testing"""
     valid_size: Fraction = 0.1
-    """share of the rest for validation"""
+    """share of the remaining images for validation"""
     unseen_classes: Annotated[
         Fraction | tuple[str, ...] | None, _else("a share of the classes such as 0.25, or a list of their names")
     ] = None
-    """classes that are held out as a whole, so that 03 can measure how the network does on new ones: a share, drawn by
-    the seed, or a list of names. Where classes are too small to be divided, whole ones are for validation and testing,
-    too"""
+    """classes that are held out as a whole, so that 03 can score the network on new classes: a share of all classes,
+    drawn by the seed, or a list of names. If classes are too small to be divided, validation and testing get whole
+    classes, too"""
     group_pattern: Annotated[re.Pattern, AfterValidator(_captures_once)] | None = None
-    """regular expression with one `( )` group, searched in the path below the class folder, or else in the file name:
-    files that agree in it, such as images of one patient, stay in one split, also across classes"""
+    """regular expression with one `( )` group. Files in which it captures the same text, such as images of one patient,
+    stay in one split, whatever their classes. It is searched in the path below the class folder, then in the name"""
     on_bad_image: Literal["skip", "error"] = "skip"
-    """images that cannot be read are named, with the reason: `skip` trains without them, `error` stops before"""
+    """`skip` trains without images that cannot be read, `error` stops before training; both name them"""
     image: ImageOptions = ImageOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     early_stopping: EarlyStoppingOptions = EarlyStoppingOptions()
     LRScheduler: LRSchedulerOptions = LRSchedulerOptions()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """same seed, same machine: same result"""
+    """seed of all random numbers; on the CPU of one machine, the same seed gives the same result"""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """`auto` takes CUDA, then Apple's MPS, then the CPU"""
+    """`auto` takes CUDA if it is there, else Apple's MPS, else the CPU"""
     cuda: bool = True
-    """whether `auto` may take a GPU"""
+    """`False` forbids a GPU under `device: auto`"""
     gpu: Annotated[int, Field(ge=0)] = 0
-    """which one, numbered as in nvidia-smi"""
+    """number of the CUDA card, from 0, as in nvidia-smi"""
 
     @property
     def transfer(self) -> bool:
