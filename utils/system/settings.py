@@ -176,7 +176,7 @@ class Config(Section):
     weights: Existing | None = None
     """file with other weights for the backbone, such as timm or torchvision publishes"""
     pooling: Literal["auto", "gem", "avg"] = "auto"
-    """pooling of each channel: `gem` (generalised mean), `avg` (mean, the paper's), `auto` (`gem`, or a transformer's own)"""
+    """pooling: `gem` (generalised mean), `avg` (mean, the paper's), or `auto` (`gem`, but a transformer's own)"""
     embedding_dim: Annotated[int, Field(ge=2)] = 16
     """how many numbers an embedding has"""
     normalize_embeddings: bool = False
