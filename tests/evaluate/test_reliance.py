@@ -30,6 +30,20 @@ def test_a_planted_square_is_the_first_suspect_and_removing_it_costs_what_it_gav
     pd.testing.assert_frame_equal(found.table, again.table)
 
 
+def test_the_fill_itself_does_not_tell_the_class(monkeypatch):
+    class SeesSmooth(SeesRed):
+        """z = the share of pixels that equal their right neighbour, as in the square and in its fill, but not around."""
+
+        def embed(self, batch):
+            smooth = (batch[:, 0].diff().abs() < 0.05).float().mean((1, 2))
+            return torch.stack([20 * smooth, 0 * smooth], 1)
+
+    patch_measurements(monkeypatch)
+    images, labels, _ = planted_images(80, 0.9)
+    first = measure_reliance(SeesSmooth(), images, labels, seed=0, verbose=False).table.loc[1]
+    assert first.purity == 1 and first["AUC before"] > 0.75 and first["AUC without"] < 0.6
+
+
 def test_nothing_planted_is_no_suspect(monkeypatch):
     patch_measurements(monkeypatch)
     images, labels, _ = planted_images(40, 0)
