@@ -47,8 +47,8 @@ def test_a_group_pattern_keeps_views_of_one_object_together(tmp_path):
     by_hand = [file if "other" in file else file[2:].rsplit("_", 1)[0] for file in table.file]  # whatever the class
     assert [by_hand.index(key) for key in by_hand] == groups.tolist()
     assert notes == [
-        "group_pattern: 12 groups of several classes (oslo_0, oslo_1, oslo_2 and 9 more), which stay in one split, too"
-        "; if these are different things in each class, give them different names"
+        "group_pattern: 12 groups of several classes (oslo_0, oslo_1, oslo_2 and 9 more); each stays in one split; "
+        "if a name means another thing in each class, rename the files"
     ]
     for seed in range(20):
         table, _ = prepare_split(config.model_copy(update={"seed": seed}))
@@ -84,7 +84,7 @@ def test_a_pattern_that_matches_nothing_gets_a_note(tmp_path):
     make_files(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
     groups, notes = groups_of(scan(tmp_path)[0], config_for(tmp_path, group_pattern="(berlin)"))
     assert groups.tolist() == [0, 1, 2] and notes == [
-        "group_pattern: '(berlin)' is in no file name, so it groups nothing; correct it in config.yml"
+        "group_pattern: '(berlin)' matches no path or file name, so it groups nothing; correct it in config.yml"
     ]
 
 
@@ -95,8 +95,8 @@ def test_prepare_split_scans_splits_and_notes(tmp_path):
     assert found == {label: {"train": 9, "valid": 3, "test": 4} for label in "ab"} | {"few": {"train": 2}}
     assert notes == [
         "a/readme.txt: not named as an image; save it as JPEG or PNG if it is one",
-        "valid: fewer than 2 images of few, so no pairs start from them; add images of them",
-        "test: fewer than 2 images of few, so no pairs start from them; add images of them",
+        "valid: fewer than 2 images of few: no pairs start from these classes; add images",
+        "test: fewer than 2 images of few: no pairs start from these classes; add images",
     ]
 
 
@@ -165,7 +165,7 @@ def test_no_image_of_a_group_is_trained_on_while_another_is_unseen(tmp_path):
     assert set(files_of(a=12, b=12, c=12, d=3)) - set(table.file) == {"a/0.png"}
     assert notes[1:] == [
         "unseen_classes: 2 of 4 classes are held out (c, d): 15 images",
-        "1 image left out (a/0.png): near duplicates or, by group_pattern, relatives of images in held-out classes",
+        "1 image left out (a/0.png): near duplicates, or of one group_pattern group, with images of another split",
     ]
 
 
@@ -179,9 +179,7 @@ def test_many_small_classes_are_divided_as_a_whole(tmp_path, count):
     assert (table.groupby("label").split.nunique() == 1).all() and len(table) == 20 * count
     # by hand: 5 of 20; a tenth of 15 is 1.5, and two classes are needed for pairs; so of 13
     assert table.groupby("split").label.nunique().to_dict() == {"train": 11, "valid": 2, "test": 2, "unseen": 5}
-    assert notes[1:] == [
-        "classes are too small to be divided: whole ones are drawn, 2 for valid and 2 for test, and not trained on"
-    ]
+    assert notes[1:] == ["classes are too small to be divided, so whole classes are taken: 2 for valid and 2 for test"]
 
 
 def test_a_share_holds_out_two_classes_at_least(tmp_path):
@@ -240,7 +238,7 @@ def test_a_split_that_is_missing_is_drawn_from_train(tmp_path, folders, drawn):
         (label, split): {"train": 9, drawn: 3}[split] for label in "ab" for split in ("train", drawn)
     }
     assert notes == [
-        f"{tmp_path}: divided already, the splits are those of its folders; {drawn} is missing, and drawn from train"
+        f"{tmp_path}: divided already, the splits are those of its folders; {drawn}: no such folder; drawn from train"
     ]
 
 
@@ -250,7 +248,8 @@ def test_duplicates_across_given_splits_are_named(tmp_path):
     table, notes = prepare_split(config_for(tmp_path))
     assert dict(zip(table.file, table.split))["test/a/0.png"] == "test"
     assert notes[1:] == [
-        "1 group of images that belong together in several splits (test/a/0.png, train/a/1.png): scores will flatter"
+        "in several splits: 1 group of images that belong together (test/a/0.png, train/a/1.png); "
+        "scores will be too high; delete the images from train"
     ]
 
 
@@ -318,7 +317,7 @@ def test_bad_images_are_an_error_where_that_is_asked_for(tmp_path):
     summary, *lines = str(caught.value).splitlines()
     assert summary == (
         f"{tmp_path}: 4 of 25 images cannot be read; "
-        "mend or delete them, or set on_bad_image: skip to go on without them"
+        "replace or delete them, or set on_bad_image: skip to go on without them"
     )
     assert [line.split(":")[0] for line in lines] == bad
     for file in bad:
@@ -348,7 +347,7 @@ def test_images_that_break_after_the_scan_are_left_out_too(tmp_path, capsys, bre
     expected = [np.asarray(Image.open(tmp_path / file)) for file in rows.file]
     assert np.array_equal(images[range(len(images))].permute(0, 2, 3, 1), np.stack(expected))
     assert capsys.readouterr().out == f"train: 1 of {len(train)} images gone or unreadable, left out: {lost}\n"
-    with pytest.raises(DataError, match=f"1 of {len(train)} images cannot be read; mend or delete them") as caught:
+    with pytest.raises(DataError, match=f"1 of {len(train)} images cannot be read; replace or delete them") as caught:
         load_split(table, "train", config_for(tmp_path, on_bad_image="error"), Frame((6, 10)))
     assert str(caught.value).splitlines()[1].startswith(f"{tmp_path / lost}: no")
 
@@ -418,5 +417,5 @@ def test_a_split_that_was_changed_is_named(tmp_path, content):
 
 def test_other_images_are_not_mixed_with_the_built_in_scenes(tmp_path):
     make_files(tmp_path / "Synthetic", ["cats/1.png", "dots/1.png"])
-    with pytest.raises(DataError, match="Synthetic: holds cats, not the built-in scenes; name your dataset"):
+    with pytest.raises(DataError, match="Synthetic: holds cats, not the built-in scenes; set dataset: in config.yml"):
         prepare_split(config_for(tmp_path / "Synthetic", dataset="Synthetic"))

@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line, not with the usage."""
 
     def error(self, message: str) -> NoReturn:
-        fail(f"{self.prog}: {message}; --help says what there is")
+        fail(f"{self.prog}: {message}; --help lists what is allowed")
 
 
 def fail(message: str) -> NoReturn:
@@ -32,14 +32,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m utils", description="Explainable image similarity.", epilog=EPILOG)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     of_dataset, of_images = Parser(add_help=False), Parser(add_help=False)  # what several commands take
-    text = "dataset to use instead of the one that the configuration names"
-    of_dataset.add_argument("dataset", nargs="?", metavar="name", help=text)
-    of_images.add_argument("--dataset", metavar="NAME", help=text.replace("dataset", "dataset whose network", 1))
+    text = "dataset; if not given, the one that the configuration names"
+    of_dataset.add_argument("dataset", nargs="?", metavar="NAME", help=text)
+    of_images.add_argument("--dataset", metavar="NAME", help=text.replace("dataset", "dataset whose network is used"))
     for common in (of_dataset, of_images):
-        common.add_argument("--config", default="config.yml", metavar="FILE", help="file to use instead of config.yml")
+        common.add_argument("--config", default="config.yml", metavar="FILE", help="configuration (config.yml)")
 
     download = _add(commands, "download", "download one of the paper's image sets into Data/", _download)
-    download.add_argument("name", help="AirBnB, Flowers or Skin_cancer; a set that is there already stays")
+    download.add_argument("name", metavar="NAME", help="AirBnB, Flowers or Skin_cancer; not again if it is there")
     for name, run, text in (
         ("audit", _audit, "list near duplicates, conflicting labels, unreadable files and tiny classes of a dataset"),
         ("train", _train, "train a network on a dataset, as notebook 01 does, and write it to checkpoints/NAME/"),
@@ -50,14 +50,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     text = "compare images, and write a page for a browser that shows which regions decide"
     page = _add(commands, "report", text, _report, of_images)
     page.add_argument("images", nargs="+", type=_there, help="two images or more, or a folder with its sub-folders")
-    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="network to use instead of the trained one")
+    page.add_argument("--checkpoint", type=_there, metavar="FILE", help="network to use instead of the dataset's")
     page.add_argument("--output", type=Path, metavar="FILE", help="page (.html) or folder to write into")
 
     text = "index a folder of images; find the images nearest to one image, and explain them"
     steps = _add(commands, "search", text).add_subparsers(required=True, metavar="STEP", title="steps")
     build = _add(steps, "build", "write or update the index of a folder of images", _search_build, of_images)
     build.add_argument("folder", type=_there, help="folder, with its sub-folders; if stopped, run again: it continues")
-    text = "measure all effects of regions now, in 100 passes for each image, not when a query finds the image"
+    text = "measure the effects of regions of all images now (100 passes each), not when a query finds an image"
     build.add_argument("--explain", action="store_true", help=text)
     text = "find the images nearest to an image, and draw which regions decide, to outputs/NAME/search/"
     query = _add(steps, "query", text, _search_query, of_images)
@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     export = _add(steps, "export", text, _search_export, of_images)
     export.add_argument("file", type=Path, metavar="FILE.parquet", help="file to write")
     for step in (query, export):
-        step.add_argument("--folder", type=Path, help="indexed folder to search instead of the one indexed last")
+        step.add_argument("--folder", type=Path, help="indexed folder; if not given, the one indexed last")
     return parser.parse_args(arguments)
 
 
@@ -87,7 +87,7 @@ def _there(text: str) -> Path:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: should be a number, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text}: should be a whole number, 1 or more")
     return int(text)
 
 
@@ -191,7 +191,7 @@ def _search_query(options: argparse.Namespace, config: Config) -> None:
             print(f"{hit.file}: gone or changed; run python -m utils search build {found.folder} again")
     path = place_of(config, options.image, ".png")
     save_figure(show_hits(found), path)
-    print(f"why: {path}" + f" (the first {MOST_ROWS})" * (len(found.hits) > MOST_ROWS))
+    print(f"which regions decide: {path}" + f" (the first {MOST_ROWS} hits)" * (len(found.hits) > MOST_ROWS))
 
 
 def _search_export(options: argparse.Namespace, config: Config) -> None:

@@ -34,12 +34,12 @@ def group_images(table: pd.DataFrame, fingerprints: pd.DataFrame, config: Config
         firsts = positions.groupby(captured).transform("min")  # NaN where nothing is captured
         groups = join(groups, positions.to_numpy(), firsts.fillna(positions).to_numpy(int))
         if captured.isna().all():
-            problem = f"{config.group_pattern.pattern!r} is in no file name, so it groups nothing"
+            problem = f"{config.group_pattern.pattern!r} matches no path or file name, so it groups nothing"
             notes.append(f"group_pattern: {problem}; correct it in config.yml")
         if crossing := captured[table.label.groupby(captured).transform("nunique") > 1].unique().tolist():
             number = f"{counted(len(crossing), 'group')} of several classes ({first_names(crossing)})"
-            advice = "if these are different things in each class, give them different names"
-            notes.append(f"group_pattern: {number}, which stay in one split, too; {advice}")
+            advice = "if a name means another thing in each class, rename the files"
+            notes.append(f"group_pattern: {number}; each stays in one split; {advice}")
     return groups, notes
 
 
@@ -48,7 +48,7 @@ def prepare_folder(config: Config) -> None:
     if config.dataset == SYNTHETIC:
         if others := {path.name for path in config.data_path.glob("[!.]*") if path.is_dir()} - set(CLASSES):
             what = f"holds {', '.join(sorted(others))}, not the built-in scenes"
-            raise DataError(f"{config.data_path}: {what}; name your dataset under dataset: in config.yml")
+            raise DataError(f"{config.data_path}: {what}; set dataset: in config.yml to the name of your dataset")
         ensure_synthetic(config.data_path, config.hyperparameters.verbose)
 
 
@@ -113,7 +113,7 @@ def _by_class(table: pd.DataFrame, split_of: dict[str, str]) -> tuple[pd.DataFra
     the rest, and a note on what is left out."""
     stay = on_own_side(table.label, table.label.map(split_of).fillna("train"), table.group.to_numpy())
     number, names = counted((~stay).sum(), "image"), first_names(table.file[~stay].tolist())
-    lost = f"{number} left out ({names}): near duplicates or, by group_pattern, relatives of images in held-out classes"
+    lost = f"{number} left out ({names}): near duplicates, or of one group_pattern group, with images of another split"
     return table[stay], [] if stay.all() else [lost]
 
 
@@ -126,7 +126,7 @@ def _divide_classes(table: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, 
     table, lost = _by_class(table, split_of)
     table = table.assign(split=table.label.map(split_of).fillna("train"))
     numbers = " and ".join(f"{table.label[table.split == name].nunique()} for {name}" for name in ("valid", "test"))
-    return table, [f"classes are too small to be divided: whole ones are drawn, {numbers}, and not trained on", *lost]
+    return table, [f"classes are too small to be divided, so whole classes are taken: {numbers}", *lost]
 
 
 def _with_given_splits(table: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
@@ -135,11 +135,11 @@ def _with_given_splits(table: pd.DataFrame, config: Config) -> tuple[pd.DataFram
     shares = (config.test_size * ("test" in missing), config.valid_size * ("valid" in missing))
     drawn = split_images(table[train], *shares, config.seed, table.group[train].to_numpy())
     table = table.assign(split=drawn.split.reindex(table.index).fillna(table.split))
-    from_train = f"; {' and '.join(missing)} is missing, and drawn from train" if missing else ""
+    from_train = f"; {' and '.join(missing)}: no such folder; drawn from train" if missing else ""
     notes = [f"{config.data_path}: divided already, the splits are those of its folders{from_train}"]
     if parted := groups_across(table, table.group.to_numpy(), "split"):
-        number, names = counted(len(parted), "group"), first_names(parted[0])
-        notes.append(f"{number} of images that belong together in several splits ({names}): scores will flatter")
+        number, advice = counted(len(parted), "group"), "scores will be too high; delete the images from train"
+        notes.append(f"in several splits: {number} of images that belong together ({first_names(parted[0])}); {advice}")
     return table, notes
 
 
@@ -156,7 +156,7 @@ def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]
         return []
     number = f"{len(bad)} of {count} images cannot be read"
     if config.on_bad_image == "error":
-        advice = "mend or delete them, or set on_bad_image: skip to go on without them"
+        advice = "replace or delete them, or set on_bad_image: skip to go on without them"
         raise DataError("\n".join([f"{config.data_path}: {number}; {advice}", *bad]))
     return [f"{number}: left out (on_bad_image: skip)", *bad]
 
@@ -174,7 +174,7 @@ def check_split(
         problem = f"too few images for the {name} split, which needs two classes, one of them with two images"
         raise DataError("\n".join([f"{config.data_path}: {problem}{advice}", *bad]))
     if small := counts[counts < 2].index.tolist():
-        return [f"{name}: fewer than 2 images of {first_names(small)}, so no pairs start from them; add images of them"]
+        return [f"{name}: fewer than 2 images of {first_names(small)}: no pairs start from these classes; add images"]
     return []
 
 

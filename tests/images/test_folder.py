@@ -195,9 +195,8 @@ def test_a_class_inside_a_class_is_named_with_its_first_folders(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     table = table_of("a/1.png", "b/1.png", "b/b/2.png", *(f"a/{name}/deep/1.png" for name in "vwxyz"))
     assert doubtful_folders(table, Path("Data")) == [
-        "a: images in its sub-folders v, w, x and 2 more count as a; "
-        "if they are classes of their own, move them to Data/",
-        "b: images in its sub-folders b count as b; if they are classes of their own, move them to Data/",
+        "a: images in its sub-folders v, w, x and 2 more count as a; if these folders are classes, move them to Data/",
+        "b: images in its sub-folders b count as b; if these folders are classes, move them to Data/",
     ]
 
 

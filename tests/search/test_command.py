@@ -47,7 +47,7 @@ def test_a_folder_is_built_and_an_image_found_in_it(place, capsys):
     similarity = [float(line.split()[1]) for line in lines[2:5]]
     assert similarity == sorted(similarity, reverse=True)
     (figure,) = (place / "outputs" / "Mine" / "search").glob("query-*.png")
-    assert lines[5:] == [f"why: {figure.relative_to(place)}"]
+    assert lines[5:] == [f"which regions decide: {figure.relative_to(place)}"]
 
 
 def test_an_image_that_resembles_nothing_is_named_above_the_table(place, capsys):
@@ -111,7 +111,7 @@ def test_of_several_indexes_the_one_that_was_built_last_is_searched(place, capsy
         (["query", "query.png", "--folder", "x" * 5000], "not indexed"),  # longer than a file's name may be
         (["query", "config.yml"], "config.yml: not a readable image"),
         (["query", "photos"], "photos: a folder; name an image"),
-        (["query", "only/one.png", "--folder", "only"], "no other image in it"),
+        (["query", "only/one.png", "--folder", "only"], "no other image; add some"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(place, capsys, arguments, words):

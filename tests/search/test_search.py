@@ -168,7 +168,7 @@ def test_images_that_cannot_be_looked_for_stay_in_the_index_with_a_line(model, f
             else:
                 yield folder_, folders, files
 
-    stay = "0: nothing is found in it now; the index keeps 3 images of it until it is deleted"
+    stay = "0: empty, or cannot be listed; the index keeps 3 images of it; connect its drive, or delete it"
     with monkeypatch.context() as patch:
         patch.setattr(os, "walk", refused)
         wrong = "left out:\n0: a folder that cannot be listed; change its access rights"

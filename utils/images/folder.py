@@ -141,7 +141,7 @@ def doubtful_folders(table: pd.DataFrame, data_path: Path) -> list[str]:
     notes = [f"{name}: a class folder without a readable image; add images or delete it" for name in empty]
     for label, files in table.groupby("label").file:
         if inner := sub_folders(files, depth):
-            advice = f"if they are classes of their own, move them to {data_path.as_posix()}/"
+            advice = f"if these folders are classes, move them to {data_path.as_posix()}/"
             notes.append(f"{label}: images in its sub-folders {first_names(inner)} count as {label}; {advice}")
     classes, spelt = (pd.Series(names.unique()) for names in (table.label, parts.str[depth - 1]))
     for names, keys, text in (

@@ -71,7 +71,7 @@ def build_index(
     lines += ["left out:", *left_out] if left_out else []
     for (place, may_come_back), count in Counter(places.values()).items():
         if place not in lost:  # a file has its line, or is counted
-            kept = "nothing is found in it now; the index keeps {} of it until it is deleted"
+            kept = "empty, or cannot be listed; the index keeps {} of it; connect its drive, or delete it"
             lines.append(f"{place}: {(kept if may_come_back else 'gone, with {}').format(counted(count, 'image'))}")
     changes = f"new or changed: {embedded}, gone: {len(lost - staying)}"
     lines.append(f"{folder}: {counted(images, 'image')} in the index; {changes}")

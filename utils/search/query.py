@@ -63,14 +63,14 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
         SearchError: the index is empty or damaged.
     """
     if not os.path.isdir(index.folder):
-        advice = "bring it back, or run python -m utils search build FOLDER where it is"
+        advice = "bring it back, or run python -m utils search build FOLDER with its new place"
         raise SearchError(f"{index.folder}: the indexed folder is not there now; {advice}")
     asked = Comparison(model, [query])
     effects = asked.effects_of(0)
     (z,) = effects.embeddings
     nearest = _nearest_others(index, z.cpu().numpy(), query, count)
     if not nearest:
-        raise SearchError(f"{index.path}: no other image in it; run python -m utils search build {index.folder} again")
+        raise SearchError(f"{index.path}: no other image; add some, run python -m utils search build {index.folder}")
     here = [one for _, one in nearest if state_if_there(index.folder / one.file) == one.state]
     compared = Comparison(model, [query, *(index.folder / one.file for one in here)])
     compared.effects = {0: effects}

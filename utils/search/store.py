@@ -87,7 +87,7 @@ class Index(AbstractContextManager):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            advice = "wait if another program writes it, check access rights and room, or delete it and build again"
+            advice = "wait if another program writes it, check access rights and disk, or delete it and build again"
             raise SearchError(f"{self.path}: cannot be used ({getattr(error, 'strerror', error)}); {advice}") from None
 
     def _prepare(self, network: str, folder: Path) -> None:
