@@ -24,8 +24,8 @@ HEAD = """# Configuration
 the block that is used. A file of the paper's implementation loads unchanged. An unknown key or a wrong value is an
 error that names it.
 
-*Default* holds for a key that is in no file; behind it stands what the `config.yml` of the project says above its
-blocks, where that differs. This page is made from the code: `python -m docs.make_configuration`.
+*Default* is the value of a key that your file does not have. Where the project's `config.yml` sets another one, that
+follows. This page is made from the code: `python -m docs.make_configuration`.
 """
 TABLE = """
 ## {title}

@@ -32,7 +32,7 @@ def test_a_planted_square_is_the_first_suspect_and_removing_it_costs_what_it_gav
 
 def test_the_fill_itself_does_not_tell_the_class(monkeypatch):
     class SeesSmooth(SeesRed):
-        """z = the share of pixels that equal their right neighbour, as in the square and in its fill, but not around."""
+        """z = the share of pixels that equal their right neighbour, as in the square and its fill, but not around."""
 
         def embed(self, batch):
             smooth = (batch[:, 0].diff().abs() < 0.05).float().mean((1, 2))
