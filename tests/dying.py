@@ -14,10 +14,10 @@ import pandas as pd
 import timm
 import torch
 from PIL import Image
+from samples import colour_config
 
 from benchmarks.common import changed
 from utils.images import cache
-from utils.system.settings import Config
 from utils.training import train
 from utils.training.loop import Trainer
 
@@ -70,23 +70,11 @@ def configurations(folder):
     draw_images(folder / "data")
     torch.manual_seed(0)
     torch.save(timm.create_model("test_efficientnet").state_dict(), folder / "weights.pth")
-    base = Config(
-        dataset="kills",
-        data_path=folder / "data",
-        checkpoints_path=folder / "random",
-        outputs_path=folder / "outputs",
-        backbone_model="Conv4",
-        image={"size": (32, 32), "RandomErasing": 0.5},
-        test_size=0.2,
-        valid_size=0.3,
-        device="cpu",
-        hyperparameters={"batch_size": 8, "verbose": False, "num_workers": 0, "epochs": 4},
-    )
-    given = {
-        "backbone_model": "test_efficientnet",
-        "weights": folder / "weights.pth",
-        "checkpoints_path": folder / "given",
-    }
+    image = {"size": (32, 32), "RandomErasing": 0.5}
+    options = {"batch_size": 8, "verbose": False, "num_workers": 0, "epochs": 4}
+    shares = {"test_size": 0.2, "valid_size": 0.3}
+    base = colour_config(folder / "data", folder, image=image, device="cpu", hyperparameters=options, **shares)
+    given = {"backbone_model": "test_efficientnet", "weights": folder / "weights.pth", "checkpoints_path": folder / "g"}
     steps = {"hyperparameters.head_steps": 9, "hyperparameters.epochs": 2}
     return {"random weights": base, "pretrained": changed(base, given | steps)}
 

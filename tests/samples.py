@@ -32,6 +32,12 @@ def noise(height=6, width=10, seed=0):
     return Image.fromarray(generator(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+def picture(seed, size=(80, 60)):
+    """A smooth picture of its own for every seed."""
+    coarse = generator(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
 def make_files(root, names):
     """An image for every name; those whose suffix is no image's are text."""
     for seed, name in enumerate(names):
@@ -85,9 +91,9 @@ def photographs(folder, count, size=(120, 90)):
     return paths
 
 
-def small_network(fit="stretch"):
-    """Untrained, for photographs of 32 x 48 pixels, some of which it calls similar."""
+def small_network(fit="stretch", size=(32, 48), margin=0.02):
+    """Untrained; of these size and margin, it calls some photographs similar."""
     torch.manual_seed(0)
-    network = SiameseNetwork("Conv4", embedding_dim=4, image_size=(32, 48), fit=fit).eval()
-    network.margin = 0.02
+    network = SiameseNetwork("Conv4", embedding_dim=4, image_size=size, fit=fit).eval()
+    network.margin = margin
     return network

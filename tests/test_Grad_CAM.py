@@ -62,8 +62,7 @@ def bilinear(values, size):
 
 
 @pytest.mark.parametrize(
-    ("name", "pooling", "size"),
-    [("Conv4", "avg", (24, 40)), ("test_efficientnet", "gem", (64, 96))],
+    ("name", "pooling", "size"), [("Conv4", "avg", (24, 40)), ("test_efficientnet", "gem", (64, 96))]
 )
 def test_grad_cam_equals_plain_autograd_of_each_image(name, pooling, size):
     model = network(name, pooling, size)

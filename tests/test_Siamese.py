@@ -53,11 +53,6 @@ def test_coinciding_embeddings_have_a_finite_zero_gradient(label):
     assert torch.equal(z1.grad, torch.zeros(1, 3))
 
 
-def test_embedding_distance_is_euclidean():
-    z1, z2 = torch.tensor([[3.0, 0.0, 1.0]]), torch.tensor([[0.0, 4.0, 1.0]])
-    assert embedding_distance(z1, z2).item() == pytest.approx(5.0)
-
-
 @pytest.mark.parametrize("pooling, p", [(AveragePooling, 1), (GeM, 3)])
 def test_pooling_equals_a_naive_loop(pooling, p):
     maps = torch.rand(2, 3, 2, 5, generator=torch.Generator().manual_seed(0))

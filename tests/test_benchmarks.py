@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from samples import colour_config
+from samples import colour_config, small_network
 from torch.utils.data import DataLoader
 
 from benchmarks import search, train, trust
@@ -14,7 +14,6 @@ from benchmarks.datasets import measure
 from utils.dataset import prepare_split
 from utils.Grad_CAM import explain
 from utils.images.fingerprints import MAX_BITS
-from utils.Siamese import SiameseNetwork
 
 
 def folder_config(folder, **settings):
@@ -57,8 +56,7 @@ def test_a_dataset_is_measured_on_the_images_that_were_held_out(colour_folder):
 
 def test_patches_of_other_images_are_averaged_over_their_effects(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)  # no bfloat16
-    torch.manual_seed(0)
-    model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+    model = small_network(size=(16, 24))
     batch, others = torch.randn(2, 3, 16, 24), torch.randn(2, 3, 16, 24)
     effects = trust.true_effects(model, batch, others, [0], [1], grid=2)
     expected = []
@@ -74,8 +72,7 @@ def test_patches_of_other_images_are_averaged_over_their_effects(monkeypatch):
 
 
 def test_grad_cam_among_its_variants_is_the_papers():
-    torch.manual_seed(0)
-    model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(32, 32)).eval()
+    model = small_network(size=(32, 32))
     batch = torch.randn(3, 3, 32, 32)
     found = trust.cam_variants(model, batch, [0, 1], [2, 2])
     paper = explain(model, batch[[0, 1]], batch[[2, 2]], "distance")

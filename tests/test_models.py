@@ -1,30 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from samples import config_in
 
-from utils.models import (
-    about_threshold,
-    build_model,
-    every_pair,
-    load_trained,
-    strangers,
-    threshold_for,
-)
+from utils.models import about_threshold, build_model, every_pair, load_trained, strangers, threshold_for
 from utils.system.errors import ModelError
-from utils.system.settings import SHIPPED, Config
+from utils.system.settings import SHIPPED
 
 
 def config_of(folder, dataset="Synthetic", **settings):
-    return Config(
-        dataset=dataset,
-        data_path=folder / dataset,
-        checkpoints_path=folder / "checkpoints",
-        outputs_path=folder / "outputs",
-        backbone_model="Conv4",
-        hyperparameters={"verbose": False},
-        device="cpu",
-        **settings,
-    )
+    given = {"dataset": dataset, "data_path": folder / dataset, "checkpoints_path": folder / "checkpoints"}
+    return config_in(folder, backbone_model="Conv4", device="cpu", **given | settings)
 
 
 def test_before_training_the_shipped_network_stands_in_and_says_so(tmp_path):

@@ -71,12 +71,7 @@ def test_demo_network_scores_as_promised(notebook_results):
 def test_every_figure_is_saved_and_each_pair_has_its_folder(notebook_results):
     outputs = notebook_results / "outputs" / "Synthetic"
     figures = {path.relative_to(outputs).as_posix() for path in outputs.rglob("*.png")}
-    assert {
-        "learning_curves.png",
-        "compare/similarity.png",
-        "scores.png",
-        "evidence.png",
-    } <= figures
+    assert {"learning_curves.png", "compare/similarity.png", "scores.png", "evidence.png"} <= figures
     pairs = [path for path in outputs.glob("pairs/*") if (path / "explanation.png").exists()]
     assert len(pairs) >= 3  # the photographs, the example, the least similar pair
     assert any(name.startswith("galleries/rightly") for name in figures)

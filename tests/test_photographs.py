@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import config_in
 from scipy.stats import norm
 from sklearn.datasets import load_sample_image
 from torch import nn
@@ -13,7 +14,6 @@ from torch import nn
 from utils.explain.occlusion import RegionEffects, effect_on_distance, in_few_dimensions
 from utils.models import CentredPooling, build_model, network_for, photographs_network
 from utils.Siamese import embedding_distance
-from utils.system.settings import Config
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,14 +60,8 @@ def test_the_centre_is_the_mean_of_relu6_of_normally_distributed_values():
 )
 def test_which_network_compares(tmp_path, dataset, inside, trained, words):
     folder = tmp_path / "Data" / dataset
-    config = Config(
-        dataset=dataset,
-        data_path=folder,
-        checkpoints_path=tmp_path / "checkpoints",
-        outputs_path=tmp_path,
-        backbone_model="Conv4",
-        device="cpu",
-    )
+    given = {"dataset": dataset, "data_path": folder, "checkpoints_path": tmp_path / "checkpoints"}
+    config = config_in(tmp_path, backbone_model="Conv4", device="cpu", **given)
     if trained:
         config.checkpoints_path.mkdir()
         build_model(config).save(

@@ -8,20 +8,16 @@ from datetime import datetime
 import pytest
 import torch
 from PIL import Image
-from samples import break_file, noise
+from samples import break_file, noise, small_network
 
 from utils.compare import chooser
 from utils.compare.chooser import Chooser, show_chooser
 from utils.compare.comparison import Comparison
-from utils.Siamese import SiameseNetwork
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    network = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 16)).eval()
-    network.margin = 0.05
-    return network
+    return small_network(size=(16, 16), margin=0.05)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from samples import config_in
+from samples import config_in, make_files, noise, small_network
 
 from utils.compare import comparison
 from utils.compare.comparison import (
@@ -25,26 +25,19 @@ from utils.explain.removal import REMOVALS, what_if
 from utils.Grad_CAM import Explanation, explain
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
-from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError
-
-
-def make_image(path, seed, size):
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
-    return path
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    network = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
-    network.margin = 0.05
-    return network
+    return small_network(size=(16, 24), margin=0.05)
 
 
 @pytest.fixture
 def paths(tmp_path):
-    return [make_image(tmp_path / f"{i}.png", seed=i, size=(10 + i, 30)) for i in range(5)]
+    for i in range(5):
+        noise(10 + i, 30, seed=i).save(tmp_path / f"{i}.png")
+    return [tmp_path / f"{i}.png" for i in range(5)]
 
 
 def test_each_image_is_measured_once_when_it_is_first_explained(model, paths, monkeypatch):
@@ -83,8 +76,9 @@ def padding(model, tmp_path):
     """A network of 16 x 24 pixels that pads, a wide image (rows 5 to 10 of the frame) and a tall one (columns 11 and
     12)."""
     model.frame = Frame(model.image_size, "pad")
-    sizes = {"wide": (10, 40), "tall": (40, 5)}
-    return Comparison(model, [make_image(tmp_path / f"{name}.png", 8, size) for name, size in sizes.items()])
+    noise(10, 40).save(tmp_path / "wide.png")
+    noise(40, 5).save(tmp_path / "tall.png")
+    return Comparison(model, [tmp_path / "wide.png", tmp_path / "tall.png"])
 
 
 def test_a_padded_pair_knows_the_part_of_the_frame_that_each_image_fills(padding):
@@ -153,8 +147,7 @@ def test_a_pair_beyond_the_margin_is_told_by_its_distance(model, paths):
 
 
 @pytest.mark.parametrize(
-    "similarity, said",
-    [(0.75, "similar: similarity 0.750, above"), (0.5, "dissimilar: similarity 0.500, not above")],
+    "similarity, said", [(0.75, "similar: similarity 0.750, above"), (0.5, "dissimilar: similarity 0.500, not above")]
 )
 def test_the_decision_in_a_sentence(similarity, said):
     value = torch.tensor([similarity])
@@ -208,11 +201,6 @@ def test_of_chosen_pairs_only_their_own_images_are_read_each_once(model, paths, 
         torch.testing.assert_close(pair["explanation"].raw, expected.explain(i, j).raw)
 
 
-def touch(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
 @pytest.fixture
 def config(tmp_path):
     """A trained dataset of three classes with 1, 3 and 2 test images."""
@@ -234,8 +222,7 @@ def test_examples_are_the_first_test_images_of_every_class(config):
 
 def test_examples_before_training_are_the_first_images_of_every_folder(config):
     (config.checkpoints_path / "split.csv").unlink()
-    for file in ("b/3.png", "b/1.png", "b/2.png", "a/x.jpg", "a/notes.txt", "loose.png"):
-        touch(config.data_path / file)
+    make_files(config.data_path, ["b/3.png", "b/1.png", "b/2.png", "a/x.jpg", "a/notes.txt", "loose.png"])
     assert example_images(config) == [config.data_path / file for file in ("a/x.jpg", "b/1.png", "b/2.png")]
 
 
@@ -247,9 +234,9 @@ def test_the_pair_is_the_one_given_or_of_one_class(config):
 
 
 def test_images_of_the_usual_or_a_given_folder_in_order(config, tmp_path):
+    files = ["c.png", "B.JPG", "a.webp", "._a.png", ".gitkeep", "README.txt", "sub/d.png", "folder.png/e.png"]
     for folder in (config.compare_path, tmp_path / "mine"):
-        for name in ("c.png", "B.JPG", "a.webp", "._a.png", ".gitkeep", "README.txt", "sub/d.png", "folder.png/e.png"):
-            touch(folder / name)
+        make_files(folder, files)
     for found in (images_to_compare(config), images_to_compare(config, tmp_path / "mine")):
         assert names(found) == ["B.JPG", "a.webp", "c.png"]
     assert found[0].parent == tmp_path / "mine"
@@ -257,7 +244,7 @@ def test_images_of_the_usual_or_a_given_folder_in_order(config, tmp_path):
 
 def test_a_given_folder_must_hold_two_images_and_for_the_usual_one_test_images_stand_in(config, tmp_path):
     for folder in (tmp_path / "mine", config.compare_path):
-        touch(folder / "alone.png")
+        make_files(folder, ["alone.png"])
     assert images_to_compare(config) == example_images(config)
     with pytest.raises(DataError, match="compare_folder: .*mine: 1 image there"):
         images_to_compare(config, tmp_path / "mine")

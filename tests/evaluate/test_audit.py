@@ -1,17 +1,17 @@
 """The audit of a small folder in which everything is wrong once."""
 
-import numpy as np
 import pytest
 from PIL import Image
-from samples import config_in
+from samples import config_in, picture
 
 from utils.evaluate.audit import audit, report
 from utils.system.errors import DataError
 
 
-def picture(seed, size=(60, 40)):
-    coarse = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+def make_pictures(folder, files):
+    for seed, file in enumerate(files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed, (60, 40)).save(folder / file)
 
 
 def config_for(folder, **settings):
@@ -22,9 +22,7 @@ def config_for(folder, **settings):
 def dirty(tmp_path):
     folder = tmp_path / "Data"
     files = [f"{label}/{i:02d}.png" for label, count in (("a", 20), ("b", 20), ("few", 7)) for i in range(count)]
-    for seed, file in enumerate(files):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        picture(seed).save(folder / file)
+    make_pictures(folder, files)
 
     def copy(source, target):
         (folder / target).write_bytes((folder / source).read_bytes())
@@ -101,9 +99,7 @@ def test_the_report_names_the_files_conflicts_before_other_duplicates(dirty):
 def test_duplicates_across_given_splits_are_found_and_what_can_hardly_be_seen(tmp_path):
     folder = tmp_path / "Data"
     files = [f"{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in "01"]
-    for seed, file in enumerate(files):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        picture(seed).save(folder / file)
+    make_pictures(folder, files)
     picture(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "test/a/1.png")  # of train/a/0.png
     picture(2).resize((90, 60)).save(folder / "train/b/1.png")  # of train/b/0.png
     Image.new("RGB", (60, 40), "white").save(folder / "test/b/0.png")

@@ -1,20 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from samples import config_in
+from samples import config_in, small_network
 from scipy.spatial import distance as scipy_distance
 
 from utils.evaluate import baselines
-from utils.evaluate.baselines import (
-    baseline_distances,
-    colour_histograms,
-    compare_methods,
-    pooled_features,
-)
+from utils.evaluate.baselines import baseline_distances, colour_histograms, compare_methods, pooled_features
 from utils.evaluate.scores import SplitDistances, calibrate_threshold, embed_images, pair_distances, score_pairs
 from utils.images.pairs import Pairs, evaluation_pairs
 from utils.networks.backbones import make_backbone
-from utils.Siamese import SiameseNetwork
 from utils.system.errors import ModelError
 
 TRAINING_FREE = ["colour histogram", "untrained backbone"]
@@ -23,8 +17,7 @@ PAIRS = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    return SiameseNetwork("Conv4", embedding_dim=4, image_size=(32, 40)).eval()
+    return small_network(size=(32, 40), margin=2.0)
 
 
 @pytest.fixture

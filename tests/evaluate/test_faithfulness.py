@@ -3,33 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import (
-    IMAGES1,
-    IMAGES2,
-    MARGINS_AFTER,
-    MARGINS_BEFORE,
-    SIZE,
-    H,
-    Toy,
-    W,
-    explanation_of,
-    maps_of,
-    naive_margins,
-)
+from samples import small_network
+from toy import IMAGES1, IMAGES2, MARGINS_AFTER, MARGINS_BEFORE, SIZE, H, Toy, W, explanation_of, maps_of, naive_margins
 
 from utils.evaluate import faithfulness
-from utils.evaluate.faithfulness import (
-    area_under,
-    check,
-    check_table,
-    compare_rankings,
-    curves,
-    signed_evidence,
-)
+from utils.evaluate.faithfulness import area_under, check, check_table, compare_rankings, curves, signed_evidence
 from utils.explain import removal
 from utils.explain.removal import Interventions, pixel_ranks, randomly_moved
 from utils.Grad_CAM import explain
-from utils.Siamese import SiameseNetwork
 
 
 @pytest.fixture
@@ -101,8 +82,7 @@ def test_area_under_by_hand(curve, area):
 
 @pytest.fixture
 def judged():
-    torch.manual_seed(0)
-    model = SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+    model = small_network(size=(16, 24))
     batch1, batch2 = torch.randn(2, 6, 3, 16, 24)
     distance = explain(model, batch1, batch2).distance
     model.margin = 2 * float(distance.median() * 1.0001)  # half of the pairs are similar

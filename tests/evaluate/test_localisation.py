@@ -6,13 +6,7 @@ import torch
 from PIL import Image
 from toy import SIZE, boxes
 
-from utils.evaluate.localisation import (
-    baseline_maps,
-    energy_ratio,
-    load_masks,
-    localisation_table,
-    pointing_game,
-)
+from utils.evaluate.localisation import baseline_maps, energy_ratio, load_masks, localisation_table, pointing_game
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
 from utils.system.errors import DataError

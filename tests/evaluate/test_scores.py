@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from samples import break_file, config_in, make_files
+from samples import break_file, config_in, make_files, small_network
 from sklearn import metrics
 
 from utils.evaluate import scores as module
@@ -13,13 +13,11 @@ from utils.evaluate.scores import (
     embed_images,
     extreme_pairs,
     measure_split,
-    pair_distances,
     query_scores,
     score_pairs,
 )
 from utils.images.frame import Frame
 from utils.images.pairs import Pairs
-from utils.Siamese import SiameseNetwork
 
 
 def disjoint(label):
@@ -129,16 +127,9 @@ def test_calibrated_threshold_lies_midway():
     assert calibrate_threshold(np.array([0.1, 0.8, 0.4, 0.9]), np.array([0, 0, 1, 1])) == pytest.approx(0.85)
 
 
-def test_pair_distances_by_hand():
-    pairs = Pairs(np.array([0, 2]), np.array([1, 2]), np.array([1, 0]))
-    found = pair_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]), pairs)
-    assert found.tolist() == pytest.approx([5, 0], abs=1e-5)
-
-
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    return SiameseNetwork("Conv4", embedding_dim=4, image_size=(16, 24)).eval()
+    return small_network(size=(16, 24), margin=2.0)
 
 
 def test_batches_embed_as_single_images_in_order(model):
@@ -163,11 +154,8 @@ def test_a_split_is_measured_in_the_networks_frame(model, tmp_path):
 
 
 def test_a_split_is_measured_at_one_forward_pass_per_image_on_the_same_pairs(model, tmp_path):
-    rng = np.random.default_rng(0)
     rows = [(f"{label}/{i}.png", label, "valid" if i == 5 else "test") for label in "ab" for i in range(6)]
-    for file, label, _ in rows:
-        (tmp_path / label).mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(tmp_path / file)
+    make_files(tmp_path, [file for file, *_ in rows])
     config = config_in(tmp_path, hyperparameters={"batch_size": 4, "verbose": False})
     model.info, model.margin = {"config": {"seed": 3}}, 0.002
     seen = []

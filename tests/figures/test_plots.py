@@ -6,13 +6,7 @@ import torch
 from PIL import Image
 
 from utils.evaluate.scores import SplitDistances
-from utils.figures.plots import (
-    plot_class_counts,
-    plot_interventions,
-    plot_learning_curves,
-    plot_pairs,
-    show_groups,
-)
+from utils.figures.plots import plot_class_counts, plot_interventions, plot_learning_curves, plot_pairs, show_groups
 from utils.images.pairs import Pairs
 
 DISSIMILARITY, LABEL = np.array([0.1, 0.3, 0.7, 0.4, 0.9, 1.4]), np.array([0, 0, 0, 1, 1, 1])

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
-from samples import noise
+from samples import noise, picture
 
 from utils.images.fingerprints import (
     MAX_BITS,
     SIDE,
-    copy_groups,
     fingerprint_of,
     hashes_of,
     join,
@@ -21,12 +20,6 @@ from utils.images.fingerprints import (
     notes_on_looks,
 )
 from utils.images.reading import read_image
-
-
-def picture(seed, size=(80, 60)):
-    """A smooth picture of its own for every seed."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 def fingerprints_of(bits):
@@ -139,10 +132,6 @@ def test_a_set_of_pictures_that_the_hash_cannot_tell_apart_is_left_alone():
 def test_copies_are_duplicates_even_where_they_are_most_of_the_set():
     fingerprints = fingerprints_of(np.random.default_rng(0).random((4, 256)) < 0.5)
     assert near_duplicate_groups(fingerprints.loc[[0, 1, 1, 1]]).tolist() == [0, 1, 1, 1]
-
-
-def test_exact_groups_compare_contents():
-    assert copy_groups(pd.DataFrame({"content": ["x", "z", "y", "x", "y"]})).tolist() == [0, 1, 2, 0, 2]
 
 
 @pytest.mark.parametrize("seed", range(5))

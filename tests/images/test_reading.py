@@ -133,10 +133,7 @@ LEAD = b"\0\0\0\x18ftyp"
         (LEAD + b"heic\0\0", "a HEIC image; install what reads it (pip install pillow-heif), or save it as JPEG"),
         (LEAD + b"avif\0\0", "an AVIF image; install what reads it (pip install --upgrade pillow), or save it as JPEG"),
         (b"\xff\x0a\xfa\x1f", "a JPEG XL image; save it as JPEG or PNG"),
-        (
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "a Git LFS pointer, not the image; fetch the images",
-        ),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the image; fetch the images"),
         (b"\xef\xbb\xbf\n<!DOCTYPE html>", "a saved web page, not the image; download the image itself"),
         (b"\0" * 128 + b"DICM", "a DICOM file; export it as PNG or TIFF of 16 bits"),
     ],
@@ -310,15 +307,16 @@ def test_what_is_no_number_is_black_and_nothing_else_is_an_error(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
-def test_a_tiff_that_pillow_cannot_read_is_named(tmp_path):
-    write_tiff(tmp_path / "a.tif", np.zeros((4, 4, 5), np.uint8), bands=5)
-    with pytest.raises(DataError, match="a TIFF of a kind that is not read; save it as PNG, or with 1 or 3 bands of 8"):
-        read_image(tmp_path / "a.tif")
-
-
-def test_colours_that_pillow_would_read_wrongly_are_an_error(tmp_path):
-    write_tiff(tmp_path / "a.tif", np.zeros((4, 4, 3), np.uint16), bands=3, planar=2)
-    with pytest.raises(DataError, match="its colours are in planes of 16 bits: save it as PNG"):
+@pytest.mark.parametrize(
+    "dtype, bands, planar, words",
+    [
+        (np.uint8, 5, 1, "a TIFF of a kind that is not read; save it as PNG, or with 1 or 3 bands of 8"),
+        (np.uint16, 3, 2, "its colours are in planes of 16 bits: save it as PNG"),  # which it would read wrongly
+    ],
+)
+def test_a_tiff_that_pillow_cannot_read_is_named(tmp_path, dtype, bands, planar, words):
+    write_tiff(tmp_path / "a.tif", np.zeros((4, 4, bands), dtype), bands=bands, planar=planar)
+    with pytest.raises(DataError, match=words):
         read_image(tmp_path / "a.tif")
 
 

@@ -33,12 +33,7 @@ def test_the_installed_weights_see_photographs_as_timm_does(photograph, classes)
 
 @pytest.mark.parametrize(
     ("name", "size", "final"),
-    [
-        ("Conv4", (64, 96), (64, 8, 12)),
-        ("MobileNet", (96, 96), (1280, 3, 3)),
-        ("resnet18", (64, 128), (512, 2, 4)),
-        ("densenet121", (64, 64), (1024, 2, 2)),
-    ],
+    [("Conv4", (64, 96), (64, 8, 12)), ("MobileNet", (96, 96), (1280, 3, 3))],
 )
 def test_final_maps_and_embeddings_have_the_shapes_that_the_stride_gives(name, size, final):
     network = SiameseNetwork(name, image_size=size).eval()

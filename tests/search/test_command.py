@@ -33,10 +33,7 @@ def search(*arguments):
 def test_a_folder_is_built_and_an_image_found_in_it(place, capsys):
     search("build", "photos", "--explain")
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "Mine: trained on a, b",
-        "photos: 7 images in the index; new or changed: 7, gone: 0",
-    ]
+    assert lines == ["Mine: trained on a, b", "photos: 7 images in the index; new or changed: 7, gone: 0"]
     search("query", "query.png", "--hits", "3")
     lines = capsys.readouterr().out.splitlines()
     assert lines.pop(1) == f"searched: {place / 'photos'}, which was indexed last; --folder chooses another"

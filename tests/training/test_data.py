@@ -8,15 +8,7 @@ from torchvision.transforms import v2
 from utils.explain.removal import blur
 from utils.system.settings import ImageOptions
 from utils.training import data
-from utils.training.data import (
-    SIDES,
-    ChangedImages,
-    ImageLoader,
-    Request,
-    halved_boxes,
-    occlude_halves,
-    random_changes,
-)
+from utils.training.data import SIDES, ChangedImages, ImageLoader, Request, halved_boxes, occlude_halves, random_changes
 
 JITTER = ["brightness", "contrast", "saturation", "hue"]
 IMAGES = torch.randint(0, 256, (8, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

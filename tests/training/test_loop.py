@@ -225,9 +225,7 @@ def test_of_a_transformer_the_last_third_is_trained(config, tmp_path):
     assert not any(part in name for part in ("patch_embed", "pos_embed", "cls_token") for name in changed)
 
 
-@pytest.mark.parametrize(
-    "aucs, kept", [([0.9, 0.8, 0.6, 0.7], 4), ([0.9, 0.8, 0.7, 0.6], 3), ([0.9, 0.8], 2), ([0.9, 0.8, 0.7], 3)]
-)
+@pytest.mark.parametrize("aucs, kept", [([0.9, 0.8, 0.6, 0.7], 4), ([0.9, 0.8, 0.7, 0.6], 3), ([0.9, 0.8], 2)])
 def test_the_head_alone_is_kept_as_its_schedule_left_it(config, tmp_path, monkeypatch, aucs, kept):
     """Of three epochs of the head, only the last can be the best; epochs of fine-tuning compete with it."""
     scripted(monkeypatch, aucs)
@@ -237,12 +235,11 @@ def test_the_head_alone_is_kept_as_its_schedule_left_it(config, tmp_path, monkey
     assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
 
 
-@pytest.mark.parametrize("schedule, kept", [("OneCycle", 3), ("ReduceLROnPlateau", 2)])
-def test_where_the_schedule_has_an_end_the_last_network_is_kept(config, monkeypatch, schedule, kept):
+def test_where_the_schedule_has_an_end_the_last_network_is_kept(config, monkeypatch):
     scripted(monkeypatch, [0.7, 0.9, 0.8])
-    settings = config({"epochs": 3}, LRScheduler={"name": schedule})
+    settings = config({"epochs": 3}, LRScheduler={"name": "OneCycle"})
     train(settings)
-    assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
+    assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == 3
 
 
 def test_an_interrupt_before_the_first_epoch_ends_leaves_nothing(config, monkeypatch):
