@@ -45,7 +45,7 @@ class Reliance:
         regions: a row for each region: `image`, `group`, `top`, `bottom`, `left`, `right` in pixels of the frame, and
             `effect`, its share of what the group does in this image, see `effects_of`.
         chosen: positions of the N images that are compared, evenly spaced if there are more than `COMPARED`.
-        embeddings, without: of these, (N, D), and with each group blurred, (G, N, D).
+        embeddings, without: of these, (N, D), and with each group filled, (G, N, D), as for `AUC without`.
         groups: what finds the groups in other images; `numbers` are theirs in the table.
     """
 
@@ -92,7 +92,7 @@ def measure_reliance(
         raise DataError(f"evidence: nothing recurs in {FEWEST} of {len(labels)} images; add images and train again")
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 200)
-    before, rows, without, costs = embed_images(model, images), {}, {}, {}
+    before, rows, without, costs, moved = embed_images(model, images), {}, {}, {}, {}
     for k, members in tqdm(regions.groupby("group"), desc="Taking groups away", disable=not verbose):
         has = np.isin(np.arange(len(labels)), members.image)
         more = (members[members.image == like].assign(image=i) for i, like in zip(*equal_shares(labels, has, rng)))
@@ -103,7 +103,7 @@ def measure_reliance(
         effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("without", "random"))
         regions.loc[members.index, "effect"] = effect[members.image] * shares_of(members)
         costs[k] = aucs(changed["random"], labels, drawn) - aucs(changed["without"], labels, drawn)
-        without[k] = torch.where(torch.from_numpy(has)[:, None], changed["without"], before)
+        without[k], moved[k] = changed["without"], float((before - changed["without"])[has].norm(dim=1).sum())
         gap = float(groups.gap[k])
         rows[k] = _facts(members, labels, effect - by_chance, costs[k], gap, model.image_size) | {
             f"{score} {way}": value
@@ -114,8 +114,7 @@ def measure_reliance(
     table["cost"] = table["AUC random"] - table["AUC without"]
     ranks = (-np.stack([*costs.values()])).argsort(0).argsort(0) + 1
     table["rank low"], table["rank high"] = np.quantile(ranks, [0.025, 0.975], axis=1, method="nearest")
-    moved = pd.Series({k: float((before - z).norm(dim=1).sum()) for k, z in without.items()})
-    table["share"] = (1 - groups.rest) * moved / max(moved.sum(), 1e-12)
+    table["share"] = (1 - groups.rest) * pd.Series(moved) / max(sum(moved.values()), 1e-12)
     table["finding"] = table.apply(_finding, axis=1)
     table = table.sort_values(["distinct", "relied", "cost"], ascending=False, kind="stable")
     numbers = {k: number for number, k in enumerate(table.index, start=1)}
