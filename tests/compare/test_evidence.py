@@ -77,9 +77,7 @@ def test_on_the_page_a_click_takes_a_group_away(written):
         browser.mouse("main button", click=True)
         assert browser.count("#images i.lit") == len(first)
         browser.mouse("main button:nth-of-type(2)", click=True)
-        measured = float(
-            re.search(r"(0\.\d+) without it", browser.text("main p"))[1]
-        )  # with the effect of this group alone
+        measured = float(re.search(r"(0\.\d+) without it", browser.text("main p"))[1])
         assert measured < 0.6 and float(browser.text("#auc").split()[-1]) == pytest.approx(measured, abs=0.01)
         browser.mouse("main button:nth-of-type(2)", click=True)
         assert browser.text("#auc") == before and not browser.problems
