@@ -69,7 +69,7 @@ def place(tmp_path_factory):
         yield folder
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(arguments=ARGUMENTS)
 @example(arguments=[])
 @example(arguments=["audit"])

@@ -35,7 +35,7 @@ FILES = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(content=FILES, dataset=st.one_of(st.none(), st.text(max_size=5), st.just("Synthetic")))
 @example(content=b"a: &a [*a]", dataset=None)
 @example(content=b"&a {dataset: *a}", dataset=None)

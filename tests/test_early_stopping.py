@@ -34,13 +34,10 @@ def test_the_best_epoch_has_the_highest_auc_then_the_lowest_loss(auc, loss, best
     assert best_epoch(pd.DataFrame({"valid_auc": auc, "valid_loss": loss})) == best
 
 
-@pytest.mark.parametrize("first, best", [(1, 1), (2, 3), (3, 3), (4, 4), (9, 4)])
-def test_only_epochs_from_the_first_on_compete(first, best):
+@pytest.mark.parametrize(
+    "first, last, best",
+    [(1, None, 1), (2, None, 3), (3, None, 3), (4, None, 4), (9, None, 4), (1, 4, 4), (1, 5, 1)],
+)
+def test_epochs_from_the_first_on_compete_and_the_end_of_a_schedule_is_kept_whatever_its_score(first, last, best):
     history = pd.DataFrame({"valid_auc": [0.9, 0.6, 0.8, 0.7], "valid_loss": [1, 1, 1, 1]})
-    assert best_epoch(history, first) == best
-
-
-@pytest.mark.parametrize("last, best", [(4, 4), (5, 1), (None, 1)])
-def test_the_end_of_a_schedule_is_kept_whatever_its_score(last, best):
-    history = pd.DataFrame({"valid_auc": [0.9, 0.6, 0.8, 0.7], "valid_loss": [1, 1, 1, 1]})
-    assert best_epoch(history, last=last) == best
+    assert best_epoch(history, first, last) == best

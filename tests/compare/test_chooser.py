@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pytest
 import torch
+from IPython.core.pylabtools import print_figure
 from PIL import Image
 from samples import break_file, noise, small_network
 
@@ -18,6 +19,12 @@ from utils.compare.comparison import Comparison
 @pytest.fixture
 def model():
     return small_network(size=(16, 16), margin=0.05)
+
+
+@pytest.fixture(autouse=True)
+def not_drawn(monkeypatch):
+    """Figures take their time, and most tests only count them."""
+    monkeypatch.setattr(chooser, "print_figure", lambda figure: png(0))
 
 
 @pytest.fixture
@@ -49,7 +56,8 @@ def click(chosen, position):
     chosen.tiles.children[position].children[1].click()
 
 
-def test_two_images_are_chosen_and_show_score_maps_and_what_if(model, paths):
+def test_two_images_are_chosen_and_show_score_maps_and_what_if(model, paths, monkeypatch):
+    monkeypatch.setattr(chooser, "print_figure", print_figure)
     chosen = Chooser(model, paths)
     assert len(chosen.tiles.children) == 3
     one, two = (model.preprocess(Image.open(path))[None] for path in paths[:2])

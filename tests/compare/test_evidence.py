@@ -1,3 +1,5 @@
+import contextlib
+import io
 import re
 
 import numpy as np
@@ -13,10 +15,10 @@ from utils.compare import evidence
 from utils.system.errors import ModelError
 
 
-@pytest.fixture
-def written(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """The command on 60 test and 20 training images of 64 x 64 pixels, written twice as wide."""
-    patch_measurements(monkeypatch)
+    tmp_path, told = tmp_path_factory.mktemp("written"), io.StringIO()
     images, labels, corners = planted_images(80, 0.9)
     files = [f"{label}/{i}.png" for i, label in enumerate(labels)]
     for file, image in zip(files, images):
@@ -27,10 +29,12 @@ def written(tmp_path, monkeypatch, capsys):
     config.checkpoints_path.mkdir()
     table = pd.DataFrame({"file": files, "label": labels, "split": ["test"] * 60 + ["train"] * 20})
     table.to_csv(config.checkpoints_path / "split.csv", index=False)
-    monkeypatch.setattr(evidence, "load_trained", lambda config: (SeesRed(), "a network of red"))
-    command_line._evidence(None, config)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
+        patch_measurements(patch)
+        patch.setattr(evidence, "load_trained", lambda config: (SeesRed(), "a network of red"))
+        command_line._evidence(None, config)
     planted = {file: corner for file, corner in zip(files, corners) if corner}
-    return config.outputs_path, planted, capsys.readouterr().out
+    return config.outputs_path, planted, told.getvalue()
 
 
 def test_the_csv_has_the_planted_squares_of_all_splits_first(written):

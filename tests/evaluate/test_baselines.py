@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,14 @@ from scipy.spatial import distance as scipy_distance
 
 from utils.evaluate import baselines
 from utils.evaluate.baselines import baseline_distances, colour_histograms, compare_methods, pooled_features
-from utils.evaluate.scores import SplitDistances, calibrate_threshold, embed_images, pair_distances, score_pairs
+from utils.evaluate.scores import (
+    SplitDistances,
+    bootstrap_intervals,
+    calibrate_threshold,
+    embed_images,
+    pair_distances,
+    score_pairs,
+)
 from utils.images.pairs import Pairs, evaluation_pairs
 from utils.networks.backbones import make_backbone
 from utils.system.errors import ModelError
@@ -114,7 +123,8 @@ def coloured_split(model, seed):
     return SplitDistances(images, embeddings, labels, pairs, dissimilarity, files=[])
 
 
-def test_methods_are_compared_on_the_same_pairs_at_their_own_thresholds(model, tmp_path):
+def test_methods_are_compared_on_the_same_pairs_at_their_own_thresholds(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "bootstrap_intervals", partial(bootstrap_intervals, resamples=100))
     valid, test = coloured_split(model, 0), coloured_split(model, 1)
     test.dissimilarity[:] = np.random.default_rng(0).random(24)  # a network that has learnt nothing
     table = compare_methods(valid, test, model, config(tmp_path))

@@ -11,6 +11,7 @@ from utils.evaluate.faithfulness import area_under, check, check_table, compare_
 from utils.explain import removal
 from utils.explain.removal import Interventions, pixel_ranks, randomly_moved
 from utils.Grad_CAM import explain
+from utils.Siamese import embedding_distance
 
 
 @pytest.fixture
@@ -80,11 +81,12 @@ def test_area_under_by_hand(curve, area):
     assert area_under(np.array(curve)) == pytest.approx(area)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def judged():
     model = small_network(size=(16, 24))
     batch1, batch2 = torch.randn(2, 6, 3, 16, 24)
-    distance = explain(model, batch1, batch2).distance
+    with torch.no_grad():
+        distance = embedding_distance(model.embed(batch1), model.embed(batch2))
     model.margin = 2 * float(distance.median() * 1.0001)  # half of the pairs are similar
     return explain(model, batch1, batch2), Interventions(model, batch1, batch2)
 

@@ -1,6 +1,7 @@
 """Classes that were held out: their scores, what they lose, and the way from a folder to a model card."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,17 @@ from samples import colour_config, make_files
 from trainers import QUICK
 
 from utils.dataset import read_split
-from utils.evaluate import class_table, measure_split, metrics_table, split_metrics, what_is_lost
+from utils.evaluate import class_table, measure_split, metrics_table, split_metrics, unseen, what_is_lost
 from utils.evaluate.scores import SplitDistances, bootstrap_intervals, query_scores, score_pairs
 from utils.images.pairs import Pairs
 from utils.models import load_trained
 from utils.Siamese import SiameseNetwork
 from utils.training import train, write_model_card
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(unseen, "bootstrap_intervals", partial(bootstrap_intervals, resamples=20))
 
 
 def split_of(rng, shift):
@@ -37,7 +43,7 @@ def test_metrics_of_a_split_are_those_of_its_parts():
     scores = score_pairs(split.dissimilarity, split.pairs.label, 0.5)
     assert {key: found[key] for key in vars(scores)} == vars(scores)
     assert found["retrieval"] == {"queries": 20, **query_scores(split.embeddings, split.labels).mean()}
-    assert found["intervals"].items() >= bootstrap_intervals(split.dissimilarity, split.pairs, 0.5, 3).items()
+    assert found["intervals"].items() >= bootstrap_intervals(split.dissimilarity, split.pairs, 0.5, 3, 20).items()
     # recall@1 of resamples of the 20 queries, written out
     hits = [split.labels[i] == split.labels[nearest(split.embeddings, i)] for i in range(20)]
     draws = np.random.default_rng(3).multinomial(20, [1 / 20] * 20, 1000)
@@ -105,9 +111,9 @@ def test_a_network_meets_unseen_classes_only_in_the_end(tmp_path, capsys):
     table = read_split(config.trained_path / "split.csv")
     assert model.info["classes"] == ["black", "blue", "green", "white"] and "grey" not in note
     assert set(table.file[table.split == "unseen"]) == {name for name in names if name.startswith(("grey", "red"))}
-    unseen = measure_split(model, table, "unseen", config)
-    assert sorted(unseen.files) == sorted(table.file[table.split == "unseen"]) and len(unseen.pairs.label) == 24
-    metrics = [split_metrics(split, 0.5, 0) for split in (measure_split(model, table, "test", config), unseen)]
+    never_seen = measure_split(model, table, "unseen", config)
+    assert sorted(never_seen.files) == sorted(table.file[table.split == "unseen"]) and len(never_seen.pairs.label) == 24
+    metrics = [split_metrics(split, 0.5, 0) for split in (measure_split(model, table, "test", config), never_seen)]
     metrics[0]["calibrated"] = {"accuracy": 0.5}
     history = pd.read_csv(config.checkpoints_path / "history.csv")
     write_model_card(config, model.info, table, history, *metrics)

@@ -21,11 +21,8 @@ def table_of(**counts):
     "test_size, valid_size, expected",
     [
         (0.1, 0.1, {"a": (81, 9, 10), "b": (32, 4, 4), "c": (2, 0, 0)}),  # b: 4; 0.1 * 36 = 3.6 -> 4
-        (
-            0.25,
-            0.5,
-            {"a": (37, 38, 25), "b": (15, 15, 10), "c": (1, 1, 0)},
-        ),  # a: 0.5 * 75 = 37.5 -> 38; c: 0.5 -> 0, then 1
+        # a: 0.5 * 75 = 37.5 -> 38; c: 0.5 -> 0, then 1
+        (0.25, 0.5, {"a": (37, 38, 25), "b": (15, 15, 10), "c": (1, 1, 0)}),
     ],
 )
 def test_every_class_gets_its_share(test_size, valid_size, expected):
@@ -35,12 +32,6 @@ def test_every_class_gets_its_share(test_size, valid_size, expected):
         for label in "abc"
     }
     assert found == expected
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_tiny_classes_train_only(count):
-    split = split_images(table_of(a=count, b=100), 0.1, 0.1, 0)
-    assert set(split.split[split.label == "a"]) == {"train"}
 
 
 def test_the_seed_and_only_the_seed_decides():
@@ -53,8 +44,8 @@ def test_the_seed_and_only_the_seed_decides():
 
 def test_every_image_can_be_tested():
     table = table_of(a=20, b=20)
-    tested = sum((split_images(table, 0.2, 0.2, seed).split == "test").astype(int) for seed in range(300))
-    assert tested.sum() == 300 * 8 and chisquare(tested).pvalue > 0.001
+    tested = sum((split_images(table, 0.2, 0.2, seed).split == "test").astype(int) for seed in range(100))
+    assert tested.sum() == 100 * 8 and chisquare(tested).pvalue > 0.001
 
 
 def random_groups(count, seed):

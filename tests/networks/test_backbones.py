@@ -87,18 +87,18 @@ def test_weights_of_torchvision_fit_by_name_or_by_position(ours, theirs, tmp_pat
 )
 def test_weights_as_wrappers_and_trainers_leave_them(tmp_path, nested, prefix):
     torch.manual_seed(1)
-    state = torchvision.models.resnet18().state_dict()
+    state = timm.create_model("test_resnet").state_dict()
     written = {"queue": torch.ones(3)} | {prefix + name: tensor for name, tensor in state.items()}
     for name in nested:
         written = {"epoch": 3, name: written}
     torch.save(written, tmp_path / "weights.pth")
-    blocks = make_backbone("resnet18", weights=tmp_path / "weights.pth")
+    blocks = make_backbone("test_resnet", weights=tmp_path / "weights.pth")
     assert all(map(torch.equal, blocks.state_dict().values(), state.values()))
 
 
 def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
-    one, other = torchvision.models.resnet18(), timm.create_model("resnet14t")
-    broken = one.state_dict() | {"layer1.0.conv1.weight": torch.full((64, 64, 3, 3), torch.nan)}
+    one, other = timm.create_model("test_resnet"), timm.create_model("test_efficientnet")
+    broken = one.state_dict() | {"layer1.0.conv1.weight": one.layer1[0].conv1.weight.detach() * torch.nan}
     for file, content in (("other.pth", other.state_dict()), ("whole.pth", one), ("nan.pth", broken)):
         torch.save(content, tmp_path / file)
     torch.save(one, tmp_path / "former.pth", _use_new_zipfile_serialization=False)
@@ -112,7 +112,7 @@ def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
         ("none.pth", "no file of weights"),
     ):
         with pytest.raises(ModelError, match=f"weights: .*{file}.*{message}") as caught:
-            make_backbone("resnet18", weights=tmp_path / file)
+            make_backbone("test_resnet", weights=tmp_path / file)
         assert "\n" not in str(caught.value)
 
 

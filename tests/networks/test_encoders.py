@@ -15,7 +15,7 @@ from utils.system.errors import ModelError
 
 NETWORKS = {  # tiny ones of timm, where it has them
     "test_vit": (32, 48),
-    "swin_tiny_patch4_window7_224": (64, 64),
+    "swin_tiny_patch4_window7_224": (32, 32),
     "test_convnext": (32, 64),
     "test_resnet": (32, 48),
     "densenet121": (32, 32),

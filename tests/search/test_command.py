@@ -55,7 +55,7 @@ def test_an_image_that_resembles_nothing_is_named_above_the_table(place, capsys)
     model.save(place / "checkpoints" / "Mine" / "model.pth", **INFO, valid_features=features)
     search("build", "photos")
     capsys.readouterr()
-    search("query", "query.png")
+    search("query", "query.png", "--hits", "1")
     said = "resembles nothing that the network knows (p = 0.024, from 40 validation images)"
     assert capsys.readouterr().out.splitlines()[2] == f"query: {said}"
 

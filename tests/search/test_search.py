@@ -17,6 +17,7 @@ from utils.explain.occlusion import WINDOWS
 from utils.Grad_CAM import explain
 from utils.images.reading import read_image
 from utils.search import build as building
+from utils.search import query as querying
 from utils.search import store
 from utils.search.build import build_index
 from utils.search.query import export_parquet, find_index, search, show_hits
@@ -107,21 +108,24 @@ def test_nearest_of_many_even_far_from_the_origin(model, path, tmp_path):
             assert found[0][0] == pytest.approx(np.sqrt(((z[expected[0]].astype(float) - query) ** 2).sum()))
 
 
-def test_a_hit_is_explained_from_the_index_alone_as_explain_does(model, folder, path):
+def test_a_hit_is_explained_from_the_index_alone_as_explain_does(model, folder, path, monkeypatch):
     assert build(model, folder, path, explain=True) == told(folder, 7, 7)
     one = model.preprocess(read_image(folder.parent / "query.png"))[None]
-    expected = {file: explain(model, one, model.preprocess(read_image(folder / file))[None]) for file in FILES}
+    expected = {file: explain(model, one, model.preprocess(read_image(folder / file))[None]) for file in FILES[::3]}
     passes = count_passes(model)
     found = find(model, path, folder.parent / "query.png")
     assert sum(passes) == PASSES and len(found.hits) == 7  # the network does not see a hit again
     for hit in found.hits:
-        raw, found_raw = expected[hit.file].raw, hit.pair["explanation"].raw
-        assert (found_raw - raw).abs().max() < 5e-3 * raw.abs().max()
-        assert hit.pair["explanation"].is_similar == expected[hit.file].is_similar and hit.matches
+        assert hit.matches
+        if hit.file in expected:
+            raw, found_raw = expected[hit.file].raw, hit.pair["explanation"].raw
+            assert (found_raw - raw).abs().max() < 5e-3 * raw.abs().max()
+            assert hit.pair["explanation"].is_similar == expected[hit.file].is_similar
     axes = show_hits(found).axes
     assert [axis.get_xlabel() for axis in axes[1::6]] == [hit.file.replace("/", "\n") for hit in found.hits]
     assert all(axis.images for axis in axes) and len(axes) == 7 * 6
-    assert len(show_hits(found._replace(hits=[hit._replace(pair=None)] * 21)).axes) == 20 * 6
+    monkeypatch.setattr(querying, "MOST_ROWS", 2)
+    assert len(show_hits(found).axes) == 2 * 6
 
 
 def test_what_a_query_measures_is_kept(model, folder, path):

@@ -1,6 +1,17 @@
 import pytest
+import torch
 from samples import colour_config
 from trainers import QUICK
+
+from utils.Siamese import SiameseNetwork
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file of weights for a tiny backbone."""
+    torch.manual_seed(0)
+    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
+    return tmp_path / "w.pth"
 
 
 @pytest.fixture

@@ -162,16 +162,6 @@ def test_training_goes_on_without_images_that_break_after_the_split(config, caps
     assert capsys.readouterr().out.startswith(f"train: {lost}\n")
 
 
-def test_a_split_that_training_makes_itself_comes_with_its_notes(config, capsys):
-    settings = config({"epochs": 1})
-    (settings.data_path / "red/1.png").write_bytes(b"")
-    train(settings)
-    assert capsys.readouterr().out.splitlines()[:2] == [
-        "1 of 20 images cannot be read: left out (on_bad_image: skip)",
-        "red/1.png: not a readable image (the file is empty); delete or replace it",
-    ]
-
-
 @pytest.fixture
 def pretrained(tmp_path):
     """Settings of a small network whose weights are given."""
@@ -226,11 +216,10 @@ def test_of_a_transformer_the_last_third_is_trained(config, tmp_path):
 
 
 @pytest.mark.parametrize("aucs, kept", [([0.9, 0.8, 0.6, 0.7], 4), ([0.9, 0.8, 0.7, 0.6], 3), ([0.9, 0.8], 2)])
-def test_the_head_alone_is_kept_as_its_schedule_left_it(config, tmp_path, monkeypatch, aucs, kept):
+def test_the_head_alone_is_kept_as_its_schedule_left_it(config, weights, monkeypatch, aucs, kept):
     """Of three epochs of the head, only the last can be the best; epochs of fine-tuning compete with it."""
     scripted(monkeypatch, aucs)
-    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
-    settings = config({"epochs": 1, "head_steps": 9, "batch_size": 4}, weights=tmp_path / "w.pth")
+    settings = config({"epochs": 1, "head_steps": 9, "batch_size": 4}, weights=weights)
     assert interrupted(monkeypatch, settings, len(aucs) + 1).valid_auc.tolist() == aucs
     assert SiameseNetwork.load(settings.checkpoints_path / "model.pth").info["epoch"] == kept
 

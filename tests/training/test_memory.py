@@ -38,12 +38,6 @@ def memory(monkeypatch):
     return hold
 
 
-@pytest.fixture
-def weights(tmp_path):
-    torch.save(SiameseNetwork("Conv4").backbone.state_dict(), tmp_path / "w.pth")
-    return tmp_path / "w.pth"
-
-
 @pytest.mark.parametrize("error", [LIKE_A_CARD, LIKE_A_CPU])
 def test_batches_are_halved_until_they_fit_and_a_line_says_so(config, tmp_path, memory, capsys, error, monkeypatch):
     one_cycle = {"LRScheduler": {"name": "OneCycle"}}

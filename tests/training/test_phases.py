@@ -16,13 +16,6 @@ from utils.training.processes import Processes
 IMAGES = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def weights(tmp_path):
-    torch.manual_seed(0)
-    torch.save(SiameseNetwork("Conv4", image_size=(16, 16)).backbone.state_dict(), tmp_path / "w.pth")
-    return tmp_path / "w.pth"
-
-
 # ------------------------------------------------------------------------------------------------ transfer learning
 
 

@@ -18,7 +18,6 @@ from trainers import started
 
 from utils.config import load_config
 from utils.dataset import prepare_split
-from utils.Siamese import SiameseNetwork
 from utils.system import machine
 from utils.system.errors import TrainingError
 from utils.training import train
@@ -46,14 +45,12 @@ def torchrun(*command):
 
 
 @pytest.fixture
-def config(colour_folder, tmp_path):
+def config(colour_folder, tmp_path, weights):
     """Weights are given, so batch statistics stay; half the batch size cannot be divided by two."""
-    torch.manual_seed(0)
-    torch.save(SiameseNetwork("Conv4", image_size=(16, 16)).backbone.state_dict(), tmp_path / "weights.pth")
     options = {"epochs": 2, "head_steps": 3, "batch_size": 10, "num_workers": 0, "additivity": 1.0}
     options |= {"optimizer": "SGD", "learning_rate": 0.05}
     image = {"size": (16, 16), "RandomErasing": 0.5, "CutMix": 0.4}
-    paths = {"checkpoints_path": tmp_path / "one", "weights": tmp_path / "weights.pth"}
+    paths = {"checkpoints_path": tmp_path / "one", "weights": weights}
     given = {"image": image, "device": "cpu", "embedding_dim": 4, "hyperparameters": options}
     return colour_config(colour_folder, tmp_path, **paths, **given)
 
@@ -72,7 +69,7 @@ def test_two_processes_train_the_network_of_one(config, tmp_path):
         one, two = (torch.load(tmp_path / run / name, weights_only=True) for run in ("one", "two"))
         torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=1e-3, atol=1e-5)
     assert two["info"]["config"]["hyperparameters"]["batch_size"] == 5 and "run" not in two["info"]
-    start = torch.load(tmp_path / "weights.pth", weights_only=True)
+    start = torch.load(config.weights, weights_only=True)
     assert not torch.equal(two["state_dict"]["backbone.0.weight"], start["0.weight"])  # it has learnt something
     # One process shows its progress, and says what there is to say.
     assert err.count("Computing features:   0%") == 2 and err.count("Training:   0%") == 1
