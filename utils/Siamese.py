@@ -131,7 +131,7 @@ class SiameseNetwork(nn.Module):
         self.head = nn.Identity()
         if embedding_dim is not None:
             self.head = nn.Sequential(nn.Linear(features[1], 256), nn.ReLU(), nn.Linear(256, embedding_dim))
-        self.embedding_dim = (embedding_dim or 0) + (features[1] if feature_weight or not embedding_dim else 0)
+        self.embedding_dim = (embedding_dim or features[1]) + (features[1] if feature_weight else 0)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.info: dict[str, Any] = {}
