@@ -138,9 +138,9 @@ def test_a_filled_region_shows_nothing_of_itself_and_continues_its_surroundings(
 
 
 def test_as_large_a_share_of_each_class_is_filled_at_places_of_marked_images():
-    labels, marked = np.array([*"aaaabbbbbbcc"]), np.isin(np.arange(12), [0, 1, 2, 4])  # 3 of 4, 1 of 6, none of 2
+    labels, marked = np.array([*"aaaabbbbbbccd"]), np.isin(np.arange(13), [0, 1, 2, 4, 12])  # 3 of 4, 1 of 6, 0, 1 of 1
     for seed in range(5):
         more, like = equal_shares(labels, marked, np.random.default_rng(seed))
         assert len(set(more)) == len(more) == len(like) and marked[like].all() and not marked[more].any()
         assert sorted(labels[more]) == [*"bbbcc"]  # 4 of 6 (4.5, to the even number), and 2 of 2 (1.5)
-    assert not len(equal_shares(labels, np.ones(12, bool), np.random.default_rng(0))[0])
+    assert not len(equal_shares(labels, np.ones(13, bool), np.random.default_rng(0))[0])

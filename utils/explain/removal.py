@@ -82,15 +82,16 @@ def filled(batch: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
 
 def equal_shares(labels: np.ndarray, marked: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Choose further images to fill at the places of `marked` ones, bool (N,), until in each class, labels (N,), as
-    large a share is filled: or the fill would tell the class in place of what it hides.
+    large a share is filled as in that with most marked images: or the fill would tell the class in place of what it
+    hides.
 
     Returns:
         Positions of the further images, (M,), and of the marked ones whose places they get, (M,).
     """
-    classes = sorted(set(labels))
-    most, more = max(marked[labels == label].mean() for label in classes), []
-    for own in (labels == label for label in classes):
-        missing = round(most * own.sum()) - (marked & own).sum()
+    members, more = [labels == label for label in sorted(set(labels))], []
+    share = marked[max(members, key=lambda own: (own & marked).sum())].mean()
+    for own in members:
+        missing = max(0, round(share * own.sum()) - (marked & own).sum())
         more.append(rng.choice(np.flatnonzero(own & ~marked), missing, replace=False))
     more = np.concatenate(more)
     return more, rng.choice(np.flatnonzero(marked), len(more))
