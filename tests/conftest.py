@@ -1,9 +1,16 @@
-"""Compared photographs, from which the page is made and with which it is used."""
+"""Compared photographs, from which the page is made and with which it is used; and exact measurements."""
 
 import pytest
 from samples import photographs, small_network
 
 from utils.compare.comparison import Comparison
+from utils.explain import incremental
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Regions are measured in float32, also where bfloat16 is faster."""
+    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
 
 
 @pytest.fixture(scope="module")

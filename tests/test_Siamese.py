@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import noise
 from torch import nn
 
 from utils.images.frame import Frame, to_uint8
@@ -192,7 +193,7 @@ def test_checkpoint_round_trip(name, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.networks.backbones.files", None)  # no package of weights
 
     loaded = SiameseNetwork.load("model.pth")
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8))
+    image = noise(20, 40)
     batch = network.eval().preprocess(image)[None]
     assert not any(module.training for module in loaded.modules())
     assert torch.equal(loaded.preprocess(image)[None], batch) and batch.shape == (1, 3, 32, 48)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
-from samples import config_in
+from samples import config_in, noise
 
 from utils.evaluate.audit import audit
 from utils.explain.occlusion import Match
@@ -34,8 +34,7 @@ def _close_figures():
 
 @pytest.fixture
 def wide():
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 90, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return noise(30, 90)
 
 
 def explanation(similar=True, empty=False):

@@ -6,15 +6,11 @@ import torch
 from toy import network_images, trained_network
 
 from utils.evaluate.agreement import agreement_table, effects_on_pairs
-from utils.explain import incremental
 from utils.explain.occlusion import correlation, region_sums
 from utils.explain.removal import REMOVALS, blur
 from utils.Grad_CAM import explain, explain_pairs
 
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def test_a_cells_effect_on_a_pair_is_that_of_the_full_network():

@@ -8,10 +8,7 @@ from utils.explain import incremental
 from utils.explain.incremental import IncrementalEmbedder, Stage, local_stages
 from utils.Siamese import SiameseNetwork
 
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def network(backbone: str, *size: int) -> SiameseNetwork:

@@ -25,9 +25,7 @@ from utils.Grad_CAM import MIN_COUNTERFACTUAL, MIN_FACTUAL, explain, explain_eff
 REGIONS = sum(per_side**2 for _, per_side, _ in WINDOWS)
 
 
-@pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.fixture(scope="module")

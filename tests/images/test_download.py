@@ -111,11 +111,10 @@ def test_the_archive_is_downloaded_once(server, tmp_path, capsys):
     assert len(server.requests) == asked
 
 
-@pytest.mark.parametrize("cut", [1, 1000])
-def test_a_transfer_cut_short_is_noticed_and_forgotten(server, tmp_path, cut):
+def test_a_transfer_cut_short_is_noticed_and_forgotten(server, tmp_path):
     archive_in(tmp_path).parent.mkdir()
     archive_in(tmp_path).write_bytes(server.body[:200])  # of a run before
-    server.cut = cut
+    server.cut = 1
     assert "came damaged or not whole" in error_of(server, tmp_path)
     assert files(tmp_path) == set()
     server.cut = 0

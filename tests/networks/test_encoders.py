@@ -5,7 +5,6 @@ import timm
 import torch
 from torch import nn
 
-from utils.explain import incremental
 from utils.explain.occlusion import region_effects
 from utils.explain.removal import blur
 from utils.Grad_CAM import explain
@@ -62,8 +61,7 @@ def network(name):
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "own"])
-def test_effects_of_regions_equal_a_naive_loop(name, monkeypatch):
-    monkeypatch.setattr(incremental, "bfloat16_pays", lambda device: False)
+def test_effects_of_regions_equal_a_naive_loop(name, exact):
     model = network(name)
     images = torch.rand(1, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
     effects = region_effects(model, images, verbose=False)
