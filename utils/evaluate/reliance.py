@@ -24,7 +24,7 @@ from utils.system.errors import DataError
 COMPARED = 400  # images, at most, that are compared with each other
 MEASURED = 100  # of these, at most, whose regions are occluded one by one
 ONE_CLASS = 0.5  # how far a suspect's share of one class lies from that of all images (0) to 1
-LEAST_COST = 0.01  # of AUC: what costs less is not relied on
+LEAST_COST = 0.005  # of AUC: what costs less is not relied on
 BY_CHANCE = 0.1  # probability below which something is no chance
 AT_BORDER = 0.03  # of the image's longer side
 
@@ -69,8 +69,8 @@ def measure_reliance(
         frequent `class`, its share of these images, `purity`, and of all images, `usual`; the share of regions `at the
         border`; how much nearer to its look its images are than the others, if it is distinct (`gap`, otherwise 0);
         `AUC`, `accuracy` (balanced) and `recall@1` of all images `before`, `without` the group, which is filled from
-        its surroundings (or `blurred`, or filled with the `mean colour`), and without regions of the same sizes at
-        `random` places (each time, as large a share of every class is filled, see `equal_shares`); the `cost`, AUC at
+        its surroundings (or `blurred`, or filled with the `mean colour`), and with its regions moved to `random`
+        places (each time, as large a share of every class is filled, see `equal_shares`); the `cost`, AUC at
         random less AUC without the group, in 95 % of resamples of images `low` to `high`, and the group's rank by it,
         `rank low` to `rank high`; whether the group is `relied` on, and a `suspect`; and the `finding`, in words.
 
@@ -95,10 +95,9 @@ def measure_reliance(
     before, rows, without, costs, moved = embed_images(model, images), {}, {}, {}, {}
     for k, members in tqdm(regions.groupby("group"), desc="Taking groups away", disable=not verbose):
         has = np.isin(np.arange(len(labels)), members.image)
-        more = (members[members.image == like].assign(image=i) for i, like in zip(*equal_shares(labels, has, rng)))
-        filled_in = pd.concat([members, *more], ignore_index=True)
-        ways = {way: (filled_in, fill) for way, fill in FILLS.items()}
-        ways["random"] = at_random_places(filled_in, model.image_size, rng), filled
+        more = [members[members.image == like].assign(image=i) for i, like in zip(*equal_shares(labels, has, rng))]
+        ways = {way: (pd.concat([members, *more]), fill) for way, fill in FILLS.items()}
+        ways["random"] = pd.concat([at_random_places(members, model.image_size, rng), *more]), filled
         changed = {way: embeddings_without(model, images, before, *how) for way, how in ways.items()}
         effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("without", "random"))
         regions.loc[members.index, "effect"] = effect[members.image] * shares_of(members)
