@@ -68,7 +68,7 @@ def main() -> None:
     for seed in tqdm(range(arguments.seeds), desc=base.dataset):
         with scratch(changed(base, {"seed": seed})) as config:
             rows.append(measure(config))
-    table = pd.DataFrame(rows, index=pd.Index(range(arguments.seeds), name="seed"))
+    table = pd.DataFrame(rows, index=pd.Index(range(arguments.seeds), name="seed"), dtype=float)
     table.loc["mean"] = table.mean()
     print(f"{base.dataset}\n{table.T.round(3).to_string()}")
 
