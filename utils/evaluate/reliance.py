@@ -93,10 +93,12 @@ def measure_reliance(
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 200)
     before, rows, without, costs, moved = embed_images(model, images), {}, {}, {}, {}
+    scores = {"before": _scores(model, before, labels)}
     for k, members in tqdm(regions.groupby("group"), desc="Taking groups away", disable=not verbose):
         has = np.isin(np.arange(len(labels)), members.image)
         more = [members[members.image == like].assign(image=i) for i, like in zip(*equal_shares(labels, has, rng))]
-        ways = {way: (pd.concat([members, *more]), fill) for way, fill in FILLS.items()}
+        everywhere = pd.concat([members, *more])
+        ways = {way: (everywhere, fill) for way, fill in FILLS.items()}
         ways["random"] = pd.concat([at_random_places(members, model.image_size, rng), *more]), filled
         changed = {way: embeddings_without(model, images, before, *how) for way, how in ways.items()}
         effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("without", "random"))
@@ -104,10 +106,9 @@ def measure_reliance(
         costs[k] = aucs(changed["random"], labels, drawn) - aucs(changed["without"], labels, drawn)
         without[k], moved[k] = changed["without"], float((before - changed["without"])[has].norm(dim=1).sum())
         gap = float(groups.gap[k])
+        scores |= {way: _scores(model, z, labels) for way, z in changed.items()}
         rows[k] = _facts(members, labels, effect - by_chance, costs[k], gap, model.image_size) | {
-            f"{score} {way}": value
-            for way, z in ({"before": before} | changed).items()
-            for score, value in _scores(model, z, labels).items()
+            f"{score} {way}": value for way, found in scores.items() for score, value in found.items()
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table["cost"] = table["AUC random"] - table["AUC without"]
