@@ -12,7 +12,7 @@ def test_a_room_hands_on_what_its_modules_hold():
     assert score_pairs is utils.evaluate.scores.score_pairs
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         from utils.evaluate import nothing  # noqa: F401
-    with pytest.raises(AttributeError, match="utils.evaluate.*no.*nothing|No utils.evaluate attribute nothing"):
+    with pytest.raises(AttributeError, match="No utils.evaluate attribute nothing"):
         utils.evaluate.nothing  # noqa: B018
 
 
