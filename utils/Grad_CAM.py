@@ -43,6 +43,11 @@ class Explanation:
     strength: torch.Tensor
     empty: torch.Tensor
 
+    @property
+    def for_similar(self) -> torch.Tensor:
+        """The signed evidence for "similar", whatever the decisions, of the shape of `raw`."""
+        return torch.where(self.is_similar, 1, -1)[:, None, None, None] * self.raw
+
 
 def explain(
     model: SiameseNetwork, batch1: torch.Tensor, batch2: torch.Tensor, method: str = "occlusion"

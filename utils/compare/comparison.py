@@ -85,8 +85,7 @@ class Comparison:
         its maps with the measured effects of regions, the mean of both images, NaN where a map is empty."""
         explanation = explain(self.model, self.batch[[first]], self.batch[[second]], "distance")
         effects = self.effects_of(first, second)
-        for_similar = explanation.raw[0] * (1 if explanation.is_similar[0] else -1)
-        predicted = region_sums(for_similar, effects.regions, self.model.image_size)
+        predicted = region_sums(explanation.for_similar[0], effects.regions, self.model.image_size)
         score = correlation(predicted, effects.on_pairs([0], [1])[0]).mean()
         return self.pair(first, second, explanation), float(score)
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
-from utils.evaluate.faithfulness import evidence_for_similar
 from utils.explain.occlusion import correlation, effect_on_distance, occlude, region_sums, windows
 from utils.explain.removal import REMOVALS
 from utils.Grad_CAM import Explanation
@@ -47,7 +46,7 @@ def mean_correlations(
     column per removal."""
     predictions = {}
     for method, explanation in explanations.items():
-        image_size, maps = tuple(explanation.factual.shape[2:]), evidence_for_similar(explanation)
+        image_size, maps = tuple(explanation.factual.shape[2:]), explanation.for_similar
         cells = windows(1 / grid, grid, image_size).expand(2 * len(maps), -1, -1)
         predictions[method] = region_sums(torch.cat(maps.unbind(1)), cells, image_size)
     predictions |= {f"ceiling: the same cells, {name}": effect for name, effect in ceilings.items()}

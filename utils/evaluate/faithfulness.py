@@ -69,11 +69,6 @@ def signed_evidence(explanation: Explanation) -> torch.Tensor:
     return F.interpolate(explanation.raw, explanation.factual.shape[2:], mode="bilinear", align_corners=False)
 
 
-def evidence_for_similar(explanation: Explanation) -> torch.Tensor:
-    """The signed evidence for "similar", (N, 2, h, w), whatever the decisions."""
-    return torch.where(explanation.is_similar, 1, -1)[:, None, None, None] * explanation.raw
-
-
 def compare_rankings(
     interventions: Interventions, explanation: Explanation, verbose: bool = False
 ) -> dict[str, dict[str, np.ndarray]]:
