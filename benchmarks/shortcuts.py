@@ -32,6 +32,7 @@ from utils.training import train
 
 ELSEWHERE = 0.03  # share of the other classes' images with the plant
 COUNTS = {"train": 300, "valid": 50, "test": 80}  # images of all classes together
+CLEAN = COUNTS | {"test": 600}  # to test networks on images without the plant, among them those 80
 CONCEPTS = 10  # of CRAFT; clusters of SpRAy
 COVERED, FILLED = 0.3, 0.15  # a region is on a plant if it has so much of one of its boxes, or that much of it is plant
 Boxes = list[tuple[int, int, int, int]]  # top, bottom, left, right
@@ -81,13 +82,15 @@ PLANTS |= {"pale": partial(sticker, share=0.25, fill=(250, 220, 40, 128)), "red"
 PLANTS["date"] = partial(watermark, words="12 05 '98", share=0.08)
 
 
-def planted(source: Path, folder: Path, plant: str | None, share: float, seed: int) -> tuple[pd.DataFrame, dict]:
+def planted(
+    source: Path, folder: Path, plant: str | None, share: float, seed: int, counts: dict[str, int] = COUNTS
+) -> tuple[pd.DataFrame, dict]:
     """Copy some images, in `share` of the last class with the plant; returns the split, and the boxes of each file."""
     rng, rows, boxes = np.random.default_rng(seed), [], {}
     classes = sorted(path.name for path in source.iterdir() if path.is_dir())
     for label in classes:
         (folder / label).mkdir(parents=True)
-        splits = np.repeat([*COUNTS], [count // len(classes) for count in COUNTS.values()])
+        splits = np.repeat([*counts], [count // len(classes) for count in counts.values()])
         for path, split in zip(rng.permutation(sorted((source / label).iterdir())), splits):
             image, name = Image.open(path).convert("RGB"), f"{label}/{path.stem}.png"
             own = np.random.default_rng([seed, len(rows)])
@@ -168,7 +171,7 @@ def run(source: Path, plant: str | None, share: float, seed: int, size: int, cov
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         table, boxes = planted(source, folder / "data", plant, share, seed)
-        planted(source, folder / "clean", None, 0, seed)
+        without, _ = planted(source, folder / "clean", None, 0, seed, CLEAN)
         settings = {"image.size": [size, size], "hyperparameters.epochs": 0, "hyperparameters.verbose": False}
         base = changed(load_config("config.yml", "Skin_cancer"), settings | {"seed": seed})
 
@@ -188,9 +191,10 @@ def run(source: Path, plant: str | None, share: float, seed: int, size: int, cov
             result |= groups_of_others(config, table, boxes)
         if plant:
             clean = trained("never", "clean")
-            result |= {"never saw it": auc(clean, clean, table), "clean images": auc(config, clean, table)}
+            result |= {"never saw it": auc(clean, clean, without), "clean images": auc(config, clean, without)}
             if cover and result["suspects"]:
-                result["clean images, covered"] = auc(trained("covered", "data", **{"image.cover": csv}), clean, table)
+                covered = trained("covered", "data", **{"image.cover": csv})
+                result["clean images, covered"] = auc(covered, clean, without)
     return result
 
 
