@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -219,6 +220,14 @@ class SiameseNetwork(nn.Module):
     def is_similar(self, distance: torch.Tensor) -> torch.Tensor:
         """Decide on pairs from their raw distances: similar if d lies below the threshold; bool of the same shape."""
         return self.dissimilarity(distance) < self.threshold
+
+    def digest(self, *more: Any) -> str:
+        """Hash all that determines embeddings, weights and architecture, and `more` plain values."""
+        architecture = sorted((key, value) for key, value in self.architecture.items() if key != "threshold")
+        digest = hashlib.sha256(repr((*more, architecture)).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | Path, **info: Any) -> None:
         """Write weights, architecture, preprocessing and `info` (plain values only) to one file; raises a UserError if

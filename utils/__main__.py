@@ -185,7 +185,7 @@ def _search_query(options: argparse.Namespace, config: Config) -> None:
         if options.folder is None:
             print(f"searched: {index.folder}, which was indexed last; --folder chooses another")
         found = search(model, index, options.image, options.hits)
-    print(*found.strange, found.table().to_string(index=False), sep="\n")
+    print(*found.strange, found.table().to_string(index=False), *found.shared, sep="\n")
     for hit in found.hits:
         if hit.pair is None:
             print(f"{hit.file}: gone or changed; run python -m utils search build {found.folder} again")

@@ -2,11 +2,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from planted import SeesRed, patch_measurements, planted_images
+from planted import SIZE, SeesRed, patch_measurements, planted_images
+from samples import colour_config
 from sklearn.metrics import roc_auc_score
 
-from utils.evaluate.reliance import at_random_places, aucs, effects_of, embeddings_without, measure_reliance, shares_of
+from utils.evaluate import reliance
+from utils.evaluate.reliance import (
+    Reliance,
+    at_random_places,
+    aucs,
+    effects_of,
+    embeddings_without,
+    measure_reliance,
+    reliance_of,
+    shares_of,
+)
+from utils.images.cache import StoredImages
 from utils.images.places import BOX
+from utils.models import every_pair
 from utils.system.errors import DataError
 
 LABELS = np.array(["a", "a", "b", "b", "b"])
@@ -51,6 +64,30 @@ def test_nothing_planted_is_no_suspect(monkeypatch):
     assert not table.suspect.any() and table.finding.str.startswith("seen, but not relied on").any()
 
 
+def test_what_was_measured_is_kept_for_the_same_network_and_images(tmp_path, monkeypatch):
+    patch_measurements(monkeypatch)
+    images, labels, _ = planted_images(40, 0.9)
+    config, measured = colour_config(tmp_path, tmp_path, hyperparameters={"verbose": False}), []
+    monkeypatch.setattr(reliance, "measure_reliance", lambda *args: measured.append(1) or measure_reliance(*args))
+    stored, model = StoredImages(images.numpy(), np.arange(40), np.arange(40)), SeesRed()
+    first, again = (reliance_of(config, model, stored, labels) for _ in range(2))
+    assert measured == [1]
+    for name in ("table", "regions"):
+        pd.testing.assert_frame_equal(getattr(first, name), getattr(again, name))
+    assert torch.equal(first.without, again.without) and first.numbers == again.numbers
+    features = [*reliance.features_of_places(images)]
+    pd.testing.assert_frame_equal(first.groups.find(features, SIZE), again.groups.find(features, SIZE))
+    stored.checksums[3] = 99  # another picture
+    reliance_of(config, model, stored, labels)
+    model.head[2].bias.data += 1  # another network
+    reliance_of(config, model, stored, labels)
+    assert len(measured) == 3
+    path = config.outputs_path / "search" / reliance.KEPT
+    assert Reliance.load(path, model.digest(reliance.FORMAT)) and not Reliance.load(path, "of another network")
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert Reliance.load(path, model.digest(reliance.FORMAT)) is None
+
+
 @pytest.mark.parametrize("count, label", [(8, None), (20, "a")])
 def test_too_little_to_say_anything_is_an_error(count, label):
     images, labels, _ = planted_images(count, 1)
@@ -90,7 +127,7 @@ def test_an_effect_is_the_change_of_the_mean_squared_distances():
 
 def test_the_auc_of_a_resample_is_that_of_its_repeated_images():
     drawn = np.array([[1, 1, 1, 1, 1], [2, 1, 0, 1, 1]])
-    for value, times in zip(aucs(Z, LABELS, drawn), drawn):
+    for value, times in zip(aucs(every_pair(Z, LABELS), drawn), drawn):
         i, j = np.triu_indices(5, 1)
         weights = times[i] * times[j]
         expected = roc_auc_score(LABELS[i] != LABELS[j], (Z[i] - Z[j]).norm(dim=1), sample_weight=weights)

@@ -95,7 +95,7 @@ def test_a_planted_look_is_a_group_of_its_own_and_is_found_everywhere(monkeypatc
     groups = find_groups(strong, features)
     found = groups.find(features.split(16), SIZE)
     planted = {i for i, corner in enumerate(corners) if corner}
-    best = int(groups.gap.argmax())
+    best = int(np.argmax(groups.gap))
     members = found[found.group == best]
     assert groups.gap[best] > 0.5 and set(members.image) == planted  # also where no effect was measured
     for image, boxes in members.groupby("image"):

@@ -5,8 +5,10 @@ import sqlite3
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from samples import config_in, make_files, noise
@@ -146,6 +148,25 @@ def other_picture(path, seed):
     os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
     new.replace(path)
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_groups_that_query_and_hits_share_are_named(model, folder, path, monkeypatch):
+    class Groups:
+        """Group 7 is in the query and three hits, group 8 in all hits, group 9 in the query; 5 has too few images."""
+
+        def find(self, features, size):
+            rows = [(0, 7), (1, 7), (2, 7), (2, 7), (4, 7), (0, 9), (0, 5), (1, 5), *((k, 8) for k in range(1, 6))]
+            assert len(next(iter(features))) == 6 and size == SIZE
+            return pd.DataFrame(rows, columns=["image", "group"])
+
+    table = pd.DataFrame({"images": [40, 90, 10], "suspect": [True, False, False]}, index=[1, 2, 3])
+    known = SimpleNamespace(groups=Groups(), numbers={7: 1, 8: 2, 9: 3}, table=table, chosen=range(100))
+    monkeypatch.setattr(querying.Reliance, "load", lambda place, network: known if place.is_file() else None)
+    build(model, folder, path)
+    assert find(model, path, folder.parent / "query.png", 5).shared == []
+    path.with_name("evidence.pth").touch()
+    told = "group 1 of evidence, a suspect: in the query, in 3 of 5 hits, in 40% of the test images"
+    assert find(model, path, folder.parent / "query.png", 5).shared == [told]
 
 
 @pytest.mark.parametrize("explained", [False, True])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from utils.compare.report import PAGE, in_steps, packed, picture
 from utils.dataset import load_split, read_split
-from utils.evaluate.reliance import Reliance, effects_of, embeddings_without, measure_reliance, shares_of
+from utils.evaluate.reliance import Reliance, effects_of, embeddings_without, reliance_of, shares_of
 from utils.evaluate.scores import embed_images
 from utils.explain.concepts import features_of_places
 from utils.images.places import BOX, in_originals
@@ -38,8 +38,7 @@ def write_evidence(config: Config) -> tuple[Reliance, list[Path]]:
     model, note = load_trained(config)
     split = read_split(config.trained_path / "split.csv")
     images, rows = load_split(split, "test", config, model.frame)
-    verbose = config.hyperparameters.verbose
-    reliance = measure_reliance(model, images, rows.label, config.seed, verbose)
+    reliance, verbose = reliance_of(config, model, images, rows.label), config.hyperparameters.verbose
     tested = original_regions(config, model, reliance, rows.file)
     suspects, labels = reliance.table.index[reliance.table.suspect], rows.label.to_numpy()[reliance.chosen]
     tables = [tested]

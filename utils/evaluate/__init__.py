@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "baselines": ["compare_methods"],
         "faithfulness": ["check_table", "compare_rankings"],
         "localisation": ["load_masks", "localisation_table"],
-        "reliance": ["measure_reliance"],
+        "reliance": ["reliance_of"],
         "scores": ["extreme_pairs", "measure_split", "score_pairs"],
         "unseen": ["class_table", "metrics_table", "split_metrics", "what_is_lost"],
     },

@@ -1,8 +1,13 @@
 """What a network relies on: groups of regions that recur are taken away from all images at once, and all images are
 compared again."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +17,15 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tqdm.auto import tqdm
 
 from utils.evaluate.scores import embed_images, query_scores
-from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups, strong_regions
+from utils.explain.concepts import (
+    BATCH_SIZE,
+    FEWEST,
+    Groups,
+    Whitening,
+    features_of_places,
+    find_groups,
+    strong_regions,
+)
 from utils.explain.removal import REMOVALS, blur, equal_shares, filled
 from utils.images.cache import StoredImages
 from utils.images.pairs import evenly_spaced
@@ -20,7 +33,11 @@ from utils.images.places import BOX
 from utils.models import every_pair
 from utils.Siamese import SiameseNetwork, eval_mode
 from utils.system.errors import DataError
+from utils.system.files import replacing
+from utils.system.settings import Config
 
+KEPT = "evidence.pth"  # what is kept of it, in a folder with the indexes of searches
+FORMAT = 1  # of that file; another number after each change of how groups are found or measured
 COMPARED = 400  # images, at most, that are compared with each other
 MEASURED = 100  # of these, at most, whose regions are occluded one by one
 ONE_CLASS = 0.5  # how far a suspect's share of one class lies from that of all images (0) to 1
@@ -56,6 +73,38 @@ class Reliance:
     without: torch.Tensor
     groups: Groups
     numbers: dict[int, int]
+
+    def save(self, path: Path, *made_of: Any) -> None:
+        """Write this, and plain values that tell of what it was made, to a file of plain values and tensors."""
+        groups, tables = (
+            vars(self.groups),
+            {name: getattr(self, name).to_dict("split") for name in ("table", "regions")},
+        )
+        groups = groups | {"whitening": (*self.groups.whitening,)}
+        with replacing(path) as file:
+            torch.save(vars(self) | tables | {"groups": groups, "chosen": self.chosen.tolist(), "of": made_of}, file)
+
+    @classmethod
+    def load(cls, path: Path, *made_of: Any) -> Reliance | None:
+        """Read what `save` wrote; `None` if there is nothing of which the first values of `made_of` are these."""
+        with suppress(Exception):  # it is not there, damaged, or of an earlier version
+            kept = torch.load(path, weights_only=True)
+            if kept.pop("of")[: len(made_of)] == made_of:
+                kept |= {name: pd.DataFrame(**kept[name]) for name in ("table", "regions")}
+                groups = kept["groups"] | {"whitening": Whitening(*kept["groups"]["whitening"])}
+                return cls(**kept | {"groups": Groups(**groups), "chosen": np.array(kept["chosen"])})
+        return None
+
+
+def reliance_of(config: Config, model: SiameseNetwork, images: StoredImages, labels: Sequence[str]) -> Reliance:
+    """`measure_reliance` of test images, kept in a file: notebook 03, `evidence` and `search` share it."""
+    path, network, labels = config.outputs_path / "search" / KEPT, model.digest(FORMAT), [*map(str, labels)]
+    made_of = network, config.seed, labels, images.checksums.tolist()
+    found = Reliance.load(path, *made_of)
+    if found is None:
+        found = measure_reliance(model, images, labels, config.seed, config.hyperparameters.verbose)
+        found.save(path, *made_of)
+    return found
 
 
 def measure_reliance(
@@ -93,7 +142,7 @@ def measure_reliance(
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), 200)
     before, rows, without, costs, moved = embed_images(model, images), {}, {}, {}, {}
-    scores = {"before": _scores(model, before, labels)}
+    scores = {"before": _scores(model, before, labels, every_pair(before, labels))}
     for k, members in tqdm(regions.groupby("group"), desc="Taking groups away", disable=not verbose):
         has = np.isin(np.arange(len(labels)), members.image)
         more = [members[members.image == like].assign(image=i) for i, like in zip(*equal_shares(labels, has, rng))]
@@ -103,11 +152,11 @@ def measure_reliance(
         changed = {way: embeddings_without(model, images, before, *how) for way, how in ways.items()}
         effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("without", "random"))
         regions.loc[members.index, "effect"] = effect[members.image] * shares_of(members)
-        costs[k] = aucs(changed["random"], labels, drawn) - aucs(changed["without"], labels, drawn)
+        pairs = {way: every_pair(z, labels) for way, z in changed.items()}
+        costs[k] = aucs(pairs["random"], drawn) - aucs(pairs["without"], drawn)
         without[k], moved[k] = changed["without"], float((before - changed["without"])[has].norm(dim=1).sum())
-        gap = float(groups.gap[k])
-        scores |= {way: _scores(model, z, labels) for way, z in changed.items()}
-        rows[k] = _facts(members, labels, effect - by_chance, costs[k], gap, model.image_size) | {
+        scores |= {way: _scores(model, z, labels, pairs[way]) for way, z in changed.items()}
+        rows[k] = _facts(members, labels, effect - by_chance, costs[k], groups.gap[k], model.image_size) | {
             f"{score} {way}": value for way, found in scores.items() for score, value in found.items()
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
@@ -176,9 +225,9 @@ def effects_of(
     return 2 * ((before - after) * (own - other)).sum(1).numpy()
 
 
-def aucs(embeddings: torch.Tensor, labels: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """The AUC of all pairs in each of R resamples, (R,), in which images are `drawn` so many times, (R, N)."""
-    distance, other, (first, second) = every_pair(embeddings, labels)
+def aucs(pairs: tuple, drawn: np.ndarray) -> np.ndarray:
+    """The AUC of `every_pair` in each of R resamples, (R,), in which images are `drawn` so many times, (R, N)."""
+    distance, other, (first, second) = pairs
     order, found = np.argsort(distance, kind="stable"), []
     other, first, second = other[order], first[order], second[order]
     for times in drawn.astype(np.float32):
@@ -188,8 +237,8 @@ def aucs(embeddings: torch.Tensor, labels: np.ndarray, drawn: np.ndarray) -> np.
     return np.array(found)
 
 
-def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
-    distance, other, _ = every_pair(embeddings, labels)
+def _scores(model: SiameseNetwork, embeddings: torch.Tensor, labels: np.ndarray, pairs: tuple) -> dict[str, float]:
+    distance, other, _ = pairs
     called = ~model.is_similar(torch.from_numpy(distance)).numpy()
     found = float(query_scores(embeddings, labels)["recall@1"].mean())
     accuracy = float(balanced_accuracy_score(other, called))

@@ -44,15 +44,15 @@ BATCH_SIZE = 16
 class Groups:
     """G groups, each of one look or several: the `whitening` of features (C,) to looks; of L looks, the `centres`
     (L, C), the least nearness to them of a place that shows the look, `edges` (L,), and of those around it, `floors`
-    (L,), and groups, `owner` (L,); each group's `gap` (G,), 0 for groups that are not distinct; and `rest`, the share
-    of the strong regions in no group."""
+    (L,), and groups, `owner` (L,); each group's `gap`, G numbers, 0 for groups that are not distinct; and `rest`, the
+    share of the strong regions in no group."""
 
     whitening: "Whitening"
     centres: torch.Tensor
     edges: torch.Tensor
     floors: torch.Tensor
-    owner: np.ndarray
-    gap: np.ndarray
+    owner: torch.Tensor
+    gap: list[float]
     rest: float
 
     def find(self, features: Iterable[torch.Tensor], size: tuple[int, int]) -> pd.DataFrame:
@@ -62,17 +62,17 @@ class Groups:
             A row for each region: `image` and `group` (positions), `top`, `bottom`, `left`, `right` in pixels. They are
             the places nearest to the group; of a distinct one, the cells of which most places have its look.
         """
-        rows, first, owner = [], 0, torch.from_numpy(self.owner)
+        rows, first = [], 0
         for part in features:
             nearness = self.whitening.looks(part) @ self.centres.T
             above = nearness - self.edges
             for k, gap in enumerate(self.gap):
-                near = above[..., owner == k].amax(2)
+                near = above[..., self.owner == k].amax(2)
                 has = (near >= 0) & (bool(gap) | (near == above.amax(2)))
                 chosen = disjoint(torch.where(has, near, -torch.inf))
                 found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
                 if gap:
-                    around = held_cells((nearness >= self.floors)[..., owner == k].any(2)).numpy()
+                    around = held_cells((nearness >= self.floors)[..., self.owner == k].any(2)).numpy()
                     sure = np.zeros_like(around)
                     for i, (top, bottom, left, right) in found:
                         sure[i, top:bottom, left:right] = True
@@ -124,7 +124,7 @@ def find_groups(strong: torch.Tensor, features: torch.Tensor) -> Groups:
     gap = [found[owner.index(k)].gap for k in sorted(set(owner))] + [0.0] * len(common)
     owner += range(len(set(owner)), len(gap))
     centres, edges, floors = (torch.from_numpy(np.array(x, np.float32)) for x in [*zip(*(found + common))][:3])
-    return Groups(whitening, centres, edges, floors, np.array(owner), np.array(gap), in_none / len(looks))
+    return Groups(whitening, centres, edges, floors, torch.tensor(owner), gap, in_none / len(looks))
 
 
 def strong_regions(

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.compare.comparison import Comparison
+from utils.evaluate.reliance import FORMAT, KEPT, Reliance
+from utils.explain.concepts import features_of_places
 from utils.explain.occlusion import Match, effects_of_regions
 from utils.figures.drawing import draw_map, mark_matches, short, write_inside
 from utils.images.reading import shrink
@@ -45,6 +47,7 @@ class Found(NamedTuple):
     folder: Path
     hits: list[Hit]
     strange: list[str]  # a line if the query resembles nothing that the network knows
+    shared: list[str]  # a line for each group of `evidence` that the query shares with many hits
 
     def table(self) -> pd.DataFrame:
         """Make a table with a row for each hit: `rank`, `similarity`, `decision`, `file` (in the folder)."""
@@ -87,7 +90,27 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
         decision = "similar" if model.is_similar(distance) else "dissimilar"
         explained = (compared.pair(0, k), compared.matches(0, k)) if k else (None, [])
         hits.append(Hit(one.file, 1 - float(model.dissimilarity(distance)), decision, *explained))
-    return Found(compared.images[0], index.folder, hits, strangers(model, asked.batch, asked.names))
+    strange = strangers(model, asked.batch, asked.names)
+    shared = shared_groups(model, index.path.with_name(KEPT), compared.batch)
+    return Found(compared.images[0], index.folder, hits, strange, shared)
+
+
+def shared_groups(model: SiameseNetwork, path: Path, batch: torch.Tensor) -> list[str]:
+    """Tell, a line each, which groups of regions the first of preprocessed images (N, 3, H, W), the query, shares with
+    more of the others than of the test images; nothing, if `path` holds no `Reliance` of this network."""
+    reliance, lines = Reliance.load(path, model.digest(FORMAT)), []
+    if reliance is None:
+        return lines
+    pixels, others = 255 * (batch * model.std + model.mean).cpu(), len(batch) - 1
+    found = reliance.groups.find(features_of_places(pixels, verbose=False), model.image_size)
+    found["number"] = found.group.map(reliance.numbers)
+    for number, images in found.dropna().groupby("number").image.unique().items():
+        hits, facts = np.count_nonzero(images), reliance.table.loc[number]
+        usual = facts.images / len(reliance.chosen)
+        if 0 in images and hits > usual * others:
+            group = f"group {number:.0f} of evidence{', a suspect' if facts.suspect else ''}"
+            lines.append(f"{group}: in the query, in {hits} of {others} hits, in {usual:.0%} of the test images")
+    return lines
 
 
 def _nearest_others(index: Index, z: np.ndarray, query: Path, count: int) -> list[tuple[float, Entry]]:

@@ -4,7 +4,6 @@ SQLite commits whole transactions or none, whenever it is killed, and lets sever
 does not do, exact search, is one matrix product (measured beside LanceDB and FAISS: `python -m benchmarks.search`).
 """
 
-import hashlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,15 +36,6 @@ class Entry(NamedTuple):
     delta: np.ndarray | None  # effects of its regions, (R, D), float16; `None` while they are not measured
 
 
-def identity(model: SiameseNetwork) -> str:
-    """A digest of all that determines embeddings, effects and the layout of the file; an index holds its network's."""
-    architecture = sorted((key, value) for key, value in model.architecture.items() if key != "threshold")
-    digest = hashlib.sha256(repr((FORMAT, WINDOWS, architecture)).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def about(path: Path) -> dict[str, str]:
     """What an index says about itself: its `folder`, when it was `built`, and the identity of its `network`; nothing if
     it cannot be read."""
@@ -62,7 +52,7 @@ class Index(AbstractContextManager):
     """
 
     def __init__(self, path: Path, model: SiameseNetwork, folder: Path | None = None) -> None:
-        self.path, self.dim, self.emptied, network = path, model.embedding_dim, False, identity(model)
+        self.path, self.dim, self.emptied, network = path, model.embedding_dim, False, model.digest(FORMAT, WINDOWS)
         self._loaded: tuple[int, int] | None = None  # the state of the file of which embeddings are in memory
         with self._reporting():
             if folder is not None:
