@@ -18,9 +18,8 @@ from utils.evaluate.scores import (
 )
 from utils.images.pairs import Pairs, evaluation_pairs
 from utils.networks.backbones import make_backbone
-from utils.system.errors import ModelError
 
-TRAINING_FREE = ["colour histogram", "untrained backbone"]
+TRAINING_FREE = ["colour histogram", "backbone before training"]
 PAIRS = evaluation_pairs([0, 0, 0, 1, 1, 1, 2, 2, 2], 0)
 
 
@@ -51,7 +50,7 @@ def test_cosine_distance_ignores_the_scale_however_small_and_survives_zeros(mode
     features = torch.tensor([[1e-14, 0], [1e-14, 1e-14], [0, 0], [0, 3], [5, 5], [1, 1]]).double()
     monkeypatch.setattr(baselines, "pooled_features", lambda *args: features)
     pairs = Pairs(np.arange(3), np.arange(3, 6), np.array([0, 0, 1]))
-    found = baseline_distances(images, pairs, model, config(tmp_path))["untrained backbone"]
+    found = baseline_distances(images, pairs, model, config(tmp_path))["backbone before training"]
     assert found == pytest.approx([1, 0, 1])
 
 
@@ -76,15 +75,15 @@ def test_pooled_features_are_means_of_the_last_map_in_eval_mode(model, images):
 
 def test_random_weights_follow_the_seed_and_touch_neither_the_network_nor_the_global_generator(model, images, tmp_path):
     weights, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
-    first = baseline_distances(images, PAIRS, model.train(), config(tmp_path))["untrained backbone"]
+    first = baseline_distances(images, PAIRS, model.train(), config(tmp_path))["backbone before training"]
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     torch.manual_seed(5)
     with torch.no_grad():
         model.backbone[0].weight.zero_()  # the trained weights play no part
     again, other = (baseline_distances(images, PAIRS, model, config(tmp_path, seed=seed)) for seed in (42, 7))
-    assert np.array_equal(again["untrained backbone"], first)
-    assert not np.array_equal(other["untrained backbone"], first)
+    assert np.array_equal(again["backbone before training"], first)
+    assert not np.array_equal(other["backbone before training"], first)
 
 
 def test_pretrained_features_come_from_the_file_of_weights(model, images, tmp_path):
@@ -92,24 +91,14 @@ def test_pretrained_features_come_from_the_file_of_weights(model, images, tmp_pa
     backbone = make_backbone("Conv4")
     torch.save(backbone.state_dict(), tmp_path / "weights.pth")
     distances = baseline_distances(images, PAIRS, model, config(tmp_path, weights=tmp_path / "weights.pth"))
-    assert list(distances) == [*TRAINING_FREE, "pretrained backbone"]
     features = pooled_features(model, backbone, images, 4)
     expected = [scipy_distance.cosine(*features[[i, j]].numpy()) for i, j in zip(PAIRS.first, PAIRS.second)]
-    assert distances["pretrained backbone"] == pytest.approx(expected)
-    assert not np.allclose(distances["pretrained backbone"], distances["untrained backbone"])
+    assert distances["backbone before training"] == pytest.approx(expected)
 
 
-def test_without_the_weights_there_is_a_row_less(model, images, tmp_path, monkeypatch):
-    original = baselines.make_backbone
-
-    def offline(name, pretrained=False, weights=None, image_size=None):
-        if pretrained:
-            raise ModelError("no network")
-        return original(name)
-
-    monkeypatch.setattr(baselines, "make_backbone", offline)
-    pairs = Pairs(np.array([0, 3]), np.array([1, 4]), np.array([0, 1]))
-    assert list(baseline_distances(images, pairs, model, config(tmp_path, pretrained=True))) == TRAINING_FREE
+def test_without_the_weights_there_is_a_row_less(model, images, tmp_path):
+    found = baseline_distances(images, PAIRS, model, config(tmp_path, pretrained=True))  # of Conv4, which has none
+    assert list(found) == ["colour histogram"]
 
 
 def coloured_split(model, seed):

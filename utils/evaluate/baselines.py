@@ -38,21 +38,17 @@ def pooled_features(model: SiameseNetwork, backbone: nn.Module, images: StoredIm
 def baseline_distances(
     images: StoredImages, pairs: Pairs, model: SiameseNetwork, config: Config
 ) -> dict[str, np.ndarray]:
-    """Compute the distances (P,) of pairs of uint8 images (N, 3, H, W) by each training-free method: colour
-    histogram (Hellinger), and pooled features of the untrained backbone and, if its weights are available, of the
-    pretrained one (cosine). Of `model` the weights are not used."""
+    """Compute the distances (P,) of pairs of uint8 images (N, 3, H, W) by each training-free method: colour histogram
+    (Hellinger), and pooled features of the backbone as it was before training (cosine)."""
     shares, first, second = np.sqrt(colour_histograms(images)), pairs.first, pairs.second
     distances = {"colour histogram": np.linalg.norm(shares[first] - shares[second], axis=1) / np.sqrt(2)}
     name, size = model.architecture["backbone_model"], model.image_size
-    with seeded(config.seed):
-        backbones = {"untrained backbone": make_backbone(name, image_size=size)}
-        if config.transfer:
-            with suppress(ModelError):  # weights cannot be downloaded, or are of another backbone: one row less
-                backbones["pretrained backbone"] = make_backbone(name, config.pretrained, config.weights, size)
-    for method, backbone in backbones.items():
+    with seeded(config.seed), suppress(ModelError):  # weights that cannot be had now: one row less
+        backbone = make_backbone(name, config.pretrained, config.weights, size)
         features = pooled_features(model, backbone, images, config.hyperparameters.batch_size)
         # Features of random weights may be tiny; features that are zero everywhere have a distance of 1.
-        distances[method] = 1 - F.cosine_similarity(features[first], features[second], eps=1e-60).numpy()
+        cosine = F.cosine_similarity(features[first], features[second], eps=1e-60)
+        distances["backbone before training"] = 1 - cosine.numpy()
     return distances
 
 

@@ -17,15 +17,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tqdm.auto import tqdm
 
 from utils.evaluate.scores import embed_images, query_scores
-from utils.explain.concepts import (
-    BATCH_SIZE,
-    FEWEST,
-    Groups,
-    Whitening,
-    features_of_places,
-    find_groups,
-    strong_regions,
-)
+from utils.explain.concepts import BATCH_SIZE, FEWEST, Groups, features_of_places, find_groups, strong_regions
 from utils.explain.removal import REMOVALS, blur, equal_shares, filled
 from utils.images.cache import StoredImages
 from utils.images.pairs import evenly_spaced
@@ -76,13 +68,10 @@ class Reliance:
 
     def save(self, path: Path, *made_of: Any) -> None:
         """Write this, and plain values that tell of what it was made, to a file of plain values and tensors."""
-        groups, tables = (
-            vars(self.groups),
-            {name: getattr(self, name).to_dict("split") for name in ("table", "regions")},
-        )
-        groups = groups | {"whitening": (*self.groups.whitening,)}
+        plain = {name: getattr(self, name).to_dict("split") for name in ("table", "regions")}
+        plain |= {"groups": vars(self.groups), "chosen": self.chosen.tolist(), "of": made_of}
         with replacing(path) as file:
-            torch.save(vars(self) | tables | {"groups": groups, "chosen": self.chosen.tolist(), "of": made_of}, file)
+            torch.save(vars(self) | plain, file)
 
     @classmethod
     def load(cls, path: Path, *made_of: Any) -> Reliance | None:
@@ -91,8 +80,7 @@ class Reliance:
             kept = torch.load(path, weights_only=True)
             if kept.pop("of")[: len(made_of)] == made_of:
                 kept |= {name: pd.DataFrame(**kept[name]) for name in ("table", "regions")}
-                groups = kept["groups"] | {"whitening": Whitening(*kept["groups"]["whitening"])}
-                return cls(**kept | {"groups": Groups(**groups), "chosen": np.array(kept["chosen"])})
+                return cls(**kept | {"groups": Groups(**kept["groups"]), "chosen": np.array(kept["chosen"])})
         return None
 
 

@@ -42,12 +42,13 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Groups:
-    """G groups, each of one look or several: the `whitening` of features (C,) to looks; of L looks, the `centres`
-    (L, C), the least nearness to them of a place that shows the look, `edges` (L,), and of those around it, `floors`
-    (L,), and groups, `owner` (L,); each group's `gap`, G numbers, 0 for groups that are not distinct; and `rest`, the
-    share of the strong regions in no group."""
+    """G groups, each of one look or several: `mean` and `axes` as of `whitening_of`; of L looks, the `centres` (L, C),
+    the least nearness to them of a place that shows the look, `edges` (L,), and of those around it, `floors` (L,), and
+    groups, `owner` (L,); each group's `gap`, G numbers, 0 for groups that are not distinct; and `rest`, the share of
+    the strong regions in no group."""
 
-    whitening: "Whitening"
+    mean: torch.Tensor
+    axes: torch.Tensor
     centres: torch.Tensor
     edges: torch.Tensor
     floors: torch.Tensor
@@ -64,7 +65,7 @@ class Groups:
         """
         rows, first = [], 0
         for part in features:
-            nearness = self.whitening.looks(part) @ self.centres.T
+            nearness = looks_of(part, self.mean, self.axes) @ self.centres.T
             above = nearness - self.edges
             for k, gap in enumerate(self.gap):
                 near = above[..., self.owner == k].amax(2)
@@ -87,32 +88,27 @@ class Groups:
         return found.assign(**{name: (found[name] * side / GRID).round().astype(int) for name, side in zip(BOX, sides)})
 
 
-class Whitening(NamedTuple):
-    """Turns features into looks of length 1, in which what most places differ in counts no more than what few have
-    (Hariharan et al., Discriminative decorrelation for clustering and classification, 2012)."""
+def whitening_of(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean (C,) and the axes (C, C) by which features (N, C) of places become looks, in which what most places
+    differ in counts no more than what few have (Hariharan et al., Discriminative decorrelation for clustering and
+    classification, 2012)."""
+    mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
+    standard = (features - mean) / scale
+    variance, axes = torch.linalg.eigh(standard.T @ standard / len(features))
+    return mean, axes / scale[:, None] / (variance + SHRINKAGE).sqrt()
 
-    mean: torch.Tensor  # (C,)
-    axes: torch.Tensor  # (C, C)
 
-    @classmethod
-    def of(cls, features: torch.Tensor) -> "Whitening":
-        """Of features (N, C) of places."""
-        mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
-        standard = (features - mean) / scale
-        variance, axes = torch.linalg.eigh(standard.T @ standard / len(features))
-        return cls(mean, axes / scale[:, None] / (variance + SHRINKAGE).sqrt())
-
-    def looks(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., C) -> (..., C)."""
-        return F.normalize((features - self.mean) @ self.axes, dim=-1)
+def looks_of(features: torch.Tensor, mean: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+    """Turn features (..., C) into looks (..., C) of length 1, by what `whitening_of` found."""
+    return F.normalize((features - mean) @ axes, dim=-1)
 
 
 def find_groups(strong: torch.Tensor, features: torch.Tensor) -> Groups:
     """Group `strong_regions`, (R, C), by their look: distinct looks among all images' places, of `features`
     (N, PLACES^2, C), and what is left by k-means."""
-    whitening = Whitening.of(features.flatten(0, 1))
-    looks = whitening.looks(strong)
-    found = distinct_looks(looks, whitening.looks(features))
+    whitening = whitening_of(features.flatten(0, 1))
+    looks = looks_of(strong, *whitening)
+    found = distinct_looks(looks, looks_of(features, *whitening))
     owner: list[int] = []
     for k, look in enumerate(found):
         same = [owner[j] for j in range(k) if look.shared(found[j]) >= SAME]
@@ -124,7 +120,7 @@ def find_groups(strong: torch.Tensor, features: torch.Tensor) -> Groups:
     gap = [found[owner.index(k)].gap for k in sorted(set(owner))] + [0.0] * len(common)
     owner += range(len(set(owner)), len(gap))
     centres, edges, floors = (torch.from_numpy(np.array(x, np.float32)) for x in [*zip(*(found + common))][:3])
-    return Groups(whitening, centres, edges, floors, torch.tensor(owner), gap, in_none / len(looks))
+    return Groups(*whitening, centres, edges, floors, torch.tensor(owner), gap, in_none / len(looks))
 
 
 def strong_regions(
