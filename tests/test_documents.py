@@ -80,7 +80,7 @@ def test_every_page_of_the_site_is_there():
     class Loader(yaml.SafeLoader):
         """Reads mkdocs.yml, which names a function of Python, without importing it."""
 
-    Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, suffix, node: suffix)
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/object/apply:", lambda loader, suffix, node: suffix)
     site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
     pages = {path.name for path in DOCS.glob("*.md")}
     assert set(site["nav"]) == pages
