@@ -53,6 +53,7 @@ def test_everything_is_found_once(dirty):
     )
     assert found.conflicting == found.groups[:1]
     assert found.small == ["few"]  # 7: round(1.4) to test
+    assert audit(config_for(dirty, unseen_classes=0.25)).small == []  # then whole classes are divided
     assert len(found.sizes) == 20 + 18 + 7
 
 

@@ -68,6 +68,7 @@ def audit(config: Config) -> Audit:
     if known.empty:
         raise DataError(f"{config.data_path}: none of its {len(table)} images can be read; copy them again")
     counts, given = readable.label.value_counts(sort=False), "split" in readable
+    whole = given or config.unseen_classes is not None  # small classes are not divided
     splits = {label: split_sizes(count, config.test_size, config.valid_size) for label, count in counts.items()}
     groups = near_duplicate_groups(known, config.hyperparameters.verbose)
     return Audit(
@@ -79,7 +80,7 @@ def audit(config: Config) -> Audit:
         groups=_named(groups, readable),
         conflicting=groups_across(readable, groups, "label"),
         parted=groups_across(readable, groups, "split") if given else (),
-        small=[label for label, sizes in splits.items() if min(sizes.values()) < 2 and not given],
+        small=[label for label, sizes in splits.items() if min(sizes.values()) < 2 and not whole],
         sizes=known[["width", "height"]].to_numpy(),
         frame=Frame(config.image.size, config.image.fit),
     )
