@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,6 +57,26 @@ def test_the_fill_itself_does_not_tell_the_class(monkeypatch):
     images, labels, _ = planted_images(80, 0.9)
     first = measure_reliance(SeesSmooth(), images, labels, seed=0, verbose=False).table.loc[1]
     assert first.purity == 1 and first["AUC before"] > 0.75 and first["AUC without"] < 0.6
+
+
+def test_what_the_fill_of_other_images_looks_like_is_found_by_the_second_comparison(monkeypatch):
+    class SeesSmoothEdge(SeesRed):
+        """z = the share of the first columns' pixels that equal the next, as in a plain edge and in what fills one."""
+
+        def embed(self, batch):
+            smooth = (batch[:, 0, :, :8].diff().abs() < 0.05).float().mean((1, 2))
+            return torch.stack([20 * smooth, 0 * smooth], 1)
+
+    images, labels, _ = planted_images(80, 0)
+    plain = np.flatnonzero(labels == "b")[:36]
+    images[plain, :, :, :8] = 110
+    rows = pd.DataFrame([(i, 0, 0, 64, 0, 8) for i in plain], columns=["image", "group", *BOX])
+    groups = SimpleNamespace(find=lambda features, size: rows, gap=[0.5], rest=0.0)
+    patch_measurements(monkeypatch)
+    monkeypatch.setattr(reliance, "find_groups", lambda *args: groups)
+    first = measure_reliance(SeesSmoothEdge(), images, labels, seed=0, verbose=False).table.loc[1]
+    assert first["AUC before"] > 0.85 and first["AUC without"] < 0.6  # all edges are plain, or look so
+    assert first.suspect and first["AUC random"] > 0.8
 
 
 def test_nothing_planted_is_no_suspect(monkeypatch):

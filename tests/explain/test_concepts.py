@@ -63,6 +63,16 @@ def test_a_distinct_look_is_one_that_an_image_has_or_has_not(spread, found):
         assert look.places == dict.fromkeys(range(12), 3) and look.gap > 0.15
 
 
+def test_the_lack_of_a_look_is_no_other_look():
+    places, rng = looks_of_images(60, 30, 0.3), np.random.default_rng(1)
+    plain = torch.from_numpy(rng.normal(size=64) + 0.8 * rng.normal(size=(30, 64))).float()
+    for others, found in ((slice(30, 60), 1), (slice(20, 50), 2)):
+        both = places.clone()
+        both[others, 5] = F.normalize(plain, dim=1)
+        looks = distinct_looks(both[::2].flatten(0, 1), both)
+        assert len(looks) == found and set(looks[0].places) == {*range(30)}
+
+
 def test_a_cell_belongs_to_what_most_places_over_it_hold():
     places = torch.rand(2, PLACES**2, generator=torch.Generator().manual_seed(0)) < 0.6
     for has, cells in zip(places.view(2, PLACES, PLACES), held_cells(places)):

@@ -33,6 +33,7 @@ MOST = 0.8  # of all images may have a distinct look
 ASIDE = 0.1  # of the images with a look, and as many of the others, are left out of its gap
 ROUNDS = 3  # in which a look settles
 GAP, GAP_OF_FEW = 0.15, 0.4  # of n images, a distinct look has a gap of GAP + GAP_OF_FEW / n
+EXCLUSIVE = 0.85  # share of all images that have one of two looks alone, if one look is the lack of the other
 SAME = 0.7  # share of images that two looks have in common if they are one thing, such as sides and corners of a border
 COMMON = 6  # groups into which the rest is divided
 HELD = 0.6  # share of the places over a cell that hold it, if it belongs to a group
@@ -161,6 +162,10 @@ class Look(NamedTuple):
         apart = [np.subtract(divmod(self.places[i], PLACES), divmod(other.places[i], PLACES)) for i in both]
         return sum(np.abs(steps).max() < CELLS for steps in apart) >= len(self.places) / 2
 
+    def is_lack_of(self, other: "Look", count: int) -> bool:
+        """Whether it is the look of all of `count` images that the other has not, as plain sides beside frames."""
+        return len(self.places.keys() ^ other.places.keys()) >= EXCLUSIVE * count
+
 
 def distinct_looks(looks: torch.Tensor, places: torch.Tensor) -> list[Look]:
     """Find the looks that an image has or has not, the widest gap first.
@@ -187,7 +192,7 @@ def distinct_looks(looks: torch.Tensor, places: torch.Tensor) -> list[Look]:
         look = Look(
             looks[k], float(edge[k]), float(others[k, 0]), float(gap[k]), dict(zip(images, at[k, images].tolist()))
         )
-        if not any(look.is_part_of(other) for other in found):
+        if not any(look.is_part_of(other) or look.is_lack_of(other, len(places)) for other in found):
             found.append(look)
     return found
 
