@@ -88,7 +88,7 @@ class Reliance:
 def reliance_of(config: Config, model: SiameseNetwork, images: StoredImages, labels: Sequence[str]) -> Reliance:
     """`measure_reliance` of test images, kept in a file: notebook 03, `evidence` and `search` share it."""
     path, network, labels = config.outputs_path / "search" / KEPT, model.digest(FORMAT), [*map(str, labels)]
-    made_of = network, config.seed, labels, images.checksums.tolist()
+    made_of = network, config.seed, model.threshold, labels, images.checksums.tolist()
     found = Reliance.load(path, *made_of)
     if found is None:
         found = measure_reliance(model, images, labels, config.seed, config.hyperparameters.verbose)
@@ -145,10 +145,10 @@ def measure_reliance(
         cost = {way: aucs(pairs[way], drawn) - aucs(pairs["without"], drawn) for way in ("random", "elsewhere")}
         # In the others, what fills a frame may look like a frame: then the first control has lost what tells classes.
         clear = cost["elsewhere"].mean() >= max(CLEAR_COST, cost["random"].mean())
-        changed["random"], pairs["random"], costs[k] = (
-            x["elsewhere" if clear else "random"] for x in (changed, pairs, cost)
-        )
-        del changed["elsewhere"]
+        for found in (changed, pairs, cost):
+            elsewhere = found.pop("elsewhere")
+            found["random"] = elsewhere if clear else found["random"]
+        costs[k] = cost["random"]
         effect, by_chance = (effects_of(before, changed[way], labels, before, labels) for way in ("without", "random"))
         regions.loc[members.index, "effect"] = effect[members.image] * shares_of(members)
         without[k], moved[k] = changed["without"], float((before - changed["without"])[has].norm(dim=1).sum())
