@@ -82,9 +82,7 @@ PLANTS |= {"pale": partial(sticker, share=0.25, fill=(250, 220, 40, 128)), "red"
 PLANTS["date"] = partial(watermark, words="12 05 '98", share=0.08)
 
 
-def planted(
-    source: Path, folder: Path, plant: str | None, share: float, seed: int, counts: dict[str, int] = COUNTS
-) -> tuple[pd.DataFrame, dict]:
+def planted(source: Path, folder: Path, plant: str | None, share: float, seed: int, counts: dict = COUNTS) -> tuple:
     """Copy some images, in `share` of the last class with the plant; returns the split, and the boxes of each file."""
     rng, rows, boxes = np.random.default_rng(seed), [], {}
     classes = sorted(path.name for path in source.iterdir() if path.is_dir())

@@ -74,9 +74,7 @@ class PublicProtocol:
         self.optimizer.step()
         self.seconds.append(time.perf_counter() - start)
 
-    def run(
-        self, wanted: float, most: float, every: float, auc: Callable[[SiameseNetwork], float]
-    ) -> tuple[float, float]:
+    def run(self, wanted: float, most: float, every: float, auc: Callable[[SiameseNetwork], float]) -> tuple:
         """Train for `most` seconds or to the `wanted` AUC: the seconds taken, and the highest AUC seen."""
         judged, best = 0.0, 0.0
         while True:

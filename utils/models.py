@@ -102,26 +102,29 @@ def about_threshold(config: Config, model: SiameseNetwork, resamples: int = 1000
     )
 
 
-def strangers(model: SiameseNetwork, batch: torch.Tensor, names: Sequence[str], level: float = 0.05) -> list[str]:
-    """Name preprocessed images (N, 3, H, W) that resemble nothing which the network knows, a line each.
-
-    `p` is the share of validation images that are as far from their nearest ones, by the backbone's pooled features, as
-    the new image is, itself counted in (conformal prediction; Vovk et al., 2005): of images like these, a share of
-    `level` is named.
-    """
-    if "valid_features" not in model.info:
-        return []
+def familiarity(model: SiameseNetwork, batch: torch.Tensor) -> torch.Tensor:
+    """The share p, (N,), of the validation images of a network's training that are as far from their nearest ones, by
+    the backbone's pooled features, as each of preprocessed images (N, 3, H, W) is, itself counted in (conformal
+    prediction; Vovk et al., 2005)."""
     known = model.info["valid_features"].to(batch.device).float()
     with eval_mode(model), torch.no_grad():
         new = torch.cat([F.normalize(model.pooling(model.backbone(part))) for part in batch.split(16)]).float()
     of_known = torch.cdist(known, known).fill_diagonal_(torch.inf)
     count = min(NEAREST, len(known) - 1)
     far, as_known = (d.topk(count, largest=False).values.mean(1) for d in (torch.cdist(new, known), of_known))
-    p = (1 + (as_known >= far[:, None]).sum(1)) / (len(known) + 1)
+    return (1 + (as_known >= far[:, None]).sum(1)) / (len(known) + 1)
+
+
+def strangers(model: SiameseNetwork, batch: torch.Tensor, names: Sequence[str], level: float = 0.05) -> list[str]:
+    """Name preprocessed images (N, 3, H, W) that resemble nothing which the network knows, a line each: those with a
+    `familiarity` of at most `level`. Of images like those of training, a share of `level` is named."""
+    if "valid_features" not in model.info:
+        return []
+    count = len(model.info["valid_features"])
     return [
-        f"{name}: resembles nothing that the network knows (p = {value:.3f}, from {len(known)} validation images)"
-        for name, value in zip(names, p.tolist())
-        if value <= level
+        f"{name}: resembles nothing that the network knows (p = {p:.3f}, from {count} validation images)"
+        for name, p in zip(names, familiarity(model, batch).tolist())
+        if p <= level
     ]
 
 
