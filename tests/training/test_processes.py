@@ -107,8 +107,8 @@ def test_rows_of_all_are_gathered_and_gradients_flow_to_ones_own():
 def test_gradients_are_summed_and_a_process_without_any_has_zeros():
     one, two = (nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (1,)))
     one.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    Another(torch.tensor(10.0)).sum_gradients([one, two])
-    assert one.grad.tolist() == [[11, 12], [13, 14]] and two.grad.tolist() == [10]
+    Another(torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0])).sum_gradients([one, two])
+    assert one.grad.tolist() == [[11, 22], [33, 44]] and two.grad.tolist() == [50]
 
 
 def fail(message):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from utils.system.machine import is_out_of_memory
 
@@ -46,10 +47,13 @@ class Processes:
         rows[self.share(count)] = own
         return rows
 
-    def sum_gradients(self, parameters: list[torch.Tensor]) -> None:
+    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Sum the gradients of all processes, in place; a process with an empty share has none."""
-        for parameter in parameters if self.world_size > 1 else ():
-            parameter.grad = self.sum(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        if self.world_size > 1:  # in one exchange
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            total = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+            for parameter, part in zip(parameters, total.split([p.numel() for p in parameters])):
+                parameter.grad = part.view(parameter.shape)
 
     def from_first(self, value: Any) -> Any:
         """The value of the first process: plain values and tensors."""
