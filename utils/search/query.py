@@ -98,10 +98,10 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
 def shared_groups(model: SiameseNetwork, path: Path, batch: torch.Tensor) -> list[str]:
     """Tell, a line each, which groups of regions the first of preprocessed images (N, 3, H, W), the query, shares with
     more of the others than of the test images; nothing, if `path` holds no `Reliance` of this network."""
-    reliance, lines = Reliance.load(path, model.digest(FORMAT)), []
-    if reliance is None:
-        return lines
-    pixels, others = 255 * (batch * model.std + model.mean).cpu(), len(batch) - 1
+    # A digest reads all weights, which a query need not wait for where nothing was measured.
+    if not path.is_file() or (reliance := Reliance.load(path, model.digest(FORMAT))) is None:
+        return []
+    lines, pixels, others = [], 255 * (batch * model.std + model.mean).cpu(), len(batch) - 1
     found = reliance.groups.find(features_of_places(pixels, verbose=False), model.image_size)
     found["number"] = found.group.map(reliance.numbers)
     for number, images in found.dropna().groupby("number").image.unique().items():
