@@ -30,16 +30,11 @@ ASIAN_FONTS = (
 
 def asian_fonts() -> list[str]:
     """List the fonts of `ASIAN_FONTS` that are installed, in their order."""
-    if not (found := _listed()):
+    if not {font.name for font in fontManager.ttflist} & {*ASIAN_FONTS}:
         # matplotlib lists fonts once and keeps the list; one may have been installed since.
         for file in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
             with suppress(Exception):  # a file that matplotlib cannot read, of whatever kind
                 fontManager.addfont(file)
-        found = _listed()
-    return found
-
-
-def _listed() -> list[str]:
     names = {font.name for font in fontManager.ttflist}
     return [name for name in ASIAN_FONTS if name in names]
 

@@ -64,14 +64,13 @@ class Processes:
 
     def attempt(self, compute: Callable[[], Any]) -> Any:
         """The result of `compute`. If one process runs out of memory, all processes raise that."""
-        result, full = None, False
+        result = full = None
         try:
             result = compute()
         except RuntimeError as error:
-            full = is_out_of_memory(error)
-            if not full or self.world_size == 1:
+            if not (full := is_out_of_memory(error)):
                 raise
-        if self.sum(torch.tensor(float(full))):
+        if self.sum(torch.tensor(float(full or 0))):
             raise RuntimeError("out of memory in one of the processes")
         return result
 
