@@ -113,7 +113,7 @@ function toggled(side, region) {
 }
 
 function point(side, region) {
-  const { pointed } = state.pair;
+  const pointed = state.pair?.pointed; // without a pair, the pointer leaves an image that went with it
   if (pointed?.side === side && pointed.region === region) return;
   if (region === null && pointed?.side !== side) return; // it has moved to the other image already
   state.pair.pointed = region === null ? null : { side, region };

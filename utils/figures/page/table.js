@@ -20,8 +20,10 @@ function buildTable() {
   const rows = order.map((i, k) => make("tr", { className: gap[k] },
     make("th", { scope: "row" }, picture(i), make("bdi", { textContent: images[i].name })),
     ...order.map((j, m) => make("td", { className: gap[m] }, i === j ? "" : makeCell(i, j)))));
+  table.style.setProperty("--count", images.length);
   table.replaceChildren(make("thead", {}, make("tr", {}, make("td"), ...heads)), make("tbody", {}, ...rows));
   refreshTable();
+  preview({ target: [...table.querySelectorAll("a")].reduce((a, b) => (b.value > a.value ? b : a)) });
 }
 
 function refreshTable() {
