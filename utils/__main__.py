@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,12 +21,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line, not with the usage."""
 
     def error(self, message: str) -> NoReturn:
-        fail(f"{self.prog}: {message}; --help lists what is allowed")
-
-
-def fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(2)
+        self.exit(2, f"{self.prog}: {message}; --help lists what is allowed\n")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,9 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported here, so that --help does not wait for torch.
     from utils.config import load_config
     from utils.system.errors import UserError
-    from utils.system.files import escape_unprintable
 
-    escape_unprintable()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # letters that the terminal lacks are printed as their codes
+            stream.reconfigure(errors="backslashreplace")
     try:
         options.run(options, load_config(options.config, options.dataset) if "config" in options else None)
         print(end="", flush=True)
@@ -106,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as shells count it
     except UserError as error:
-        fail(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)  # as shells count an interrupt

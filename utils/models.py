@@ -169,6 +169,5 @@ def network_for(config: Config, images: Iterable[Path]) -> tuple[SiameseNetwork,
     if os.path.isfile(config.trained_path / "model.pth") and (scenes or config.dataset != SYNTHETIC):
         return load_trained(config)
     keep_freed_memory()
-    return photographs_network(choose_device(config)), (
-        "compared by ImageNet features of the installed weights; train on your images for your own notion of similar"
-    )
+    note = "compared by ImageNet features of the installed weights; train on your images for your own notion of similar"
+    return photographs_network(choose_device(config)), note

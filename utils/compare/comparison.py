@@ -16,15 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from utils.dataset import prepare_folder, read_split
-from utils.explain.occlusion import (
-    Match,
-    RegionEffects,
-    correlation,
-    joined,
-    matching_regions,
-    region_effects,
-    region_sums,
-)
+from utils.explain.occlusion import Match, RegionEffects, correlation, matching_regions, region_effects, region_sums
 from utils.explain.removal import WhatIf, embed_in_parts, what_if
 from utils.Grad_CAM import Explanation, explain, explain_effects
 from utils.images.pairs import Pairs, used_images
@@ -95,7 +87,7 @@ class Comparison:
         if missing:
             found = region_effects(self.model, self.batch[missing])
             self.effects |= {i: found.of([k]) for k, i in enumerate(missing)}
-        return joined([self.effects[i] for i in images])
+        return RegionEffects(*map(torch.cat, zip(*(vars(self.effects[i]).values() for i in images))))
 
     def pair(self, first: int, second: int, explanation: Explanation | None = None) -> dict:
         """The `images`, `explanation`, `names` and `boxes` of one pair, as arguments of `show_explanation`. If no other

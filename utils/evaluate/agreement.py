@@ -50,12 +50,11 @@ def mean_correlations(
         cells = windows(1 / grid, grid, image_size).expand(2 * len(maps), -1, -1)
         predictions[method] = region_sums(torch.cat(maps.unbind(1)), cells, image_size)
     predictions |= {f"ceiling: the same cells, {name}": effect for name, effect in ceilings.items()}
-    return pd.DataFrame(
-        {
-            removal: {name: float(correlation(values, effect).nanmean()) for name, values in predictions.items()}
-            for removal, effect in effects.items()
-        }
-    )
+    table = {
+        removal: {name: float(correlation(values, effect).nanmean()) for name, values in predictions.items()}
+        for removal, effect in effects.items()
+    }
+    return pd.DataFrame(table)
 
 
 def agreement_table(

@@ -59,9 +59,8 @@ def class_table(model: SiameseNetwork, split: SplitDistances) -> pd.DataFrame:
     apart = means.mask(np.eye(len(means), dtype=bool))
     table = split.queries.groupby(level=0)[["recall@1", "MAP@R"]].mean().reindex(means.index)  # NaN for a single image
     table.insert(0, "images", member.sum().astype(int))
-    return table.assign(
-        within=np.diag(means), **{"nearest other": apart.idxmax(axis=1), "similarity": apart.max(axis=1)}
-    )
+    others = {"nearest other": apart.idxmax(axis=1), "similarity": apart.max(axis=1)}
+    return table.assign(within=np.diag(means), **others)
 
 
 def what_is_lost(seen: dict[str, Any], unseen: dict[str, Any]) -> str:

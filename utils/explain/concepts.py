@@ -72,7 +72,8 @@ class Groups:
                 near = above[..., self.owner == k].amax(2)
                 has = (near >= 0) & (bool(gap) | (near == above.amax(2)))
                 chosen = disjoint(torch.where(has, near, -torch.inf))
-                found = [(int(i), cells_at(int(chosen[i, j]))) for i, j in (chosen >= 0).nonzero()]
+                places = ((i, *divmod(int(chosen[i, j]), PLACES)) for i, j in (chosen >= 0).nonzero().tolist())
+                found = [(i, (row, row + CELLS, column, column + CELLS)) for i, row, column in places]
                 if gap:
                     around = held_cells((nearness >= self.floors)[..., self.owner == k].any(2)).numpy()
                     sure = np.zeros_like(around)
@@ -130,9 +131,8 @@ def strong_regions(
     """The features (R, C) of the strongest regions of each of uint8 images (N, 3, H, W), none of which overlap;
     `features` are those of the images' places, (N, PLACES^2, C)."""
     strong = []
-    parts = zip(images.split(BATCH_SIZE), features.split(BATCH_SIZE))
-    total = -(-len(images) // BATCH_SIZE)
-    for batch, part in tqdm(parts, desc="Occluding regions", total=total, disable=not verbose):
+    parts = tqdm(features.split(BATCH_SIZE), desc="Occluding regions", disable=not verbose)
+    for part, batch in zip(parts, images.split(BATCH_SIZE)):  # in this order, the bar comes to its end
         density = region_effects(model, model.normalize(batch), verbose=False).density[..., :-1]
         sums = F.avg_pool2d(density.permute(0, 3, 1, 2).float().cpu(), CELLS, 1)
         places = disjoint(sums.norm(dim=1).flatten(1), STRONGEST)
@@ -189,9 +189,8 @@ def distinct_looks(looks: torch.Tensor, places: torch.Tensor) -> list[Look]:
         images = has[k].nonzero().flatten().tolist()
         if not FEWEST <= len(images) <= MOST * len(places) or gap[k] < GAP + GAP_OF_FEW / len(images):
             continue
-        look = Look(
-            looks[k], float(edge[k]), float(others[k, 0]), float(gap[k]), dict(zip(images, at[k, images].tolist()))
-        )
+        nearest = dict(zip(images, at[k, images].tolist()))
+        look = Look(looks[k], float(edge[k]), float(others[k, 0]), float(gap[k]), nearest)
         if not any(look.is_part_of(other) or look.is_lack_of(other, len(places)) for other in found):
             found.append(look)
     return found
@@ -259,12 +258,6 @@ def disjoint(score: torch.Tensor, most: int = PLACES**2) -> torch.Tensor:
     return torch.stack(chosen, 1)[:, 1:]
 
 
-def cells_at(place: int) -> tuple[int, int, int, int]:
-    """The cells of a place: top, bottom, left, right."""
-    row, column = divmod(place, PLACES)
-    return row, row + CELLS, column, column + CELLS
-
-
 @torch.no_grad()
 def features_of_places(images: StoredImages | torch.Tensor, verbose: bool = True) -> Iterator[torch.Tensor]:
     """Describe the region at each place of uint8 images (N, 3, H, W), a batch at a time: (B, PLACES^2, C).
@@ -275,8 +268,7 @@ def features_of_places(images: StoredImages | torch.Tensor, verbose: bool = True
     fast = {"memory_format": torch.channels_last}  # nearly twice as fast on CPUs
     blocks = [block.eval().to(**fast) for block in make_backbone("EfficientNetLite0", pretrained=True)]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    parts = images.split(BATCH_SIZE)
-    for batch in tqdm(parts, desc="Looking", total=-(-len(images) // BATCH_SIZE), disable=not verbose):
+    for batch in tqdm(images.split(BATCH_SIZE), "Looking", -(-len(images) // BATCH_SIZE), disable=not verbose):
         x = (batch.float() / 255 - mean) / std
         x = F.interpolate(x, scale_factor=LOOK_SIDE / x.shape[2], mode="bilinear", antialias=True)
         total = 0

@@ -120,8 +120,7 @@ class IncrementalEmbedder:
 
     @staticmethod
     def _run(blocks: nn.Module, maps: torch.Tensor) -> torch.Tensor:
-        device = maps.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device)):
+        with torch.autocast(maps.device.type, torch.bfloat16, enabled=bfloat16_pays(maps.device)):
             return blocks(maps)
 
 

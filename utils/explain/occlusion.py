@@ -55,10 +55,8 @@ class RegionEffects:
 
     def maps(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
         """Maps of P pairs, shape (P, 2, GRID, GRID): summed over a region, about its effect on the squared distance."""
-        maps = []
-        for i, difference in self._sides(first, second):
-            density = self.density[i]
-            maps.append(density[..., -1] - 2 * torch.einsum("phwd,pd->phw", density[..., :-1], difference))
+        sides = ((self.density[i], difference) for i, difference in self._sides(first, second))
+        maps = [part[..., -1] - 2 * torch.einsum("phwd,pd->phw", part[..., :-1], other) for part, other in sides]
         return torch.stack(maps, dim=1)
 
     def of_masks(self, first: Sequence[int], second: Sequence[int], masks: torch.Tensor) -> torch.Tensor:
@@ -83,11 +81,6 @@ class RegionEffects:
         one, two = (F.avg_pool2d(self.density[i, ..., :-1].permute(2, 0, 1), 2).flatten(1) for i in (first, second))
         half = (GRID // 2, GRID // 2)
         return (2 * one.T @ two).unflatten(0, half).unflatten(2, half)
-
-
-def joined(parts: Sequence[RegionEffects]) -> RegionEffects:
-    """Join the effects of several images, or batches of images, into one."""
-    return RegionEffects(*map(torch.cat, zip(*(vars(one).values() for one in parts))))
 
 
 def in_few_dimensions(effects: RegionEffects, most: int) -> RegionEffects:
@@ -244,9 +237,8 @@ def matching_regions(
         row, column = (share * side for share, side in zip(centre, image_size))
         return min(max((row - box.top) / box.height, 0.0), 1.0), min(max((column - box.left) / box.width, 0.0), 1.0)
 
-    return [
-        Match(in_image(one, boxes[0]), in_image(two, boxes[1]), v) for one, two, v in strongest_matches(interaction)
-    ]
+    matches = strongest_matches(interaction)
+    return [Match(in_image(one, boxes[0]), in_image(two, boxes[1]), v) for one, two, v in matches]
 
 
 def strongest_matches(interaction: torch.Tensor, count: int = 4) -> list[Match]:

@@ -19,7 +19,6 @@ from utils.models import every_pair
 
 COLOURS = sns.color_palette("colorblind")
 MOST_MARKERS = 60  # epochs up to which a learning curve has a marker for each
-ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1)}  # a legend off the data
 
 
 def _with_legends(figure: Figure, **options: Any) -> Figure:
@@ -90,7 +89,7 @@ def plot_pairs(split: SplitDistances, thresholds: dict[str, float], margin: floa
     right.set(xlabel="dissimilar pairs called similar", ylabel="similar pairs found", xscale="log", ylim=(0, 1.05))
     right.xaxis.set_major_formatter("{x:g}")
     right.minorticks_off()
-    return _with_legends(figure, **ABOVE, ncols=2)
+    return _with_legends(figure, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # off the data
 
 
 def plot_interventions(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
@@ -127,9 +126,8 @@ def show_groups(crops: Sequence[Sequence[Image.Image]], table: pd.DataFrame) -> 
         row[0].set_title(f"group {number}{', suspect' if facts.suspect else ''}", fontsize=10, loc="left")
     axis = right.subplots()
     places = np.arange(len(table))
-    bars = axis.barh(places, table.cost, color="lightgrey", edgecolor="black", height=0.5)
-    for bar, suspect in zip(bars, table.suspect):
-        bar.set_hatch("////" if suspect else "")
+    hatches = ["////" if suspect else "" for suspect in table.suspect]
+    axis.barh(places, table.cost, color="lightgrey", edgecolor="black", height=0.5, hatch=hatches)
     axis.hlines(places, table.low, table.high, color="black", lw=2)
     axis.axvline(0, color="black", lw=0.8)
     axis.set(yticks=places, yticklabels=table.index, ylabel="group", xlabel="cost in AUC, beyond random regions")

@@ -44,17 +44,13 @@ def split_images(
     larger = [group for group in sorted(members, key=lambda g: members[g].total()) if members[group].total() > 1]
     for (name, left), group in product(missing.items(), larger):
         size = members[group]
-        wanted = all(shares[name][label] for label in size) and _improvement(size, left) >= 0
+        nearer = sum(abs(left[label]) - abs(left[label] - count) for label, count in size.items())  # by so many images
+        wanted = all(shares[name][label] for label in size) and nearer >= 0
         if split_of[group] == "train" and wanted and all(training[label] > size[label] for label in size):
             split_of[group] = name
             left.subtract(size)
             training.subtract(size)
     return table.assign(split=[split_of[group] for group in groups])
-
-
-def _improvement(size: Counter, missing: Counter) -> int:
-    """Compute by how many images a group of this size brings a split nearer to its share."""
-    return sum(abs(missing[label]) - abs(missing[label] - count) for label, count in size.items())
 
 
 def draw_classes(labels: pd.Series, share: float, seed: int) -> list[str]:

@@ -132,11 +132,8 @@ class Transformer(Backbone):
     def _with_hook(self, batch: torch.Tensor, hook: Callable) -> torch.Tensor:
         """As `forward`, with a forward pre-hook of the last stage."""
         model = self[-1].model
-        handle = model.get_submodule(model.feature_info[-1]["module"]).register_forward_pre_hook(hook)
-        try:
+        with model.get_submodule(model.feature_info[-1]["module"]).register_forward_pre_hook(hook):
             return self(batch)
-        finally:
-            handle.remove()
 
 
 class Encoder(Backbone):

@@ -1,11 +1,9 @@
-"""Files that are written completely or not at all; hashes of paths; text for a terminal."""
+"""Files that are written completely or not at all; hashes of paths; numbers with nouns."""
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
 from pathlib import Path
 
 from utils.system.errors import UserError
@@ -60,10 +58,3 @@ def state_if_there(path: Path) -> str:
 def counted(number: int, noun: str) -> str:
     """Write a number with its noun: 1 image, 2 images."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def escape_unprintable() -> None:
-    """Print letters that the terminal lacks as their codes, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
