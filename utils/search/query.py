@@ -2,7 +2,6 @@
 
 import os
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +20,13 @@ from utils.images.reading import shrink
 from utils.imshow import rows_of_panels
 from utils.models import network_for, strangers
 from utils.search.build import INDEX, place_of
-from utils.search.store import Index, about
+from utils.search.store import Entry, Index, about
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import SearchError
 from utils.system.files import replacing, state_if_there
 from utils.system.settings import Config
 
 TITLES = ("query", "hit", "query, factual", "hit, factual", "query, counterfactual", "hit, counterfactual")
-MOST_LINKS = 20  # to the query, itself counted in; of more, as many hits are missing
 MOST_ROWS = 20  # of a figure: a hundred would be 50,000 pixels high
 
 
@@ -73,9 +71,7 @@ def search(model: SiameseNetwork, index: Index, query: Path, count: int = 10) ->
     asked = Comparison(model, [query])
     effects = asked.effects_of(0)
     (z,) = effects.embeddings
-    own, found = state_if_there(query), index.nearest(z.cpu().numpy(), count + MOST_LINKS)
-    others = (hit for hit in found if state_if_there(index.folder / hit[1].file) != own)  # links share its state
-    nearest = list(islice(others, count))
+    nearest = _nearest_others(index, z.cpu().numpy(), query, count)
     if not nearest:
         raise SearchError(f"{index.path}: no other image; add some, run python -m utils search build {index.folder}")
     here = [one for _, one in nearest if state_if_there(index.folder / one.file) == one.state]
@@ -115,6 +111,17 @@ def shared_groups(model: SiameseNetwork, path: Path, batch: torch.Tensor) -> lis
             group = f"group {number:.0f} of evidence{', a suspect' if facts.suspect else ''}"
             lines.append(f"{group}: in the query, in {hits} of {others} hits, in {usual:.0%} of the test images")
     return lines
+
+
+def _nearest_others(index: Index, z: np.ndarray, query: Path, count: int) -> list[tuple[float, Entry]]:
+    """Find the `count` nearest images whose files are not that of the query."""
+    own, asked = state_if_there(query), count + 1  # links to a file share its state
+    while True:
+        found = index.nearest(z, asked)
+        others = [hit for hit in found if state_if_there(index.folder / hit[1].file) != own]
+        if len(others) >= count or len(found) < asked:
+            return others[:count]
+        asked *= 2  # links to the query took places
 
 
 def show_hits(found: Found) -> Figure:

@@ -64,13 +64,13 @@ class Processes:
 
     def attempt(self, compute: Callable[[], Any]) -> Any:
         """The result of `compute`. If one process runs out of memory, all processes raise that."""
-        result = full = None
+        result, full = None, False
         try:
             result = compute()
         except RuntimeError as error:
             if not (full := is_out_of_memory(error)):
                 raise
-        if self.sum(torch.tensor(float(full or 0))):
+        if self.sum(torch.tensor(float(full))):
             raise RuntimeError("out of memory in one of the processes")
         return result
 
