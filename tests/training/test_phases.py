@@ -208,6 +208,12 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_key(config):
         trainer.step(*first_batch(trainer))
 
 
+def test_a_loss_of_the_head_alone_that_is_not_finite_names_what_it_depends_on(config, weights):
+    """The square of a margin of 1e20 is more than float32 holds."""
+    with pytest.raises(TrainingError, match=r"epoch 1: .* not finite; use other weights, or lower margin$"):
+        train(config({"head_steps": 1, "epochs": 0}, weights=weights, margin=1e20))
+
+
 @pytest.mark.parametrize("value", [float("nan"), 1e30])
 def test_validation_or_a_gradient_that_is_not_finite_stops_training_too(config, monkeypatch, value):
     trainer = started(config())

@@ -181,9 +181,8 @@ class Trainer:
     def check(self, loss: float, norm: float = 0.0) -> None:
         """Raise a TrainingError if a loss, or the norm of its gradient, is not finite."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            key, what = self.phase.key, f"the loss ({loss:g}), or its gradient, is not finite"
-            advice = f"lower hyperparameters.{key} ({getattr(self.options, key):g})"
-            raise TrainingError(f"epoch {len(self.results.history) + 1}: {what}; {advice}")
+            what = f"the loss ({loss:g}), or its gradient, is not finite"
+            raise TrainingError(f"epoch {len(self.results.history) + 1}: {what}; {self.phase.advice}")
 
     def smaller_batches(self) -> int:
         """Half the batch size, to go on with after memory ran out; a printed line tells the user."""

@@ -137,7 +137,7 @@ class Phase:
 class HeadAlone(Phase):
     """Trains the head on features of the frozen backbone, which are computed once."""
 
-    title, key = ", head alone", "head_steps"
+    title, advice = ", head alone", "use other weights, or lower margin"
 
     def begin(self) -> tuple[nn.Module, float]:
         """Prepare the phase; returns what is trained, and its peak learning rate."""
@@ -162,11 +162,11 @@ class HeadAlone(Phase):
 class FineTuning(Phase):
     """Trains the network on randomly changed images; of a pretrained one, all but the first blocks."""
 
-    title, key = "", "learning_rate"
+    title = ""
 
     def begin(self) -> tuple[nn.Module, float]:
         self.model.train()
-        self.frozen = 0
+        self.frozen, self.advice = 0, f"lower hyperparameters.learning_rate ({self.options.learning_rate:g})"
         if self.config.transfer:
             if isinstance(self.model.backbone[-1], TimmNetwork):
                 self.model.backbone[-1].freeze_early()
