@@ -149,7 +149,8 @@ class SiameseNetwork(nn.Module):
             options: arguments of the class: `mean` and `std` with which its input is normalised, `margin`, ...
 
         Raises:
-            ModelError: it fails on such images, or changes them, or its output is not float32 (N, D), or not finite.
+            ModelError: it fails on such images, or changes them, or its output is not float32 (N, D). An output that is
+                not finite is one, too, whenever it occurs.
         """
         images = torch.rand(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
         for count in (2, 1):
@@ -163,15 +164,17 @@ class SiameseNetwork(nn.Module):
                 raise ModelError(f"encoder: {what}; it should be a module of float32 that takes them") from None
             numbers = isinstance(z, torch.Tensor)
             fits = numbers and z.ndim == 2 and len(z) == count and z.dtype == torch.float32
-            if not fits or not z.isfinite().all():
+            if not fits:
                 found = f"shape {tuple(z.shape)} of {z.dtype}" if numbers else f"a {type(z).__name__}"
-                found = "values that are not finite" if fits else found
                 wanted = f"of a batch of {count} it should make float32 numbers of shape ({count}, D)"
                 raise ModelError(f"encoder: {wanted}, but made {found}")
             if not torch.equal(given.cpu(), images[:count]):
                 raise ModelError("encoder: it changes the images that it is given; begin with images = images.clone()")
         options = {"normalize_embeddings": True, "embedding_dim": None, "image_size": image_size} | options
-        return cls(encoder.cpu(), **options).to(device).eval()
+        model = cls(encoder.cpu(), **options).to(device).eval()
+        # For `digest`: what computes may be no tensor of the module, as in a session of ONNX Runtime.
+        model.architecture["outputs"] = [f"{number:.2g}" for number in z[0, :8].tolist()] + [z.shape[1]]
+        return model
 
     def block_shapes(self) -> list[torch.Size]:
         """Output shapes of the backbone's blocks for one image; modes and statistics stay as they are."""

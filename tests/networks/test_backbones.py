@@ -120,15 +120,34 @@ def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
     ("name", "size", "message"),
     [
         ("mobilenet_v2", (64, 64), "nor a name of timm; near it are mobilenetv2"),
+        ("vit_b_16", (64, 64), "near it are vit_base_patch16_224, "),  # as torchvision spells them
+        ("swin_t", (64, 64), "near it are swin_tiny_patch4_window7_224, "),
+        ("swin_v2_b", (64, 64), "near it are swinv2_base_window8_256, "),
+        ("regnet_y_400mf", (64, 64), "near it are regnety_004, "),
+        ("regnet_x_1_6gf", (64, 64), "near it are regnetx_016, "),
+        ("regnet_y_8gf", (64, 64), "near it are regnety_080, "),
+        ("regnet_y_32gf", (64, 64), "near it are regnety_320, "),
         ("vit_tiny_patch16_224", (98, 112), r"\[98, 112\]: .* takes multiples of 16 x 16 pixels"),
         ("coat_tiny", (64, 64), "several outputs"),
-        ("inception_v3", (32, 32), r"image.size: \[32, 32\] does not suit this backbone"),
+        ("inception_v3", (32, 32), r"image.size: \[32, 32\] does not .* or use \[299, 299\], for which it was made"),
+        ("crossvit_9_240", (48, 48), r"image.size: \[48, 48\] does not .* or use \[240, 240\], for which it was made"),
     ],
 )
 def test_a_network_or_an_image_size_that_does_not_do_is_a_line(name, size, message):
     with pytest.raises(ModelError, match=message) as caught:
         make_backbone(name, image_size=size)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "pvt_v2_b0"])
+def test_patches_that_overlap_ask_for_no_multiple_of_their_size(name):
+    """They are of 16 and of 7 pixels; the first network makes them by several layers."""
+    assert make_backbone(name, image_size=(64, 48))(torch.rand(2, 3, 64, 48)).isfinite().all()
+
+
+def test_installed_weights_are_known_by_timms_full_name_too():
+    one, other = (make_backbone(name, pretrained=True) for name in ("EfficientNetLite0", "tf_efficientnet_lite0.in1k"))
+    assert torch.equal(one[1].weight, other[1].weight)
 
 
 def test_a_package_of_weights_that_is_not_installed_is_named(monkeypatch):

@@ -13,7 +13,9 @@ from trainers import before_epochs, interrupted, started, stop_at
 
 from utils.__main__ import main
 from utils.dataset import prepare_split, read_split
+from utils.Grad_CAM import explain
 from utils.networks.backbones import make_backbone
+from utils.search import Index, build_index, search
 from utils.Siamese import SiameseNetwork
 from utils.system.errors import DataError, TrainingError
 from utils.training import train
@@ -213,6 +215,33 @@ def test_of_a_transformer_the_last_third_is_trained(config, tmp_path):
     # Of 7 groups of layers the first 5: what embeds patches, and 4 of 6 blocks.
     assert {name.split(".")[3] for name in changed if ".blocks." in name} == {"4", "5"}
     assert not any(part in name for part in ("patch_embed", "pos_embed", "cls_token") for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vit_tiny_patch16_224", (64, 96)),
+        ("vit_small_patch14_dinov2", (70, 84)),
+        ("swin_tiny_patch4_window7_224", (64, 64)),
+        ("convnext_atto", (64, 96)),
+        ("resnet18", (64, 112)),
+    ],
+)
+def test_any_network_of_timm_is_trained_loaded_explained_and_searched(config, tmp_path, name, size):
+    settings = config({"epochs": 1, "head_steps": 0}, backbone_model=name, pretrained=False, image={"size": size})
+    assert np.isfinite(train(settings).train_loss).all()
+    model = SiameseNetwork.load(settings.checkpoints_path)
+    paths = sorted(settings.data_path.rglob("*.png"))
+    images = torch.stack([model.preprocess(Image.open(path)) for path in paths[:3]])
+    maps = explain(model, images[:2], images[1:], "distance")
+    assert maps.factual.shape == (2, 2, *size) and not maps.factual.isnan().any()
+    with torch.no_grad():
+        expected = (model.embed(images[:1]) - model.embed(images[1:2])).norm()
+    assert maps.distance[0].item() == pytest.approx(expected.item(), abs=1e-4)
+    build_index(model, settings.data_path, tmp_path / "index.sqlite", verbose=False)
+    with Index(tmp_path / "index.sqlite", model) as index:
+        hits = search(model, index, paths[0], count=1).hits
+    assert hits[0].pair["explanation"].factual.shape == (1, 2, *size)
 
 
 @pytest.mark.parametrize("aucs, kept", [([0.9, 0.8, 0.6, 0.7], 4), ([0.9, 0.8, 0.7, 0.6], 3), ([0.9, 0.8], 2)])

