@@ -146,9 +146,12 @@ def gradient_costs(backbone: str, count: int) -> None:
     model = SiameseNetwork(backbone).eval()
     both = torch.randn(2 * count, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     pairs = both.split(count)
-    grad_cam = grad_cam_maps(model)
-    runs = {"distance": lambda: explain(model, *pairs, "distance"), "grad-cam": lambda: grad_cam(*pairs)}
-    if not isinstance(model.backbone[-1], TimmNetwork):  # those of feature maps
+    runs = {"distance": lambda: explain(model, *pairs, "distance")}
+    whole = getattr(model.backbone[-1], "model", None)  # of timm, if it does not run block by block
+    if whole is None or hasattr(whole, "blocks"):
+        grad_cam = grad_cam_maps(model)
+        runs["grad-cam"] = lambda: grad_cam(*pairs)
+    if whole is None:
         captum = captum_maps(model)
         runs |= {"public": lambda: public_procedure(model, *pairs), "captum": lambda: captum(*pairs)}
     unit = best_seconds(torch.no_grad()(lambda: model.backbone(both)))

@@ -23,7 +23,9 @@ def folder_config(folder, **settings):
 # --------------------------------------------------------------------------------------------- common
 
 
-@pytest.mark.parametrize("name", ["datasets", "explain", "localisation", "peers", "search", "train", "trust"])
+@pytest.mark.parametrize(
+    "name", ["datasets", "explain", "localisation", "peers", "photographs", "search", "shortcuts", "train", "trust"]
+)
 def test_every_benchmark_has_help(name, monkeypatch, capsys):
     if name in ("explain", "peers"):  # beside other libraries
         for needed in ("captum", "pytorch_grad_cam", "xaitk_saliency"):

@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "chooser": ["show_chooser"],
         "comparison": ["Comparison", "choose_pair", "describe", "explained_pairs", "images_to_compare", "pair_folder"],
         "evidence": ["crops_of", "original_regions"],
-        "report": ["write_report"],
+        "report": ["page", "write_report"],
     },
 )

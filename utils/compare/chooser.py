@@ -32,8 +32,9 @@ class Chooser:
     at the start. Thumbnails and uploads become image 1 and image 2 in turn; the buttons below a thumbnail say which
     one. Each image is measured once, when it is first explained."""
 
-    def __init__(self, model: SiameseNetwork, paths: Sequence[Path]) -> None:
-        self.model, self.chosen, self.turn = model, [None, None], 0  # paths of image 1 and image 2; whose turn it is
+    def __init__(self, model: SiameseNetwork, paths: Sequence[Path], *notes: str) -> None:
+        self.model, self.notes = model, notes
+        self.chosen, self.turn = [None, None], 0  # paths of image 1 and image 2; whose turn it is
         self.effects: dict[Path, RegionEffects] = {}  # of the images measured so far
         self.buttons: dict[Path, list[widgets.Button]] = {}  # two for each image
         self.uploads = tempfile.TemporaryDirectory(prefix="chooser-")
@@ -74,7 +75,7 @@ class Chooser:
             figures += _tag(print_figure(figure), "max-width: 100%")
             plt.close(figure)
         checks = "".join(f"<li>{escape(line)}</li>" for line in what_if.report(pair["names"]).split("\n"))
-        self._show(describe(pair["explanation"], pair["names"], self.model.threshold))
+        self._show(describe(pair["explanation"], pair["names"], self.model.threshold), *self.notes)
         self.result.value += f"{figures}<ul>{checks}</ul>"
 
     def _show(self, *lines: str) -> None:
@@ -118,9 +119,9 @@ class Chooser:
             self._show(*problems)
 
 
-def show_chooser(model: SiameseNetwork, paths: Sequence[Path]) -> Chooser:
-    """Show a `Chooser` below the notebook's cell."""
-    chooser = Chooser(model, paths)
+def show_chooser(model: SiameseNetwork, paths: Sequence[Path], *notes: str) -> Chooser:
+    """Show a `Chooser` below the notebook's cell; below each decision it shows the `notes`."""
+    chooser = Chooser(model, paths, *notes)
     # Where no notebook is running, as on a page of GitHub, the words stand for the widget.
     words = {"text/plain": "Two images can be chosen here while the notebook is running."}
     display(chooser.box._repr_mimebundle_() | words, raw=True)
