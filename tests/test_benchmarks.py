@@ -1,6 +1,7 @@
 import importlib
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from utils.Grad_CAM import explain
 from utils.images.fingerprints import MAX_BITS
 
 
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
 def folder_config(folder, **settings):
     return colour_config(folder, folder, **settings)
 
@@ -23,9 +27,7 @@ def folder_config(folder, **settings):
 # --------------------------------------------------------------------------------------------- common
 
 
-@pytest.mark.parametrize(
-    "name", ["datasets", "explain", "localisation", "peers", "photographs", "search", "shortcuts", "train", "trust"]
-)
+@pytest.mark.parametrize("name", sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "common"}))
 def test_every_benchmark_has_help(name, monkeypatch, capsys):
     if name in ("explain", "peers"):  # beside other libraries
         for needed in ("captum", "pytorch_grad_cam", "xaitk_saliency"):

@@ -58,8 +58,8 @@ def click(chosen, position):
 
 def test_two_images_are_chosen_and_show_score_maps_and_what_if(model, paths, monkeypatch):
     monkeypatch.setattr(chooser, "print_figure", print_figure)
-    chosen = Chooser(model, paths)
-    assert len(chosen.tiles.children) == 3
+    chosen = Chooser(model, paths, "by <these> features")
+    assert len(chosen.tiles.children) == 3 and "by &lt;these&gt; features" in chosen.result.value
     one, two = (model.preprocess(Image.open(path))[None] for path in paths[:2])
     with torch.no_grad():
         expected = 1 - float(model(one, two))
