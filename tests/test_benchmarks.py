@@ -16,7 +16,6 @@ from utils.dataset import prepare_split
 from utils.Grad_CAM import explain
 from utils.images.fingerprints import MAX_BITS
 
-
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
