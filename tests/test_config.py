@@ -207,8 +207,6 @@ def test_the_sandbox_wins_over_path_and_dataset(load, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text, key, words",
     [
-        ("num_processes: 2", "num_processes", ["delete it", "torchrun --nproc_per_node=N -m utils train NAME"]),
-        ("cache_gigabytes: 9", "cache_gigabytes", ["no key any more; delete it"]),
         ("imgae: {size: [32, 32]}", "imgae", ["unknown key", "did you mean 'image'?"]),
         ("image: {normalization: {men: [0, 0, 0]}}", "image.normalization.men", ["did you mean 'mean'?"]),
         ("image: {normalization: {mean: [0.5, 116, 0.4]}}", "image.normalization.mean.1", ["less than or equal to 1"]),

@@ -159,15 +159,12 @@ class SiameseNetwork(nn.Module):
                 given = images[:count].to(device, copy=True)
                 with eval_mode(encoder), torch.no_grad():
                     z = encoder(given)
+                made, fits = f"{z.dtype} {tuple(z.shape)}", z.shape == (count, z.shape[-1]) and z.dtype == torch.float32
             except Exception as error:
-                what = f"it fails on images {(count, *images.shape[1:])} ({brief(error)})"
-                raise ModelError(f"encoder: {what}; it should be a module of float32 that takes them") from None
-            numbers = isinstance(z, torch.Tensor)
-            fits = numbers and z.ndim == 2 and len(z) == count and z.dtype == torch.float32
+                made, fits = f"an error ({brief(error)})", False
             if not fits:
-                found = f"shape {tuple(z.shape)} of {z.dtype}" if numbers else f"a {type(z).__name__}"
-                wanted = f"of a batch of {count} it should make float32 numbers of shape ({count}, D)"
-                raise ModelError(f"encoder: {wanted}, but made {found}")
+                wanted = f"should be a module that makes torch.float32 ({count}, D) of images {(count, 3, *image_size)}"
+                raise ModelError(f"encoder: {wanted}, but it makes {made}")
             if not torch.equal(given.cpu(), images[:count]):
                 raise ModelError("encoder: it changes the images that it is given; begin with images = images.clone()")
         options = {"normalize_embeddings": True, "embedding_dim": None, "image_size": image_size} | options

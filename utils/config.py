@@ -145,17 +145,10 @@ PLAIN_MESSAGES = {
 }
 
 
-# Keys of earlier versions -> what to do.
-REMOVED_KEYS = dict.fromkeys(("cache", "cache_gigabytes"), "no key any more; delete it")
-REMOVED_KEYS["num_processes"] = "delete it, and run torchrun --nproc_per_node=N -m utils train NAME"
-
-
 def _explain(problem: dict[str, Any], path: str | Path) -> str:
     """Write a pydantic error as one line: file, key, what was expected, what was found."""
     *parents, last = problem["loc"] or [""]
-    if problem["type"] == "extra_forbidden" and last in REMOVED_KEYS:
-        message = REMOVED_KEYS[last]
-    elif problem["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
         section: type[BaseModel] = Config
         for name in parents:
             section = section.model_fields[name].annotation

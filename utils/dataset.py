@@ -150,8 +150,7 @@ def groups_across(table: pd.DataFrame, groups: np.ndarray, column: str) -> tuple
 
 
 def notes_on_bad_images(bad: list[str], count: int, config: Config) -> list[str]:
-    """List the unreadable ones of `count` images under a line with their number, or raise that as a DataError if
-    `on_bad_image` is `error`."""
+    """List the unreadable ones of `count` images under a line that counts them; `on_bad_image: error` raises it."""
     if not bad:
         return []
     number = f"{len(bad)} of {count} images cannot be read"

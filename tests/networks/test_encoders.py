@@ -181,13 +181,13 @@ def test_an_encoder_that_makes_nan_of_one_image_is_a_line():
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        (nn.Conv2d(3, 4, 3), r"shape \(2, D\), but made shape \(2, 4, 30, 38\)"),
-        (Squeezed(OwnEncoder()), r"shape \(1, D\), but made shape \(12,\)"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), "it fails on images"),
-        (Two(), r"float32 numbers of shape \(2, D\), but made a tuple"),
-        (Whole(), r"float32 numbers of shape \(2, D\), but made shape \(2, 12\) of torch.int64"),
-        (OwnEncoder().half(), "it should be a module of float32"),
-        (lambda images: images, "it should be a module of float32"),
+        (nn.Conv2d(3, 4, 3), r"\(2, D\) of images \(2, 3, 32, 40\), but it makes torch.float32 \(2, 4, 30, 38\)"),
+        (Squeezed(OwnEncoder()), r"\(1, D\) of images \(1, 3, 32, 40\), but it makes torch.float32 \(12,\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), r"but it makes an error \(mat1 and mat2"),
+        (Two(), r"should be a module that makes torch.float32 \(2, D\) .* an error \('tuple' object"),
+        (Whole(), r"torch.float32 \(2, D\) of images .*, but it makes torch.int64 \(2, 12\)"),
+        (OwnEncoder().half(), "torch.float32 .* an error"),
+        (lambda images: images, "should be a module that .*'function' object"),
         (Changing(), r"changes the images that it is given; begin with images = images.clone\(\)"),
     ],
 )

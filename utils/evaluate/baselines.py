@@ -19,8 +19,7 @@ from utils.system.settings import Config
 
 
 def colour_histograms(images: StoredImages) -> np.ndarray:
-    """Count the share of pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991): uint8 (N, 3, H, W) -> (N,
-    512)."""
+    """The share of pixels in each of 8 x 8 x 8 boxes of RGB (Swain & Ballard, 1991): uint8 (N, 3, H, W) -> (N, 512)."""
     boxes = (np.ravel_multi_index(image.flatten(1).numpy() // 32, (8, 8, 8)) for image in images)
     return np.stack([np.bincount(box, minlength=512) / len(box) for box in boxes])
 

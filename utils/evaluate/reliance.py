@@ -1,5 +1,4 @@
-"""What a network relies on: groups of regions that recur are taken away from all images at once, and all images are
-compared again."""
+"""What a network relies on: groups of regions that recur are taken away, and all images are compared again."""
 
 from __future__ import annotations
 

@@ -49,8 +49,7 @@ class RegionEffects:
         return RegionEffects(*(values[list(images)] for values in vars(self).values()))
 
     def on_pairs(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
-        """The effect of every region on the squared distance of P pairs, shape (P, 2, R), exact; above 0, the region
-        speaks for "similar"."""
+        """The exact effect of every region on the squared distance of P pairs, (P, 2, R); above 0, for "similar"."""
         return torch.stack([effect_on_distance(self.delta[i], d) for i, d in self._sides(first, second)], dim=1)
 
     def maps(self, first: Sequence[int], second: Sequence[int]) -> torch.Tensor:
@@ -143,8 +142,7 @@ def occlude(
 
 
 def effects_of_regions(embeddings: torch.Tensor, delta: torch.Tensor, image_size: tuple[int, int]) -> RegionEffects:
-    """Make `RegionEffects` from the embeddings (N, D) and effects (N, R, D) of images of a size in pixels; regions and
-    density follow from them."""
+    """Make `RegionEffects` from the embeddings (N, D) and effects (N, R, D) of images of a size in pixels."""
     both = torch.cat([delta, delta.square().sum(2, keepdim=True)], dim=2)
     density = (regression(image_size).to(both) @ both).unflatten(1, (GRID, GRID))
     regions = all_windows(image_size).to(delta.device).expand(len(delta), -1, -1)

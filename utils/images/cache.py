@@ -114,8 +114,7 @@ def look_up(config: Config, frame: Frame, files: Sequence[str]) -> tuple[np.ndar
 
 
 def _read(path: Path, size: tuple[int, int], states: dict[str, str]) -> tuple[np.ndarray, pd.DataFrame, dict[str, str]]:
-    """Map the pixels and read the table, both empty where they are not there, or not whole; and select the `states` of
-    files that these lack."""
+    """Map the pixels and read the table, both empty if either is not whole; and select the `states` that they lack."""
     pixels, rows = np.empty((0, 3, *size), np.uint8), pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
     with suppress(OSError, ValueError, KeyError):
         table = pd.read_csv(path.with_suffix(".csv"), index_col=0, dtype=COLUMNS, keep_default_na=False)[[*COLUMNS]]
@@ -126,8 +125,7 @@ def _read(path: Path, size: tuple[int, int], states: dict[str, str]) -> tuple[np
 
 
 def _add(config: Config, frame: Frame, path: Path, rows: pd.DataFrame, missing: dict[str, str]) -> dict[str, str]:
-    """Decode files, and write their pixels behind the others, then the table; returns those that cannot be read,
-    file -> what is wrong."""
+    """Decode files; write their pixels behind the others, then the table; returns unreadable ones -> what is wrong."""
     new, problems, options = [], {}, config.hyperparameters
     verbose = options.verbose and config.dataset != SYNTHETIC  # its small scenes are read in a second
     first = rows.slot.max() + 1 if len(rows) else 0

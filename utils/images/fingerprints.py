@@ -55,8 +55,7 @@ def fingerprint_of(path: Path, image: Image.Image) -> dict[str, Any]:
 
 
 def looks_of(image: Image.Image, grey: np.ndarray) -> str:
-    """Find the keys of `LOOKS` that apply to an image as `read_image` returns it, parted by spaces; `grey` is the same,
-    reduced to (SIDE, SIDE)."""
+    """Find the keys of `LOOKS` for an image of `read_image`, parted by spaces; `grey` is reduced to (SIDE, SIDE)."""
     strip = max(1, round(STRIP * image.height))
     upper, lower = (image.crop((0, top, image.width, top + strip)) for top in (0, image.height - strip))
     plain = [all(abs(level - 128) <= 1 for levels in part.getextrema() for level in levels) for part in (upper, lower)]
@@ -72,8 +71,7 @@ def looks_of(image: Image.Image, grey: np.ndarray) -> str:
 
 
 def notes_on_looks(looks: pd.Series, levels: tuple[float, float] | None) -> list[str]:
-    """Write a line for each finding in the `looks` of files, with the number of images and the first names; `levels` as
-    in `to_rgb`."""
+    """Write a line for each finding in the `looks` of files, with the first names; `levels` are as in `to_rgb`."""
     found = looks.str.split().explode()
     return [
         f"{counted(len(names), 'image')} {what.format(*levels or ())}: {first_names(names)}"

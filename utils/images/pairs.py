@@ -81,8 +81,7 @@ def evenly_spaced_pairs(pairs: Pairs, most: int = 60) -> Pairs:
 
 
 def used_images(first: Sequence[int], second: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the images that occur in pairs (P,): their U positions, sorted; and `first` and `second` as positions among
-    these."""
+    """Find the images in pairs (P,): their U positions, sorted; and `first` and `second` as positions among these."""
     used, renumbered = np.unique(np.concatenate([first, second]).astype(int), return_inverse=True)
     return used, *np.split(renumbered, 2)
 

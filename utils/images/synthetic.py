@@ -62,8 +62,7 @@ def intruder_class(label: int, index: int) -> int | None:
 
 
 def scene(label: int, rng: np.random.Generator, intruder: int | None = None) -> Scene:
-    """Draw one scene, with sides of 96 to 160 pixels, of a class and perhaps with an intruder of another one, both as
-    positions in `CLASSES`."""
+    """Draw one scene, with sides of 96 to 160 pixels; its class and that of an intruder are positions in `CLASSES`."""
     height, width = rng.integers(96, 161, 2)
     patches = Image.fromarray(rng.uniform(90, 190, (*rng.integers(3, 8, 2), 3)).astype(np.uint8))  # soft, muted
     canvas = np.array(patches.resize((width, height), Image.Resampling.BICUBIC), dtype=float)  # (H, W, 3) in 0-255

@@ -169,9 +169,8 @@ class Encoder(Backbone):
 def make_backbone(
     name: str, pretrained: bool = False, weights: str | Path | None = None, image_size: tuple[int, int] = (224, 224)
 ) -> Backbone:
-    """Make the feature extractor of a classifier, for images normalised by ImageNet's mean and standard deviation.
-    Arguments and errors are those of `SiameseNetwork`; `weights` are as timm publishes them, or in the order of timm's
-    layers."""
+    """Make the feature extractor of a classifier, for images normalised by ImageNet's mean and standard deviation;
+    `weights` are as timm publishes them, or in the order of its layers. Arguments and errors as of `SiameseNetwork`."""
     pretrained = pretrained and weights is None
     name = ALIASES.get(name, name)
     if name == "Conv4":

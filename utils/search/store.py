@@ -37,8 +37,7 @@ class Entry(NamedTuple):
 
 
 def about(path: Path) -> dict[str, str]:
-    """What an index says about itself: its `folder`, when it was `built`, and the identity of its `network`; nothing if
-    it cannot be read."""
+    """What an index says of itself: its `folder`, when it was `built`, its `network`; nothing if it is unreadable."""
     with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
         return dict(db.execute("SELECT key, value FROM about"))
     return {}
@@ -106,8 +105,7 @@ class Index(AbstractContextManager):
             self.db.executemany("DELETE FROM images WHERE (file, state) = (?, ?)", states)
 
     def add(self, states: Sequence[tuple[str, str]], embeddings: np.ndarray) -> None:
-        """Add images, all or none: files and states, and embeddings (N, D). Files that another process has added
-        meanwhile stay as they are."""
+        """Add images, all or none, by files, states and embeddings (N, D); not what another process has added."""
         rows = [(*state, z.tobytes()) for state, z in zip(states, embeddings.astype("<f4"))]
         with self._reporting(), self.db:
             self.db.executemany("INSERT OR IGNORE INTO images (file, state, embedding) VALUES (?, ?, ?)", rows)

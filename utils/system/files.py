@@ -41,8 +41,7 @@ def hash_of_paths(*paths: Path) -> str:
 
 
 def file_state(path: Path) -> str:
-    """Hash what the system knows of a file into 16 digits that change when the file is changed or replaced; raises
-    OSError where there is none."""
+    """Hash what the system knows of a file, which changes with the file, into 16 digits; OSError if it is not there."""
     found = os.stat(path)
     state = found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
     return hashlib.sha256(repr(state).encode()).hexdigest()[:16]

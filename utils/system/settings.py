@@ -245,8 +245,7 @@ class Config(Section):
 
     @property
     def trained_path(self) -> Path:
-        """The folder of the trained network: `checkpoints_path`, or, while that holds none, the network that comes with
-        the project, if there is one."""
+        """`checkpoints_path` or, while it holds no network, the folder of the one that the project brings, if any."""
         shipped = SHIPPED / self.dataset
         trained_here = os.path.isfile(self.checkpoints_path / "model.pth")
         return shipped if os.path.isdir(shipped) and not trained_here else self.checkpoints_path

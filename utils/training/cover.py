@@ -18,8 +18,7 @@ MARGIN = 1 / 32  # of the frame's sides: a region's neighbours are covered, too,
 
 
 class CoveredImages:
-    """N stored images, used by length and positions, in which regions, `masks`, bool (N, H, W), are filled from their
-    surroundings."""
+    """N stored images, used by length and positions; `masks`, bool (N, H, W), are filled from their surroundings."""
 
     def __init__(self, images: StoredImages, masks: np.ndarray) -> None:
         self.images, self.checksums, self.width = images, images.checksums, masks.shape[2]

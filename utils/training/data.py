@@ -129,8 +129,7 @@ class ChangedImages(Dataset):
 
 
 class ImageLoader:
-    """Makes the changed images of an epoch, batch by batch; workers prepare the next batches in advance, unless the
-    images are few and small."""
+    """Makes the changed images of an epoch, batch by batch; workers prepare the next ones, unless images are few."""
 
     def __init__(self, images: StoredImages, options: ImageOptions, seed: int, workers: int) -> None:
         self.requests: list[Request] = []

@@ -70,8 +70,7 @@ def train(config: Config, table: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 class Trainer:
-    """One training run: data, network, phases, and the loop over epochs. `batch_size` replaces the configured one, if
-    memory is too small for that."""
+    """One training run: data, network, phases, the loop over epochs. A `batch_size` replaces the configured one."""
 
     def __init__(
         self, config: Config, table: pd.DataFrame, processes: Processes | None = None, batch_size: int | None = None

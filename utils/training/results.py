@@ -1,5 +1,4 @@
-"""The files of a training run, written after every epoch, so that the best network so far is always on disk; and what a
-stopped run goes on from."""
+"""The files of a run, written after every epoch: the best network so far, and what a stopped run goes on from."""
 
 from contextlib import AbstractContextManager
 from datetime import datetime
