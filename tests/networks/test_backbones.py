@@ -120,6 +120,7 @@ def test_weights_of_another_backbone_and_garbage_are_refused(tmp_path):
     ("name", "size", "message"),
     [
         ("mobilenet_v2", (64, 64), "nor a name of timm; near it are mobilenetv2"),
+        ("resnet18.of_mine", (64, 64), "nor a name of timm; near it are resnet18"),
         ("vit_b_16", (64, 64), "near it are vit_base_patch16_224, "),  # as torchvision spells them
         ("swin_t", (64, 64), "near it are swin_tiny_patch4_window7_224, "),
         ("swin_v2_b", (64, 64), "near it are swinv2_base_window8_256, "),

@@ -177,7 +177,7 @@ def make_backbone(
         if pretrained:
             raise ModelError("pretrained: there are no ImageNet weights for Conv4; set pretrained: False")
         model = backbone = conv4()
-    elif timm.is_model(name):
+    elif timm.is_model(name) and ("." not in name or timm.is_model_pretrained(name)):  # with a tag of its weights
         model = _of_timm(name, pretrained, image_size)
         backbone = _backbone_of(model, image_size)
     else:
