@@ -12,6 +12,15 @@ from utils.images.reading import SUFFIXES as READ_SUFFIXES
 from utils.Siamese import SiameseNetwork
 from utils.system.settings import Config
 
+NETWORKS = {  # of timm, of every make, and image sizes that they take
+    "vit_tiny_patch16_224": (64, 96),
+    "vit_small_patch14_dinov2": (70, 84),
+    "swin_tiny_patch4_window7_224": (64, 64),
+    "convnext_atto": (64, 96),
+    "resnet18": (64, 112),
+    "densenet121": (32, 32),
+}
+
 
 def on_disk(name):
     """Of a name, the letters that files can have: not all under a locale other than UTF-8's."""

@@ -149,8 +149,7 @@ class SiameseNetwork(nn.Module):
             options: arguments of the class: `mean` and `std` with which its input is normalised, `margin`, ...
 
         Raises:
-            ModelError: it fails on such images, or changes them, or its output is not float32 (N, D). An output that is
-                not finite is one, too, whenever it occurs.
+            ModelError: it fails on such images, or changes them, or its output is not float32 (N, D), or not finite.
         """
         images = torch.rand(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
         for count in (2, 1):
@@ -169,6 +168,7 @@ class SiameseNetwork(nn.Module):
                 raise ModelError("encoder: it changes the images that it is given; begin with images = images.clone()")
         options = {"normalize_embeddings": True, "embedding_dim": None, "image_size": image_size} | options
         model = cls(encoder.cpu(), **options).to(device).eval()
+        z = model.backbone(images[:1].to(device))  # which raises an error if it is not finite
         # For `digest`: what computes may be no tensor of the module, as in a session of ONNX Runtime.
         model.architecture["outputs"] = [f"{number:.2g}" for number in z[0, :8].tolist()] + [z.shape[1]]
         return model

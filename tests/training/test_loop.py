@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from samples import NETWORKS
 from tqdm.auto import tqdm
 from trainers import before_epochs, interrupted, started, stop_at
 
@@ -217,16 +218,7 @@ def test_of_a_transformer_the_last_third_is_trained(config, tmp_path):
     assert not any(part in name for part in ("patch_embed", "pos_embed", "cls_token") for name in changed)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("vit_tiny_patch16_224", (64, 96)),
-        ("vit_small_patch14_dinov2", (70, 84)),
-        ("swin_tiny_patch4_window7_224", (64, 64)),
-        ("convnext_atto", (64, 96)),
-        ("resnet18", (64, 112)),
-    ],
-)
+@pytest.mark.parametrize(("name", "size"), NETWORKS.items())
 def test_any_network_of_timm_is_trained_loaded_explained_and_searched(config, tmp_path, name, size):
     settings = config({"epochs": 1, "head_steps": 0}, backbone_model=name, pretrained=False, image={"size": size})
     assert np.isfinite(train(settings).train_loss).all()

@@ -159,7 +159,7 @@ class Encoder(Backbone):
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         features = super().forward(batch)
         if not features.isfinite().all():
-            raise ModelError("encoder: it made NaN or infinity of an image; look for a division by zero in it")
+            raise ModelError("encoder: an image's embedding is not finite; look for a division by zero in the encoder")
         return features
 
     def activations(self, batch: torch.Tensor) -> torch.Tensor:
